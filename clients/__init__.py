@@ -1,0 +1,1 @@
+"""Client halves, one algorithm a file."""

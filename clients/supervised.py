@@ -1,0 +1,15 @@
+"""Supervised client half: cross entropy on the client's own data. Server half: fedavg and every other that averages."""
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from fedkd import losses
+from fedkd.client import Batch, Client
+from fedkd.engine import Job
+from fedkd.student import Student
+
+
+class Supervised(Client):
+    def terms(self, student: Student, batch: Batch, job: Job) -> Iterator[tuple[str, Tensor]]:
+        yield "ce", losses.cross_entropy(student(batch.x), batch.y)

@@ -1,0 +1,264 @@
+"""Checkpoints: a run's state between two rounds, committed by one rename. No pickle: tensors and plain JSON.
+
+checkpoints/round-0017/server.safetensors   tensors of the server's state, by name
+                       clients.safetensors  tensors of all clients' states, packed: one flat tensor a dtype
+                       state.json           everything else, and the lengths of the ledger at that moment
+                       manifest.json        SHA-256 of each file and itself, versions, configuration; written last
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+import fedkd
+from fedkd import rounds, values
+from fedkd.engine import ClientId, ClientState
+from fedkd.errors import CheckpointError
+from fedkd.rounds import Experiment, RunState
+
+SCHEMA = 1  # of the files; another number cannot be read
+FILES = ("server.safetensors", "clients.safetensors", "state.json")
+_NAME = re.compile(r"round-(\d{4,})")
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What a checkpoint holds: the state, and how long each file of the ledger was (bytes)."""
+
+    state: RunState
+    lengths: Mapping[str, int]
+
+
+class _Damaged(Exception):
+    """A checkpoint whose bytes are not those that were committed."""
+
+
+def commit(folder: Path, state: RunState, lengths: Mapping[str, int], digest: str, score: float | None = None) -> Path:
+    """Write the state below `folder` (`checkpoints/`) so that it is there whole or not at all.
+
+    `digest` is that of the configuration, `score` what `prune` calls the best. Raises OSError if the disk is full.
+    """
+    final = folder / f"round-{state.round:04d}"
+    temporary = folder / f".{final.name}"
+    _clear(temporary)
+    temporary.mkdir(parents=True)
+    try:
+        _write(temporary, _contents(state, lengths), _head(state.round, digest, score))
+        _clear(final)  # only ever a damaged one, from which a resume fell back
+        temporary.rename(final)
+        _sync(folder)
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return final
+
+
+def load(folder: Path, experiment: Experiment, digest: str, warn: Callable[[str], None]) -> Commit | None:
+    """The newest commit that is whole; None if nothing was ever committed.
+
+    Damaged ones are passed over with a warning: results stay identical, some rounds are played again. Raises
+    CheckpointError if none is whole, or if it belongs to another configuration or version.
+    """
+    damaged: list[str] = []
+    for path in reversed(committed(folder)):
+        try:
+            contents = _read(path, digest)
+        except _Damaged as damage:
+            damaged.append(f"checkpoint round {_number(path)} is damaged ({damage})")
+            continue
+        for text in damaged:
+            warn(f"{text}; continuing from round {_number(path)}, results stay identical")
+        return _restore(contents, experiment, path)
+    if damaged:
+        raise CheckpointError(
+            f"none is whole: {'; '.join(damaged)}",
+            where=str(folder),
+            mend="start the run again from its config.yaml; metrics.jsonl and clients.jsonl can still be read",
+        )
+    return None
+
+
+def committed(folder: Path) -> list[Path]:
+    """The folders of all commits, oldest first."""
+    return sorted((path for path in folder.glob("round-*") if _NAME.fullmatch(path.name)), key=_number)
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all commits but the `keep` newest and the best, which is the earliest of those with the highest score."""
+    paths = committed(folder)
+    scores = {path: score for path in paths if (score := _score(path)) is not None}
+    best = max(scores, key=scores.__getitem__, default=None)
+    for path in paths[:-keep]:
+        if path != best:
+            _clear(path)
+
+
+def _contents(state: RunState, lengths: Mapping[str, int]) -> dict[str, bytes]:
+    server_tensors, server = values.flatten(state.server)
+    client_tensors, clients = values.flatten(dict(state.clients))
+    packed, index = _pack(client_tensors)
+    plain = {
+        "round": state.round,
+        "ledger": dict(lengths),
+        "server": server,
+        "clients": clients,
+        "packing": index,
+    }
+    return {
+        "server.safetensors": safetensors.torch.save(_apart(server_tensors)),
+        "clients.safetensors": safetensors.torch.save(packed),
+        "state.json": _encode(plain),
+    }
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous on the CPU, none sharing memory with another: what the format demands."""
+    found, seen = {}, set()
+    for name, tensor in tensors.items():
+        stored = tensor.cpu().contiguous()
+        address = stored.untyped_storage().data_ptr()
+        found[name] = stored.clone() if address in seen else stored
+        seen.add(address)
+    return found
+
+
+def _pack(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[tuple[str, str, list[int]]]]:
+    """One flat tensor a dtype, and (name, dtype, shape) of what is in it: 15 times faster than thousands of entries."""
+    parts: dict[str, list[Tensor]] = {}
+    index = []
+    for name, tensor in tensors.items():
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        parts.setdefault(dtype, []).append(tensor.cpu().reshape(-1))
+        index.append((name, dtype, list(tensor.shape)))
+    return {dtype: torch.cat(flat) for dtype, flat in parts.items()}, index
+
+
+def _unpack(packed: Mapping[str, Tensor], index: list[tuple[str, str, list[int]]]) -> dict[str, Tensor]:
+    tensors, position = {}, dict.fromkeys(packed, 0)
+    for name, dtype, shape in index:
+        start = position[dtype]
+        position[dtype] = stop = start + torch.Size(shape).numel()
+        # Cloned: sent to a worker, a view would take the tensors of all clients along.
+        tensors[name] = packed[dtype][start:stop].clone().view(shape)
+    return tensors
+
+
+def _head(number: int, digest: str, score: float | None) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "round": number,
+        "config": digest,
+        "score": score,
+        "fedkd": fedkd.__version__,
+        "torch": str(torch.__version__),
+    }
+
+
+def _write(folder: Path, contents: Mapping[str, bytes], head: Mapping[str, Any]) -> None:
+    for name, data in contents.items():
+        _write_file(folder / name, data)
+    manifest = {**head, "files": {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}}
+    own = hashlib.sha256(_encode(manifest)).hexdigest()
+    _write_file(folder / "manifest.json", _encode({**manifest, "sha256": own}))
+    _sync(folder)
+
+
+def _read(folder: Path, digest: str) -> dict[str, bytes]:
+    """The bytes of the files, checked: first that they are what was written, then that it is meant for us."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_bytes())
+        own = manifest.pop("sha256")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        raise _Damaged("manifest.json: missing or unreadable") from None
+    if hashlib.sha256(_encode(manifest)).hexdigest() != own:
+        raise _Damaged("manifest.json: hash differs")
+    _check_compatible(manifest, digest, folder)
+    contents = {}
+    for name in FILES:
+        try:
+            contents[name] = (folder / name).read_bytes()
+        except OSError as error:
+            raise _Damaged(f"{name}: {error.strerror}") from None
+        if hashlib.sha256(contents[name]).hexdigest() != manifest["files"].get(name):
+            raise _Damaged(f"{name}: hash differs")
+    return contents
+
+
+def _check_compatible(manifest: Mapping[str, Any], digest: str, folder: Path) -> None:
+    if manifest.get("schema") != SCHEMA:
+        raise CheckpointError(
+            f"written by fedkd {manifest.get('fedkd')} in format {manifest.get('schema')}, this is format {SCHEMA}",
+            where=str(folder),
+            mend=f"resume with fedkd {manifest.get('fedkd')}, or start the run again",
+        )
+    if manifest.get("config") != digest:
+        raise CheckpointError(
+            f"belongs to another configuration ({str(manifest.get('config'))[:12]}, config.yaml has {digest[:12]})",
+            where=str(folder),
+            mend="undo the changes to config.yaml, or start a new run from it",
+        )
+
+
+def _restore(contents: Mapping[str, bytes], experiment: Experiment, folder: Path) -> Commit:
+    """The values themselves. Types come from our code: from a state as it is before the first round."""
+    plain = json.loads(contents["state.json"])
+    try:
+        named = safetensors.torch.load(contents["server.safetensors"])
+        packed = safetensors.torch.load(contents["clients.safetensors"])
+        server = values.restore(rounds.begin(experiment).server, plain["server"], named)
+        clients = values.restore(
+            {}, plain["clients"], _unpack(packed, plain["packing"]), hint=Mapping[ClientId, ClientState]
+        )
+    except (values.Misfit, SafetensorError, KeyError) as error:
+        raise CheckpointError(
+            f"does not fit this code: {error}", where=str(folder), mend="resume with the code that wrote it"
+        ) from error
+    return Commit(RunState(plain["round"], server, clients), plain["ledger"])
+
+
+def _number(path: Path) -> int:
+    return int(path.name.removeprefix("round-"))
+
+
+def _score(path: Path) -> float | None:
+    try:
+        score = json.loads((path / "manifest.json").read_bytes()).get("score")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return score if isinstance(score, int | float) else None
+
+
+def _encode(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":"), sort_keys=False, allow_nan=False).encode()
+
+
+def _write_file(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Make renames and new files in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _clear(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)

@@ -1,0 +1,79 @@
+"""Client: the client half of an algorithm, as code. Whom it acts for stands in the job, its memory in ClientState."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fedkd.engine import Job
+from fedkd.payload import Payload
+from fedkd.problem import Problem
+from fedkd.seeds import Stream
+from fedkd.student import Student
+
+if TYPE_CHECKING:
+    from fedkd.training import Outcome, Site
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training batch: x (B, channels, height, width) scaled, y (B,) int64, and what `draw` drew for it."""
+
+    x: Tensor
+    y: Tensor
+    step: int  # counts from 0 within the participation
+    size: int  # the configured batch size: a pass ends with a batch shorter than that
+    drawn: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What local training left behind, for `report`."""
+
+    student: Student
+    labels_drawn: Tensor  # (C,) int64: how often each label was drawn in this participation
+    num_examples: int
+    memory: Mapping[str, Any]
+
+
+class Client:
+    """A loss of named terms, and what is reported afterwards. Train loop, device and bytes are not its business."""
+
+    sends: ClassVar[frozenset[str]] = frozenset({"weights"})
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Hyper-parameters of the client half."""
+
+    def __init__(self, config: Any = None) -> None:
+        self.config: Any = config if config is not None else self.Config()
+
+    def init(self, problem: Problem, stream: Stream) -> Mapping[str, Any]:
+        """The algorithm's own memory before a client's first participation."""
+        return {}
+
+    def draw(self, job: Job, y: Tensor, step: int, generator: torch.Generator) -> Mapping[str, Tensor]:
+        """Random tensors that the terms of one step need, from the client's own stream."""
+        return {}
+
+    def terms(self, student: Student, batch: Batch, job: Job) -> Iterator[tuple[str, Tensor]]:
+        """Named summands of the loss, weighted. They draw nothing and change nothing; weight 0 = not yielded."""
+        raise NotImplementedError
+
+    def remember(self, trained: Trained, job: Job) -> Mapping[str, Any]:
+        """The algorithm's memory after a participation."""
+        return trained.memory
+
+    def report(self, trained: Trained, job: Job) -> Payload:
+        """What goes up. By default the entries that came down, as trained."""
+        received = job.payload.weights
+        if received is None:
+            return Payload()
+        entries = trained.student.weights
+        return Payload(weights={name: entries[name] for name in received})
+
+    def train(self, site: "Site", job: Job) -> "Outcome":
+        """One participation; algorithms with several exchanges or phases override it."""
+        return site.fit(self, job)

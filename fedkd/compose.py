@@ -1,0 +1,298 @@
+"""Composing a configuration from groups, presets, files and the command line: later wins, each value knows its source.
+
+All of these share one grammar, a list of entries `key: value`:
+- `strategy: fedgen` takes conf/strategy/fedgen.yaml as the new base of that group; so does a mapping that has a `name`
+- `preset: fedgen-mnist` puts the entries of conf/preset/fedgen-mnist.yaml in its place
+- any other key, dotted or nested, sets a value
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from fedkd import plainyaml, schema
+from fedkd.config import RunConfig
+from fedkd.errors import ConfigError, Mistake
+from fedkd.plainyaml import Value
+from fedkd.resolved import Resolved
+
+GROUPS = ("strategy", "data", "partition", "students", "engine")
+CONF = Path(__file__).parent.parent / "conf"  # in a checkout and in an installed wheel alike
+COMMAND_LINE = "command line"
+
+_VARIANT = ("strategy", "variant")
+_MOST_PRESETS = 20  # within each other: more is a circle
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One `key: value` as written."""
+
+    path: schema.Path
+    value: Any  # plain; a mapping without a name has been taken apart
+    source: str
+
+    @property
+    def is_choice(self) -> bool:
+        """Whether it gives a group a new base."""
+        return len(self.path) == 1 and self.path[0] in GROUPS
+
+
+Layer = list[Entry]  # what is written in one place: in it groups are chosen first, then the variant, then values
+
+
+@dataclass
+class _Tree:
+    """The configuration as it grows; a leaf is (value, source)."""
+
+    conf: Path
+    leaves: dict[schema.Path, tuple[Any, str]] = field(default_factory=dict)
+    choices: dict[str, str] = field(default_factory=dict)
+    base: dict[schema.Path, tuple[Any, str]] = field(default_factory=dict)  # the strategy's leaves without a variant
+    variants: dict[str, Layer] = field(default_factory=dict)
+    mistakes: list[Mistake] = field(default_factory=list)
+
+    def value(self, path: schema.Path) -> Any:
+        return self.leaves.get(path, (None, ""))[0]
+
+    def set(self, entry: Entry) -> None:
+        path = entry.path
+        for other in [p for p in self.leaves if p[: len(path)] == path or path[: len(p)] == p]:
+            del self.leaves[other]
+        self.leaves[path] = (entry.value, entry.source)
+
+
+def resolve(args: Sequence[str], *, conf: Path | None = None) -> Resolved:
+    """The configuration that the words of a command line describe, on top of conf/config.yaml.
+
+    Errors: ConfigError with all mistakes at once; those of the strategy's own keys may need torch and come last.
+    """
+    conf = conf or CONF
+    return _finish(_compose(args, conf))
+
+
+def draft(args: Sequence[str], *, conf: Path | None = None) -> schema.Draft:
+    """The same before it is checked: groups chosen, values as written. Raises ConfigError where that fails."""
+    return _draft(_compose(args, conf or CONF))
+
+
+def from_yaml_file(path: Path, *, conf: Path | None = None) -> Resolved:
+    """The configuration that a run has written: complete, so conf/config.yaml has no say in it."""
+    conf = conf or CONF
+    return _finish(_grow(_of_file(path, str(path), conf), _Tree(conf)))
+
+
+def options(group: str, *, conf: Path | None = None) -> tuple[str, ...]:
+    """The names that a group, or `preset`, offers."""
+    return tuple(sorted(path.stem for path in ((conf or CONF) / group).glob("*.yaml")))
+
+
+def _compose(args: Sequence[str], conf: Path) -> _Tree:
+    tree = _Tree(conf)
+    layers = _of_file(conf / "config.yaml", "conf/config.yaml", conf, lines=False)
+    return _grow(layers + _of_command_line(args, conf, tree.mistakes), tree)
+
+
+def _grow(layers: list[Layer], tree: _Tree) -> _Tree:
+    for layer in layers:
+        _apply(tree, layer)
+    return tree
+
+
+def _draft(tree: _Tree) -> schema.Draft:
+    _raise(tree.mistakes)
+    return schema.Draft(_nest(tree.leaves), {path: source for path, (_, source) in tree.leaves.items()})
+
+
+def _finish(tree: _Tree) -> Resolved:
+    draft = _draft(tree)
+    config, mistakes = schema.check_run(draft)
+    _raise(mistakes)
+    strategy, mistakes = schema.check_strategy(draft)
+    _raise(mistakes)
+    sources = {".".join(path): source for path, source in draft.sources.items()}
+    return Resolved.of(replace(config, strategy=strategy), sources, tree.choices)
+
+
+def _raise(mistakes: Sequence[Mistake]) -> None:
+    if len(mistakes) > 1:  # a table has room for the first of several ways to mend
+        mistakes = [replace(mistake, mend=mistake.mend.split("   ")[0]) for mistake in mistakes]
+    if mistakes:
+        raise ConfigError(mistakes[0].what, mistakes=tuple(mistakes))
+
+
+def _of_command_line(args: Iterable[str], conf: Path, mistakes: list[Mistake]) -> list[Layer]:
+    layers: list[Layer] = [[]]
+    for arg in args:
+        try:
+            if "=" not in arg and arg.endswith((".yaml", ".yml")):
+                layers += [*_of_file(Path(arg), arg, conf), []]
+            else:
+                _extend(layers, _of_word(arg, conf), conf)
+        except ConfigError as error:
+            mistakes += error.mistakes
+    return layers
+
+
+def _of_word(arg: str, conf: Path) -> Iterator[Entry]:
+    key, equals, text = arg.partition("=")
+    if not equals:
+        groups = [group for group in ("preset", *GROUPS) if arg in options(group, conf=conf)]
+        hint = " or ".join(f"{group}={arg}" for group in groups)
+        mend = f"did you mean {hint}?" if hint else "write rounds=20, strategy=fedgen or my.yaml"
+        raise ConfigError(f"'{arg}' is neither key=value nor a YAML file", where=COMMAND_LINE, mend=mend)
+    if not text.strip():
+        raise ConfigError(f"'{arg}' has no value", where=COMMAND_LINE, mend=f"for none write {key}=null")
+    value = plainyaml.scalar(text, COMMAND_LINE)
+    yield from _entries(_path(key, COMMAND_LINE), value, COMMAND_LINE)
+
+
+def _of_file(path: Path, name: str, conf: Path, *, lines: bool = True, depth: int = 0) -> list[Layer]:
+    """The layers of a file: one, or more if it names presets. `lines`: whether sources say on which line."""
+    layers: list[Layer] = [[]]
+    for key, value in _document(path, name).items():
+        source = f"{name}:{value.line}" if lines else name
+        _extend(layers, _entries(_path(key, source), value, source, name if lines else ""), conf, depth)
+    return layers
+
+
+def _document(path: Path, name: str) -> dict[str, Value]:
+    try:
+        content = plainyaml.read(path.read_text(encoding="utf-8"), name).content
+    except FileNotFoundError:
+        raise ConfigError("there is no such file", where=name) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot be read: {error}", where=name) from error
+    if not isinstance(content, dict):
+        raise ConfigError("the file is no mapping of keys", where=name, mend="write lines like `rounds: 20`")
+    return content
+
+
+def _entries(path: schema.Path, value: Any, source: str, file: str = "") -> Iterator[Entry]:
+    """One entry for each plain value. In a group's node that has a `name`, the first one gives it a new base."""
+    content = value.content if isinstance(value, Value) else value
+    if not isinstance(content, dict):
+        yield Entry(path, content, source)
+        return
+    if len(path) == 1 and path[0] in GROUPS and "name" in content:
+        yield Entry(path, value.plain if isinstance(value, Value) else value, source)
+    for key, below in content.items():
+        place = f"{file}:{below.line}" if file and isinstance(below, Value) else source
+        yield from _entries(path + _path(key, place), below, place, file)
+
+
+def _path(key: str, source: str) -> schema.Path:
+    parts = tuple(key.strip().split("."))
+    if not all(parts):
+        raise ConfigError(f"'{key}' is no key", where=source, mend="write a.b, or a.b=value on the command line")
+    return parts
+
+
+def _extend(layers: list[Layer], entries: Iterable[Entry], conf: Path, depth: int = 0) -> None:
+    """Add entries to the last layer; a preset becomes layers of its own."""
+    for entry in entries:
+        if entry.path == ("preset",):
+            layers += [*_of_preset(entry, conf, depth + 1), []]
+        else:
+            layers[-1].append(entry)
+
+
+def _of_preset(entry: Entry, conf: Path, depth: int) -> list[Layer]:
+    known = options("preset", conf=conf)
+    if entry.value not in known:
+        what = f"there is no preset {plainyaml.write(entry.value)}"
+        raise ConfigError(what, where=entry.source, mend=schema.one_of(entry.value, known))
+    if depth > _MOST_PRESETS:
+        raise ConfigError(f"preset {entry.value} leads back to itself", where=entry.source)
+    name = f"preset {entry.value}"
+    return _of_file(conf / "preset" / f"{entry.value}.yaml", name, conf, lines=False, depth=depth)
+
+
+def _apply(tree: _Tree, layer: Layer) -> None:
+    """Groups first, then the variant, then values: within a layer their order does not matter."""
+    old = tree.value(_VARIANT)
+    for entry in layer:
+        if entry.is_choice:
+            _choose(tree, entry)
+    if any(entry.path == ("strategy",) for entry in layer):
+        old = None  # it went with its base
+    if chosen := [entry for entry in layer if entry.path == _VARIANT]:
+        tree.set(chosen[-1])
+    if tree.value(_VARIANT) != old:
+        _switch(tree, old)
+    for entry in layer:
+        if not entry.is_choice:
+            tree.set(entry)
+
+
+def _choose(tree: _Tree, entry: Entry) -> None:
+    """Give a group a new base: a file of conf or, for a mapping with a name, nothing but what the mapping holds."""
+    group, choice = entry.path[0], entry.value
+    known = options(group, conf=tree.conf)
+    if not isinstance(choice, dict) and choice not in known:
+        what = f"{group} = {plainyaml.write(choice)}"
+        tree.mistakes.append(Mistake(what, entry.source, schema.one_of(choice, known)))
+        return
+    for path in [path for path in tree.leaves if path[0] == group]:
+        del tree.leaves[path]
+    tree.choices.pop(group, None)
+    if isinstance(choice, dict):
+        variants = _variants_like(choice, tree.conf) if group == "strategy" else {}
+    else:
+        tree.choices[group] = choice
+        base, variants = _group(tree.conf, group, choice)
+        for leaf in base:
+            tree.set(leaf)
+    if group == "strategy":
+        tree.base, tree.variants = dict(tree.leaves), variants
+
+
+def _switch(tree: _Tree, old: Any) -> None:
+    """Undo the switches of the variant before and set those of the one that is chosen now; null has none."""
+    new, source = tree.leaves.get(_VARIANT, (None, ""))
+    if new is not None and (not isinstance(new, str) or new not in tree.variants):
+        what = f"strategy.variant = {plainyaml.write(new)}"
+        tree.mistakes.append(Mistake(what, source, schema.one_of(new, tree.variants)))
+        return
+    for leaf in tree.variants.get(old, []) if isinstance(old, str) else ():
+        if tree.value(leaf.path) == leaf.value:
+            del tree.leaves[leaf.path]
+            tree.leaves |= {path: value for path, value in tree.base.items() if path == leaf.path}
+    for leaf in tree.variants[new] if new else ():
+        tree.set(leaf)
+
+
+def _group(conf: Path, group: str, name: str) -> tuple[Layer, dict[str, Layer]]:
+    """The leaves of a group's file, and the switches of each of its variants."""
+    file = f"conf/{group}/{name}.yaml"
+    document = _document(conf / group / f"{name}.yaml", file)
+    variants = document.pop("variants", Value({}, 0)).plain
+    if not isinstance(variants, dict) or not all(isinstance(switches, dict) for switches in variants.values()):
+        raise ConfigError("variants must be a mapping of mappings", where=file, mend="write `reference: {}` for none")
+    leaves = [leaf for key, value in document.items() for leaf in _entries((group, *_path(key, file)), value, file)]
+    return leaves, {
+        variant: list(_entries((group,), switches, f"variant {variant}")) for variant, switches in variants.items()
+    }
+
+
+def _variants_like(node: Mapping[str, Any], conf: Path) -> dict[str, Layer]:
+    """The variants of the file whose halves are those of a mapping that a user or a run has written."""
+    wanted = (node["name"], node.get("client", "supervised"))
+    for name in options("strategy", conf=conf):
+        leaves, variants = _group(conf, "strategy", name)
+        found = {leaf.path[-1]: leaf.value for leaf in leaves}
+        if variants and (found.get("name"), found.get("client", "supervised")) == wanted:
+            return variants
+    return {}
+
+
+def _nest(leaves: Mapping[schema.Path, tuple[Any, str]]) -> dict[str, Any]:
+    """Leaves as nested mappings; the two nodes that a configuration cannot lack have their defaults."""
+    tree: dict[str, Any] = {}
+    for path, (value, _) in leaves.items():
+        node = tree
+        for part in path[:-1]:
+            node = node.setdefault(part, {})
+        node[path[-1]] = value
+    return {"partition": RunConfig().partition, "strategy": RunConfig().strategy} | tree

@@ -1,0 +1,96 @@
+"""The schema of a run: types, ranges, defaults and reference at once. Free of torch: an error answers at once."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge, Gt, Le
+
+_FORBID = {"extra": "forbid"}  # pydantic: an unknown key is an error
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    __pydantic_config__: ClassVar[Any] = _FORBID
+    name: str = "digits"  # a source of fedkd.data.sources
+    root: str | None = None  # folder of the data sets; null: FEDKD_DATA, else a cache folder of the user
+    download: bool = False  # fetch with torchvision what is missing
+    scaling: Literal["symmetric", "standard"] = "symmetric"  # pixels to [-1, 1], or to mean 0 and variance 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentsConfig:
+    __pydantic_config__: ClassVar[Any] = _FORBID
+    name: str = "fedgen-cnn"  # a student of fedkd.models.students
+    norm: Literal["batch", "group"] = "batch"  # normalisation layers, where the student has any
+    statistics: Literal["average", "local"] = "average"  # BatchNorm's: averaged with the weights, or each client's own
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    __pydantic_config__: ClassVar[Any] = _FORBID
+    batch: Annotated[int, Ge(1)] = 32  # images a step
+    steps: Annotated[int, Ge(1)] | None = 20  # SGD steps a participation; null: whole epochs
+    epochs: Annotated[int, Ge(1)] = 1  # passes a participation, if steps is null
+    lr: Annotated[float, Gt(0)] = 0.01  # of plain SGD, in the first round
+    lr_decay: Annotated[float, Gt(0), Le(1)] = 1.0  # factor a round
+    lr_clock: Literal["round", "participation"] = (
+        "round"  # participation: as of the client's last round (fedgen.md 1.6)
+    )
+    momentum: Annotated[float, Ge(0), Le(1)] = 0.0  # starts afresh each participation
+    weight_decay: Annotated[float, Ge(0)] = 0.0  # L2, on all learnable entries
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    __pydantic_config__: ClassVar[Any] = _FORBID
+    every: Annotated[int, Ge(1)] = 1  # rounds between evaluations on the clients' own test splits; the last always
+    pooled_every: Annotated[int, Ge(1)] = 1  # rounds between evaluations on the pooled test set; the last always
+    probe: Annotated[int, Ge(0)] = 64  # test images on which function drift is measured; 0: not measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    __pydantic_config__: ClassVar[Any] = _FORBID
+    name: Literal["auto", "inline", "ray"] = "auto"  # auto: ray where it pays, else inline
+    workers: Annotated[int, Ge(1)] | None = None  # ray: worker processes; null: one a core
+    address: str | None = None  # ray: HOST:PORT of an existing cluster; null: a private one
+    deadline: Annotated[float, Gt(0)] | None = (
+        None  # seconds an exchange may take; clients later than that are failures
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    __pydantic_config__: ClassVar[Any] = _FORBID
+    every: Annotated[int, Ge(1)] = 10  # rounds between commits; the last round and Ctrl-C always commit
+    keep: Annotated[int, Ge(1)] = 2  # newest commits kept, besides the best
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlgorithmConfig:
+    """The part of `strategy` that all algorithms share; its other keys belong to the two halves."""
+
+    __pydantic_config__: ClassVar[Any] = _FORBID
+    name: str  # the server half: a module of strategies
+    client: str = "supervised"  # the client half: a module of clients
+    variant: str | None = None  # a named set of switches, where papers and their code disagree
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run. `partition` and `strategy` are checked against the schema that their `name` chooses."""
+
+    __pydantic_config__: ClassVar[Any] = _FORBID
+    seed: Annotated[int, Ge(0)] = 0  # of every random stream
+    rounds: Annotated[int, Ge(1)] = 50
+    clients: Annotated[int, Ge(1)] = 10  # in all
+    clients_per_round: Annotated[int, Ge(1)] | None = None  # drawn anew each round; null: all
+    quorum: Annotated[int, Ge(1)] = 1  # usable replies an exchange needs
+    data: DataConfig = field(default_factory=DataConfig)
+    partition: dict[str, Any] = field(default_factory=lambda: {"name": "dirichlet"})
+    students: StudentsConfig = field(default_factory=StudentsConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    strategy: dict[str, Any] = field(default_factory=lambda: {"name": "fedgen", "client": "fedgen"})
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -1,0 +1,1 @@
+"""Where samples come from (`sources`) and who holds them (`partition`)."""

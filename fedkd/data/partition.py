@@ -1,0 +1,159 @@
+"""Partition: which sample belongs to which client, with the recipe that made it. Pure functions over labels."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from fedkd.data.recipes import RECIPES, Recipe, Rng, Shares
+from fedkd.errors import ConfigError
+
+__all__ = ["RECIPES", "Partition", "Recipe", "split"]
+
+
+@dataclass(frozen=True, eq=False)
+class Partition:
+    """Disjoint int64 indices into the training and the test set, an array a client, and the recipe."""
+
+    train: tuple[np.ndarray, ...]
+    test: tuple[np.ndarray, ...]
+    num_classes: int
+    recipe: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.train)
+
+    def label_counts(self, train_labels: np.ndarray) -> np.ndarray:
+        """Training images (clients, classes) of each client and class."""
+        return _counts(self.train, train_labels, self.num_classes)
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of all index lists, order included: equal for equal partitions on any machine."""
+        sha = hashlib.sha256()
+        for part in (self.train, self.test):
+            sha.update(np.array([len(part), *map(len, part)], "<i8").tobytes())
+            sha.update(np.concatenate(part).astype("<i8").tobytes())
+        return sha.hexdigest()
+
+    def facts(self, train_labels: np.ndarray) -> dict[str, Any]:
+        """What to report of a partition (baselines.md section 5), as plain numbers.
+
+        `total_variation`: mean over clients of half the L1 distance between the client's label distribution and that of
+        all clients together; 0 for IID, near 1 if clients share no label.
+        """
+        counts = self.label_counts(train_labels)
+        sizes = counts.sum(1)
+        distance = np.abs(counts / sizes[:, None] - counts.sum(0) / counts.sum()).sum(1) / 2
+        return {
+            "sizes": {"min": int(sizes.min()), "median": float(np.median(sizes)), "max": int(sizes.max())},
+            "labels_per_client": float((counts > 0).sum(1).mean()),
+            "total_variation": float(distance.mean()),
+            "sha256": self.digest(),
+        }
+
+
+def split(
+    recipe: Recipe,
+    train_labels: np.ndarray,
+    test_labels: np.ndarray,
+    num_clients: int,
+    num_classes: int,
+    rng: Rng,
+) -> Partition:
+    """Deal training and test samples to clients; each gets at least one of both.
+
+    `rng` is `seeds.stream(seed, "partition").numpy()`; fedgen-dirichlet ignores it for its own.
+    Errors: ConfigError if the recipe cannot be followed.
+    """
+    rng = recipe.generator(rng)
+    pool = _pool(recipe.samples, len(train_labels), rng)
+    train = [pool[share] for share in recipe.deal(train_labels[pool], num_clients, num_classes, rng)]
+    _check_each_has_some(train, "training", "use fewer clients, or raise partition.samples")
+    counts = _counts(train, train_labels, num_classes)
+    test = _TESTS[recipe.test](counts, test_labels, rng)
+    return Partition(_frozen(train), _frozen(test), num_classes, asdict(recipe))
+
+
+def _pool(samples: int | None, available: int, rng: Rng) -> np.ndarray:
+    if samples is None:
+        return np.arange(available)
+    if samples > available:
+        what = f"partition.samples = {samples} but there are {available} training images"
+        raise ConfigError(what, where="partition", mend="use null for all")
+    return np.sort(rng.permutation(available)[:samples])
+
+
+def _matched(counts: np.ndarray, test_labels: np.ndarray, rng: Rng) -> Shares:
+    """Test images of each class in the proportions in which its training images were dealt."""
+    give = _keep_each_supplied(_apportion(counts, np.bincount(test_labels, minlength=counts.shape[1]), rng), counts)
+    # Shuffled: in MNIST's test set the second half is harder than the first.
+    return _hand_out(give, [rng.permutation(np.flatnonzero(test_labels == label)) for label in range(counts.shape[1])])
+
+
+def _classes(counts: np.ndarray, test_labels: np.ndarray, rng: Rng) -> Shares:
+    """FedGen's: of each class that a client holds, the next floor(n_test / clients) images in stored order."""
+    index = [np.flatnonzero(test_labels == label) for label in range(counts.shape[1])]
+    give = (counts > 0) * (np.array([len(images) for images in index]) // len(counts))
+    shares = _hand_out(give, index)
+    _check_each_has_some(shares, "test", "use partition.test=matched, or fewer clients")
+    return shares
+
+
+_TESTS: dict[str, Callable[[np.ndarray, np.ndarray, Rng], Shares]] = {"matched": _matched, "classes": _classes}
+
+
+def _apportion(counts: np.ndarray, available: np.ndarray, rng: Rng) -> np.ndarray:
+    """Share out `available` (C,) in proportion to `counts` (clients, C) by largest remainders, ties at random.
+
+    Classes that nobody holds stay undealt.
+    """
+    quota, holders = counts * available, np.maximum(counts.sum(0), 1)
+    give = quota // holders
+    left = (available - give.sum(0)) * counts.any(0)
+    order = rng.permutation(len(counts))
+    for label, rest in enumerate(left):
+        largest = np.argsort(-(quota % holders)[order, label], kind="stable")[:rest]
+        give[order[largest], label] += 1
+    return give
+
+
+def _keep_each_supplied(give: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Give clients too small for a test image one of a class they hold, from the client with most of that class."""
+    give = give.copy()
+    for client in np.flatnonzero(give.sum(1) == 0):
+        for label in np.argsort(-counts[client], kind="stable")[: (counts[client] > 0).sum()]:
+            spare = np.where(give.sum(1) > 1, give[:, label], 0)
+            if spare.any():
+                give[spare.argmax(), label] -= 1
+                give[client, label] += 1
+                break
+        else:
+            what = f"client {client} would have no test image of the classes it holds"
+            raise ConfigError(what, where="partition", mend="use fewer clients")
+    return give
+
+
+def _hand_out(give: np.ndarray, index: list[np.ndarray]) -> Shares:
+    """Cut each class's `index` into consecutive slices of the sizes `give` (clients, C); sorted within a client."""
+    slices = [np.split(images, sizes.cumsum())[:-1] for images, sizes in zip(index, give.T, strict=True)]
+    return [np.sort(np.concatenate(mine)) for mine in zip(*slices, strict=True)]
+
+
+def _counts(shares: Shares | tuple[np.ndarray, ...], labels: np.ndarray, num_classes: int) -> np.ndarray:
+    return np.stack([np.bincount(labels[share], minlength=num_classes) for share in shares])
+
+
+def _check_each_has_some(shares: Shares, kind: str, mend: str) -> None:
+    empty = [client for client, share in enumerate(shares) if not len(share)]
+    if empty:
+        what = f"{len(empty)} of {len(shares)} clients have no {kind} image, first client {empty[0]}"
+        raise ConfigError(what, where="partition", mend=mend)
+
+
+def _frozen(shares: Shares) -> tuple[np.ndarray, ...]:
+    arrays = tuple(share.astype(np.int64) for share in shares)
+    for array in arrays:
+        array.setflags(write=False)
+    return arrays

@@ -1,0 +1,258 @@
+"""Where samples come from: scikit-learn's embedded digits and torchvision's data sets, loaded whole into memory.
+
+Importing this module is cheap: torch, torchvision and scikit-learn are imported when a source is loaded.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import string
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from fedkd.config import DataConfig
+from fedkd.data import idx
+from fedkd.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from fedkd.data.samples import Dataset, Samples
+
+
+class Parts(NamedTuple):
+    """A source as stored: images (N, channels, height, width) uint8, labels (N,) int64 from 0, names of the labels."""
+
+    train: tuple[np.ndarray, np.ndarray]
+    test: tuple[np.ndarray, np.ndarray]
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Root:
+    """The data root and who chose it."""
+
+    path: Path
+    chosen_by: str
+    download: bool
+
+    def __str__(self) -> str:
+        return f"data root {self.path}, from {self.chosen_by}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    about: str
+    read: Callable[[Root], Parts]
+    mean: tuple[float, ...]  # of the training pixels scaled to 0..1, a channel
+    std: tuple[float, ...]
+    top: int = 255  # the byte that is 1 after scaling to 0..1
+
+
+def names() -> tuple[str, ...]:
+    """The names `data.name` may have."""
+    return tuple(SOURCES)
+
+
+def describe() -> dict[str, str]:
+    """A line about each source."""
+    return {name: source.about for name, source in SOURCES.items()}
+
+
+def load(config: DataConfig) -> Dataset:
+    """The source `config.name` in memory.
+
+    Errors: ConfigError for an unknown name, DataError for files that are missing, damaged or cannot be fetched.
+    """
+    if config.name not in SOURCES:
+        near = difflib.get_close_matches(config.name, SOURCES, n=1)
+        mend = (f"did you mean '{near[0]}'? " if near else "") + f"known: {', '.join(SOURCES)}"
+        raise ConfigError(f"data.name = '{config.name}' is unknown", where="data", mend=mend)
+    from fedkd.data.samples import Dataset
+
+    source = SOURCES[config.name]
+    parts = source.read(find_root(config))
+    scale, offset = _scaling(source, config.scaling)
+    train, test = (_samples(x, y, scale, offset) for x, y in (parts.train, parts.test))
+    return Dataset(config.name, parts.labels, train, test)
+
+
+def find_root(config: DataConfig) -> Root:
+    """Where data sets lie: `data.root`, else the environment variable FEDKD_DATA, else the user's cache folder."""
+    if config.root:
+        return Root(Path(config.root).expanduser(), "data.root", config.download)
+    if from_environment := os.environ.get("FEDKD_DATA"):
+        return Root(Path(from_environment).expanduser(), "FEDKD_DATA", config.download)
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Root(Path(cache).expanduser() / "fedkd" / "data", "the default", config.download)
+
+
+def _scaling(source: Source, kind: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Scale and offset a channel, such that value = byte * scale + offset."""
+    symmetric = kind == "symmetric"
+    mean = (0.5,) * len(source.mean) if symmetric else source.mean
+    std = (0.5,) * len(source.std) if symmetric else source.std
+    return tuple(1 / (source.top * s) for s in std), tuple(-m / s for m, s in zip(mean, std, strict=True))
+
+
+def _samples(x: np.ndarray, y: np.ndarray, scale: tuple[float, ...], offset: tuple[float, ...]) -> Samples:
+    import torch
+
+    from fedkd.data.samples import Samples
+
+    # np.array copies: arrays that view a file's bytes are read-only, which torch does not know.
+    return Samples(
+        torch.from_numpy(np.array(x, np.uint8, order="C")), torch.from_numpy(np.array(y, np.int64)), scale, offset
+    )
+
+
+def _read_digits(root: Root) -> Parts:
+    """Every fifth image of each digit, in the order of the file, is a test image: 1,442 and 355 for all seeds."""
+    from sklearn import datasets
+
+    bunch = datasets.load_digits()
+    x, y = bunch.images.astype(np.uint8)[:, None], bunch.target.astype(np.int64)
+    rank = np.empty_like(y)
+    for digit in range(10):
+        rank[y == digit] = np.arange((y == digit).sum())
+    is_test = rank % 5 == 4
+    return Parts((x[~is_test], y[~is_test]), (x[is_test], y[is_test]), tuple(string.digits))
+
+
+def _idx_source(
+    kind: str,
+    prefixes: tuple[str, str],
+    labels: tuple[str, ...],
+    *,
+    first: int = 0,
+    transposed: bool = False,
+    **fetch: Any,
+) -> Callable[[Root], Parts]:
+    """A reader of four idx files below `kind`/raw; `first` is the smallest label stored."""
+    files = [f"{kind}/raw/{prefix}-{part}-ubyte" for prefix in prefixes for part in ("images-idx3", "labels-idx1")]
+
+    def read(root: Root) -> Parts:
+        missing = [name for name in files if idx.find(root.path, name) is None]
+        if missing:
+            _fetch(root, kind, missing, **fetch)
+        arrays = [idx.read(root.path, name) for name in files]
+        train, test = (
+            _paired(root, files[2 * part], x, y, first, len(labels))
+            for part, (x, y) in enumerate((arrays[:2], arrays[2:]))
+        )
+        if transposed:
+            train, test = ((x.swapaxes(-1, -2), y) for x, y in (train, test))
+        return Parts(train, test, labels)
+
+    return read
+
+
+def _paired(
+    root: Root, name: str, x: np.ndarray, y: np.ndarray, first: int, classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    if x.ndim != 3 or y.ndim != 1 or len(x) != len(y) or not len(x):
+        raise idx.damaged(root.path, name, f"does not match its labels: shapes {x.shape} and {y.shape}")
+    if y.min() < first or y.max() >= first + classes:
+        raise idx.damaged(
+            root.path, name, f"has labels {y.min()} to {y.max()}, expected {first} to {first + classes - 1}"
+        )
+    return x[:, None], y.astype(np.int64) - first
+
+
+def _cifar_source(kind: str, folder: str) -> Callable[[Root], Parts]:
+    """A reader of torchvision's CIFAR classes, which compare each file's MD5 before unpickling it."""
+
+    def read(root: Root) -> Parts:
+        if not (root.path / folder).is_dir():  # asked first: importing torchvision takes seconds
+            _fetch(root, kind, [folder])
+        from torchvision import datasets
+        from torchvision.datasets.utils import check_integrity
+
+        source = getattr(datasets, kind)
+        sums = {**dict(source.train_list + source.test_list), source.meta["filename"]: source.meta["md5"]}
+        paths = {f"{folder}/{name}": md5 for name, md5 in sums.items()}
+        missing = [name for name in paths if not (root.path / name).is_file()]
+        if missing:
+            _fetch(root, kind, missing)
+        for name, md5 in paths.items():
+            if not check_integrity(str(root.path / name), md5):
+                raise idx.damaged(root.path, name, "is truncated or damaged (MD5 differs)")
+        train, test = (source(str(root.path), train=is_train) for is_train in (True, False))
+        return Parts(_channels_first(train), _channels_first(test), tuple(train.classes))
+
+    return read
+
+
+def _channels_first(part: Any) -> tuple[np.ndarray, np.ndarray]:
+    return part.data.transpose(0, 3, 1, 2), np.array(part.targets)
+
+
+def _fetch(root: Root, kind: str, missing: list[str], **options: Any) -> None:
+    """Download with torchvision what is missing, if that is allowed; else say what is missing."""
+    if not root.download:
+        others = f" and {len(missing) - 1} more files" if len(missing) > 1 else ""
+        is_there = root.path.is_dir()
+        what = f"{missing[0]}{others} not found" if is_there else f"no {kind}: the data root does not exist"
+        mend = "fetch it with data.download=true, or set data.root or FEDKD_DATA to the folder that holds it"
+        raise DataError(what, where=str(root), mend=mend)
+    from torchvision import datasets
+
+    try:
+        root.path.mkdir(parents=True, exist_ok=True)
+        for is_train in (True, False):  # EMNIST looks only for the files of the half it is asked for
+            getattr(datasets, kind)(str(root.path), train=is_train, download=True, **options)
+    except (OSError, RuntimeError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        mend = "check the network, or put the files there yourself and leave data.download false"
+        raise DataError(f"cannot download {kind}: {error}", where=str(root), mend=mend) from error
+
+
+_FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+_MNIST_FILES = ("train", "t10k")
+_LETTERS_FILES = ("emnist-letters-train", "emnist-letters-test")
+
+SOURCES = {
+    "digits": Source(
+        about="1,797 handwritten digits of 8x8 pixels, embedded in scikit-learn: nothing to download",
+        read=_read_digits,
+        mean=(0.3051,),
+        std=(0.3762,),
+        top=16,
+    ),
+    "mnist": Source(
+        about="MNIST: 70,000 handwritten digits of 28x28 pixels",
+        read=_idx_source("MNIST", _MNIST_FILES, tuple(string.digits)),
+        mean=(0.1307,),
+        std=(0.3081,),
+    ),
+    "fashion-mnist": Source(
+        about="Fashion-MNIST: 70,000 pictures of ten kinds of clothing, 28x28 pixels",
+        read=_idx_source("FashionMNIST", _MNIST_FILES, _FASHION),
+        mean=(0.2860,),
+        std=(0.3530,),
+    ),
+    "emnist-letters": Source(
+        about="EMNIST letters: 145,600 handwritten letters, 26 classes, 28x28 pixels",
+        # Stored transposed and with labels from 1, as published: we turn the images upright and count from 0.
+        read=_idx_source(
+            "EMNIST", _LETTERS_FILES, tuple(string.ascii_lowercase), first=1, transposed=True, split="letters"
+        ),
+        mean=(0.1722,),
+        std=(0.3309,),
+    ),
+    "cifar10": Source(
+        about="CIFAR-10: 60,000 colour photographs of ten kinds of things, 32x32 pixels",
+        read=_cifar_source("CIFAR10", "cifar-10-batches-py"),
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616),
+    ),
+    "cifar100": Source(
+        about="CIFAR-100: 60,000 colour photographs of a hundred kinds of things, 32x32 pixels",
+        read=_cifar_source("CIFAR100", "cifar-100-python"),
+        mean=(0.5071, 0.4865, 0.4409),
+        std=(0.2673, 0.2564, 0.2762),
+    ),
+}

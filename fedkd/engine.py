@@ -1,0 +1,115 @@
+"""Engine: runs jobs somewhere and yields replies; knows no algorithm."""
+
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
+
+from fedkd.payload import Numbers, Payload, Weights
+
+ClientId = int
+Task = Literal["train", "evaluate", "evaluate_pooled"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientState:
+    """A client's memory between its rounds: tensors, numbers, text and dictionaries of these, nothing else."""
+
+    kept: Weights = field(default_factory=dict)  # entries of its student that stay with it (all that is not shared)
+    memory: Mapping[str, Any] = field(default_factory=dict)  # what its algorithm remembers
+    epoch: int = 0  # which pass over its data it is in
+    position: int = 0  # samples of that pass already drawn
+    last_round: int = 0  # the last round it trained in; 0 = never
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One task for one client (or, for `evaluate_pooled`, one part of the pooled test set: `client` is its number)."""
+
+    task: Task
+    client: ClientId
+    round: int  # counts from 1
+    payload: Payload
+    state: ClientState = field(default_factory=ClientState)
+    exchange: int = 0  # counts from 0 within the round
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """What a job gave. Untrusted until `border.admit` has seen it."""
+
+    client: ClientId
+    round: int
+    task: Task = "train"
+    exchange: int = 0
+    payload: Payload = field(default_factory=Payload)
+    state: ClientState = field(default_factory=ClientState)
+    num_examples: int = 0  # training: size of the client's data; evaluation: samples classified
+    numbers: Numbers = field(default_factory=dict)
+    probe: Tensor | None = (
+        None  # (N,) uint8: labels the trained student gives the probe images; a diagnostic, not knowledge
+    )
+    seconds: float = 0.0  # a machine fact, kept out of the ledger
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A job that gave no usable reply: a value, not an exception; the round goes on."""
+
+    client: ClientId
+    round: int
+    what: str  # a sentence: `weights: 'head.bias' has shape (9,), expected (10,)`
+    # A word. No reply came: raised, late, lost, no_data. Refused: stale, kinds, names, shape, dtype, range, non_finite,
+    # size, unreadable.
+    cause: str
+    detail: str = ""  # the traceback, if there is one
+    task: Task = "train"
+    exchange: int = 0
+
+    @property
+    def is_rejected(self) -> bool:
+        """Whether a reply came and the border refused it."""
+        return self.cause not in {"raised", "late", "lost", "no_data"}
+
+
+Result = Reply | Failure
+
+
+class Engine(ABC):
+    """Runs jobs. Replies come in any order; every job gives exactly one Reply or Failure."""
+
+    name: str
+
+    @abstractmethod
+    def run(self, jobs: Sequence[Job], deadline: float | None = None) -> Iterator[Result]:
+        """Run the jobs; after `deadline` seconds those unanswered are Failures with cause `late`."""
+
+    def close(self) -> None:
+        """Give back processes and memory. May be called twice."""
+
+    def facts(self) -> Mapping[str, Any]:
+        """What `run.json` records of the machine side: workers, address, replacements."""
+        return {}
+
+
+def failure(job: Job, error: BaseException, cause: str = "raised") -> Failure:
+    """An exception as a value, with its traceback."""
+    detail = "".join(traceback.format_exception(error))
+    what = f"{type(error).__name__}: {error}"
+    return failed(job, what, cause, detail)
+
+
+def failed(job: Job, what: str, cause: str, detail: str = "") -> Failure:
+    """The Failure of one job."""
+    return Failure(
+        client=job.client,
+        round=job.round,
+        task=job.task,
+        exchange=job.exchange,
+        what=what,
+        cause=cause,
+        detail=detail,
+    )

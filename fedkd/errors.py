@@ -1,0 +1,76 @@
+"""Errors a user can mend: each says what, where and how, and carries its exit code."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One thing that is wrong: what (`rounds = 0`), where (`my.yaml:4`), how to mend it."""
+
+    what: str
+    where: str = ""
+    mend: str = ""
+
+
+class FedkdError(Exception):
+    """Base of all errors that are not bugs. `topic` heads the message, `code` is the exit code."""
+
+    topic = "fedkd"
+    code = 1
+
+    def __init__(self, what: str, *, where: str = "", mend: str = "", mistakes: tuple[Mistake, ...] = ()) -> None:
+        self.what, self.where, self.mend = what, where, mend
+        self.mistakes = mistakes or (Mistake(what, where, mend),)
+        super().__init__(self.message())
+
+    def message(self) -> str:
+        """The text for people: one problem as a sentence, several as a table."""
+        if len(self.mistakes) > 1:
+            width = max(len(p.what) for p in self.mistakes)
+            place = max(len(p.where) for p in self.mistakes)
+            rows = [f"{p.what:<{width}}   {p.where:<{place}}   {p.mend}".rstrip() for p in self.mistakes]
+            return "\n       ".join([f"{self.topic}: {len(self.mistakes)} problems", *rows])
+        only = self.mistakes[0]
+        head = f"{self.topic}: {only.what}" + (f" ({only.where})" if only.where else "")
+        return f"{head}\n       {only.mend}" if only.mend else head
+
+
+class ConfigError(FedkdError):
+    """Usage or configuration."""
+
+    topic, code = "config", 2
+
+
+class DataError(FedkdError):
+    """Data or environment: missing, damaged, no such device."""
+
+    topic, code = "data", 3
+
+
+class EngineError(FedkdError):
+    """The engine cannot start or has died."""
+
+    topic, code = "engine", 3
+
+
+class RunError(FedkdError):
+    """The run cannot go on: quorum, divergence. `failures` are the engine.Failure values behind it."""
+
+    topic, code = "run", 4
+
+    def __init__(self, what: str, *, where: str = "", mend: str = "", failures: tuple[Any, ...] = ()) -> None:
+        self.failures = failures
+        super().__init__(what, where=where, mend=mend)
+
+
+class FolderError(FedkdError):
+    """A run folder in use, existing, not writable, or a full disk."""
+
+    topic, code = "run folder", 5
+
+
+class CheckpointError(FedkdError):
+    """A damaged or incompatible checkpoint."""
+
+    topic, code = "checkpoint", 6

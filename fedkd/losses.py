@@ -1,0 +1,72 @@
+"""Loss terms: pure functions of tensors. Suffixes name axes: B samples, C classes, K clients, d latent width."""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedkd.payload import Weights
+
+
+def cross_entropy(logits_BC: Tensor, y_B: Tensor) -> Tensor:
+    """Mean cross entropy over the batch."""
+    return F.cross_entropy(logits_BC, y_B)
+
+
+def proximal(learnable: Mapping[str, Tensor], received: Weights) -> Tensor:
+    """Half the squared distance between learnable entries and those received (Li et al., MLSys 2020, equation 2).
+
+    Entries not received (a private extractor) and buffers are left out.
+    """
+    return 0.5 * torch.stack([(p - received[n]).square().sum() for n, p in learnable.items() if n in received]).sum()
+
+
+def squared_norm(learnable: Mapping[str, Tensor]) -> Tensor:
+    """Half the squared norm of the learnable entries: its gradient is plain weight decay."""
+    return 0.5 * torch.stack([p.square().sum() for p in learnable.values()]).sum()
+
+
+def kl(target_BC: Tensor, logits_BC: Tensor) -> Tensor:
+    """Mean over the batch of KL(target || softmax(logits)), in nats; `target_BC` are probabilities."""
+    return F.kl_div(F.log_softmax(logits_BC, 1), target_BC, reduction="batchmean")
+
+
+def ensemble_cross_entropy(logits_KBC: Tensor, y_B: Tensor, trust_KC: Tensor) -> Tensor:
+    """Cross entropy of K heads, each trusted by label.
+
+    mean_i sum_k trust[k, y_i] * CE(logits[k, i], y_i): FedGen's teacher loss with per-label weights (fedgen.md 1.5).
+    Columns of `trust_KC` sum to 1. Returns a scalar.
+    """
+    return (trust_KC[:, y_B] * heads_cross_entropy(logits_KBC, y_B)).sum(0).mean()
+
+
+def ensemble_cross_entropy_per_client(logits_KBC: Tensor, y_B: Tensor, trust_KC: Tensor) -> Tensor:
+    """The same with the weights averaged over the batch's labels first: the slip of FedGen's code (fedgen.md 1.5)."""
+    return (trust_KC[:, y_B].mean(1) * heads_cross_entropy(logits_KBC, y_B).mean(1)).sum()
+
+
+def mean_logits_cross_entropy(logits_KBC: Tensor, y_B: Tensor) -> Tensor:
+    """Cross entropy of the mean of the heads' logits: equation 4 of FedGen's paper (fedgen.md 1.9, item 4)."""
+    return F.cross_entropy(logits_KBC.mean(0), y_B)
+
+
+def heads_cross_entropy(logits_KBC: Tensor, y_B: Tensor) -> Tensor:
+    """Cross entropy of each head on each sample, (K, B)."""
+    return F.cross_entropy(logits_KBC.movedim(-1, 1), y_B.expand(len(logits_KBC), -1), reduction="none")
+
+
+def diversity(noise_Bn: Tensor, z_Bd: Tensor) -> Tensor:
+    """exp(-mean over all pairs of D2(noise_i, noise_j) * D1(z_i, z_j)), in (0, 1] (fedgen.md 1.5).
+
+    D2 is the mean squared, D1 the mean absolute coordinate difference; the B*B ordered pairs include the diagonal.
+    Minimised: it falls as latents of different noise spread apart.
+    """
+    d2_BB = torch.cdist(noise_Bn, noise_Bn, compute_mode="donot_use_mm_for_euclid_dist").square() / noise_Bn.shape[1]
+    d1_BB = (z_Bd[:, None] - z_Bd[None]).abs().mean(-1)
+    return torch.exp(-(d2_BB * d1_BB).mean())
+
+
+def kl_elementwise(student_BC: Tensor, target_BC: Tensor) -> Tensor:
+    """KL(target || softmax(student)) averaged over samples *and* classes: FedGen's student term (fedgen.md 1.5)."""
+    return F.kl_div(F.log_softmax(student_BC, 1), target_BC, reduction="none").mean()

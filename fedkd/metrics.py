@@ -1,0 +1,90 @@
+"""Measures of a round and of a run. K clients, N samples."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from fedkd.payload import Weights
+
+
+def over_clients(correct: Sequence[float], counts: Sequence[int]) -> dict[str, float]:
+    """Accuracy of clients on their own test splits: mean, std (population), worst tenth, and pooled.
+
+    Worst tenth is the mean of the ceil(K/10) lowest; `pooled` is all correct over all samples, FedGen's round accuracy
+    (fedgen.md 2.3).
+    """
+    each = sorted(c / n for c, n in zip(correct, counts, strict=True))
+    mean = math.fsum(each) / len(each)
+    worst = each[: math.ceil(len(each) / 10)]
+    return {
+        "mean": mean,
+        "std": math.sqrt(math.fsum((a - mean) ** 2 for a in each) / len(each)),
+        "worst_decile": math.fsum(worst) / len(worst),
+        "pooled": math.fsum(correct) / sum(counts),
+    }
+
+
+def weight_drift(sent: Sequence[Weights], returned: Sequence[Weights]) -> dict[str, float]:
+    """How far the clients' updates stand apart: mean distance to their mean, and mean cosine with it.
+
+    Over the learnable entries both ways carry; BatchNorm statistics are left out. Cosine 1 = all pull the same way.
+    """
+    names = [name for name in sent[0] if ".running_" not in name]
+    updates_KP = torch.stack(
+        [torch.cat([(r[n] - s[n]).flatten() for n in names]) for s, r in zip(sent, returned, strict=True)]
+    ).double()
+    mean_P = updates_KP.mean(0)
+    return {
+        "weights": float((updates_KP - mean_P).norm(dim=1).mean()),
+        "cosine": float(cosines(updates_KP, mean_P).mean()),
+    }
+
+
+def cosines(updates_KP: Tensor, mean_P: Tensor) -> Tensor:
+    """Cosine of each update with their mean, (K,); 0 where one of them is 0.
+
+    As torch.cosine_similarity, which takes 35 times as long for 100 updates of 10,000 entries.
+    """
+    norms_K = torch.linalg.vector_norm(updates_KP, dim=1) * torch.linalg.vector_norm(mean_P)
+    return (updates_KP @ mean_P / norms_K.clamp(min=1e-16)).clamp(-1, 1)
+
+
+def function_drift(labels_KN: Tensor, classes: int) -> float:
+    """How often two clients' students disagree on a probe sample: mean over ordered pairs of different clients."""
+    clients, samples = labels_KN.shape
+    if clients < 2:
+        return 0.0
+    votes_NC = torch.zeros(samples, classes, dtype=torch.float64)
+    votes_NC.scatter_add_(1, labels_KN.T.long(), torch.ones(samples, clients, dtype=torch.float64))
+    agreeing = (votes_NC * (votes_NC - 1)).sum(1) / (clients * (clients - 1))
+    return float(1 - agreeing.mean())
+
+
+def summarise(values: Sequence[float]) -> dict[str, float]:
+    """The last value, the mean of the last 10, the mean of the 5 highest, the highest.
+
+    `top5` picks rounds by what it reports: FedGen's rule (fedgen.md 2.3), for comparison with its figures only.
+    """
+    last10, top5 = values[-10:], sorted(values)[-5:]
+    return {
+        "last": values[-1],
+        "last10": math.fsum(last10) / len(last10),
+        "top5": math.fsum(top5) / len(top5),
+        "best": max(values),
+    }
+
+
+def mean_statistics(kept: Sequence[Weights], names: Sequence[str]) -> Weights:
+    """Mean over clients of the statistics they keep (those that have any), for a student that all share."""
+    holders = [weights for weights in kept if all(name in weights for name in names)]
+    if not holders:
+        return {}
+    return {name: torch.stack([w[name] for w in holders]).double().mean(0).to(holders[0][name].dtype) for name in names}
+
+
+def mean_by_name(numbers: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of each named number over those that have it, in order of first appearance."""
+    names = dict.fromkeys(name for row in numbers for name in row)
+    return {n: math.fsum(v := [row[n] for row in numbers if n in row]) / len(v) for n in names}

@@ -1,0 +1,95 @@
+"""FedGen's generator of latents, as pure functions on named tensors (fedgen.md 1.3).
+
+z = Linear(ReLU(BatchNorm(Linear(concat(noise, label))))), the label one-hot or, as an option, a learned embedding.
+Shapes: B samples, N noise width, H hidden width, d latent width, C classes, L label width.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedkd.payload import Weights
+from fedkd.seeds import Stream
+
+Conditioning = Literal["one_hot", "embedding"]
+Law = Literal["uniform", "normal"]
+
+MOMENTUM = 0.1  # share of a batch in the running statistics: BatchNorm1d's default
+EPSILON = 1e-5  # added to the variance, likewise
+
+
+def init(
+    stream: Stream, *, noise: int, hidden: int, latent: int, classes: int, conditioning: Conditioning = "one_hot"
+) -> Weights:
+    """Fresh entries by torch's laws, all from `stream`. `latent` is the student's latent_width.
+
+    An embedding is as wide as the noise, so that the first layer has 2N inputs instead of N + C.
+    """
+    generator = stream.torch()
+    embedding = {}
+    if conditioning == "embedding":
+        embedding["embedding.weight"] = torch.randn(classes, noise, generator=generator)
+    label_width = noise if conditioning == "embedding" else classes
+    return {
+        **embedding,
+        **_linear("hidden", noise + label_width, hidden, generator),
+        "norm.weight": torch.ones(hidden),
+        "norm.bias": torch.zeros(hidden),
+        "norm.running_mean": torch.zeros(hidden),
+        "norm.running_var": torch.ones(hidden),
+        **_linear("out", hidden, latent, generator),
+    }
+
+
+def generate(weights: Weights, y_B: Tensor, noise_BN: Tensor, *, training: bool = False) -> Tensor:
+    """Latents z (B, d) for labels `y_B` (int64) and noise.
+
+    In training the batch's own statistics normalise, and `norm.running_mean` and `norm.running_var` in `weights` are
+    moved IN PLACE towards them (momentum 0.1, unbiased variance): hand in copies of whatever must not change. Else the
+    running statistics normalise and nothing changes.
+    """
+    label_BL = _label_table(weights, noise_BN).index_select(0, y_B)
+    hidden_BH = F.linear(torch.cat([noise_BN, label_BL], 1), weights["hidden.weight"], weights["hidden.bias"])
+    hidden_BH = F.batch_norm(
+        hidden_BH,
+        weights["norm.running_mean"],
+        weights["norm.running_var"],
+        weights["norm.weight"],
+        weights["norm.bias"],
+        training,
+        MOMENTUM,
+        EPSILON,
+    )
+    return F.linear(hidden_BH.relu(), weights["out.weight"], weights["out.bias"])
+
+
+def learnable(weights: Weights) -> tuple[str, ...]:
+    """Names of the entries an optimiser steps: all but the running statistics."""
+    return tuple(name for name in weights if not name.startswith("norm.running_"))
+
+
+def draw_noise(shape: Sequence[int], generator: torch.Generator, law: Law = "uniform") -> Tensor:
+    """Noise of FedGen's code, U[0, 1), or of its paper, N(0, 1) (fedgen.md 1.9, row 7)."""
+    draw = torch.rand if law == "uniform" else torch.randn
+    return draw(tuple(shape), generator=generator)
+
+
+def _label_table(weights: Weights, noise_BN: Tensor) -> Tensor:
+    """What each label feeds in (C, L): its learned embedding, or its row of the identity, which is the one-hot."""
+    if "embedding.weight" in weights:
+        return weights["embedding.weight"]
+    classes = weights["hidden.weight"].shape[1] - noise_BN.shape[1]
+    return torch.eye(classes, dtype=noise_BN.dtype, device=noise_BN.device)
+
+
+def _linear(name: str, inputs: int, outputs: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """A Linear's entries by torch's default law, U(-1/sqrt(inputs), 1/sqrt(inputs)) for both."""
+    bound = 1 / math.sqrt(inputs)
+    return {
+        f"{name}.weight": torch.empty(outputs, inputs).uniform_(-bound, bound, generator=generator),
+        f"{name}.bias": torch.empty(outputs).uniform_(-bound, bound, generator=generator),
+    }

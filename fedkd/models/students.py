@@ -1,0 +1,196 @@
+"""Students by name: blocks from shallow to deep, the last one a single Linear called `head`.
+
+No block is free of parameters, and none hides an operation between blocks: taps are what FedD2S may drop
+(fedd2s.md 6). How each adapts to the shape of the data is told in docs/students.md.
+"""
+
+import difflib
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from fedkd.errors import ConfigError
+from fedkd.student import Student
+
+Shape = tuple[int, int, int]  # channels, height, width
+Norm = Literal["batch", "group"]
+Extractor = tuple[OrderedDict[str, nn.Module], int]  # all blocks but the head, and the width of their output
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How to make the blocks before the head, and what they demand."""
+
+    extractor: Callable[[Shape, Norm], Extractor]
+    least_side: int = 1  # pixels; below it a feature map would vanish, or BatchNorm see one value in a batch of one
+    has_norms: bool = False
+
+
+def make(name: str, shape: Shape, classes: int, norm: Norm = "batch") -> Student:
+    """The student `name` for images of `shape`. Its weights are torch's; `student.build` draws them from a stream.
+
+    Raises ConfigError for an unknown name, for images that are too small, and for norm="group" where nothing is
+    normalised ("batch", the default, then means nothing).
+    """
+    architecture = _architecture(name)
+    _check_fit(name, architecture, shape, norm)
+    blocks, width = architecture.extractor(shape, norm)
+    blocks["head"] = nn.Linear(width, classes)
+    return Student(blocks)
+
+
+def names() -> tuple[str, ...]:
+    """All students, simplest first. The same names, free of torch: the files of conf/students."""
+    return tuple(_ARCHITECTURES)
+
+
+def groups(channels: int) -> int:
+    """Groups of a GroupNorm: the largest divisor of `channels` up to 8 that leaves two channels or more in a group."""
+    return max(count for count in range(1, 9) if channels % count == 0 and (count == 1 or 2 * count <= channels))
+
+
+def _architecture(name: str) -> Architecture:
+    if name in _ARCHITECTURES:
+        return _ARCHITECTURES[name]
+    close = difflib.get_close_matches(name, names(), n=1)
+    mend = f"did you mean {close[0]!r}? " if close else ""
+    raise ConfigError(f"unknown student {name!r}", where="students.name", mend=f"{mend}known: {', '.join(names())}")
+
+
+def _check_fit(name: str, architecture: Architecture, shape: Shape, norm: Norm) -> None:
+    _, height, width = shape
+    side, least = min(height, width), architecture.least_side
+    if side < least:
+        what = f"student {name!r} needs images of at least {least} x {least} pixels, these have {height} x {width}"
+        fitting = [other for other, known in _ARCHITECTURES.items() if known.least_side <= side]
+        raise ConfigError(what, where="students.name", mend=f"choose one of: {', '.join(fitting)}")
+    if norm not in ("batch", "group"):
+        raise ConfigError(f"unknown norm {norm!r}", where="students.norm", mend="known: batch, group")
+    if norm == "group" and not architecture.has_norms:
+        what = f"student {name!r} has no normalisation layers, so norm 'group' does not apply"
+        raise ConfigError(what, where="students.norm", mend="leave students.norm out")
+
+
+def _fedgen_cnn(shape: Shape, norm: Norm) -> Extractor:
+    """FedGen's code (fedgen.md 1.2): strided 3x3 convolutions; z is linear, of width 32."""
+    channels, height, width = shape
+    pixels = -(-height // 4) * -(-width // 4)  # each stride of 2 rounds up
+    blocks: dict[str, nn.Module] = {
+        "conv1": _strided(channels, 6, norm),
+        "conv2": _strided(6, 16, norm),
+        "latent": _sequence(flatten=nn.Flatten(), linear=nn.Linear(16 * pixels, 32)),
+    }
+    return OrderedDict(blocks), 32
+
+
+def _mcmahan_cnn(shape: Shape, norm: Norm) -> Extractor:
+    """McMahan et al., AISTATS 2017: padded 5x5 convolutions, so 1,663,370 parameters on MNIST (baselines.md 2.2)."""
+    channels, height, width = shape
+    blocks: dict[str, nn.Module] = {
+        "conv1": _pooled(channels, 32, padding=2),
+        "conv2": _pooled(32, 64, padding=2),
+        "fc1": _dense(64 * (height // 4) * (width // 4), 512),
+    }
+    return OrderedDict(blocks), 512
+
+
+def _lenet5(shape: Shape, norm: Norm) -> Extractor:
+    """LeCun et al. 1998 with ReLU and max pooling, as is usual now. Made for 32 x 32: smaller images are padded."""
+    channels, height, width = shape
+    padding = [max(0, -(-(32 - side) // 2)) for side in (height, width)]
+    rows, columns = (((side + 2 * pad - 4) // 2 - 4) // 2 for side, pad in zip((height, width), padding, strict=True))
+    blocks: dict[str, nn.Module] = {
+        "conv1": _pooled(channels, 6, padding=(padding[0], padding[1])),
+        "conv2": _pooled(6, 16, padding=0),
+        "fc1": _dense(16 * rows * columns, 120),
+        "fc2": _dense(120, 84),
+    }
+    return OrderedDict(blocks), 84
+
+
+def _mlp(shape: Shape, norm: Norm) -> Extractor:
+    """McMahan et al.'s 2NN: two hidden layers of 200."""
+    channels, height, width = shape
+    return OrderedDict(fc1=_dense(channels * height * width, 200), fc2=_dense(200, 200)), 200
+
+
+def _resnet(units: int) -> Callable[[Shape, Norm], Extractor]:
+    """He et al., CVPR 2016, section 4.2: depth 6 * units + 2, widths 16, 32, 64, with shortcuts of option B."""
+
+    def extractor(shape: Shape, norm: Norm) -> Extractor:
+        stem = _sequence(conv=_conv3x3(shape[0], 16), norm=_norm(norm, 16), relu=nn.ReLU())
+        stage1, stage2 = _stage(16, 16, units, norm), _stage(16, 32, units, norm)
+        stage3 = _stage(32, 64, units, norm)
+        stage3.add_module("pool", nn.AdaptiveAvgPool2d(1))
+        stage3.add_module("flatten", nn.Flatten())
+        return OrderedDict(stem=stem, stage1=stage1, stage2=stage2, stage3=stage3), 64
+
+    return extractor
+
+
+class Residual(nn.Module):
+    """relu(x' + f(x)), f two normalised 3x3 convolutions; x' = x, or a normalised 1x1 convolution of it (option B)."""
+
+    def __init__(self, channels: int, width: int, stride: int, norm: Norm) -> None:
+        super().__init__()
+        self.residue = _sequence(
+            conv1=_conv3x3(channels, width, stride),
+            norm1=_norm(norm, width),
+            relu=nn.ReLU(),
+            conv2=_conv3x3(width, width),
+            norm2=_norm(norm, width),
+        )
+        self.shortcut = None
+        if stride != 1 or channels != width:
+            conv = nn.Conv2d(channels, width, 1, stride, bias=False)
+            self.shortcut = _sequence(conv=conv, norm=_norm(norm, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        short = x if self.shortcut is None else self.shortcut(x)
+        return (short + self.residue(x)).relu()
+
+
+def _stage(channels: int, width: int, units: int, norm: Norm) -> nn.Sequential:
+    """Residual units; the first halves the image if it widens."""
+    first = Residual(channels, width, stride=1 if channels == width else 2, norm=norm)
+    rest = (Residual(width, width, stride=1, norm=norm) for _ in range(units - 1))
+    return _sequence(**{f"unit{number}": unit for number, unit in enumerate((first, *rest), start=1)})
+
+
+def _strided(channels: int, width: int, norm: Norm) -> nn.Sequential:
+    conv = nn.Conv2d(channels, width, 3, stride=2, padding=1)
+    return _sequence(conv=conv, norm=_norm(norm, width), relu=nn.ReLU())
+
+
+def _pooled(channels: int, width: int, padding: int | tuple[int, int]) -> nn.Sequential:
+    return _sequence(conv=nn.Conv2d(channels, width, 5, padding=padding), relu=nn.ReLU(), pool=nn.MaxPool2d(2))
+
+
+def _dense(inputs: int, width: int) -> nn.Sequential:
+    return _sequence(flatten=nn.Flatten(), linear=nn.Linear(inputs, width), relu=nn.ReLU())
+
+
+def _conv3x3(channels: int, width: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
+
+
+def _norm(norm: Norm, channels: int) -> nn.Module:
+    return nn.BatchNorm2d(channels) if norm == "batch" else nn.GroupNorm(groups(channels), channels)
+
+
+def _sequence(**layers: nn.Module) -> nn.Sequential:
+    """Layers by name, so that entries read `conv1.norm.weight`."""
+    return nn.Sequential(OrderedDict(layers))
+
+
+_ARCHITECTURES = {
+    "mlp": Architecture(_mlp),
+    "lenet5": Architecture(_lenet5),
+    "fedgen-cnn": Architecture(_fedgen_cnn, least_side=5, has_norms=True),
+    "mcmahan-cnn": Architecture(_mcmahan_cnn, least_side=4),
+    "resnet8": Architecture(_resnet(units=1), least_side=5, has_norms=True),
+    "resnet20": Architecture(_resnet(units=3), least_side=5, has_norms=True),
+}

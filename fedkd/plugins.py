@@ -1,0 +1,80 @@
+"""Finding algorithms: the modules listed in the packages `strategies` and `clients`, and installed entry points.
+
+A name from a file or command line is looked up in these lists; nothing is imported by a path that a user writes.
+"""
+
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
+
+from fedkd.errors import ConfigError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+    from fedkd.client import Client
+    from fedkd.strategy import Strategy
+
+Half = Literal["strategies", "clients"]  # the name of the package and the end of the entry-point group
+
+
+def names(half: Half) -> tuple[str, ...]:
+    """Names of all server or client halves, sorted; imports none of them."""
+    return tuple(sorted({*modules(half), *_entry_points(half)}))
+
+
+def modules(half: Half) -> dict[str, str]:
+    """Name -> module of the halves in our own package. A module `server_distill` is named `server-distill`."""
+    spec = importlib.util.find_spec(half)
+    places = (spec.submodule_search_locations if spec else None) or []
+    found = sorted(module.name for module in pkgutil.iter_modules(places) if not module.name.startswith("_"))
+    return {name.replace("_", "-"): f"{half}.{name}" for name in found}
+
+
+def strategy(name: str) -> "type[Strategy[Any]]":
+    """The server half of that name. Raises ConfigError."""
+    from fedkd.strategy import Strategy
+
+    return _find("strategies", name, Strategy)
+
+
+def client(name: str) -> "type[Client]":
+    """The client half of that name. Raises ConfigError."""
+    from fedkd.client import Client
+
+    return _find("clients", name, Client)
+
+
+def _find(half: Half, name: str, base: type) -> Any:
+    module = modules(half).get(name)
+    if module:
+        return _only_class(module, base)
+    point = _entry_points(half).get(name)
+    if point is None:
+        raise ConfigError(f"there is no '{name}' among the {half}", mend="known: " + ", ".join(names(half)))
+    found = point.load()
+    if not (inspect.isclass(found) and issubclass(found, base)):
+        raise ConfigError(f"the entry point '{name}' of fedkd.{half} is no subclass of {base.__name__}")
+    return found
+
+
+def _only_class(module: str, base: type) -> type:
+    found = [
+        value
+        for value in vars(importlib.import_module(module)).values()
+        if inspect.isclass(value) and issubclass(value, base) and value.__module__ == module
+    ]
+    if len(found) == 1:
+        return found[0]
+    listed = ", ".join(value.__name__ for value in found) or "none"
+    raise ConfigError(f"{module} must define one subclass of {base.__name__}, found {listed}")
+
+
+@cache
+def _entry_points(half: Half) -> "dict[str, EntryPoint]":
+    from importlib import metadata  # late: a tenth of the time that an error may take
+
+    return {point.name: point for point in metadata.entry_points(group=f"fedkd.{half}")}

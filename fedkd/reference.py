@@ -1,0 +1,132 @@
+"""The reference of a configuration class, read from its source: key, type, range, default and trailing comment.
+
+Halves of algorithms are read without importing them, so that a slip of the pen is answered without torch.
+"""
+
+import ast
+import dataclasses
+import importlib.util
+import inspect
+import io
+import sys
+import tokenize
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from fedkd import plainyaml, plugins
+
+_WORDS = {"Ge": ">=", "Gt": ">", "Le": "<=", "Lt": "<", "MinLen": "length >=", "MaxLen": "length <="}
+_BASES = ("Strategy", "Client")
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key as people read it."""
+
+    name: str
+    type: str  # `float`, `int or null`, `all | head`
+    range: str  # `>= 0, <= 1`, or empty
+    default: str  # as written in YAML; empty: must be given
+    comment: str
+
+
+def of(cls: type[Any]) -> list[Key]:
+    """The keys of a dataclass, `name` first, inherited ones before its own; nested dataclasses are left out."""
+    keys: dict[str, Key] = {}
+    for owner in reversed(cls.__mro__):
+        if dataclasses.is_dataclass(owner):
+            body = _body(inspect.getsource(sys.modules[owner.__module__]), owner.__qualname__)
+            keys |= {key.name: key for key in body}
+    nested = {f.name for f in dataclasses.fields(cls) if dataclasses.is_dataclass(f.default_factory)}
+    return sorted((key for key in keys.values() if key.name not in nested), key=lambda key: key.name != "name")
+
+
+def of_half(half: plugins.Half, name: str) -> list[Key] | None:
+    """The keys of an algorithm's half without importing it; None where only an import can tell."""
+    module = plugins.modules(half).get(name)
+    spec = importlib.util.find_spec(module) if module else None
+    if spec is None or spec.origin is None:
+        return None
+    source = Path(spec.origin).read_text(encoding="utf-8")
+    owners = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and _base(node) in _BASES]
+    if len(owners) != 1:
+        return None
+    config = next((node for node in owners[0].body if isinstance(node, ast.ClassDef) and node.name == "Config"), None)
+    if config is None:
+        return []
+    inherited = [ast.unparse(base) for base in config.bases]
+    is_known = all(base in ("Strategy.Config", "Client.Config") for base in inherited)
+    return _body(source, f"{owners[0].name}.Config") if is_known else None
+
+
+def of_algorithm(strategy: str, client: str) -> list[Key]:
+    """The keys of both halves, imported if there is no other way. Raises ConfigError if there is no such half."""
+    server, own = of_half("strategies", strategy), of_half("clients", client)
+    server = of(plugins.strategy(strategy).Config) if server is None else server
+    return server + (of(plugins.client(client).Config) if own is None else own)
+
+
+def _base(node: ast.ClassDef) -> str:
+    base = node.bases[0] if node.bases else None
+    base = base.value if isinstance(base, ast.Subscript) else base  # Strategy[State]
+    return base.attr if isinstance(base, ast.Attribute) else base.id if isinstance(base, ast.Name) else ""
+
+
+def _body(source: str, qualname: str) -> list[Key]:
+    nodes: list[ast.stmt] = ast.parse(source).body
+    for part in qualname.split("."):
+        nodes = next(node.body for node in nodes if isinstance(node, ast.ClassDef) and node.name == part)
+    comments = _comments(source)
+    return [_key(node, comments) for node in nodes if isinstance(node, ast.AnnAssign) and _is_field(node)]
+
+
+def _is_field(node: ast.AnnAssign) -> bool:
+    return isinstance(node.target, ast.Name) and "ClassVar" not in ast.unparse(node.annotation)
+
+
+@cache
+def _comments(source: str) -> dict[int, str]:
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    return {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
+
+
+def _key(node: ast.AnnAssign, comments: dict[int, str]) -> Key:
+    assert isinstance(node.target, ast.Name)
+    lines = range(node.lineno, (node.end_lineno or node.lineno) + 1)
+    comment = " ".join(comments[line] for line in lines if line in comments)
+    ranges = ", ".join(_ranges(node.annotation))
+    return Key(node.target.id, _type(node.annotation), ranges, _default(node.value), comment)
+
+
+def _type(node: ast.expr) -> str:
+    match node:
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return f"{_type(left)} or {_type(right)}"
+        case ast.Subscript(value=ast.Name(id="Annotated"), slice=ast.Tuple(elts=[kind, *_])):
+            return _type(kind)
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=choices):
+            options = choices.elts if isinstance(choices, ast.Tuple) else [choices]
+            return " | ".join(plainyaml.write(ast.literal_eval(option)) for option in options)
+        case ast.Constant(value=None):
+            return "null"
+        case ast.Name(id="str"):
+            return "text"
+    return ast.unparse(node)
+
+
+def _ranges(node: ast.expr) -> Iterator[str]:
+    for call in ast.walk(node):
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in _WORDS:
+            yield f"{_WORDS[call.func.id]} {ast.unparse(call.args[0])}"
+
+
+def _default(node: ast.expr | None) -> str:
+    if node is None:
+        return ""
+    try:
+        return plainyaml.write(ast.literal_eval(node))
+    except ValueError:  # an expression: shown as it stands
+        return ast.unparse(node)

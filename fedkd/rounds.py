@@ -1,0 +1,280 @@
+"""The life of a round: one loop for all algorithms and all engines.
+
+A round is a transaction: state in, admitted replies in, state out. Nothing outside the RunState is remembered, so
+resuming, repeating and parallel runs are the same thing.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from fedkd import border, metrics, seeds
+from fedkd.config import RunConfig
+from fedkd.engine import ClientId, ClientState, Engine, Failure, Job, Reply, failed
+from fedkd.errors import RunError
+from fedkd.payload import Payload
+from fedkd.problem import Problem
+from fedkd.strategy import Cohort, Strategy
+from fedkd.training import num_pooled_parts
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a run plays: configuration, problem and the server half."""
+
+    config: RunConfig
+    problem: Problem
+    strategy: Strategy[Any]
+    num_pooled: int  # samples of the pooled test set; 0: there is none
+
+
+@dataclass(frozen=True)
+class RunState:
+    """All that a run is between two rounds."""
+
+    round: int  # rounds played
+    server: Any
+    clients: Mapping[ClientId, ClientState]  # of those that have trained
+
+
+@dataclass(frozen=True)
+class Round:
+    """A round played: the state after it and what it leaves for the ledger."""
+
+    state: RunState
+    row: dict[str, Any]  # deterministic: the same bytes for the same configuration
+    clients: list[dict[str, Any]]  # a row a client, deterministic
+    failures: list[Failure]
+    timings: dict[str, float]  # seconds, machine facts
+
+
+@dataclass
+class _Tally:
+    """What the exchanges of one round add up to."""
+
+    down: dict[str, int] = field(default_factory=dict)
+    up: dict[str, int] = field(default_factory=dict)
+    rows: dict[ClientId, dict[str, Any]] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+    numbers: dict[str, float] = field(default_factory=dict)
+    drift: dict[str, float] = field(default_factory=dict)
+    timings: dict[str, float] = field(
+        default_factory=lambda: {"clients": 0.0, "server": 0.0, "evaluation": 0.0, "busy": 0.0}
+    )
+
+
+def begin(experiment: Experiment) -> RunState:
+    """The state before the first round."""
+    problem = experiment.problem
+    return RunState(0, experiment.strategy.init(problem, seeds.stream(problem.seed, "server")), {})
+
+
+def play(experiment: Experiment, engine: Engine, state: RunState) -> Round:
+    """Play the next round. Raises RunError if fewer clients than the quorum reply usefully; `state` is untouched."""
+    start = time.perf_counter()
+    number = state.round + 1
+    tally = _Tally()
+    server, clients = state.server, dict(state.clients)
+    cohort = draw_cohort(experiment.config, number)
+    for exchange in range(experiment.strategy.exchanges):
+        server, cohort = _exchange(experiment, engine, server, clients, Cohort(cohort, number, exchange), tally)
+    after = RunState(number, server, clients)
+    accuracy = _evaluate(experiment, engine, after, tally)
+    tally.timings["total"] = time.perf_counter() - start
+    return Round(after, _row(number, tally, accuracy), _client_rows(number, tally), tally.failures, tally.timings)
+
+
+def draw_cohort(config: RunConfig, number: int) -> tuple[ClientId, ...]:
+    """The clients of a round, ascending: from (seed, round) alone, so all strategies meet the same."""
+    size = config.clients_per_round or config.clients
+    generator = seeds.stream(config.seed, "cohort", round=number).numpy()
+    return tuple(sorted(int(c) for c in generator.choice(config.clients, size, replace=False)))
+
+
+def _exchange(
+    experiment: Experiment,
+    engine: Engine,
+    server: Any,
+    clients: dict[ClientId, ClientState],
+    cohort: Cohort,
+    tally: _Tally,
+) -> tuple[Any, tuple[ClientId, ...]]:
+    """One trip down and up; gives the server's next state and the clients that go on."""
+    strategy, config = experiment.strategy, experiment.config
+    start = time.perf_counter()
+    payloads = strategy.plan(server, cohort)
+    jobs = {
+        client: Job(
+            task="train",
+            client=client,
+            round=cohort.round,
+            exchange=cohort.exchange,
+            payload=payload,
+            state=clients.get(client, ClientState()),
+        )
+        for client, payload in sorted(payloads.items())
+    }
+    asked = time.perf_counter()
+    results = list(engine.run(list(jobs.values()), config.engine.deadline))
+    answered = time.perf_counter()
+    replies, failures = _admit(experiment, jobs, results)
+    _count(tally, jobs, replies, failures)
+    _check_quorum(config.quorum, cohort, len(jobs), replies, failures)
+    _measure_drift(tally, jobs, replies, experiment.problem.classes)
+    stream = seeds.stream(config.seed, "aggregate", round=cohort.round).child(cohort.exchange)
+    server, numbers = strategy.aggregate(server, replies, stream)
+    tally.numbers |= numbers
+    clients |= {reply.client: reply.state for reply in replies}
+    tally.timings["clients"] += answered - asked
+    tally.timings["busy"] += sum(reply.seconds for reply in replies)
+    tally.timings["server"] += asked - start + time.perf_counter() - answered
+    return server, tuple(reply.client for reply in replies)
+
+
+def _admit(
+    experiment: Experiment, jobs: Mapping[ClientId, Job], results: Sequence[Reply | Failure]
+) -> tuple[list[Reply], list[Failure]]:
+    """Replies and failures, both by client: float sums must not depend on who answered first."""
+    problem, strategy = experiment.problem, experiment.strategy
+    latent, probe = problem.latent, min(experiment.config.evaluate.probe, experiment.num_pooled)
+    replies: list[Reply] = []
+    failures: list[Failure] = []
+    for job, result in _pair(list(jobs.values()), results):
+        expected = border.Expectation(
+            kinds=strategy.needs, classes=problem.classes, latent=latent, weights=job.payload.weights, probe=probe
+        )
+        admitted = border.admit(result, job, expected)
+        if isinstance(admitted, Failure):
+            failures.append(admitted)
+        else:
+            replies.append(admitted)
+    return replies, failures
+
+
+def _count(tally: _Tally, jobs: Mapping[ClientId, Job], replies: Sequence[Reply], failures: Sequence[Failure]) -> None:
+    """Bytes by kind and a row a client. Up counts admitted replies: the size of what was refused is only a claim."""
+    for client, job in jobs.items():
+        row = tally.rows.setdefault(client, {"state": "ok", "bytes_down": 0, "bytes_up": 0})
+        for kind, size in job.payload.num_bytes().items():
+            tally.down[kind] = tally.down.get(kind, 0) + size
+            row["bytes_down"] += size
+    for reply in replies:
+        row = tally.rows[reply.client]
+        row["examples"] = reply.num_examples
+        row["numbers"] = row.get("numbers", {}) | dict(reply.numbers)
+        for kind, size in reply.payload.num_bytes().items():
+            tally.up[kind] = tally.up.get(kind, 0) + size
+            row["bytes_up"] += size
+    for failure in failures:
+        state = "rejected" if failure.is_rejected else "late" if failure.cause == "late" else "failed"
+        tally.rows[failure.client] |= {"state": state, "cause": failure.cause, "reason": failure.what}
+    tally.failures += failures
+
+
+def _check_quorum(
+    quorum: int, cohort: Cohort, asked: int, replies: Sequence[Reply], failures: Sequence[Failure]
+) -> None:
+    if len(replies) >= quorum:
+        return
+    causes = ", ".join(dict.fromkeys(f"client {f.client}: {f.what}" for f in failures[:3]))
+    rejected = sum(failure.is_rejected for failure in failures)
+    raise RunError(
+        f"round {cohort.round}: only {len(replies)} of {asked} clients replied usefully, quorum is {quorum} "
+        f"({len(failures) - rejected} failed, {rejected} rejected: {causes})",
+        mend=f"The state of round {cohort.round - 1} is safe. See clients/*/errors.log, then: fedkd resume",
+        failures=tuple(failures),
+    )
+
+
+def _measure_drift(tally: _Tally, jobs: Mapping[ClientId, Job], replies: Sequence[Reply], classes: int) -> None:
+    probes = [reply.probe for reply in replies if reply.probe is not None]
+    if probes:
+        tally.drift["function"] = metrics.function_drift(torch.stack(probes), classes)
+    pairs = [(jobs[r.client].payload.weights, r.payload.weights) for r in replies]
+    full = [(sent, back) for sent, back in pairs if sent and back]
+    if full and all(sent.keys() == full[0][0].keys() for sent, _ in full):
+        tally.drift |= metrics.weight_drift([sent for sent, _ in full], [back for _, back in full])
+
+
+def _evaluate(experiment: Experiment, engine: Engine, state: RunState, tally: _Tally) -> dict[str, Any]:
+    """Accuracy of the served students: each client's on its own test split, the global one on the pooled test set."""
+    config, strategy = experiment.config, experiment.strategy
+    start = time.perf_counter()
+    jobs: list[Job] = []
+    if _is_due(state.round, config.evaluate.every, config.rounds):
+        for client in range(config.clients):
+            own = state.clients.get(client, ClientState())
+            payload = strategy.served(state.server, client) or Payload()
+            jobs.append(Job(task="evaluate", client=client, round=state.round, payload=payload, state=own))
+    pooled = strategy.served(state.server, None)
+    if pooled is not None and _is_due(state.round, config.evaluate.pooled_every, config.rounds):
+        payload = _with_statistics(experiment.problem, pooled, state)
+        for part in range(num_pooled_parts(experiment.num_pooled)):
+            jobs.append(Job(task="evaluate_pooled", client=part, round=state.round, payload=payload))
+    results = list(engine.run(jobs)) if jobs else []
+    found = [border.admit_evaluation(job, result) for job, result in _pair(jobs, results)]
+    tally.timings["evaluation"] = time.perf_counter() - start
+    tally.failures += [result for result in found if isinstance(result, Failure)]
+    done = [(job, result) for job, result in zip(jobs, found, strict=True) if isinstance(result, Reply)]
+    return _accuracy(done, tally)
+
+
+def _pair(jobs: Sequence[Job], results: Sequence[Reply | Failure]) -> list[tuple[Job, Reply | Failure]]:
+    """Jobs with their results, in the order of the jobs.
+
+    Of two results for a job the first counts, one that nobody asked for none: whom a reply is from is its own claim.
+    """
+    by_key: dict[tuple[str, ClientId], Reply | Failure] = {}
+    for result in results:
+        by_key.setdefault((result.task, result.client), result)
+    return [(job, by_key.get((job.task, job.client)) or failed(job, "no result came", "lost")) for job in jobs]
+
+
+def _accuracy(done: Sequence[tuple[Job, Reply]], tally: _Tally) -> dict[str, Any]:
+    accuracy: dict[str, Any] = {}
+    own = [reply for job, reply in done if job.task == "evaluate"]
+    pooled = [reply for job, reply in done if job.task == "evaluate_pooled"]
+    if own:
+        accuracy["clients"] = metrics.over_clients([r.numbers["correct"] for r in own], [r.num_examples for r in own])
+        for reply in own:
+            row = tally.rows.setdefault(reply.client, {"state": "idle"})
+            row["accuracy"] = reply.numbers["correct"] / reply.num_examples
+    if pooled:
+        count = sum(reply.num_examples for reply in pooled)
+        accuracy["global"] = sum(reply.numbers["correct"] for reply in pooled) / count
+        accuracy["loss"] = sum(reply.numbers["loss_sum"] for reply in pooled) / count
+    return accuracy
+
+
+def _with_statistics(problem: Problem, served: Payload, state: RunState) -> Payload:
+    """The global student with the mean of the clients' BatchNorm statistics, where these stay with the clients."""
+    if problem.statistics != "local" or not problem.statistic_names:
+        return served
+    kept = [state.clients[client].kept for client in sorted(state.clients)]
+    statistics = metrics.mean_statistics(kept, problem.statistic_names)
+    return Payload(weights={**(served.weights or {}), **statistics})
+
+
+def _is_due(number: int, every: int, rounds: int) -> bool:
+    return number % every == 0 or number == rounds
+
+
+def _row(number: int, tally: _Tally, accuracy: Mapping[str, Any]) -> dict[str, Any]:
+    states = [row["state"] for row in tally.rows.values()]
+    return {
+        "round": number,
+        "cohort": sorted(client for client, row in tally.rows.items() if row["state"] != "idle"),
+        "clients": {state: states.count(state) for state in ("ok", "failed", "late", "rejected")},
+        "accuracy": dict(accuracy),
+        "terms": metrics.mean_by_name([row["numbers"] for _, row in sorted(tally.rows.items()) if "numbers" in row]),
+        "server": tally.numbers,
+        "drift": tally.drift,
+        "bytes": {"down": tally.down, "up": tally.up},
+    }
+
+
+def _client_rows(number: int, tally: _Tally) -> list[dict[str, Any]]:
+    return [{"round": number, "client": client, **row} for client, row in sorted(tally.rows.items())]

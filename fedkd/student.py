@@ -1,0 +1,120 @@
+"""Student: the classifier being trained, as ordered named blocks from shallow to deep."""
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from fedkd.payload import Weights
+from fedkd.seeds import Stream
+
+
+class Student(nn.Sequential):
+    """Blocks in order; the last is called `head` and maps the latent z (B, d) to logits (B, C).
+
+    Entries of its weights are named `block.path.to.parameter`, so `head.` prefixes the head's.
+    """
+
+    def __init__(self, blocks: OrderedDict[str, nn.Module]) -> None:
+        if not blocks or list(blocks)[-1] != "head":
+            raise ValueError(f"the last block of a student must be called 'head', got {list(blocks)}")
+        if not isinstance(blocks["head"], nn.Linear):
+            raise TypeError(f"the head of a student must be one nn.Linear, got {type(blocks['head']).__name__}")
+        super().__init__(blocks)
+        self._extractor = tuple(block for name, block in blocks.items() if name != "head")
+
+    def features(self, x: Tensor) -> Tensor:
+        """All blocks but the last: images (B, ...) -> z (B, d)."""
+        for block in self._extractor:
+            x = block(x)
+        return x
+
+    def classify(self, z: Tensor) -> Tensor:
+        """The head: z (B, d) -> logits (B, C)."""
+        return self._modules["head"](z)  # type: ignore[misc]
+
+    def taps(self, x: Tensor, names: Iterable[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits, and the outputs of the named blocks."""
+        wanted, found = set(names), {}
+        if unknown := wanted - set(self._modules):
+            raise KeyError(f"no block {sorted(unknown)}; blocks are {list(self._modules)}")
+        for name, block in self._modules.items():
+            x = block(x)  # type: ignore[misc]
+            if name in wanted:
+                found[name] = x
+        return x, found
+
+    @property
+    def latent_width(self) -> int:
+        """d, the width of z."""
+        return cast(nn.Linear, self._modules["head"]).in_features
+
+    @property
+    def num_classes(self) -> int:
+        """C, the number of logits."""
+        return cast(nn.Linear, self._modules["head"]).out_features
+
+    @property
+    def learnable(self) -> dict[str, nn.Parameter]:
+        """The parameters, by name."""
+        return dict(self.named_parameters())
+
+    @property
+    def statistics(self) -> dict[str, Tensor]:
+        """Float buffers (BatchNorm's running means and variances); empty under GroupNorm."""
+        return {name: buffer for name, buffer in self.named_buffers() if buffer.is_floating_point()}
+
+    @property
+    def weights(self) -> Weights:
+        """A detached copy of every learnable entry, then of every statistic, each in order of definition."""
+        return {name: entry.detach().clone() for name, entry in (self.learnable | self.statistics).items()}
+
+    def load(self, *layers: Weights) -> "Student":
+        """Copy entries in; later layers win. Names and shapes were checked at the border."""
+        entries = self.learnable | self.statistics
+        with torch.no_grad():
+            for layer in layers:
+                for name, value in layer.items():
+                    entries[name].copy_(value)
+        return self
+
+
+def build(make: Callable[[], Student], stream: Stream) -> Student:
+    """Make a student whose initial weights come from `stream` alone: no global generator is read.
+
+    Same laws as torch's defaults: convolutions and linear layers Kaiming-uniform with a = sqrt(5), their biases
+    U(-1/sqrt(fan_in), 1/sqrt(fan_in)), norms 1 and 0.
+    """
+    with torch.device("meta"):
+        student = make()
+    generator = stream.torch()
+    for module in student.modules():
+        _materialise(module)
+        initialise(module, generator)
+    return student
+
+
+def _materialise(module: nn.Module) -> None:
+    """Give the layer's own entries memory. `Module.to_empty` would import sympy: half a second in every worker."""
+    for name, parameter in module.named_parameters(recurse=False):
+        module.register_parameter(name, nn.Parameter(torch.empty(parameter.shape)))
+    for name, buffer in module.named_buffers(recurse=False):
+        module.register_buffer(name, torch.empty(buffer.shape, dtype=buffer.dtype))
+
+
+def initialise(module: nn.Module, generator: torch.Generator) -> None:
+    """Give one layer its initial entries from `generator`; containers have none of their own."""
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5), generator=generator)
+        if module.bias is not None:
+            bound = 1 / math.sqrt(module.weight[0].numel())
+            nn.init.uniform_(module.bias, -bound, bound, generator=generator)
+    elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.GroupNorm):
+        module.reset_parameters()  # constants: draws nothing
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.num_batches_tracked = None  # momentum is fixed: a counter would only be one more thing to average
+    elif [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
+        raise TypeError(f"no initial law for a {type(module).__name__}; add it to student.initialise")

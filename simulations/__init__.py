@@ -1,0 +1,1 @@
+"""Ties the packages together: engines, Flower apps, command line, run folders."""

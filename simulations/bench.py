@@ -1,0 +1,136 @@
+"""`fedkd bench`: how fast this machine plays rounds, as ratios from one run. What is measured: docs/benchmark.md."""
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedkd import compose
+from fedkd.errors import EngineError
+from fedkd.resolved import Resolved
+from simulations import bench_view, ray_session
+from simulations.options import Options
+
+PER_ROUND = 50  # clients a round where memory is measured
+BARE_LIMIT = 1.15  # at most: inline over the bare loop, a round
+SPEEDUP_LIMIT = 1.6  # at least: inline over two workers, with two cores free
+MESSAGE_LIMIT = 1e-3  # seconds, at most: a client that does nothing, 10,000 parameters
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured; all but `clients` and `workers` are repetitions."""
+
+    rounds: int = 15
+    ray_rounds: int = 8
+    exchanges: int = 10
+    starts: int = 3
+    memory_rounds: int = 20
+    clients: tuple[int, ...] = (100, 1000)  # for memory
+    workers: tuple[int, ...] = (1, 2)
+
+
+QUICK = Effort(rounds=3, ray_rounds=2, exchanges=2, starts=1, memory_rounds=2)
+
+
+def main(options: Options, overrides: Sequence[str], effort: Effort | None = None) -> int:
+    """Measure, and print tables or one JSON object. Raises FedkdError for a configuration that cannot be played."""
+    resolved = compose.resolve(overrides)  # before torch is imported: slips are answered at once
+
+    def say(text: str) -> None:
+        if not options.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    found = measure(resolved, overrides, effort or Effort(), say)
+    if options.json:
+        print(json.dumps(found))
+    else:
+        bench_view.show(found)
+    return 0
+
+
+def measure(resolved: Resolved, words: Sequence[str], effort: Effort, say: Callable[[str], None]) -> dict[str, Any]:
+    """Everything, in seconds and bytes; what could not be measured has its reason under `missing`."""
+    found: dict[str, Any] = {"machine": _machine(), "configuration": _configuration(resolved, words), "missing": {}}
+    say("importing torch")
+    import torch
+
+    from simulations import bench_measures, bench_memory
+
+    torch.set_num_threads(1)
+    say("starting: new processes")
+    found["starting"] = bench_measures.starting(effort.starts)
+    assembly = bench_measures.assembled(resolved.config, max(effort.rounds, effort.ray_rounds))
+    say(f"loop: {effort.rounds} rounds of the bare loop and of inline, in turns")
+    found["loop"] = bench_measures.against_bare(assembly, effort.rounds)
+    found["message"] = bench_measures.inline_message_seconds(effort.exchanges)
+    found["ray"], found["memory"] = [], []
+    for workers in effort.workers:
+        say(f"ray x {workers}: {effort.ray_rounds} rounds of it and of inline, in turns")
+        _try(found, "ray", lambda n=workers: bench_measures.on_ray(assembly, effort.ray_rounds, n, effort.exchanges))  # type: ignore[misc]
+    pool = max(effort.workers, default=0) if found["ray"] else 0
+    for clients in effort.clients:
+        say(f"memory: {clients} clients")
+        plan = bench_memory.Plan(list(words), clients, PER_ROUND, effort.memory_rounds, pool)
+        _try(found, "memory", lambda plan=plan: bench_memory.in_child(plan))  # type: ignore[misc]
+    return {**found, "goals": goals(found)}
+
+
+def goals(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """Our goals beside what was measured; those about what was not measured are left out."""
+    loop, ray = found["loop"], {entry["workers"]: entry for entry in found["ray"]}
+    ratio = loop["phases"]["total"]["ratio"]
+    listed = [("inline / bare loop, a round", ratio, "at most", BARE_LIMIT)] if loop["is_same"] else []
+    if 2 in ray:
+        listed.append(("inline / ray x 2, a round", ray[2]["speedup"], "at least", SPEEDUP_LIMIT))
+    listed.append(("idle client inline, s", found["message"], "at most", MESSAGE_LIMIT))
+    if 2 in ray:
+        listed.append(("idle client on ray x 2, s", ray[2]["message"], "at most", MESSAGE_LIMIT))
+    return [
+        {"what": what, "value": value, "limit": limit, "is_met": value <= limit if how == "at most" else value >= limit}
+        for what, value, how, limit in listed
+    ]
+
+
+def _try(found: dict[str, Any], part: str, attempt: Callable[[], dict[str, Any]]) -> None:
+    """Ray may be missing and memory short: the rest is worth having."""
+    try:
+        found[part].append(attempt())
+    except EngineError as error:
+        found["missing"][part] = error.what
+
+
+def _machine() -> dict[str, Any]:
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    return {
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "processor": _processor(),
+        "cores": ray_session.num_cores(),
+        "load": load,  # of the last minute, before anything was measured
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _configuration(resolved: Resolved, words: Sequence[str]) -> dict[str, Any]:
+    config = resolved.config
+    return {
+        "words": list(words),
+        "strategy": config.strategy["name"],
+        "data": config.data.name,
+        "students": config.students.name,
+        "clients": config.clients,
+        "per_round": config.clients_per_round or config.clients,
+        "steps": config.train.steps,
+        "batch": config.train.batch,
+    }

@@ -1,0 +1,108 @@
+"""The tables of `fedkd bench`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+BUSY = 0.5  # load a core from which figures are called doubtful
+
+
+def show(found: Mapping[str, Any]) -> None:
+    """Print everything that `bench.measure` found."""
+    console = Console(highlight=False)
+    console.print(*_head(found), sep="\n")
+    for table in _tables(found):
+        console.print()
+        console.print(table)
+    console.print()
+    console.print(*_tail(found), sep="\n")
+
+
+def _head(found: Mapping[str, Any]) -> list[str]:
+    machine, chosen = found["machine"], found["configuration"]
+    load = "" if machine["load"] is None else f", load {machine['load']:.1f}"
+    lines = [
+        f"{machine['processor']}, {machine['cores']} cores{load}, Python {machine['python']}",
+        f"{chosen['strategy']} on {chosen['data']}, {chosen['students']}: {chosen['per_round']} of {chosen['clients']} "
+        f"clients a round, {chosen['steps'] or 'all'} steps of {chosen['batch']}",
+    ]
+    if machine["load"] and machine["load"] > BUSY * machine["cores"]:
+        lines.append("warn  this machine is busy: trust ratios more than times, and the speed-up of Ray not at all")
+    return lines
+
+
+def _tables(found: Mapping[str, Any]) -> list[Table]:
+    tables = [_loop(found["loop"]), _starting(found)]
+    if found["ray"]:
+        tables.append(_ray(found["ray"]))
+    if found["memory"]:
+        tables.append(_memory(found["memory"]))
+    return tables
+
+
+def _loop(loop: Mapping[str, Any]) -> Table:
+    total = loop["phases"]["total"]["inline"]
+    method = loop["method"] if loop["is_same"] else f"{loop['method']}, a stand-in"
+    table = _table(f"a round, medians of {loop['rounds']}", f"bare loop ({method})", "inline", "ratio", "share")
+    for phase, values in loop["phases"].items():
+        share = "" if phase in ("total", "cpu") else f"{values['inline'] / total:.0%}"
+        ratio = "" if phase == "rest" else f"{values['ratio']:.2f}"
+        table.add_row(phase, _ms(values["bare"]), _ms(values["inline"]), ratio, share)
+    table.add_row("checkpoint", "", _ms(loop["commit"]), "", "not in a round")
+    return table
+
+
+def _starting(found: Mapping[str, Any]) -> Table:
+    table = _table("starting", "seconds")
+    for name, seconds in found["starting"].items():
+        table.add_row(name, f"{seconds:.2f}")
+    table.add_row("first round, inline", f"{found['loop']['first_round']:.2f}")
+    for entry in found["ray"]:
+        table.add_row(f"ray x {entry['workers']}", f"{entry['start']:.2f}")
+    return table
+
+
+def _ray(entries: Sequence[Mapping[str, Any]]) -> Table:
+    table = _table("ray, a round", "inline", "ray", "speed-up", "idle client", "results")
+    for entry in entries:
+        results = "equal" if entry["is_equal"] else "DIFFER"
+        speedup, message = f"{entry['speedup']:.2f}", f"{1000 * entry['message']:.2f} ms"
+        table.add_row(f"{entry['workers']} workers", _ms(entry["inline"]), _ms(entry["ray"]), speedup, message, results)
+    return table
+
+
+def _memory(entries: Sequence[Mapping[str, Any]]) -> Table:
+    table = _table("memory, MB resident (private)", "trained", "their state", "driver", "workers")
+    for entry in entries:
+        workers = "   ".join(map(_megabytes, entry["workers"]))
+        state = f"{entry['state_bytes'] / 1e6:.2f}"
+        table.add_row(f"{entry['clients']} clients", str(entry["trained"]), state, _megabytes(entry["driver"]), workers)
+    return table
+
+
+def _tail(found: Mapping[str, Any]) -> list[str]:
+    lines = [f"idle client inline {1000 * found['message']:.2f} ms (border, drift and mean included)"]
+    for goal in found["goals"]:
+        lines.append(
+            f"{'ok  ' if goal['is_met'] else 'miss'}  {goal['what']}: {goal['value']:.3g} (goal {goal['limit']:g})"
+        )
+    return lines + [f"warn  {part} was not measured: {why}" for part, why in found["missing"].items()]
+
+
+def _table(first: str, *columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    table.add_column(first)
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _ms(seconds: float) -> str:
+    return f"{1000 * seconds:.1f} ms"
+
+
+def _megabytes(process: Mapping[str, int]) -> str:
+    private = f" ({process['private'] / 1e6:.0f})" if "private" in process else ""
+    return f"{process['resident'] / 1e6:.0f}{private}"

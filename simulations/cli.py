@@ -1,0 +1,223 @@
+"""The command line `fedkd`: finds the verb, reads its options, turns errors into messages and exit codes.
+
+Imports nothing heavy: `fedkd --help` answers before torch could be imported.
+"""
+
+import argparse
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import fedkd
+from fedkd.errors import ConfigError, FedkdError
+from simulations import verbs
+from simulations.options import Options
+
+INTERNAL, INTERRUPTED, TERMINATED = 1, 130, 143
+COMMAND_LINE = "command line"
+_WORDS = ("words", {"nargs": "*", "metavar": "WORD", "help": "key=value, group=name or a YAML file; later wins"})
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: saved like Ctrl-C, told apart by its exit code."""
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A verb: one line about it, examples, what it takes, and who plays it."""
+
+    about: str
+    examples: tuple[str, ...]
+    play: Callable[[argparse.Namespace, Options], int]
+    arguments: tuple[tuple[str, dict[str, Any]], ...] = (_WORDS,)
+
+
+_DOWNLOAD = ("--download", {"action": "store_true", "help": "fetch missing data sets with torchvision"})
+_RUN = "a run folder, a run's id or the beginning of one"
+
+VERBS = {
+    "run": Verb(
+        "run an experiment; without words, a first one that needs no network",
+        (
+            "fedkd run",
+            "fedkd run strategy=fedgen data=fashion-mnist clients=100 clients_per_round=10 rounds=50",
+            "fedkd run preset=fedgen-mnist strategy.variant=paper seed=1",
+            "fedkd run my.yaml rounds=20 --name pilot",
+            "fedkd run runs/pilot/config.yaml          # the same run again",
+        ),
+        verbs.run,
+        (_WORDS, _DOWNLOAD),
+    ),
+    "resume": Verb(
+        "go on with a stopped run",
+        ("fedkd resume                    # the newest unfinished one", "fedkd resume 1124-1830-fedgen-a3f9"),
+        verbs.resume,
+        (("run", {"nargs": "?", "metavar": "RUN", "help": _RUN}),),
+    ),
+    "show": Verb(
+        "what a run has done",
+        ("fedkd show 1124-1830-fedgen-a3f9", "fedkd show runs/pilot --json"),
+        verbs.show,
+        (("run", {"metavar": "RUN", "help": _RUN}),),
+    ),
+    "list": Verb(
+        "what there is to choose from: strategies, data, partitions, students, presets, engines, and the runs so far",
+        ("fedkd list", "fedkd list strategies", "fedkd list runs --json"),
+        verbs.list_,
+        (("what", {"nargs": "?", "metavar": "WHAT", "help": "strategies, data, ..., runs; all but runs if left out"}),),
+    ),
+    "partition": Verb(
+        "show which client would hold what; nothing is trained",
+        (
+            "fedkd partition data=mnist partition=dirichlet partition.alpha=0.1 clients=20",
+            "fedkd partition preset=fedgen-mnist --picture split.svg",
+        ),
+        verbs.partition,
+        (
+            _WORDS,
+            ("--picture", {"type": Path, "metavar": "PATH", "help": "picture to write (default: partition.png)"}),
+            _DOWNLOAD,
+        ),
+    ),
+    "config": Verb(
+        "show, check or compare configurations; print the schema",
+        (
+            "fedkd config show preset=fedgen-mnist          # each value with its source",
+            "fedkd config check my.yaml rounds=20",
+            "fedkd config diff runs/a runs/b                # run folders or YAML files",
+            "fedkd config schema strategy=fedgen            # keys, types, ranges, defaults, meaning",
+        ),
+        verbs.config,
+        (("action", {"metavar": "show|check|diff|schema", "help": "what to do"}), _WORDS),
+    ),
+    "doctor": Verb("check this machine: versions, memory, disk, data", ("fedkd doctor",), verbs.doctor, ()),
+    "bench": Verb(
+        "measure speed against a bare training loop on this machine",
+        ("fedkd bench", "fedkd bench strategy=fedavg clients=20"),
+        verbs.bench,
+    ),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message, where=COMMAND_LINE, mend=f"{self.prog} --help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Play a command line; gives the exit code (user-experience.md)."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    before = _on_termination(_terminate)
+    try:
+        return _dispatch(args)
+    except SystemExit as end:  # argparse after --help and --version
+        return int(end.code or 0)
+    except BrokenPipeError:  # `fedkd list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except BaseException as error:  # noqa: BLE001  the one place where everything ends as a message and a code
+        return _explain(error, debug="--debug" in args)
+    finally:
+        _on_termination(before)
+
+
+def _dispatch(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if args[0] == "--version":
+        print(f"fedkd {fedkd.__version__}")
+        return 0
+    verb = VERBS.get(args[0])
+    if verb is None:
+        raise ConfigError(f"there is no verb '{args[0]}'", where=COMMAND_LINE, mend=_mend_verb(args[0]))
+    parsed = _parser(args[0], verb).parse_intermixed_args(args[1:])
+    return verb.play(parsed, _options(parsed))
+
+
+def _mend_verb(word: str) -> str:
+    from fedkd import schema
+
+    return schema.one_of(word, VERBS) + "   fedkd --help"
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS))
+    return "\n".join(
+        [
+            f"fedkd {fedkd.__version__}: federated knowledge distillation, simulated",
+            "",
+            "usage: fedkd VERB [WORD ...] [options]      fedkd VERB --help",
+            "",
+            *(f"  {name:<{width}}  {verb.about}" for name, verb in VERBS.items()),
+            "",
+            "examples:",
+            *(f"  {example}" for name in ("run", "list", "config") for example in VERBS[name].examples[:2]),
+        ]
+    )
+
+
+def _parser(name: str, verb: Verb) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=f"fedkd {name}",
+        description=verb.about[0].upper() + verb.about[1:] + ".",
+        epilog="examples:\n" + "\n".join(f"  {example}" for example in verb.examples),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    for flag, settings in verb.arguments:
+        parser.add_argument(flag, **settings)
+    common = parser.add_argument_group("options of all verbs")
+    common.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of runs (default: runs)")
+    common.add_argument("--name", metavar="NAME", help="name of the new folder below it")
+    common.add_argument("--out", type=Path, metavar="DIR", help="write into this very folder")
+    common.add_argument("--json", action="store_true", help="one JSON object on stdout at the end")
+    common.add_argument("--quiet", action="store_true", help="only the result")
+    common.add_argument("--verbose", action="store_true", help="more detail")
+    common.add_argument("--debug", action="store_true", help="one process, full tracebacks")
+    return parser
+
+
+def _options(parsed: argparse.Namespace) -> Options:
+    return Options(**{name: getattr(parsed, name) for name in Options.__dataclass_fields__})
+
+
+def _explain(error: BaseException, *, debug: bool) -> int:
+    """Say on stderr what went wrong; gives the exit code."""
+    if debug and not isinstance(error, KeyboardInterrupt):
+        traceback.print_exception(error)
+    if isinstance(error, FedkdError):
+        print(f"error  {error}", file=sys.stderr)
+        return error.code
+    if isinstance(error, Terminated):
+        print("stopped  terminated", file=sys.stderr)
+        return TERMINATED
+    if isinstance(error, KeyboardInterrupt):
+        print("stopped  by Ctrl-C", file=sys.stderr)
+        return INTERRUPTED
+    print(f"error  internal: {type(error).__name__}: {error}", file=sys.stderr)
+    again = "please report it with" if debug else "run it again with --debug and please report"
+    print(f"       this is a bug in fedkd: {again} the traceback and the output of 'fedkd doctor'", file=sys.stderr)
+    return INTERNAL
+
+
+def _on_termination(handler: Any) -> Any:
+    """Set the handler of SIGTERM; gives the one before. Only the main thread can."""
+    try:
+        return signal.signal(signal.SIGTERM, handler)
+    except ValueError:
+        return None
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+if __name__ == "__main__":
+    sys.exit(main())

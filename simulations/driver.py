@@ -1,0 +1,326 @@
+"""The driver of one run: plays its rounds, records each, commits some, and leaves the folder whole however it ends."""
+
+import dataclasses
+import resource
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedkd import checkpoint, ledger, rounds
+from fedkd.config import RunConfig
+from fedkd.engine import Engine, Failure
+from fedkd.errors import CheckpointError, FedkdError, FolderError, RunError
+from fedkd.ledger import Ledger
+from fedkd.resolved import Resolved
+from fedkd.rounds import Round, RunState
+from fedkd.training import Site
+from simulations import assemble, engines, run_folder, summary
+from simulations.assemble import Assembly
+from simulations.board import Board
+from simulations.interrupts import Interrupts, Stop
+from simulations.progress import Screen
+from simulations.run_folder import RunFolder
+from simulations.story import Head, closing, headline
+
+Connect = Callable[[Site], Engine]  # makes an engine that no configuration names: Flower's, given a grid
+
+THREADS = 1  # within an operation: sums have other bits with 2
+_MACHINE_CAUSES = {"raised", "late", "lost"}  # causes of failures whose words are not the same everywhere
+_LONGEST_REASON = 300  # characters of a client's reason in the ledger
+_SHOWN = 100  # characters of a failure on the screen
+
+
+class Driver:
+    """One run in one process. `play` may be called once."""
+
+    def __init__(
+        self, resolved: Resolved, folder: RunFolder, screen: Screen, *, debug: bool, connect: Connect | None = None
+    ) -> None:
+        self.config: RunConfig = resolved.config
+        self.digest = resolved.digest()
+        self.folder, self.screen, self.debug, self.connect = folder, screen, debug, connect
+        self.label = strategy_label(self.config.strategy)
+        self.began = time.perf_counter()
+        self.before = 0.0  # seconds that earlier processes played
+        self.engine_facts: Callable[[], Mapping[str, Any]] = dict
+        self.state: RunState | None = None
+        self.committed = -1  # round of the last commit
+        self.lengths: Mapping[str, int] = {}  # of the ledger after the last whole round
+        self.rows: list[ledger.Row] = []
+        self.timings: list[ledger.Row] = []
+
+    def play(self) -> dict[str, Any]:
+        """Play until the last round, Ctrl-C or an error; the summary. Raises FedkdError; the folder is whole anyway."""
+        with ExitStack() as stack:
+            stack.callback(self.screen.close)
+            with run_folder.writing(self.folder.path):
+                self.ledger = Ledger(self.folder.path)
+                self.board = Board(self.folder.path / "tb")
+            self._read_ledger()
+            stack.callback(self.ledger.close)
+            stack.callback(self.board.close)
+            self.interrupts = stack.enter_context(Interrupts())
+            try:
+                return self._play(stack)
+            except Stop:
+                return self._stop()
+            except RunError as error:
+                raise self._fail(error) from error
+            except BaseException as error:
+                self._save_after(error)
+                raise
+
+    def _play(self, stack: ExitStack) -> dict[str, Any]:
+        torch.set_num_threads(THREADS)
+        config = self.config
+        self.screen.phase(f"loading {config.data.name} for {config.clients} clients")
+        assembly = assemble.assemble(config)
+        self._keep_partition(assembly)
+        self._compare_arithmetic()
+        state = self._state(assembly)
+        self.screen.phase("starting the engine")
+        engine, sentence = self._engine(assembly.site)
+        stack.callback(engine.close)
+        self.engine_facts = lambda: {"chosen": sentence, **engine.facts()}
+        self._event("start" if not state.round else "resume", round=state.round, engine=sentence)
+        self.screen.begin(self._head(sentence.removeprefix("engine: ")), self.rows)
+        while state.round < config.rounds:
+            played = rounds.play(assembly.experiment, engine, state)
+            with self.interrupts.deferred():
+                _check_sane(played)
+                self._record(played)
+                state = self.state = played.state
+                if state.round % config.checkpoint.every == 0:
+                    self._commit()
+            self.screen.round(played.row, played.timings["total"], _shown(played.failures))
+        self.interrupts.hold()
+        return self._finish()
+
+    # --- beginning -------------------------------------------------------------------------------------------------
+
+    def _keep_partition(self, assembly: Assembly) -> None:
+        """Write partition.json; on a resume, see that the split is still the same."""
+        split = assembly.partition
+        sha256, known = split.digest(), self.folder.info().get("partition_sha256")
+        if known is not None and known != sha256:
+            raise CheckpointError(
+                "the partition is not the one this run began with: the data or a library has changed",
+                where=str(self.folder.path),
+                mend="restore the data set and the versions in run.json, or start the run again",
+            )
+        counts = split.label_counts(assembly.dataset.train.y.numpy())
+        self.folder.write_json(
+            "partition.json",
+            {
+                "schema": run_folder.SCHEMAS["schema"],
+                "recipe": split.recipe,
+                "train": [len(part) for part in split.train],
+                "test": [len(part) for part in split.test],
+                "labels": np.asarray(counts).tolist(),
+                "classes": list(assembly.dataset.labels),
+                "sha256": sha256,
+            },
+        )
+        self.folder.note(partition_sha256=sha256)
+
+    def _compare_arithmetic(self) -> None:
+        """Record what decides the last bits of a sum; on a resume, warn if it has changed."""
+        now = {
+            "threads": torch.get_num_threads(),
+            "torch": str(torch.__version__),
+            "cpu": torch.backends.cpu.get_cpu_capability(),
+        }
+        then = self.folder.info().get("arithmetic", now)
+        changed = [f"{name} {then.get(name)} -> {value}" for name, value in now.items() if then.get(name) != value]
+        if changed:
+            self._warn(f"arithmetic has changed ({', '.join(changed)}): results may differ from an unbroken run's")
+        self.folder.note(arithmetic=now)
+
+    def _state(self, assembly: Assembly) -> RunState:
+        """The state to go on from, with ledger and curves cut to it."""
+        found = checkpoint.load(self.folder.checkpoints, assembly.experiment, self.digest, self._warn)
+        state = found.state if found else rounds.begin(assembly.experiment)
+        with run_folder.writing(self.folder.path):
+            self.ledger.cut(found.lengths if found else {})
+            self.lengths = self.ledger.lengths()
+            self._read_ledger()
+            self.board.restart(self.rows, self.timings)
+        self.before = sum(row["total"] for row in self.timings)
+        self.state, self.committed = state, state.round if found else -1
+        return state
+
+    def _read_ledger(self) -> None:
+        self.rows = ledger.rows(self.folder.path / "metrics.jsonl")
+        self.timings = ledger.rows(self.folder.path / "timings.jsonl")
+
+    def _engine(self, site: Site) -> tuple[Engine, str]:
+        """The engine, and a sentence on which it is and why."""
+        if self.connect is not None:
+            engine = self.connect(site)
+            return engine, f"engine: {engine.name}"
+        config = self.config
+        wanted = dataclasses.replace(config.engine, name="inline") if self.debug else config.engine
+        return engines.make(wanted, site, estimate=lambda: engines.estimate(config, site))
+
+    def _head(self, engine: str) -> Head:
+        config = self.config
+        return Head(
+            run=self.folder.id,
+            strategy=self.label,
+            data=config.data.name,
+            partition=partition_label(config.partition),
+            clients=config.clients,
+            per_round=config.clients_per_round or config.clients,
+            rounds=config.rounds,
+            folder=str(self.folder.path),
+            engine=engine,
+        )
+
+    # --- a round ---------------------------------------------------------------------------------------------------
+
+    def _record(self, played: Round) -> None:
+        """The rows of a round. Those of earlier rounds stay whole if the disk is full."""
+        number = played.state.round
+        timings = {"round": number, "at": time.time(), **played.timings, "memory": _peak_memory()}
+        with run_folder.writing(self.folder.path):
+            self.ledger.append("clients.jsonl", [_portable(row) for row in played.clients])
+            self.ledger.append("timings.jsonl", [timings])
+            self.ledger.append("metrics.jsonl", [played.row])
+            self.board.write(played.row, timings)
+        self._log_failures(played.failures)
+        self.rows.append(played.row)
+        self.timings.append(timings)
+        self.lengths = self.ledger.lengths()
+
+    def _log_failures(self, failures: Sequence[Failure]) -> None:
+        for failure in failures:
+            who = f"part {failure.client} of the pooled test set" if failure.task == "evaluate_pooled" else None
+            text = f"round {failure.round}, {failure.task}, {failure.cause}: {failure.what}"
+            self._event("failure", **{k: getattr(failure, k) for k in ("round", "client", "task", "cause", "what")})
+            if who:
+                self.folder.log(f"{who}: {text}\n{failure.detail}")
+            else:
+                self.folder.log_error(failure.client, f"{text}\n{failure.detail}")
+
+    def _commit(self) -> None:
+        """Make the state after the last round played the one that a resume goes on from."""
+        if self.state is None or self.state.round == self.committed:
+            return
+        start = time.perf_counter()
+        accuracy = self.rows[-1]["accuracy"] if self.rows else {}
+        with run_folder.writing(self.folder.path):
+            lengths = self.ledger.sync()
+            checkpoint.commit(self.folder.checkpoints, self.state, lengths, self.digest, headline(accuracy))
+            checkpoint.prune(self.folder.checkpoints, self.config.checkpoint.keep)
+        self.committed = self.state.round
+        self.folder.note(round=self.committed)
+        self._event("commit", round=self.committed, seconds=round(time.perf_counter() - start, 4))
+
+    # --- endings ---------------------------------------------------------------------------------------------------
+
+    def _finish(self) -> dict[str, Any]:
+        self._commit()
+        found = self._summarise("done")
+        self.screen.end(closing(found, self._head("")))
+        return found
+
+    def _stop(self) -> dict[str, Any]:
+        """After a signal: the running round is abandoned, those before it are saved."""
+        caught = self.interrupts.caught
+        self._commit()
+        found = {**self._summarise("stopped"), "signal": caught.name if caught else "SIGINT"}
+        by = "a request to terminate" if found["signal"] == "SIGTERM" else "Ctrl-C"
+        resume = f"fedkd resume {self.folder.path}"
+        self.screen.end([f"stopped  after round {found['rounds']} by {by}; everything is saved.  {resume}"])
+        return found
+
+    def _fail(self, error: RunError) -> RunError:
+        """The same error, with the way to go on from here."""
+        with suppress(FolderError):
+            self._log_failures(error.failures)
+        self._save_after(error)
+        number = self.state.round if self.state else 0
+        mend = f"state of round {number} is safe. See clients/*/errors.log, then: fedkd resume {self.folder.path}"
+        return RunError(error.what, where=error.where, mend=mend, failures=error.failures)
+
+    def _save_after(self, error: BaseException) -> None:
+        """What can be saved after an error is saved; nothing here may hide the error itself."""
+        self.screen.close()
+        self.folder.log("".join(traceback.format_exception(error)))
+        with suppress(OSError, FedkdError):
+            if self.state is not None:
+                self.ledger.cut(self.lengths)  # rows of a round that broke while it was recorded
+                self._commit()
+        with suppress(OSError, FedkdError):
+            self._summarise("failed", error=str(error) or type(error).__name__)
+
+    def _summarise(self, status: str, **facts: Any) -> dict[str, Any]:
+        """Write summary.json and the state in run.json."""
+        found = {"run": str(self.folder.path), "status": status, **summary.of_rows(self.rows, self.timings), **facts}
+        found["seconds"]["total"] = self.before + time.perf_counter() - self.began
+        self.folder.write_json("summary.json", found)
+        self.folder.note(state=status, round=found["rounds"], engine=self.engine_facts(), **facts)
+        self._event(status, round=found["rounds"], **facts)
+        return found
+
+    def _event(self, event: str, **facts: Any) -> None:
+        with run_folder.writing(self.folder.path):
+            self.ledger.append(ledger.EVENTS, [{"at": round(time.time(), 3), "event": event, **facts}])
+        self.folder.log(" ".join([event, *(f"{name}={value}" for name, value in facts.items())]))
+
+    def _warn(self, text: str) -> None:
+        self.screen.warn(text)
+        self._event("warn", what=text)
+
+
+def strategy_label(strategy: Mapping[str, Any]) -> str:
+    """`fedgen/paper`: name and variant."""
+    variant = strategy.get("variant")
+    return f"{strategy['name']}/{variant}" if variant else str(strategy["name"])
+
+
+def partition_label(partition: Mapping[str, Any]) -> str:
+    """`dirichlet(0.1)`."""
+    alpha = partition.get("alpha")
+    return f"{partition['name']}({alpha:g})" if alpha is not None else str(partition["name"])
+
+
+def _check_sane(played: Round) -> None:
+    """Raises RunError if the served students have left the finite numbers: nothing after this could be of use."""
+    bad = [f for f in played.failures if f.task != "train" and f.cause == "non_finite"]
+    if any(f.task == "evaluate_pooled" for f in bad) or (bad and headline(played.row["accuracy"]) is None):
+        raise RunError(
+            f"round {played.state.round}: training has diverged, the test loss is not finite ({bad[0].what})",
+            failures=tuple(bad),
+        )
+
+
+def _portable(row: ledger.Row) -> ledger.Row:
+    """A client's row without machine facts: what an exception says may name addresses, paths or processes."""
+    if "reason" not in row:
+        return row
+    if row["cause"] not in _MACHINE_CAUSES:
+        return {**row, "reason": row["reason"][:_LONGEST_REASON]}
+    kept = {key: value for key, value in row.items() if key != "reason"}
+    return {**kept, "reason": row["reason"].partition(":")[0]} if row["cause"] == "raised" else kept
+
+
+def _shown(failures: Sequence[Failure]) -> str:
+    if not failures:
+        return ""
+    last = failures[-1]
+    text = " ".join(last.what.split())
+    how = "rejected" if last.is_rejected else "late" if last.cause == "late" else "failed"
+    return f"client {last.client} {how} in round {last.round}: {text[:_SHOWN]}"
+
+
+def _peak_memory() -> float:
+    """Peak resident memory of this process in MB (10^6 bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6

@@ -1,0 +1,132 @@
+"""Makes the engine that a configuration names; `auto` takes the one that should end first, and says why."""
+
+import importlib.util
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fedkd.config import EngineConfig, RunConfig
+from fedkd.engine import Engine, Job, Reply, Result
+from simulations import ray_session
+from simulations.inline import Inline, Place
+
+if TYPE_CHECKING:
+    from fedkd.training import Site
+    from simulations.ray_pool import RayPool
+
+START_SECONDS = 8.0  # until a pool answers: ray.init 2.4 to 5, torch in each worker 2 to 4 (two cores; docs/engines.md)
+EFFICIENCY = 0.85  # of a core that shares caches and memory with the others, calls included
+FORWARD_SHARE = 0.3  # of an SGD step's time, per image
+
+
+class Warming(Engine):
+    """Runs jobs in this process until the pool is ready: no round waits for its start. Both give the same bytes."""
+
+    name = "ray"
+
+    def __init__(self, inline: Inline, pool: "RayPool") -> None:
+        self._inline, self._pool = inline, pool
+        pool.start()
+
+    def run(self, jobs: Sequence[Job], deadline: float | None = None) -> Iterator[Result]:
+        start = time.monotonic()
+        rest = iter(jobs)
+        while not self._pool.is_ready:  # raises what went wrong in starting
+            if (job := next(rest, None)) is None:
+                return
+            left = None if deadline is None else deadline - (time.monotonic() - start)
+            yield from self._inline.run([job], left)
+        left = None if deadline is None else deadline - (time.monotonic() - start)
+        yield from self._pool.run(list(rest), left)
+
+    def serve(self, site: Place) -> None:
+        """From now on run jobs at another site: the next run of a comparison."""
+        self._inline.serve(site)
+        self._pool.serve(site)
+
+    def close(self) -> None:
+        self._pool.close()
+
+    def facts(self) -> Mapping[str, Any]:
+        return self._pool.facts()
+
+
+def make(config: EngineConfig, site: Place, *, estimate: Callable[[], float]) -> tuple[Engine, str]:
+    """The engine, and a sentence on which it is and why. `estimate`: seconds of the run on one core (for auto)."""
+    if config.name == "inline":
+        return Inline(site), "engine: inline, as asked"
+    name, why = ("ray", "as asked") if config.name == "ray" else choose(config, estimate)
+    if name == "inline":
+        return Inline(site), f"engine: inline, {why}"
+    from simulations.ray_pool import RayPool
+
+    pool = RayPool(site, workers=config.workers, address=config.address)
+    return Warming(Inline(site), pool), f"engine: ray x {_num_workers(config)}, {why}"
+
+
+def choose(config: EngineConfig, estimate: Callable[[], float]) -> tuple[str, str]:
+    """The engine that should end first, `inline` or `ray`, and why."""
+    if config.address is not None:
+        return "ray", "because engine.address names a cluster"
+    if importlib.util.find_spec("ray") is None:
+        return "inline", "because Ray is not installed"
+    workers = min(config.workers or ray_session.num_cores(), ray_session.num_cores())
+    if workers == 1:
+        return "inline", "because there is one core to use"
+    alone = estimate()
+    shared = START_SECONDS + alone / (workers * EFFICIENCY)
+    why = (
+        f"because the work is about {alone:.0f} s on one core and {shared:.0f} s with {workers} workers, start included"
+    )
+    return ("ray" if shared < alone else "inline"), why
+
+
+def estimate(config: RunConfig, site: "Site") -> float:
+    """Seconds a run's training and evaluation take on one core, from one measured SGD step. Terms are not counted."""
+    seconds = step_seconds(site)
+    cohort = min(config.clients_per_round or config.clients, config.clients)
+    sizes = [len(index) for index in site.train_index.values()]
+    mean_size = sum(sizes) / max(1, len(sizes))
+    epochs = config.train.epochs * mean_size / config.train.batch
+    steps = config.rounds * cohort * (config.train.steps if config.train.steps is not None else epochs)
+    images_own = sum(map(len, site.test_index.values())) / config.evaluate.every
+    images_pooled = len(site.test) / config.evaluate.pooled_every
+    images = config.rounds * (images_own + images_pooled)
+    return seconds * (steps + FORWARD_SHARE * images / config.train.batch)
+
+
+def step_seconds(site: "Site") -> float:
+    """Seconds of one forward and backward pass of the run's student on one batch: the least of four."""
+    import torch
+    import torch.nn.functional as F  # its usual name
+
+    student = site.problem.initial().train()
+    x = torch.zeros(site.problem.train.batch, *site.problem.input_shape)
+    y = torch.zeros(len(x), dtype=torch.int64)
+
+    def step() -> float:
+        start = time.perf_counter()
+        torch.autograd.grad(F.cross_entropy(student(x), y), list(student.parameters()))
+        return time.perf_counter() - start
+
+    return min(step() for _ in range(4))
+
+
+class Echo:
+    """A place where a job is nothing: its answer is the payload it came with."""
+
+    def run(self, job: Job) -> Result:
+        return Reply(client=job.client, round=job.round, exchange=job.exchange, payload=job.payload)
+
+
+def message_seconds(engine: Engine, jobs: Sequence[Job]) -> float:
+    """Seconds an engine needs for a job beyond doing it: of jobs that do nothing, at a site such as `Echo`."""
+    start = time.perf_counter()
+    answers = sum(1 for _ in engine.run(jobs))
+    return (time.perf_counter() - start) / answers
+
+
+def _num_workers(config: EngineConfig) -> str:
+    if config.workers is None and config.address is not None:
+        return "every core of the cluster"
+    return str(config.workers or ray_session.num_cores())

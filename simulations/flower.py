@@ -1,0 +1,219 @@
+"""fedkd as a Flower app: ServerApp, ClientApp, and the engine that runs jobs on any Flower Grid.
+
+The ServerApp plays the same rounds as `fedkd run`, so both write the same ledger. Clients read the same configuration
+from the app's `overrides`. For simulation: every node reaches all data, and the memory of clients travels with the
+jobs (flower_codec).
+"""
+
+import shlex
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid, ServerApp
+
+from fedkd import compose, engine
+from fedkd.border import MAX_REASON
+from fedkd.engine import Engine, Job, Result
+from fedkd.errors import ConfigError, EngineError
+from fedkd.payload import Payload
+from fedkd.resolved import Resolved
+from fedkd.training import Site
+from simulations import assemble, flower_codec, runs
+from simulations.flower_codec import Malformed, Record
+from simulations.inline import late
+from simulations.options import Options
+
+PATIENCE = 120.0  # seconds that nodes may take to appear; each assembles its site meanwhile
+POLL = 0.02  # seconds between looks at a grid that has nothing new; Flower offers no way to be woken
+
+_CAUSES = {  # what an error reply of Flower is for us; all others: raised
+    ErrorCode.MESSAGE_UNAVAILABLE: "late",
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE: "late",
+    ErrorCode.NODE_UNAVAILABLE: "lost",
+    ErrorCode.CLIENT_APP_CRASHED: "lost",
+}
+
+server_app = ServerApp()
+client_app = ClientApp()
+
+
+class FlowerEngine(Engine):
+    """Runs jobs as messages on a Grid; parts of the pooled test set at `site`, the server's own."""
+
+    name = "flower"
+
+    def __init__(self, grid: Grid, site: Site, patience: float = PATIENCE) -> None:
+        self.grid, self.site, self.patience = grid, site, patience
+        self._nodes: tuple[int, ...] = ()
+
+    def run(self, jobs: Sequence[Job], deadline: float | None = None) -> Iterator[Result]:
+        end = None if deadline is None else time.monotonic() + deadline
+        waiting: dict[str, Job] = {}
+        away = [job for job in jobs if job.task != "evaluate_pooled"]
+        if away and not self._nodes:
+            self._nodes = find_nodes(self.grid, self.patience)
+        for job, message in messages(away, self._nodes):
+            taken = list(self.grid.push_messages([message]))
+            if taken and taken[0]:
+                waiting[taken[0]] = job
+            else:
+                yield engine.failed(job, f"the grid has no node {message.metadata.dst_node_id} any more", "lost")
+        for job in jobs:
+            if job.task == "evaluate_pooled":
+                yield self.site.run(job)
+        yield from self._collect(waiting, end)
+        for job in waiting.values():
+            yield late(job)
+
+    def facts(self) -> Mapping[str, Any]:
+        return {"nodes": len(self._nodes)}
+
+    def _collect(self, waiting: dict[str, Job], end: float | None) -> Iterator[Result]:
+        """Results as they come, by the message they answer: an error made by Flower has the wrong sender."""
+        while waiting and (end is None or time.monotonic() < end):
+            replies = list(self.grid.pull_messages(list(waiting)))
+            for reply in replies:
+                if job := waiting.pop(reply.metadata.reply_to_message_id, None):
+                    yield read(reply, job)
+            if not replies:
+                time.sleep(POLL)
+
+
+def messages(jobs: Sequence[Job], nodes: Sequence[int]) -> Iterator[tuple[Job, Message]]:
+    """A message a job, to the node that acts for its client; each distinct payload is encoded once.
+
+    `nodes` are in order of their partition ids; if there are fewer than clients, they take turns.
+    """
+    encoded: dict[Payload, Mapping[str, Record]] = {}
+    for job in jobs:
+        if job.payload not in encoded:
+            encoded[job.payload] = flower_codec.encode_payload(job.payload)
+        content = flower_codec.encode_job(job, encoded[job.payload])
+        kind = MessageType.TRAIN if job.task == "train" else MessageType.EVALUATE
+        yield job, Message(content, nodes[job.client % len(nodes)], kind, group_id=str(job.round))
+
+
+def read(reply: Message, job: Job) -> Result:
+    """What a reply says about a job. Whatever is wrong with it becomes a Failure."""
+    if reply.has_error():
+        what = f"Flower: {str(reply.error.reason)[:MAX_REASON]} (code {reply.error.code})"
+        return engine.failed(job, what, _CAUSES.get(reply.error.code, "raised"))
+    try:
+        return flower_codec.decode_result(reply.content, job)
+    except Malformed as error:
+        return engine.failed(job, str(error), error.cause)
+
+
+def find_nodes(grid: Grid, patience: float = PATIENCE) -> tuple[int, ...]:
+    """Node ids in order of partition ids, once all partitions have a node. Raises EngineError.
+
+    Node ids are random; which partition is whose, only the nodes know.
+    """
+    end = time.monotonic() + patience
+    found: dict[int, int] = {}  # partition -> node
+    total = 0
+    while not total or len(found) < total:
+        unknown = sorted(set(grid.get_node_ids()) - set(found.values()))
+        questions = [Message(RecordDict(), node, MessageType.QUERY) for node in unknown]
+        for reply in grid.send_and_receive(questions, timeout=max(0.0, end - time.monotonic())) if questions else ():
+            partition, total = _partition(reply, total)
+            found[partition] = reply.metadata.src_node_id
+        if time.monotonic() > end:
+            raise EngineError(
+                f"after {patience:g} s Flower has {len(found)} of {total or 'an unknown number of'} nodes",
+                mend="look at the logs of the nodes; each needs its own partition-id",
+            )
+        if not questions:
+            time.sleep(POLL)
+    return tuple(node for _, node in sorted(found.items()))
+
+
+def _partition(reply: Message, total: int) -> tuple[int, int]:
+    """The partition of the node that replies, and how many there are."""
+    said = dict(reply.content.get("node", {})) if reply.has_content() else {}
+    partition, partitions = said.get("partition-id"), said.get("num-partitions")
+    if not isinstance(partition, int) or not isinstance(partitions, int) or not 0 <= partition < partitions:
+        reason = reply.error.reason if reply.has_error() else f"partition-id {partition!r} of {partitions!r}"
+        raise EngineError(
+            f"node {reply.metadata.src_node_id} does not say which partition it has: {reason}",
+            mend="its node-config needs partition-id and num-partitions",
+        )
+    if total and partitions != total:
+        raise EngineError(f"nodes disagree on num-partitions: {partitions} and {total}")
+    return partition, partitions
+
+
+@client_app.query()
+def query(message: Message, context: Context) -> Message:
+    """Which partition this node has."""
+    said = ConfigRecord()
+    for name in ("partition-id", "num-partitions"):
+        if name in context.node_config:
+            said[name] = context.node_config[name]
+    return Message(RecordDict({"node": said}), reply_to=message)
+
+
+@client_app.train()
+def train(message: Message, context: Context) -> Message:
+    return _answer(message, context)
+
+
+@client_app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    return _answer(message, context)
+
+
+def _answer(message: Message, context: Context) -> Message:
+    """Do the job in a message. Errors travel as Failures: Flower would keep the traceback in this node's log."""
+    try:
+        job = flower_codec.decode_job(message.content)
+        result = _site(str(context.run_config.get("overrides", ""))).run(job)
+    except Exception as error:  # noqa: BLE001  # the border: the run must learn of it and go on
+        unknown = Job(task="train", client=0, round=0, payload=Payload())  # the engine knows which job it was
+        result = engine.failure(unknown, error)
+    return Message(flower_codec.encode_result(result), reply_to=message)
+
+
+@cache
+def _site(overrides: str) -> Site:
+    """The site of this process. Made once: Flower's simulation uses a process for many clients."""
+    torch.set_num_threads(1)  # bits differ between one and two threads
+    return assemble.assemble(resolve(overrides).config).site
+
+
+def resolve(overrides: str) -> Resolved:
+    """The configuration that the app's `overrides` describe, in the words of `fedkd run`. Raises ConfigError."""
+    try:
+        words = shlex.split(overrides)
+    except ValueError as error:
+        what = f"overrides = {overrides!r}: {error}"
+        raise ConfigError(what, where="run config", mend="close the quotation") from error
+    return compose.resolve(words)
+
+
+@server_app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Train the configuration and write a run folder, as `fedkd run` does."""
+    given = context.run_config
+    runs.start(
+        resolve(str(given["overrides"])),
+        runs=_runs_folder(str(given["runs"])),
+        name=str(given["name"]) or None,
+        options=Options(),
+        connect=lambda site: FlowerEngine(grid, site),
+    )
+
+
+def _runs_folder(given: str) -> Path:
+    """Where run folders are written. Flower starts apps in a folder of its own choice: a relative one means nothing."""
+    folder = Path(given).expanduser() if given else Path.home() / "fedkd-runs"
+    if not folder.is_absolute():
+        raise ConfigError(f"runs = '{given}' is not absolute", where="run config", mend='say runs="/path/to/runs"')
+    return folder

@@ -1,0 +1,43 @@
+"""The inline engine: jobs one after another, in this process."""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from fedkd import engine
+from fedkd.engine import Engine, Failure, Job, Result
+
+
+class Place(Protocol):
+    """What does a job: a `training.Site`, or in tests and benchmarks something of its shape."""
+
+    def run(self, job: Job) -> Result: ...
+
+
+class Inline(Engine):
+    """Runs jobs in order in this process; the driver calls `torch.set_num_threads(1)` once, as workers do.
+
+    A deadline stops what has not started; the job that is running is waited for.
+    """
+
+    name = "inline"
+
+    def __init__(self, site: Place) -> None:
+        self.site = site
+
+    def run(self, jobs: Sequence[Job], deadline: float | None = None) -> Iterator[Result]:
+        end = None if deadline is None else time.monotonic() + deadline
+        for job in jobs:
+            if end is not None and time.monotonic() >= end:
+                yield late(job)
+            else:
+                yield self.site.run(job)
+
+    def serve(self, site: Place) -> None:
+        """From now on run jobs at another site: the next run of a comparison."""
+        self.site = site
+
+
+def late(job: Job) -> Failure:
+    """The failure of a job that the deadline overtook."""
+    return engine.failed(job, f"client {job.client} did not answer before the deadline", "late")

@@ -1,0 +1,53 @@
+"""Ctrl-C and SIGTERM: the first one stops in order, the second one kills."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+
+class Stop(KeyboardInterrupt):
+    """Raised where the main thread happens to be, so that a long round need not be waited for."""
+
+
+class Interrupts:
+    """While this context is open, the first signal raises Stop; inside `deferred` it waits for the end of the block."""
+
+    def __init__(self) -> None:
+        self.caught: signal.Signals | None = None
+        self._is_deferred = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Interrupts":
+        if threading.current_thread() is threading.main_thread():  # others cannot have handlers
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """A block that belongs together: the rows of a round and their commit."""
+        self._is_deferred = True
+        try:
+            yield
+        finally:
+            self._is_deferred = False
+        if self.caught:
+            raise Stop
+
+    def hold(self) -> None:
+        """From here on the first signal changes nothing: what is left to do is short and makes the run whole."""
+        self._is_deferred = True
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.caught = signal.Signals(number)
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_DFL)
+        if not self._is_deferred:
+            raise Stop

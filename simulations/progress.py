@@ -1,0 +1,168 @@
+"""Where the story of a run is shown: a panel on a terminal, lines in a pipe, nothing with --quiet. Free of torch."""
+
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import fedkd
+from simulations import story
+from simulations.story import Head, Row, Story
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+REDRAWS = 4  # a second, at most
+
+
+class Screen:
+    """Shows nothing but warnings: --quiet, and the base of the others."""
+
+    def __init__(self, *, verbose: bool = False) -> None:
+        self.verbose = verbose
+        self.story = Story()
+        self.head: Head | None = None
+
+    def phase(self, text: str) -> None:
+        """Something before the first round begins: `loading PyTorch`."""
+
+    def begin(self, head: Head, rows: Sequence[Row]) -> None:
+        """The run is about to play; `rows` are those of rounds played before a resume."""
+        self.head = head
+        for row in rows:
+            self.story.tell(row)
+
+    def round(self, row: Row, seconds: float, failure: str) -> None:
+        """A round was played; `failure` is the last thing that went wrong in it, or empty."""
+        self.story.tell(row)
+        self.story.seconds.append(seconds)
+        self.story.last_failure = failure or self.story.last_failure
+
+    def warn(self, text: str) -> None:
+        print(f"warn   {text}", file=sys.stderr, flush=True)
+
+    def end(self, lines: Sequence[str]) -> None:
+        """The last lines; nothing is shown after them."""
+        self.close()
+
+    def close(self) -> None:
+        """Give the terminal back. May be called twice."""
+
+
+class Lines(Screen):
+    """For pipes and files: a header, a line a round, a summary; no colour, no redraw."""
+
+    def __init__(self, stream: Any, *, verbose: bool = False) -> None:
+        super().__init__(verbose=verbose)
+        self.stream = stream
+        self._is_mid_line = False
+
+    def phase(self, text: str) -> None:
+        # One line for all phases: the start is short, but nobody should wonder whether anything happens.
+        self._write(f", {text}" if self._is_mid_line else f"starting: {text}", end="")
+        self._is_mid_line = True
+
+    def begin(self, head: Head, rows: Sequence[Row]) -> None:
+        super().begin(head, rows)
+        self._write(f"{head.line()}   {head.engine}" + (f"   resumed after round {len(rows)}" if rows else ""))
+
+    def round(self, row: Row, seconds: float, failure: str) -> None:
+        super().round(row, seconds, failure)
+        self._write(story.round_line(row, seconds, failure, self.head.rounds if self.head else 0, verbose=self.verbose))
+
+    def warn(self, text: str) -> None:
+        self._write("", end="")
+        super().warn(text)
+
+    def end(self, lines: Sequence[str]) -> None:
+        for line in lines:
+            self._write(line)
+
+    def _write(self, text: str, end: str = "\n") -> None:
+        if self._is_mid_line and not text.startswith(", "):
+            self._is_mid_line = False
+            text = "\n" + text
+        print(text, end=end, file=self.stream, flush=True)
+
+
+class Panel(Screen):
+    """For terminals: a panel of a dozen lines that is redrawn in place."""
+
+    def __init__(self, console: "Console", *, verbose: bool = False) -> None:
+        from rich.live import Live
+
+        super().__init__(verbose=verbose)
+        self.console = console
+        self._phase, self._began = "", time.monotonic()
+        self._lock = threading.RLock()  # rich redraws from a thread of its own
+        self._live = Live(
+            get_renderable=self._render, console=console, refresh_per_second=REDRAWS, vertical_overflow="visible"
+        )
+        self._is_live = False
+
+    def phase(self, text: str) -> None:
+        self._phase = text
+        if not self._is_live:
+            self._live.start()
+            self._is_live = True
+        self._live.refresh()
+
+    def begin(self, head: Head, rows: Sequence[Row]) -> None:
+        with self._lock:
+            super().begin(head, rows)
+            self._began = time.monotonic()
+
+    def round(self, row: Row, seconds: float, failure: str) -> None:
+        with self._lock:
+            super().round(row, seconds, failure)
+            self._began = time.monotonic()
+
+    def warn(self, text: str) -> None:
+        self._print("warn", f"   {text}", "yellow")
+
+    def end(self, lines: Sequence[str]) -> None:
+        self.close()
+        for line in lines:
+            word, gap, rest = line.partition(" ")
+            self._print(word, gap + rest, "bold")
+
+    def close(self) -> None:
+        if self._is_live:
+            self._is_live = False
+            self._live.stop()
+
+    def _print(self, word: str, rest: str, style: str) -> None:
+        from rich.text import Text
+
+        self.console.print(Text.assemble((word, style), rest), soft_wrap=True)
+
+    def _render(self) -> "Text":
+        from rich.text import Text
+
+        if self.head is None:
+            begins = f"fedkd {fedkd.__version__}  {self._phase} ...  {time.monotonic() - self._began:.0f} s"
+            return Text(begins, no_wrap=True, overflow="ellipsis")
+        with self._lock:
+            lines = story.panel(self.head, self.story, time.monotonic() - self._began, verbose=self.verbose)
+        text = Text("\n".join(lines), no_wrap=True, overflow="ellipsis")
+        text.highlight_regex(r"(?m)^ [a-z]+", "cyan")
+        text.highlight_regex(r"(failed|late|rejected) [1-9]\d*", "yellow")
+        text.highlight_regex(r"━+╸?", "green")
+        return text
+
+
+def make(options: Any) -> Screen:
+    """The screen for the options of the command line; with --json it is stderr, so that stdout holds one object."""
+    verbose = bool(options.verbose)
+    if options.quiet:
+        return Screen(verbose=verbose)
+    stream = sys.stderr if options.json else sys.stdout
+    if stream.isatty() and not options.debug:  # a debugger wants a terminal that nobody redraws
+        from rich.console import Console
+
+        console = Console(file=stream)
+        if console.is_terminal and not console.is_dumb_terminal and "utf" in console.encoding.lower():
+            return Panel(console, verbose=verbose)
+    return Lines(stream, verbose=verbose)

@@ -1,0 +1,165 @@
+"""Starts and stops Ray: a private instance bound to loopback behind a token, or a connection to an existing cluster."""
+
+import functools
+import logging
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from fedkd.errors import EngineError
+
+STORE_FLOOR = 256 << 20  # bytes of Ray's object store besides the samples: payloads and answers; it spills to disk
+CONNECT_SECONDS = 5.0
+
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a FutureWarning
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # what its daemons have to say would go to our stdout; failures say it better
+}
+_PRIVATE = _QUIET | {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else Ray replaces 127.0.0.1 by an outer address
+    "OMP_NUM_THREADS": "1",  # inherited by the workers
+}
+
+
+@contextmanager
+def session(*, workers: int | None, address: str | None, data_bytes: int) -> Iterator[int]:
+    """Ray, up and connected; gives the number of workers it has room for, at most `workers`.
+
+    Must be left in the thread that entered it, and that thread must live until then:
+    Ray asks Linux to end its head process together with the thread that started it.
+    Raises EngineError if Ray cannot start.
+    """
+    with _environment(_QUIET):  # Ray reads it when it is first imported
+        ray = _import()
+    if ray.is_initialized():
+        raise EngineError("Ray already runs in this process", mend="close the other engine first")
+    if address is not None:
+        with _joined(ray, address):
+            yield _room(ray, workers)
+        return
+    folder = tempfile.mkdtemp(
+        prefix="fedkd-ray-"
+    )  # own and short: socket paths end at 107 characters; only we may read
+    try:
+        with _environment(_PRIVATE | _token()), _reread(ray):
+            _init(ray, workers or num_cores(), folder, data_bytes)
+        yield workers or num_cores()
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def num_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _room(ray: Any, workers: int | None) -> int:
+    room = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    return min(workers or room, room)
+
+
+def _import() -> Any:
+    # Read when ray is first imported, so it must be set before; after `init` the environment is as it was.
+    with _environment(_PRIVATE):
+        try:
+            import ray
+        except ImportError as error:
+            raise EngineError(
+                f"Ray cannot be imported: {error}", mend="pip install ray, or use engine=inline"
+            ) from error
+    return ray
+
+
+def _init(ray: Any, workers: int, folder: str, data_bytes: int) -> None:
+    try:
+        ray.init(
+            address="local",
+            num_cpus=workers,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=2 * data_bytes
+            + STORE_FLOOR,  # twice: the next run's site comes before the last one's goes
+            _temp_dir=folder,
+            _node_ip_address="127.0.0.1",
+        )
+    except Exception as error:  # Ray raises RuntimeError, ConnectionError, OSError, ValueError, its own
+        mend = "use engine=inline; `fedkd doctor` checks memory, disk and ports"
+        raise EngineError(f"Ray does not start: {type(error).__name__}: {error}", mend=mend) from error
+
+
+@contextmanager
+def _joined(ray: Any, address: str) -> Iterator[None]:
+    _check_listening(address)
+    try:
+        with _environment(_QUIET):
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:  # as above
+        mend = "start it with `ray start --head`, with the same Python and packages as here"
+        raise EngineError(f"cannot join Ray: {error}", where=f"engine.address = {address}", mend=mend) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()  # disconnects: the cluster and other people's work on it stay
+
+
+def _check_listening(address: str) -> None:
+    """Ray's own attempt would take a minute and then end this process."""
+    where = f"engine.address = {address}"
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise EngineError("the address is not HOST:PORT", where=where, mend="give what `ray start --head` printed")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise EngineError(
+            f"nothing answers: {error}", where=where, mend="start the cluster with `ray start --head`"
+        ) from error
+
+
+def _token() -> dict[str, str]:
+    """Whoever has not this token cannot connect. A user's own choice of Ray's authentication is left alone."""
+    if "RAY_AUTH_MODE" in os.environ:
+        return {}
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _process_token()}
+
+
+@contextmanager
+def _reread(ray: Any) -> Iterator[None]:
+    """Make Ray see what it has read from the environment already, when it was imported: token and loopback."""
+    from ray._raylet import AuthenticationTokenLoader, Config
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+    constants = ray._private.ray_constants
+    before, constants.ENABLE_RAY_CLUSTER = constants.ENABLE_RAY_CLUSTER, False
+    try:
+        yield
+    finally:
+        constants.ENABLE_RAY_CLUSTER = before
+
+
+@functools.cache
+def _process_token() -> str:
+    return secrets.token_hex(32)  # one a process, because Ray reads it once
+
+
+@contextmanager
+def _environment(changes: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

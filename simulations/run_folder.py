@@ -1,0 +1,282 @@
+"""Run folders: made once, never overwritten, locked while in use, readable at any moment. Free of torch."""
+
+import errno
+import fcntl
+import json
+import os
+import platform
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import fedkd
+from fedkd import ledger
+from fedkd.errors import ConfigError, FolderError
+
+STATES = ("running", "stopped", "failed", "done")
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+_LONGEST_LOG = 1 << 20  # bytes of one client's errors.log
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")
+_PACKAGES = ("torch", "numpy", "safetensors", "ray", "flwr")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run folder that this process holds the lock of."""
+
+    path: Path
+    lock: BinaryIO
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def info(self) -> dict[str, Any]:
+        """run.json."""
+        return info(self.path)
+
+    def note(self, **facts: Any) -> None:
+        """Add facts to run.json, in one step: it is always whole."""
+        with suppress(FolderError):
+            facts = {**self.info(), **facts}
+        self.write_json("run.json", facts)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a small file whole or not at all."""
+        self.write_text(name, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        """The same for text."""
+        temporary = self.path / f".{name}.new"
+        with writing(self.path):
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self.path / name)
+
+    def log(self, text: str) -> None:
+        """A line, or lines, in the human log. A full disk must not hide what was to be logged: it passes."""
+        stamp = datetime.now().astimezone().isoformat(timespec="seconds")
+        with suppress(OSError), (self.path / "log.txt").open("a", encoding="utf-8") as file:
+            file.write(f"{stamp} {text}\n")
+
+    def log_error(self, client: int, text: str) -> None:
+        """A traceback among one client's errors; a client that fails every round fills no disk."""
+        place = self.path / "clients" / str(client)
+        with writing(self.path):
+            place.mkdir(parents=True, exist_ok=True)
+            with (place / "errors.log").open("a", encoding="utf-8") as file:
+                if file.tell() < _LONGEST_LOG:
+                    file.write(text.rstrip() + "\n\n")
+
+    def discard(self) -> None:
+        """Remove a folder in which nothing was run yet."""
+        self.release()
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def release(self) -> None:
+        """Give the lock back. May be called twice."""
+        if not self.lock.closed:
+            with suppress(OSError):
+                self.lock.truncate(0)
+            self.lock.close()
+
+
+def create(runs: Path, strategy: str, digest: str, *, name: str | None = None, out: Path | None = None) -> RunFolder:
+    """A new folder: `out` itself, else `runs/name`, else `runs/MMDD-HHMM-strategy-hash`. Raises FolderError."""
+    if out is not None:
+        path = out
+        _refuse_used(path, "choose another --out")
+    elif name is not None:
+        if not _NAME.fullmatch(name):
+            raise ConfigError(
+                f"--name {name!r} is not a folder name", mend="use letters, digits and . _ + -, e.g. pilot-2"
+            )
+        path = runs / name
+        _refuse_used(path, "choose another --name")
+    else:
+        path = _free(runs, f"{datetime.now():%m%d-%H%M}-{re.sub(r'[^A-Za-z0-9_.+-]', '_', strategy)}-{digest[:4]}")
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=out is not None)
+    return RunFolder(path, _take_lock(path))
+
+
+def reopen(path: Path) -> RunFolder:
+    """An existing run folder, locked. Raises FolderError if it is none, or if another process holds it."""
+    info(path)
+    return RunFolder(path, _take_lock(path))
+
+
+def info(path: Path) -> dict[str, Any]:
+    """run.json of any run folder."""
+    try:
+        found = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            return found
+    except (OSError, ValueError):
+        pass
+    raise FolderError(f"{path} is no run folder: run.json is missing or unreadable", mend="fedkd list runs shows them")
+
+
+def state(path: Path) -> str:
+    """`running`, `stopped`, `failed` or `done`: a run whose process was killed is `stopped`, whatever run.json says."""
+    said = str(info(path).get("state", "stopped"))
+    return "stopped" if said == "running" and not is_held(path) else said
+
+
+def is_held(path: Path) -> bool:
+    """Whether a living process has the lock."""
+    try:
+        with (path / "run.lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def find(runs: Path, wanted: str | Path) -> Path:
+    """The run folder that a user means: a path, an id below `runs`, or the beginning of one. Raises FolderError."""
+    direct = [path for path in (Path(wanted), runs / wanted) if (path / "run.json").exists()]
+    if direct:
+        return direct[0]
+    matches = [path for path in listed(runs) if path.name.startswith(str(wanted))]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise FolderError(f"'{wanted}' may be {', '.join(path.name for path in matches[:5])}", mend="write more of it")
+    raise FolderError(f"there is no run '{wanted}'", where=f"in {runs}", mend="fedkd list runs shows them")
+
+
+def listed(runs: Path) -> list[Path]:
+    """All run folders below `runs`, oldest first."""
+    found = [place.parent for place in runs.glob("*/run.json")]
+    return sorted(found, key=lambda path: (str(_quietly(path).get("created", "")), path.name))
+
+
+def _quietly(path: Path) -> Mapping[str, Any]:
+    try:
+        return info(path)
+    except FolderError:
+        return {}
+
+
+def environment() -> dict[str, Any]:
+    """What a reader needs to know about the machine side; none of it may change a result."""
+    found = {package: _version(package) for package in _PACKAGES}
+    return {
+        "versions": {"fedkd": fedkd.__version__, "python": platform.python_version(), **found},
+        "git": _git(),
+        "host": socket.gethostname(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "cores": os.cpu_count(),
+    }
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What goes wrong when files are written, as errors that a user can mend."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            mend = "what was written before is kept; free some space, then: fedkd resume"
+            raise FolderError("the disk is full", where=str(path), mend=mend) from error
+        if error.errno in _FORBIDDEN:
+            mend = "change its owner or rights, or choose --runs DIR"
+            raise FolderError("it is not writable", where=str(path), mend=mend) from error
+        if isinstance(error, FileExistsError | NotADirectoryError):
+            mend = "choose another --name, --out or --runs"
+            raise FolderError("a file or folder is in the way", where=str(error.filename or path), mend=mend) from error
+        raise FolderError(
+            f"cannot write: {error.strerror or error}", where=str(path), mend="choose --runs DIR"
+        ) from error
+
+
+def _refuse_used(path: Path, mend: str) -> None:
+    if (path / "run.json").exists():
+        if is_held(path):
+            raise _in_use(path)
+        state_now = state(path)
+        resume = "" if state_now == "done" else f", or go on: fedkd resume {path}"
+        raise FolderError(f"{path} holds a run that is {state_now}; it is never overwritten", mend=mend + resume)
+    if path.is_dir() and any(path.iterdir()):
+        raise FolderError(f"{path} exists and is not empty", mend=mend)
+
+
+def _free(runs: Path, name: str) -> Path:
+    """`name`, or `name-2` and so on: two runs of one configuration may begin in the same minute."""
+    path, number = runs / name, 1
+    while path.exists():
+        number += 1
+        path = runs / f"{name}-{number}"
+    return path
+
+
+def _take_lock(path: Path) -> BinaryIO:
+    """A lock that the kernel drops when its holder dies, however it dies: there are no stale ones."""
+    with writing(path):
+        file = (path / "run.lock").open("ab+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise _in_use(path) from None
+    except OSError as error:
+        file.close()
+        raise FolderError(
+            f"cannot be locked: {error.strerror}", where=str(path), mend="put runs on a local disk"
+        ) from error
+    holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": f"{datetime.now():%H:%M}"}
+    with writing(path):
+        file.truncate(0)
+        file.write(json.dumps(holder).encode())
+        file.flush()
+    return file
+
+
+def _in_use(path: Path) -> FolderError:
+    try:
+        holder = json.loads((path / "run.lock").read_text(encoding="utf-8"))
+        who = f"process {holder['pid']} on host {holder['host']} since {holder['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        who = "another process"
+    return FolderError(f"{path} is in use by {who}", mend="Wait, or choose --name")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git() -> str | None:
+    """The commit of the checkout that this code runs from, `-dirty` if changed; None for an installed wheel."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+SCHEMAS = {"schema": 1, "rows": ledger.SCHEMA}  # of run.json and of the ledger's rows

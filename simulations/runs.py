@@ -1,0 +1,183 @@
+"""Runs: start, resume, show and list them. Free of torch until a run begins, so that mistakes show at once."""
+
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedkd import ledger
+from fedkd.errors import CheckpointError, FedkdError, FolderError
+from fedkd.resolved import Resolved
+from simulations import progress, run_folder, story, summary
+from simulations.options import Options
+from simulations.progress import Screen
+from simulations.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from simulations.driver import Connect
+
+EXIT_CODES = {"done": 0, "failed": 4, "SIGINT": 130, "SIGTERM": 143}
+
+
+def start(
+    resolved: Resolved,
+    *,
+    runs: Path,
+    name: str | None = None,
+    out: Path | None = None,
+    options: Options,
+    connect: "Connect | None" = None,
+) -> dict[str, Any]:
+    """Play a configuration in a new folder; the summary that `--json` prints. Raises FedkdError.
+
+    `connect` makes the engine for a site, in the place of the one that the configuration names.
+    """
+    screen = progress.make(options)
+    folder = run_folder.create(runs, resolved.config.strategy["name"], resolved.digest(), name=name, out=out)
+    try:
+        _describe(folder, resolved)
+        return _drive(resolved, folder, screen, options, connect)
+    except (FedkdError, KeyboardInterrupt):
+        if not (folder.path / "partition.json").exists():  # it could not even begin: leave nothing behind
+            folder.discard()
+        raise
+    finally:
+        folder.release()
+
+
+def resume(path: Path | None, *, runs: Path, options: Options) -> dict[str, Any]:
+    """Go on with a run, without `path` with the newest unfinished one; a run that is done is only summarised.
+
+    The ledger ends up as if nothing had happened. Raises FedkdError.
+    """
+    place = run_folder.find(runs, path) if path is not None else _newest_unfinished(runs)
+    folder = run_folder.reopen(place)
+    try:
+        screen = progress.make(options)
+        info = folder.info()
+        if info.get("state") == "done":
+            screen.end([f"done   {place} was finished before; nothing is left to play.  fedkd show {place}"])
+            return _summary(place)
+        resolved = _same_configuration(folder, info)
+        _compare_environment(info, screen)
+        folder.note(state="running", resumed=_now(), error=None, signal=None)
+        return _drive(resolved, folder, screen, options)
+    finally:
+        folder.release()
+
+
+def exit_code(found: dict[str, Any]) -> int:
+    """The exit code for a summary: 0, 4, 130 after Ctrl-C, 143 after SIGTERM."""
+    return EXIT_CODES[found.get("signal", "SIGINT") if found["status"] == "stopped" else found["status"]]
+
+
+def show(path: Path, *, options: Options | None = None) -> dict[str, Any]:
+    """Everything there is to say about one run: run.json and its summary so far. Raises FolderError.
+
+    With `options` other than --json it is also printed.
+    """
+    found = {**run_folder.info(path), **_summary(path)}
+    if options is not None and not options.json:
+        print("\n".join(story.portrait(found)))
+    return found
+
+
+def listing(runs: Path) -> list[dict[str, Any]]:
+    """A row a run, oldest first: run, state, strategy, data, partition, seed, rounds played, of, accuracy, created."""
+    return [_listed(path) for path in run_folder.listed(runs)]
+
+
+def _drive(
+    resolved: Resolved, folder: RunFolder, screen: Screen, options: Options, connect: "Connect | None" = None
+) -> dict[str, Any]:
+    try:
+        screen.phase("loading PyTorch")
+        from simulations.driver import Driver  # 2 s: torch
+
+        return Driver(resolved, folder, screen, debug=options.debug, connect=connect).play()
+    finally:
+        screen.close()
+
+
+def _describe(folder: RunFolder, resolved: Resolved) -> None:
+    config = resolved.config
+    folder.write_text("config.yaml", resolved.to_yaml())
+    folder.write_json(
+        "run.json",
+        {
+            **run_folder.SCHEMAS,
+            "run": folder.id,
+            "state": "running",
+            "created": _now(),
+            "strategy": config.strategy["name"],
+            "variant": config.strategy.get("variant"),
+            "data": config.data.name,
+            "partition": config.partition["name"],
+            "seed": config.seed,
+            "num_clients": config.clients,
+            "num_rounds": config.rounds,
+            "round": 0,
+            "config": resolved.digest(),
+            "command": ["fedkd", *sys.argv[1:]],
+            **run_folder.environment(),
+        },
+    )
+
+
+def _same_configuration(folder: RunFolder, info: dict[str, Any]) -> Resolved:
+    from fedkd import compose
+
+    resolved = compose.from_yaml_file(folder.path / "config.yaml")
+    if resolved.digest() != info.get("config"):
+        raise CheckpointError(
+            "config.yaml is not the configuration that this run began with",
+            where=str(folder.path),
+            mend=f"undo the changes, or start a new run: fedkd run {folder.path}/config.yaml",
+        )
+    return resolved
+
+
+def _compare_environment(info: dict[str, Any], screen: Screen) -> None:
+    """Warn of what may change the last bits: other versions, or another kind of machine."""
+    now = run_folder.environment()
+    then = info.get("versions", {})
+    changed = [f"{name} {then[name]} -> {new}" for name, new in now["versions"].items() if then.get(name, new) != new]
+    if info.get("machine", now["machine"]) != now["machine"]:
+        changed.append(f"{info['machine']} -> {now['machine']}")
+    if info.get("git", now["git"]) != now["git"]:
+        changed.append(f"code {str(info['git'])[:12]} -> {str(now['git'])[:12]}")
+    if changed:
+        screen.warn(f"not what this run began with: {', '.join(changed)}; results may differ from an unbroken run's")
+
+
+def _newest_unfinished(runs: Path) -> Path:
+    unfinished = [path for path in run_folder.listed(runs) if run_folder.state(path) in {"stopped", "failed"}]
+    if not unfinished:
+        raise FolderError("no unfinished run", where=str(runs), mend="fedkd list runs shows all, fedkd run starts one")
+    return unfinished[-1]
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    """The summary of a run in any state, from its ledger."""
+    found = {"run": str(path), "status": run_folder.state(path)}
+    records = ledger.read(path)
+    return {**found, **summary.of_rows(records.metrics, records.timings)}
+
+
+def _listed(path: Path) -> dict[str, Any]:
+    info = run_folder.info(path)
+    rows = ledger.rows(path / "metrics.jsonl")
+    accuracies = [value for row in rows if (value := story.headline(row["accuracy"])) is not None]
+    return {
+        "run": path.name,
+        "state": run_folder.state(path),
+        **{key: info.get(key) for key in ("strategy", "variant", "data", "partition", "seed")},
+        "rounds": len(rows),
+        "of": info.get("num_rounds"),
+        "accuracy": accuracies[-1] if accuracies else None,
+        "created": info.get("created"),
+    }
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")

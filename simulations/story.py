@@ -1,0 +1,233 @@
+"""The story of a run in words: what has happened, added up from the ledger, as lines for people. Free of torch."""
+
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import fedkd
+
+_BARS = "▁▂▃▄▅▆▇█"
+_ETA_ROUNDS = 10  # rounds whose mean duration predicts the rest
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """What stays the same during a run."""
+
+    run: str
+    strategy: str
+    data: str
+    partition: str
+    clients: int
+    per_round: int
+    rounds: int
+    folder: str
+    engine: str
+
+    def line(self) -> str:
+        return (
+            f"fedkd {fedkd.__version__}  run {self.run}   strategy {self.strategy}   {self.data} {self.partition}   "
+            f"{self.clients} clients, {self.per_round} a round"
+        )
+
+
+@dataclass
+class Story:
+    """What has happened so far, added up from the rows of the ledger."""
+
+    rounds: int = 0
+    accuracy: list[float] = field(default_factory=list)  # global, else pooled over the clients
+    latest: dict[str, Any] = field(default_factory=dict)  # the newest accuracy of each sort
+    drift: Row = field(default_factory=dict)
+    server: Row = field(default_factory=dict)
+    terms: Row = field(default_factory=dict)
+    up: Counter[str] = field(default_factory=Counter)
+    down: Counter[str] = field(default_factory=Counter)
+    states: Counter[str] = field(default_factory=Counter)
+    last_failure: str = ""
+    seconds: list[float] = field(default_factory=list)  # of the rounds of this process
+
+    def tell(self, row: Row) -> None:
+        """Add one row of metrics.jsonl."""
+        self.rounds = row["round"]
+        accuracy = row["accuracy"]
+        self.latest |= accuracy
+        if (value := headline(accuracy)) is not None:
+            self.accuracy.append(value)
+        self.drift, self.server, self.terms = row["drift"], row["server"], row["terms"]
+        self.up.update(row["bytes"]["up"])
+        self.down.update(row["bytes"]["down"])
+        self.states.update(row["clients"])
+
+    def left(self, rounds: int) -> float | None:
+        """Seconds until the last round, as the newest rounds predict it; None before the first."""
+        recent = self.seconds[-_ETA_ROUNDS:]
+        return sum(recent) / len(recent) * (rounds - self.rounds) if recent else None
+
+
+def headline(accuracy: Row) -> float | None:
+    """The one number of a round: the global student's accuracy, else that of all clients' samples together."""
+    return accuracy["global"] if "global" in accuracy else accuracy.get("clients", {}).get("pooled")
+
+
+def panel(head: Head, story: Story, running: float, *, verbose: bool = False) -> list[str]:
+    """The lines of the panel; `running` is how long (seconds) the round in play has taken so far."""
+    lines = [
+        head.line(),
+        _progress_line(head, story, running),
+        f" accuracy   {_accuracy(story)}",
+        f" drift      {_numbers(story.drift) or '-'}",
+    ]
+    if story.server:
+        lines.append(f" knowledge  {_numbers(story.server)}")
+    if verbose and story.terms:
+        lines.append(f" terms      {_numbers(story.terms)}")
+    kinds = story.up + story.down
+    lines += [
+        f" traffic    up {mega(story.up.total())}   down {mega(story.down.total())}           {_by_kind(kinds)}",
+        f" clients    {_states(story.states)}"
+        + (f"          last: {story.last_failure}" if story.last_failure else ""),
+        f"files {head.folder}      Ctrl-C saves and stops",
+    ]
+    return lines
+
+
+def round_line(row: Row, seconds: float, failure: str, rounds: int, *, verbose: bool = False) -> str:
+    """One round as one line."""
+    accuracy, drift, traffic = row["accuracy"], row["drift"], row["bytes"]
+    parts = [f"round {row['round']}/{rounds}"]
+    if "global" in accuracy:
+        parts.append(f"accuracy {accuracy['global']:.3f}")
+    if clients := accuracy.get("clients"):
+        parts.append(f"per client {clients['mean']:.3f}   worst tenth {clients['worst_decile']:.3f}")
+    if "function" in drift:
+        parts.append(f"drift {drift['function']:.2f}")
+    parts.append(f"up {mega(sum(traffic['up'].values()))}   down {mega(sum(traffic['down'].values()))}")
+    parts.append(_states({state: count for state, count in row["clients"].items() if count}))
+    parts.append(f"{seconds:.1f} s")
+    if verbose:
+        parts.append(_numbers({**row["terms"], **row["server"]}))
+    if failure:
+        parts.append(f"({failure})")
+    return "   ".join(parts)
+
+
+def closing(summary: Row, head: Head) -> list[str]:
+    """The last lines of a run that is done: the figures, where they are, and what to do next."""
+    failures = sum(count for state, count in summary["replies"].items() if state != "ok")
+    lines = [f"done   {summary['rounds']} rounds in {clock(summary['seconds']['total'])}" + _failures(failures)]
+    lines += [f"       {line}" for line in figures(summary)]
+    lines.append(f"files  {head.folder}   curves: tensorboard --logdir {shlex.quote(_parent(head.folder))}")
+    if head.strategy.split("/")[0] != "fedavg":
+        lines.append(
+            f"next   compare with FedAvg: fedkd run {shlex.quote(head.folder + '/config.yaml')} strategy=fedavg"
+        )
+    return lines
+
+
+def portrait(found: Row) -> list[str]:
+    """What `fedkd show` prints of a run, in whatever state it is."""
+    variant = f"/{found['variant']}" if found.get("variant") else ""
+    lines = [
+        f"run     {found['run']}   {found['status']}, {found['rounds']} of {found['num_rounds']} rounds",
+        f"what    {found['strategy']}{variant}   {found['data']} {found['partition']}   {found['num_clients']} clients"
+        f"   seed {found['seed']}",
+        f"when    begun {found['created']}, {clock(found['seconds']['total'])} of rounds",
+        *(f"        {line}" for line in figures(found)),
+    ]
+    if error := found.get("error"):
+        lines.append(f"error   {error}")
+    if found["status"] in {"stopped", "failed"}:
+        lines.append(f"next    fedkd resume {shlex.quote(found['run'])}")
+    return lines
+
+
+def figures(summary: Row) -> list[str]:
+    """Accuracy, clients and traffic of a summary, a line each."""
+    accuracy, clients, traffic = summary["accuracy"], summary["clients"], summary["bytes"]
+    lines = []
+    if accuracy:
+        name = "global accuracy" if summary["accuracy_of"] == "global" else "pooled accuracy"
+        last, mean, best = accuracy["last"], accuracy["last10"], accuracy["best"]
+        lines.append(f"{name}   {last:.3f}   last 10 rounds {mean:.3f}   best {best:.3f}")
+    if clients:
+        lines.append(f"clients           mean {clients['mean']:.3f}   worst tenth {clients['worst_decile']:.3f}")
+    lines.append(f"traffic           up {mega(traffic['up'])}   down {mega(traffic['down'])}")
+    return lines
+
+
+def clock(seconds: float) -> str:
+    """`1:31`, `2:05:09`."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def mega(num_bytes: float) -> str:
+    """Bytes as megabytes (10^6), with as many digits as tell something."""
+    value = num_bytes / 1e6
+    return f"{value:.0f} MB" if value >= 100 else f"{value:.1f} MB" if value >= 1 else f"{value:.3f} MB"
+
+
+def sparkline(values: Sequence[float], width: int = 12) -> str:
+    """A curve in one line of text: `width` values, evenly spaced, from the lowest to the highest."""
+    if not values:
+        return ""
+    size = min(width, len(values))
+    picked = [values[(i + 1) * len(values) // size - 1] for i in range(size)]
+    low, high = min(picked), max(picked)
+    scale = (len(_BARS) - 1) / (high - low) if high > low else 0
+    return "".join(_BARS[round((value - low) * scale)] for value in picked)
+
+
+def _progress_line(head: Head, story: Story, running: float) -> str:
+    width = 22
+    filled = story.rounds * width / head.rounds
+    bar = "━" * int(filled) + ("╸" if filled % 1 >= 0.5 else "")
+    parts = [f"round {story.rounds}/{head.rounds}  {bar:<{width}}  {story.rounds * 100 // head.rounds}%"]
+    left = story.left(head.rounds)
+    if left is None:
+        parts.append(f"playing the first round, {running:.0f} s")
+    else:
+        parts.append(f"{sum(story.seconds[-_ETA_ROUNDS:]) / len(story.seconds[-_ETA_ROUNDS:]):.1f} s/round")
+        parts.append(f"left {clock(max(0.0, left - running))}" if story.rounds < head.rounds else "finishing")
+    return "   ".join([*parts, head.engine.partition(",")[0]])
+
+
+def _accuracy(story: Story) -> str:
+    parts = []
+    curve = sparkline(story.accuracy)
+    if "global" in story.latest:
+        parts.append(f"global {story.latest['global']:.3f} {curve}")
+    if clients := story.latest.get("clients"):
+        own = "" if "global" in story.latest else f" {curve}"
+        parts.append(f"per client mean {clients['mean']:.3f}{own}   worst tenth {clients['worst_decile']:.3f}")
+    return "    ".join(parts) or "-"
+
+
+def _numbers(numbers: Row) -> str:
+    return "   ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in numbers.items() if value is not None)
+
+
+def _by_kind(kinds: Counter[str]) -> str:
+    return "   ".join(
+        f"{kind.replace('_', ' ')} {mega(size).removesuffix(' MB')}" for kind, size in kinds.most_common(4)
+    )
+
+
+def _states(states: Row) -> str:
+    return "   ".join(f"{state} {states[state]}" for state in ("ok", "late", "failed", "rejected") if state in states)
+
+
+def _failures(count: int) -> str:
+    return (
+        f"   {count} client failure{'s' if count > 1 else ''}: see events.jsonl, clients/*/errors.log" if count else ""
+    )
+
+
+def _parent(folder: str) -> str:
+    return folder.rpartition("/")[0] or folder

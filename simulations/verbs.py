@@ -1,0 +1,114 @@
+"""The verbs of the command line. Each imports what it needs when it is played."""
+
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from simulations.options import Options
+
+if TYPE_CHECKING:
+    from fedkd.resolved import Resolved
+
+
+def run(args: Namespace, options: Options) -> int:
+    resolved = _resolve(args, options)
+    from simulations import runs
+
+    return _end(runs.start(resolved, runs=options.runs, name=options.name, out=options.out, options=options), options)
+
+
+def resume(args: Namespace, options: Options) -> int:
+    from simulations import run_folder, runs
+
+    path = run_folder.find(options.runs, args.run) if args.run else None
+    return _end(runs.resume(path, runs=options.runs, options=options), options)
+
+
+def show(args: Namespace, options: Options) -> int:
+    from simulations import run_folder, runs
+
+    _print_json(runs.show(run_folder.find(options.runs, args.run), options=options), options)
+    return 0
+
+
+def list_(args: Namespace, options: Options) -> int:
+    from simulations import listing
+
+    found = listing.of(args.what, options.runs)
+    _print_json(found, options)
+    if not options.json:
+        print(listing.text(found))
+    return 0
+
+
+def partition(args: Namespace, options: Options) -> int:
+    config = _resolve(args, options).config
+    from fedkd import seeds
+    from fedkd.data import partition, sources
+    from simulations import partition_view
+
+    dataset = sources.load(config.data)
+    labels = dataset.train.y.numpy()
+    split = partition.split(
+        partition.RECIPES[config.partition["name"]](**config.partition),
+        labels,
+        dataset.test.y.numpy(),
+        config.clients,
+        len(dataset.labels),
+        seeds.stream(config.seed, "partition").numpy(),
+    )
+    picture = args.picture or (None if options.json else (options.out or Path()) / "partition.png")
+    if picture:
+        partition_view.picture(split, labels, dataset.labels, picture)
+        print(f"picture {picture}", file=sys.stderr)
+    _print_json(partition_view.as_json(split, labels), options)
+    if not options.json:
+        print(partition_view.table(split, labels, dataset.labels))
+    return 0
+
+
+def config(args: Namespace, options: Options) -> int:
+    from simulations import config_view
+
+    found = config_view.of(args.action, args.words)
+    _print_json(found.value, options)
+    if not options.json:
+        print(found.text)
+    return 0
+
+
+def doctor(args: Namespace, options: Options) -> int:
+    from simulations import doctor
+
+    return doctor.main(options)
+
+
+def bench(args: Namespace, options: Options) -> int:
+    from simulations import bench
+
+    return bench.main(options, args.words)
+
+
+def _resolve(args: Namespace, options: Options) -> "Resolved":
+    """The configuration of the words, and of those options that are short for words."""
+    from fedkd import compose
+
+    words: Sequence[str] = args.words
+    short = {"data.download=true": args.download, "engine.name=inline": options.debug}
+    return compose.resolve([*words, *(word for word, is_asked in short.items() if is_asked)])
+
+
+def _end(found: dict[str, Any], options: Options) -> int:
+    """Print a run's summary where a machine asks for it; gives the exit code."""
+    from simulations import runs
+
+    _print_json(found, options)
+    return runs.exit_code(found)
+
+
+def _print_json(found: Any, options: Options) -> None:
+    if options.json:
+        print(json.dumps(found))

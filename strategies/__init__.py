@@ -1,0 +1,1 @@
+"""Server halves, one algorithm a file."""

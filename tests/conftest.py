@@ -1,0 +1,37 @@
+"""Shared fixtures: the tiny problem and its parts. Builders are in tiny.py."""
+
+import pytest
+import tiny
+import torch
+from hypothesis import settings
+
+from clients.supervised import Supervised
+from fedkd.engine import Job
+from fedkd.problem import Problem
+from fedkd.training import Site
+
+# The same examples in every run, and few: the suite is for every commit. No deadline: a busy machine is no failure.
+settings.register_profile("fedkd", max_examples=25, deadline=None, derandomize=True)
+settings.load_profile("fedkd")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """As in workers: the last bits of sums differ between one thread and two."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def problem() -> Problem:
+    return tiny.problem()
+
+
+@pytest.fixture
+def site(problem: Problem) -> Site:
+    """Three clients with 20, 12 and 7 samples under supervised training."""
+    return tiny.site(Supervised(), problem)
+
+
+@pytest.fixture
+def job(problem: Problem) -> Job:
+    return tiny.job(problem)

@@ -1,0 +1,286 @@
+"""The border: it admits what is usable, refuses everything else with a reason, and never raises."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedkd import border
+from fedkd.border import Expectation
+from fedkd.engine import ClientState, Failure, Job, Reply, failed
+from fedkd.payload import KINDS, Payload
+
+CLASSES, LATENT, PROBE = 3, 4, 5
+SENT = {"head.weight": torch.zeros(CLASSES, LATENT), "norm.running_var": torch.ones(2)}
+JOB = Job(task="train", client=1, round=2, payload=Payload(weights=SENT))
+EVALUATION = Job(task="evaluate", client=1, round=2, payload=Payload(weights=SENT))
+
+HONEST: dict[str, Any] = {
+    "weights": SENT,
+    "generator": {"out.weight": torch.zeros(2, 2)},
+    "class_logits": torch.zeros(CLASSES, CLASSES),
+    "prototypes": torch.zeros(CLASSES, LATENT),
+    "label_counts": torch.tensor([1, 0, 7]),
+    "probe_logits": torch.zeros(9, CLASSES),
+    "samples": {"x": torch.zeros(4, 2, 2, dtype=torch.uint8), "y": torch.zeros(4, dtype=torch.int64)},
+    "numbers": {"loss": 0.5, "steps": 3},
+}
+
+
+def expect(*kinds: str) -> Expectation:
+    return Expectation(kinds=frozenset(kinds), classes=CLASSES, latent=LATENT, weights=SENT, probe=PROBE)
+
+
+def reply(knowledge: dict[str, Any], **changes: Any) -> Reply:
+    return replace(Reply(client=1, round=2, num_examples=10, payload=Payload(**knowledge)), **changes)
+
+
+def admit(knowledge: dict[str, Any], **changes: Any) -> Reply | Failure:
+    return border.admit(reply(knowledge, **changes), JOB, expect(*knowledge))
+
+
+def cause(result: Reply | Failure) -> str:
+    assert isinstance(result, Failure)
+    assert (result.client, result.round, result.task, result.exchange) == (1, 2, JOB.task, 0)
+    assert result.is_rejected
+    assert result.what
+    return result.cause
+
+
+def with_entry(name: str, value: Any) -> dict[str, Any]:
+    return {"weights": {**SENT, name: value}}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_honest_knowledge_of_each_kind_is_admitted_as_it_is(kind):
+    sent = reply({kind: HONEST[kind]})
+    assert border.admit(sent, JOB, expect(kind)) is sent
+
+
+def test_all_kinds_at_once_are_admitted():
+    assert isinstance(admit(HONEST, numbers={"ce": 1.0}, probe=torch.zeros(PROBE, dtype=torch.uint8)), Reply)
+
+
+def test_a_failure_passes_as_it_is():
+    found = failed(JOB, "it broke", "raised")
+    assert border.admit(found, JOB, expect("weights")) is found
+    assert border.admit_evaluation(JOB, found) is found
+
+
+@pytest.mark.parametrize("change", [{"round": 1}, {"client": 2}, {"exchange": 1}, {"task": "evaluate"}, {"round": "2"}])
+def test_a_reply_to_another_job_is_stale(change):
+    assert cause(admit({"weights": SENT}, **change)) == "stale"
+
+
+@pytest.mark.parametrize("count", [0, -1, -(10**30), 10**9 + 1, 10**30, True, 1.0, math.nan, "7", None, torch.tensor(3)])
+def test_num_examples_is_an_integer_from_one_to_a_billion(count):
+    assert cause(admit({"weights": SENT}, num_examples=count)) == "range"
+
+
+@pytest.mark.parametrize("count", [1, 10**9])
+def test_the_ends_of_the_range_of_num_examples_are_admitted(count):
+    assert isinstance(admit({"weights": SENT}, num_examples=count), Reply)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_missing_kind_is_refused(kind):
+    found = border.admit(reply({}), JOB, expect(kind))
+    assert cause(found) == "kinds"
+    assert kind in found.what
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_extra_kind_is_refused(kind):
+    assert cause(border.admit(reply({kind: HONEST[kind]}), JOB, expect())) == "kinds"
+
+
+HOSTILE = [
+    ("non_finite", with_entry("head.weight", torch.full((CLASSES, LATENT), math.nan))),
+    ("non_finite", with_entry("head.weight", torch.tensor([[0.0] * LATENT] * 2 + [[0, 0, 0, -math.inf]]))),
+    ("shape", with_entry("head.weight", torch.zeros(1, LATENT))),  # would broadcast
+    ("shape", with_entry("head.weight", torch.zeros(()))),
+    ("dtype", with_entry("head.weight", torch.zeros(CLASSES, LATENT, dtype=torch.float64))),
+    ("dtype", with_entry("head.weight", torch.zeros(CLASSES, LATENT, dtype=torch.int64))),
+    ("dtype", with_entry("head.weight", torch.zeros(CLASSES, LATENT, dtype=torch.complex64))),
+    ("dtype", with_entry("head.weight", [[0.0] * LATENT] * CLASSES)),
+    ("dtype", with_entry("head.weight", None)),
+    ("unreadable", with_entry("head.weight", torch.zeros(CLASSES, LATENT).to_sparse())),
+    ("range", with_entry("norm.running_var", torch.tensor([1.0, -1e-3]))),
+    ("names", with_entry("unknown", torch.zeros(1))),
+    ("names", {"weights": {"head.weight": SENT["head.weight"]}}),
+    ("names", {"weights": {}}),
+    ("names", {"weights": [torch.zeros(1)]}),
+    ("unreadable", {"weights": {3: torch.zeros(1), "a": torch.zeros(1)}}),
+    ("shape", {"label_counts": torch.zeros(CLASSES + 1, dtype=torch.int64)}),
+    ("dtype", {"label_counts": torch.zeros(CLASSES)}),
+    ("dtype", {"label_counts": torch.zeros(CLASSES, dtype=torch.bool)}),
+    ("range", {"label_counts": torch.tensor([1, -1, 1])}),
+    ("range", {"label_counts": torch.tensor([1, 2**62, 1])}),
+    ("range", {"label_counts": torch.tensor([1, -(2**63), 1])}),
+    ("dtype", {"label_counts": [1, 1, 1]}),
+    ("shape", {"class_logits": torch.zeros(CLASSES, CLASSES + 1)}),
+    ("non_finite", {"class_logits": torch.full((CLASSES, CLASSES), math.inf)}),
+    ("shape", {"prototypes": torch.zeros(CLASSES, LATENT + 1)}),
+    ("non_finite", {"prototypes": torch.full((CLASSES, LATENT), math.nan)}),
+    ("shape", {"probe_logits": torch.zeros(CLASSES)}),
+    ("shape", {"probe_logits": torch.zeros(2, CLASSES + 1)}),
+    ("shape", {"probe_logits": torch.zeros(1, 1).expand(100_001, CLASSES)}),
+    ("names", {"generator": {3: torch.zeros(1)}}),
+    ("names", {"generator": torch.zeros(1)}),
+    ("non_finite", {"generator": {"a": torch.tensor([math.nan])}}),
+    ("dtype", {"generator": {"a": 1.0}}),
+    ("dtype", {"generator": {"a": torch.zeros(1, dtype=torch.complex64)}}),
+    ("size", {"samples": {"x": torch.zeros(1).expand(100_001)}}),
+    ("size", {"samples": {"x": torch.tensor(1.0)}}),
+    ("dtype", {"numbers": {"a": True}}),
+    ("dtype", {"numbers": {"a": "1"}}),
+    ("dtype", {"numbers": {"a": torch.tensor(1.0)}}),
+    ("dtype", {"numbers": {1: 1.0}}),
+    ("non_finite", {"numbers": {"a": math.nan}}),
+    ("non_finite", {"numbers": {"a": -math.inf}}),
+    ("range", {"numbers": {"a": 10**400}}),  # too large for a float: math.isfinite would raise
+    ("range", {"numbers": {"a": -(2**63) - 1}}),
+    ("names", {"numbers": {str(i): 0.0 for i in range(257)}}),
+    ("names", {"numbers": [("a", 1.0)]}),
+]
+
+
+@pytest.mark.parametrize(("expected", "knowledge"), HOSTILE)
+def test_hostile_knowledge_is_refused_with_its_cause(expected, knowledge):
+    assert cause(admit(knowledge)) == expected
+
+
+@pytest.mark.parametrize(
+    ("expected", "numbers"),
+    [("non_finite", {"ce": math.nan}), ("dtype", {"ce": False}), ("range", {"ce": 10**400}), ("names", None)],
+)
+def test_hostile_numbers_beside_the_payload_are_refused(expected, numbers):
+    assert cause(admit({"weights": SENT}, numbers=numbers)) == expected
+    ends = {"correct": 1.0, "loss_sum": 1.0}
+    evaluation = Reply(client=1, round=2, task="evaluate", num_examples=2, numbers=numbers and ends | numbers)
+    assert cause_of_evaluation(evaluation) == expected
+
+
+@pytest.mark.parametrize(
+    ("expected", "probe"),
+    [
+        ("shape", torch.zeros(PROBE - 1, dtype=torch.uint8)),
+        ("dtype", torch.zeros(PROBE)),
+        ("range", torch.full((PROBE,), CLASSES, dtype=torch.uint8)),
+        ("dtype", [0] * PROBE),
+    ],
+)
+def test_a_hostile_probe_is_refused(expected, probe):
+    assert cause(admit({"weights": SENT}, probe=probe)) == expected
+
+
+@pytest.mark.parametrize("seconds", [math.nan, math.inf, "1", None, 10**400])
+def test_seconds_that_are_no_number_are_refused(seconds):
+    assert cause(admit({"weights": SENT}, seconds=seconds))
+
+
+@pytest.mark.parametrize("payload", [None, {}, "payload", {"weights": SENT}])
+def test_a_payload_that_is_none_is_refused(payload):
+    assert cause(admit({"weights": SENT}, payload=payload)) == "unreadable"
+
+
+@pytest.mark.parametrize("result", [None, 0, "reply", Payload(weights=SENT)])
+def test_what_is_no_reply_is_refused(result):
+    assert cause(border.admit(result, JOB, expect("weights"))) == "unreadable"
+
+
+def test_a_refusal_quotes_no_more_than_a_line_of_what_the_client_chose():
+    found = admit({"weights": {"x" * 10_000: torch.zeros(1)}})
+    assert cause(found) == "names"
+    assert len(found.what) <= border.MAX_REASON
+
+
+def test_a_refusal_says_what_was_expected():
+    found = admit(with_entry("head.weight", torch.zeros(9, LATENT)))
+    assert found.what == "weights: 'head.weight' has shape (9, 4), expected (3, 4)"
+    found = admit(with_entry("head.weight", torch.full((CLASSES, LATENT), math.nan)))
+    assert found.what == "weights: 'head.weight': 12 of 12 values are not finite"
+
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+tensors = st.builds(
+    lambda shape, dtype, fill: torch.full(shape, fill).to(dtype),
+    st.lists(st.integers(0, 4), max_size=3).map(tuple),
+    st.sampled_from([torch.float32, torch.float16, torch.int64, torch.uint8, torch.bool, torch.complex64]),
+    st.floats(width=32) | st.sampled_from([math.nan, math.inf, -1.0]),
+)
+values = st.recursive(
+    scalars | tensors,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3) | st.integers(), inner, max_size=3),
+    max_leaves=4,
+)
+replies = st.builds(
+    Reply,
+    client=scalars | st.just(1),
+    round=scalars | st.just(2),
+    task=scalars | st.sampled_from(["train", "evaluate"]),
+    exchange=scalars | st.just(0),
+    payload=values | st.builds(Payload, **{kind: values for kind in KINDS}),
+    num_examples=scalars | st.just(5),
+    numbers=values,
+    probe=values,
+    seconds=values,
+)
+
+
+@given(replies)
+def test_the_border_never_raises_and_admits_no_garbage(garbage):
+    assert isinstance(border.admit(garbage, JOB, expect(*KINDS)), Failure)
+    assert isinstance(border.admit_evaluation(EVALUATION, garbage), Failure | Reply)
+
+
+@given(st.sampled_from(KINDS), values)
+def test_each_kind_is_refused_or_admitted_but_never_raises(kind, value):
+    found = admit({kind: value})
+    assert isinstance(found, Failure) or found.payload.kinds() == {kind}
+
+
+def cause_of_evaluation(result: Reply) -> str:
+    found = border.admit_evaluation(EVALUATION, result)
+    assert isinstance(found, Failure)
+    assert found.task == "evaluate"
+    return found.cause
+
+
+def evaluated(**changes: Any) -> Reply:
+    numbers = {"correct": 4.0, "loss_sum": 1.5}
+    return replace(Reply(client=1, round=2, task="evaluate", num_examples=5, numbers=numbers), **changes)
+
+
+def test_an_honest_evaluation_is_admitted_as_it_is():
+    sent = evaluated()
+    assert border.admit_evaluation(EVALUATION, sent) is sent
+
+
+@pytest.mark.parametrize(
+    ("expected", "changes"),
+    [
+        ("range", {"numbers": {"correct": 6.0, "loss_sum": 0.0}}),
+        ("range", {"numbers": {"correct": -1.0, "loss_sum": 0.0}}),
+        ("range", {"numbers": {"loss_sum": 0.0}}),
+        ("range", {"numbers": {"correct": 1.0}}),
+        ("range", {"num_examples": 0}),
+        ("non_finite", {"numbers": {"correct": math.nan, "loss_sum": 0.0}}),
+        ("stale", {"task": "train"}),
+        ("stale", {"task": "evaluate_pooled"}),
+        ("stale", {"round": 1}),
+        ("unreadable", {"num_examples": torch.ones(2), "round": torch.ones(2)}),
+    ],
+)
+def test_a_hostile_evaluation_is_refused(expected, changes):
+    assert cause_of_evaluation(evaluated(**changes)) == expected
+
+
+def test_a_client_state_is_not_the_borders_business():
+    """Devices keep their own; in a simulation it never crosses a border of trust."""
+    assert isinstance(admit({"weights": SENT}, state=ClientState(last_round=2)), Reply)

@@ -1,0 +1,174 @@
+"""Commits: whole or not at all, refused when they are not meant for this run, passed over when damaged."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedkd import checkpoint
+from fedkd.engine import ClientState
+from fedkd.errors import CheckpointError
+from fedkd.rounds import RunState
+
+DIGEST = "d" * 64
+
+
+@dataclass(frozen=True)
+class Server:
+    weights: Mapping[str, Tensor]
+    step: int
+
+
+class Fixed:
+    """A strategy of which only `init` is asked."""
+
+    def __init__(self, width=4):
+        self.width = width
+
+    def init(self, problem, stream):
+        return Server({"w": torch.zeros(self.width), "b": torch.zeros(1)}, 0)
+
+
+def experiment(width=4):
+    return SimpleNamespace(problem=SimpleNamespace(seed=0), strategy=Fixed(width))
+
+
+def state(number):
+    both = torch.arange(5.0) + number
+    server = Server({"w": both[:4], "b": both[4:]}, number)  # views of one memory
+    kept = {"bn": torch.full((2,), float(number)), "count": torch.tensor(3)}
+    return RunState(number, server, {3: ClientState(kept=kept, last_round=number), 10: ClientState()})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for number in (1, 2, 3):
+        checkpoint.commit(tmp_path, state(number), {"metrics.jsonl": 100 * number}, DIGEST)
+    return tmp_path
+
+
+def load(folder, digest=DIGEST, width=4):
+    warnings = []
+    return checkpoint.load(folder, experiment(width), digest, warnings.append), warnings
+
+
+def test_the_newest_commit_comes_back(folder):
+    found, warnings = load(folder)
+    assert warnings == []
+    assert found.state.round == 3
+    assert found.lengths == {"metrics.jsonl": 300}
+    assert isinstance(found.state.server, Server)
+    assert torch.equal(found.state.server.weights["w"], torch.arange(4.0) + 3)
+    assert torch.equal(found.state.server.weights["b"], torch.tensor([7.0]))
+    assert list(found.state.clients) == [3, 10]
+    assert torch.equal(found.state.clients[3].kept["bn"], torch.tensor([3.0, 3.0]))
+    assert found.state.clients[3].kept["count"].shape == ()
+    assert found.state.clients[3].last_round == 3
+
+
+def test_a_loaded_entry_does_not_drag_the_others_along(folder):
+    kept = load(folder)[0].state.clients[3].kept["bn"]
+    assert kept.untyped_storage().nbytes() == kept.numel() * kept.element_size()
+
+
+def test_nothing_committed_is_no_error(tmp_path):
+    assert load(tmp_path / "checkpoints") == (None, [])
+
+
+@pytest.mark.parametrize("name", ["server.safetensors", "clients.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize("how", ["flip", "truncate", "remove"])
+def test_a_damaged_commit_is_passed_over(folder, name, how):
+    damage(folder / "round-0003" / name, how)
+    found, warnings = load(folder)
+    assert found.state.round == 2
+    assert len(warnings) == 1
+    assert "round 3 is damaged" in warnings[0]
+    assert name in warnings[0]
+    assert "continuing from round 2" in warnings[0]
+
+
+@pytest.mark.parametrize("position", range(0, 400, 23))
+def test_no_flipped_bit_of_a_manifest_passes_for_another_version(folder, position):
+    path = folder / "round-0003" / "manifest.json"
+    data = bytearray(path.read_bytes())
+    data[position % len(data)] ^= 1
+    path.write_bytes(data)
+    assert load(folder)[0].state.round == 2
+
+
+def test_none_whole_is_an_error_with_code_6(folder):
+    for path in checkpoint.committed(folder):
+        damage(path / "state.json", "flip")
+    with pytest.raises(CheckpointError, match="none is whole") as caught:
+        load(folder)
+    assert caught.value.code == 6
+
+
+def test_another_configuration_is_refused(folder):
+    with pytest.raises(CheckpointError, match="another configuration"):
+        load(folder, digest="e" * 64)
+
+
+def test_another_format_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "SCHEMA", 99)
+    checkpoint.commit(tmp_path, state(1), {}, DIGEST)
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match="format 99"):
+        load(tmp_path)
+
+
+def test_a_state_that_does_not_fit_the_code_is_refused(folder):
+    with pytest.raises(CheckpointError, match=r"weights/w.*shape \(4,\).*expected \(5,\)"):
+        load(folder, width=5)
+
+
+def test_a_commit_that_was_not_finished_does_not_count(folder):
+    shutil.copytree(folder / "round-0003", folder / ".round-0004")
+    assert load(folder)[0].state.round == 3
+
+
+def test_a_full_disk_leaves_the_earlier_commits(folder, monkeypatch):
+    def full(path, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_write_file", full)
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.commit(folder, state(4), {}, DIGEST)
+    assert sorted(path.name for path in folder.iterdir()) == ["round-0001", "round-0002", "round-0003"]
+    assert load(folder)[0].state.round == 3
+
+
+def test_a_round_committed_again_replaces_the_damaged_one(folder):
+    damage(folder / "round-0003" / "state.json", "flip")
+    checkpoint.commit(folder, state(3), {"metrics.jsonl": 300}, DIGEST)
+    assert load(folder)[0].state.round == 3
+
+
+def test_pruning_keeps_the_newest_and_the_best(tmp_path):
+    for number, score in enumerate([0.1, 0.9, 0.3, 0.9, None, 0.2], 1):
+        checkpoint.commit(tmp_path, state(number), {}, DIGEST, score)
+    checkpoint.prune(tmp_path, 2)
+    assert [path.name for path in checkpoint.committed(tmp_path)] == ["round-0002", "round-0005", "round-0006"]
+
+
+def test_the_files_hold_no_pickle_and_are_readable_json(folder):
+    place = folder / "round-0003"
+    for name in ("state.json", "manifest.json"):
+        json.loads((place / name).read_text())
+    assert not any(path.read_bytes()[:2] == b"\x80\x04" for path in place.iterdir())
+
+
+def damage(path, how):
+    data = bytearray(path.read_bytes())
+    if how == "remove":
+        path.unlink()
+    elif how == "truncate":
+        path.write_bytes(data[: len(data) // 2])
+    else:
+        data[len(data) // 2] ^= 4
+        path.write_bytes(data)

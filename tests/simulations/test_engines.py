@@ -1,0 +1,153 @@
+import subprocess
+import sys
+import time
+
+import pytest
+import tiny
+
+from fedkd.config import EngineConfig, RunConfig, TrainConfig
+from fedkd.engine import Engine, Reply
+from fedkd.errors import EngineError
+from simulations import engines, ray_session
+from simulations.inline import Inline
+
+
+class FakePool(Engine):
+    """A pool that is ready when the test says so."""
+
+    name = "ray"
+
+    def __init__(self, ready_after: int = 0, error: Exception | None = None) -> None:
+        self.asked, self.ready_after, self.error = 0, ready_after, error
+        self.ran, self.deadlines, self.sites, self.closed = [], [], [], 0
+
+    def start(self):
+        return self
+
+    @property
+    def is_ready(self):
+        self.asked += 1
+        if self.error is not None and self.asked > self.ready_after:
+            raise self.error
+        return self.asked > self.ready_after
+
+    def run(self, jobs, deadline=None):
+        self.ran += [job.client for job in jobs]
+        self.deadlines.append(deadline)
+        yield from (Reply(client=job.client, round=job.round) for job in jobs)
+
+    def serve(self, site):
+        self.sites.append(site)
+
+    def close(self):
+        self.closed += 1
+
+
+@pytest.fixture
+def two_cores(monkeypatch):
+    monkeypatch.setattr(ray_session, "num_cores", lambda: 2)
+
+
+@pytest.fixture
+def jobs(problem):
+    return [tiny.job(problem, client=client) for client in range(3)]
+
+
+def never():
+    raise AssertionError("nothing is to be measured")
+
+
+def test_inline_is_taken_when_asked_for(site):
+    engine, why = engines.make(EngineConfig(name="inline"), site, estimate=never)
+    assert isinstance(engine, Inline)
+    assert why == "engine: inline, as asked"
+
+
+def test_auto_takes_one_process_for_little_work(site, two_cores):
+    engine, why = engines.make(EngineConfig(name="auto"), site, estimate=lambda: 3.0)
+    assert isinstance(engine, Inline)
+    assert why.startswith("engine: inline, because the work is about 3 s on one core and 10 s with 2 workers")
+
+
+def test_auto_takes_ray_where_its_start_pays(two_cores):
+    # 8 + 60 / (2 * 0.85) = 43.3
+    assert engines.choose(EngineConfig(), lambda: 60.0) == (
+        "ray",
+        "because the work is about 60 s on one core and 43 s with 2 workers, start included",
+    )
+
+
+def test_auto_does_not_measure_where_there_is_one_core(monkeypatch):
+    monkeypatch.setattr(ray_session, "num_cores", lambda: 1)
+    assert engines.choose(EngineConfig(), never)[0] == "inline"
+    assert engines.choose(EngineConfig(workers=8), never)[0] == "inline"
+
+
+def test_auto_takes_the_cluster_it_is_given():
+    assert engines.choose(EngineConfig(address="10.0.0.1:6379"), never)[0] == "ray"
+
+
+def test_the_estimate_counts_steps_and_images(problem, site, monkeypatch):
+    monkeypatch.setattr(engines, "step_seconds", lambda site: 0.5)
+    config = RunConfig(rounds=4, clients=3, clients_per_round=2, train=TrainConfig(batch=4, steps=3))
+    # 4 rounds * 2 clients * 3 steps = 24 steps; 4 rounds * (27 own + 27 pooled) images in batches of 4, at 0.3 steps
+    assert engines.estimate(config, site) == pytest.approx(0.5 * (24 + 0.3 * 4 * 54 / 4))
+
+
+def test_the_estimate_counts_epochs(problem, site, monkeypatch):
+    monkeypatch.setattr(engines, "step_seconds", lambda site: 1.0)
+    monkeypatch.setattr(engines, "FORWARD_SHARE", 0.0)
+    config = RunConfig(rounds=2, clients=3, train=TrainConfig(batch=13, steps=None, epochs=5))
+    # 39 samples, 3 clients: 13 each, one step an epoch
+    assert engines.estimate(config, site) == pytest.approx(2 * 3 * 5)
+
+
+def test_a_step_takes_some_time(site):
+    assert 0 < engines.step_seconds(site) < 1
+
+
+def test_jobs_run_here_until_the_pool_is_ready_and_there_from_then_on(site, jobs):
+    pool = FakePool(ready_after=2)
+    engine = engines.Warming(Inline(site), pool)
+    results = list(engine.run(jobs))
+    assert [reply.num_examples for reply in results] == [20, 12, 0]
+    assert pool.ran == [2]
+    list(engine.run(jobs))
+    assert pool.ran == [2, 0, 1, 2]
+
+
+def test_a_round_may_end_before_the_pool_is_ready(site, jobs):
+    pool = FakePool(ready_after=100)
+    assert len(list(engines.Warming(Inline(site), pool).run(jobs))) == 3
+    assert pool.ran == []
+
+
+def test_the_pool_gets_what_is_left_of_the_deadline(site, jobs):
+    pool = FakePool(ready_after=1)
+    start = time.monotonic()
+    list(engines.Warming(Inline(site), pool).run(jobs, deadline=100.0))
+    assert 100.0 - (time.monotonic() - start) <= pool.deadlines[0] < 100.0
+
+
+def test_a_pool_that_cannot_start_ends_the_run(site, jobs):
+    engine = engines.Warming(Inline(site), FakePool(error=EngineError("no room")))
+    with pytest.raises(EngineError, match="no room"):
+        list(engine.run(jobs))
+
+
+def test_another_site_is_served_by_both(site, problem):
+    pool = FakePool()
+    inline = Inline(site)
+    other = engines.Echo()
+    engines.Warming(inline, pool).serve(other)
+    assert inline.site is other
+    assert pool.sites == [other]
+
+
+def test_a_message_in_process_costs_next_to_nothing(jobs):
+    assert engines.message_seconds(Inline(engines.Echo()), jobs * 100) < 0.001
+
+
+def test_ray_is_not_imported_before_it_is_needed():
+    code = "import sys, simulations.engines; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,140 @@
+"""One pool of one worker that nobody else uses: how it starts, what it opens, what it leaves."""
+
+import contextlib
+import os
+import socket
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import tiny
+
+from fedkd.errors import EngineError
+from simulations import ray_session
+from simulations.inline import Inline
+from simulations.ray_pool import RayPool
+
+ray = pytest.importorskip("ray")
+
+
+@pytest.fixture
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture
+def tmp_root(tmp_path_factory, monkeypatch):
+    """Another folder for temporary files: short, for Ray's sockets."""
+    with tempfile.TemporaryDirectory(prefix="t") as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield Path(folder)
+
+
+def children(pid):
+    """Process ids of all descendants that still run."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+        except OSError:
+            continue
+        if int(parent) == pid and state != "Z":
+            child = int(stat.parent.name)
+            found += [child, *children(child)]
+    return found
+
+
+@pytest.fixture
+def pool(site, tmp_root):
+    ray.cloudpickle.register_pickle_by_value(tiny)  # a worker cannot import it
+    with contextlib.closing(RayPool(site, workers=1)) as pool:
+        yield pool
+
+
+def test_a_private_pool_of_one_gives_the_inline_bytes_and_leaves_nothing_behind(pool, site, problem, tmp_root):
+    processes, environment = set(children(os.getpid())), set(os.environ)
+    jobs = [tiny.job(problem, client=client) for client in range(3)]
+    found = {reply.client: tiny.lasting(reply) for reply in pool.run(jobs)}
+    assert found == {reply.client: tiny.lasting(reply) for reply in Inline(site).run(jobs)}
+    assert set(os.environ) - environment <= {"PYTHONBREAKPOINT"}, "which Ray itself sets, and not the token"
+    assert len(list(tmp_root.iterdir())) == 1
+    facts = pool.facts()
+    assert facts["workers"] == 1
+    pool.close()
+    pool.close()
+    assert list(tmp_root.iterdir()) == []
+    assert set(children(os.getpid())) <= processes
+    assert pool.facts() == facts, "what run.json records is known after the end"
+    with pytest.raises(EngineError, match="closed"):
+        list(pool.run(jobs))
+
+
+def test_a_pool_that_is_closed_before_it_is_up_comes_down(pool, tmp_root):
+    pool.start()
+    pool.close()
+    assert not ray.is_initialized()
+    assert list(tmp_root.iterdir()) == []
+
+
+def test_ray_that_does_not_start_is_an_engine_error_with_a_mend(pool, problem, monkeypatch, tmp_root):
+    def fail(**_):
+        raise RuntimeError("no room in /dev/shm")
+
+    monkeypatch.setattr(ray, "init", fail)
+    with pytest.raises(EngineError, match="Ray does not start: RuntimeError: no room in /dev/shm") as caught:
+        list(pool.run([tiny.job(problem)]))
+    assert caught.value.code == 3
+    assert "engine=inline" in str(caught.value)
+    assert list(tmp_root.iterdir()) == []
+
+
+def test_an_address_where_nobody_listens_is_an_engine_error(site, problem, free_port):
+    pool = RayPool(site, workers=1, address=f"127.0.0.1:{free_port}")
+    with pytest.raises(EngineError, match=f"nothing answers.*{free_port}"):
+        list(pool.run([tiny.job(problem)]))
+    pool.close()
+
+
+@pytest.mark.parametrize("address", ["somewhere", "host:", "host:port"])
+def test_an_address_without_port_is_an_engine_error(address):
+    with (
+        pytest.raises(EngineError, match="not HOST:PORT"),
+        ray_session.session(workers=1, address=address, data_bytes=0),
+    ):
+        pass
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/net")
+def test_a_private_pool_listens_on_loopback_only_and_wants_a_token(tmp_root):
+    before = listening()
+    with ray_session.session(workers=1, address=None, data_bytes=0):
+        opened = listening() - before
+        assert opened, "Ray listens somewhere"
+        assert {host for host, _ in opened} <= {"127.0.0.1", "::ffff:127.0.0.1"}
+        from ray._raylet import AuthenticationMode, get_authentication_mode
+
+        assert get_authentication_mode() == AuthenticationMode.TOKEN
+    assert "RAY_AUTH_TOKEN" not in os.environ
+
+
+def listening():
+    """(host, port) of every listening TCP socket of this machine."""
+    found = set()
+    for name, size in (("tcp", 8), ("tcp6", 32)):
+        for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
+            local, state = line.split()[1], line.split()[3]
+            if state == "0A":
+                host, port = local.split(":")
+                found.add((_ip(host, size), int(port, 16)))
+    return found
+
+
+def _ip(text, size):
+    words = [bytes.fromhex(text[i : i + 8])[::-1] for i in range(0, size, 8)]
+    raw = b"".join(words)
+    if len(raw) == 4:
+        return socket.inet_ntop(socket.AF_INET, raw)
+    return socket.inet_ntop(socket.AF_INET6, raw)
