@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from fedkd import plainyaml, schema
 from fedkd.config import RunConfig
 from fedkd.errors import ConfigError, Mistake
@@ -289,10 +291,14 @@ def _variants_like(node: Mapping[str, Any], conf: Path) -> dict[str, Layer]:
 
 def _nest(leaves: Mapping[schema.Path, tuple[Any, str]]) -> dict[str, Any]:
     """Leaves as nested mappings; the two nodes that a configuration cannot lack have their defaults."""
-    tree: dict[str, Any] = {}
-    for path, (value, _) in leaves.items():
-        node = tree
-        for part in path[:-1]:
-            node = node.setdefault(part, {})
-        node[path[-1]] = value
-    return {"partition": RunConfig().partition, "strategy": RunConfig().strategy} | tree
+    tree = OmegaConf.merge(*(_branch(path, value) for path, (value, _) in leaves.items()))
+    nested: Any = OmegaConf.to_container(tree, resolve=False)
+    return {"partition": RunConfig().partition, "strategy": RunConfig().strategy} | nested
+
+
+def _branch(path: schema.Path, value: Any) -> dict[str, Any]:
+    """One leaf at the end of its path."""
+    for part in reversed(path):
+        value = {part: value}
+    branch: dict[str, Any] = value
+    return branch

@@ -214,12 +214,12 @@ def _evaluate(experiment: Experiment, engine: Engine, state: RunState, tally: _T
         payload = _with_statistics(experiment.problem, pooled, state)
         for part in range(num_pooled_parts(experiment.num_pooled)):
             jobs.append(Job(task="evaluate_pooled", client=part, round=state.round, payload=payload))
-    results = list(engine.run(jobs)) if jobs else []
+    results = list(engine.run(jobs, config.engine.deadline)) if jobs else []
     found = [border.admit_evaluation(job, result) for job, result in _pair(jobs, results)]
     tally.timings["evaluation"] = time.perf_counter() - start
     tally.failures += [result for result in found if isinstance(result, Failure)]
     done = [(job, result) for job, result in zip(jobs, found, strict=True) if isinstance(result, Reply)]
-    return _accuracy(done, tally)
+    return _accuracy(done, experiment.num_pooled, tally)
 
 
 def _pair(jobs: Sequence[Job], results: Sequence[Reply | Failure]) -> list[tuple[Job, Reply | Failure]]:
@@ -233,7 +233,8 @@ def _pair(jobs: Sequence[Job], results: Sequence[Reply | Failure]) -> list[tuple
     return [(job, by_key.get((job.task, job.client)) or failed(job, "no result came", "lost")) for job in jobs]
 
 
-def _accuracy(done: Sequence[tuple[Job, Reply]], tally: _Tally) -> dict[str, Any]:
+def _accuracy(done: Sequence[tuple[Job, Reply]], num_pooled: int, tally: _Tally) -> dict[str, Any]:
+    """By client and pooled; of a pooled test set that was not classified whole, nothing: its parts differ."""
     accuracy: dict[str, Any] = {}
     own = [reply for job, reply in done if job.task == "evaluate"]
     pooled = [reply for job, reply in done if job.task == "evaluate_pooled"]
@@ -242,10 +243,9 @@ def _accuracy(done: Sequence[tuple[Job, Reply]], tally: _Tally) -> dict[str, Any
         for reply in own:
             row = tally.rows.setdefault(reply.client, {"state": "idle"})
             row["accuracy"] = reply.numbers["correct"] / reply.num_examples
-    if pooled:
-        count = sum(reply.num_examples for reply in pooled)
-        accuracy["global"] = sum(reply.numbers["correct"] for reply in pooled) / count
-        accuracy["loss"] = sum(reply.numbers["loss_sum"] for reply in pooled) / count
+    if pooled and sum(reply.num_examples for reply in pooled) == num_pooled:
+        accuracy["global"] = sum(reply.numbers["correct"] for reply in pooled) / num_pooled
+        accuracy["loss"] = sum(reply.numbers["loss_sum"] for reply in pooled) / num_pooled
     return accuracy
 
 

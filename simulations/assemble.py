@@ -6,12 +6,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from fedkd.data.partition import Partition
 
 from fedkd import plugins, seeds
 from fedkd.client import Client
 from fedkd.config import RunConfig
 from fedkd.data import partition, sources
+from fedkd.data.partition import Partition
 from fedkd.data.samples import Dataset
 from fedkd.errors import ConfigError
 from fedkd.models import students
@@ -38,14 +38,7 @@ def assemble(config: RunConfig) -> Assembly:
     """
     strategy, client = halves(config.strategy)
     dataset = sources.load(config.data)
-    split = partition.split(
-        partition.RECIPES[config.partition["name"]](**config.partition),
-        dataset.train.y.numpy(),
-        dataset.test.y.numpy(),
-        config.clients,
-        len(dataset.labels),
-        seeds.stream(config.seed, "partition").numpy(),
-    )
+    held = split(config, dataset)
     problem = pose(config, dataset.shape, len(dataset.labels))
     strategy.init(problem, seeds.stream(config.seed, "server"))  # an algorithm that does not fit says so now
     probe = min(config.evaluate.probe, len(dataset.test))
@@ -54,11 +47,23 @@ def assemble(config: RunConfig) -> Assembly:
         client=client,
         train=dataset.train,
         test=dataset.test,
-        train_index={k: torch.tensor(index) for k, index in enumerate(split.train)},
-        test_index={k: torch.tensor(index) for k, index in enumerate(split.test)},
+        train_index={k: torch.tensor(index) for k, index in enumerate(held.train)},
+        test_index={k: torch.tensor(index) for k, index in enumerate(held.test)},
         probe=dataset.test.take(draw_probe(config.seed, len(dataset.test), probe))[0] if probe else None,
     )
-    return Assembly(Experiment(config, problem, strategy, len(dataset.test)), site, split, dataset)
+    return Assembly(Experiment(config, problem, strategy, len(dataset.test)), site, held, dataset)
+
+
+def split(config: RunConfig, dataset: Dataset) -> Partition:
+    """Who holds what of a data set. Raises ConfigError if the recipe cannot be followed."""
+    return partition.split(
+        partition.RECIPES[config.partition["name"]](**config.partition),
+        dataset.train.y.numpy(),
+        dataset.test.y.numpy(),
+        config.clients,
+        len(dataset.labels),
+        seeds.stream(config.seed, "partition").numpy(),
+    )
 
 
 def pose(config: RunConfig, shape: tuple[int, int, int], classes: int) -> Problem:

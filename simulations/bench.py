@@ -6,6 +6,7 @@ import platform
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fedkd import compose
@@ -70,12 +71,12 @@ def measure(resolved: Resolved, words: Sequence[str], effort: Effort, say: Calla
     found["ray"], found["memory"] = [], []
     for workers in effort.workers:
         say(f"ray x {workers}: {effort.ray_rounds} rounds of it and of inline, in turns")
-        _try(found, "ray", lambda n=workers: bench_measures.on_ray(assembly, effort.ray_rounds, n, effort.exchanges))  # type: ignore[misc]
+        _try(found, "ray", partial(bench_measures.on_ray, assembly, effort.ray_rounds, workers, effort.exchanges))
     pool = max(effort.workers, default=0) if found["ray"] else 0
     for clients in effort.clients:
         say(f"memory: {clients} clients")
         plan = bench_memory.Plan(list(words), clients, PER_ROUND, effort.memory_rounds, pool)
-        _try(found, "memory", lambda plan=plan: bench_memory.in_child(plan))  # type: ignore[misc]
+        _try(found, "memory", partial(bench_memory.in_child, plan))
     return {**found, "goals": goals(found)}
 
 

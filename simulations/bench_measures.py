@@ -21,7 +21,7 @@ from fedkd.engine import Engine, Job
 from fedkd.errors import EngineError
 from fedkd.payload import Payload
 from fedkd.problem import Problem
-from fedkd.rounds import Experiment
+from fedkd.rounds import Experiment, Round
 from fedkd.student import Student
 from fedkd.training import Outcome, Site
 from simulations import assemble, children
@@ -72,8 +72,8 @@ def on_ray(assembly: Assembly, count: int, workers: int, exchanges: int) -> dict
     try:
         state, pairs, is_equal = rounds.begin(experiment), [], True
         for _ in range(WARMUP + count):
-            alone = rounds.play(experiment, inline, state)
-            pooled = rounds.play(experiment, pool, state)
+            alone = _play(experiment, inline, state)
+            pooled = _play(experiment, pool, state)
             is_equal &= alone.row == pooled.row
             state = alone.state
             pairs.append((alone.timings, pooled.timings))
@@ -115,7 +115,7 @@ def message_seconds(experiment: Experiment, engine: Engine, exchanges: int) -> f
     """Seconds a client that does nothing costs a round: plan, engine, border, drift and mean. The median of rounds."""
     state, seconds = rounds.begin(experiment), []
     for _ in range(WARMUP + exchanges):
-        played = rounds.play(experiment, engine, state)
+        played = _play(experiment, engine, state)
         state = played.state
         seconds.append((played.timings["clients"] + played.timings["server"]) / IDLE_CLIENTS)
     return statistics.median(seconds[WARMUP:])
@@ -162,7 +162,9 @@ def idle_experiment() -> tuple[Experiment, Site]:
 
 
 def starting(repeats: int) -> dict[str, float]:
-    """Seconds (median) of new Python processes that do no more than start, answer or import."""
+    """Seconds (median) of new Python processes that do no more than start, answer or import. 0 repeats: nothing."""
+    if not repeats:
+        return {}
     commands = {
         "python": ("-c", "pass"),
         "fedkd --help": ("-m", "simulations.cli", "--help"),
@@ -190,8 +192,16 @@ def _inline_round(
     experiment: Experiment, engine: Engine, state: rounds.RunState
 ) -> tuple[rounds.RunState, dict[str, float]]:
     cpu = time.process_time()
-    played = rounds.play(experiment, engine, state)
+    played = _play(experiment, engine, state)
     return played.state, _complete(played.timings, time.process_time() - cpu)
+
+
+def _play(experiment: Experiment, engine: Engine, state: rounds.RunState) -> Round:
+    """A round in which nothing failed: failing is faster than working."""
+    played = rounds.play(experiment, engine, state)
+    if played.failures:
+        raise EngineError(f"client {played.failures[0].client} failed: {played.failures[0].what}")
+    return played
 
 
 def _complete(timings: Mapping[str, float], cpu: float) -> dict[str, float]:

@@ -12,12 +12,12 @@ BUSY = 0.5  # load a core from which figures are called doubtful
 def show(found: Mapping[str, Any]) -> None:
     """Print everything that `bench.measure` found."""
     console = Console(highlight=False)
-    console.print(*_head(found), sep="\n")
+    console.print(*_head(found), sep="\n", soft_wrap=True)
     for table in _tables(found):
         console.print()
         console.print(table)
     console.print()
-    console.print(*_tail(found), sep="\n")
+    console.print(*_tail(found), sep="\n", soft_wrap=True)
 
 
 def _head(found: Mapping[str, Any]) -> list[str]:
@@ -69,12 +69,12 @@ def _ray(entries: Sequence[Mapping[str, Any]]) -> Table:
     for entry in entries:
         results = "equal" if entry["is_equal"] else "DIFFER"
         speedup, message = f"{entry['speedup']:.2f}", f"{1000 * entry['message']:.2f} ms"
-        table.add_row(f"{entry['workers']} workers", _ms(entry["inline"]), _ms(entry["ray"]), speedup, message, results)
+        table.add_row(f"x {entry['workers']}", _ms(entry["inline"]), _ms(entry["ray"]), speedup, message, results)
     return table
 
 
 def _memory(entries: Sequence[Mapping[str, Any]]) -> Table:
-    table = _table("memory, MB resident (private)", "trained", "their state", "driver", "workers")
+    table = _table("MB resident (private)", "trained", "their state", "driver", "workers")
     for entry in entries:
         workers = "   ".join(map(_megabytes, entry["workers"]))
         state = f"{entry['state_bytes'] / 1e6:.2f}"

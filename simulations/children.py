@@ -31,19 +31,12 @@ def python(*args: str, timeout: float) -> str:
     )
     try:
         out, err = child.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired as error:
-        raise EngineError(f"no answer within {timeout:g} s") from error
-    finally:
-        _kill_group(child)
+    except BaseException as error:  # out of time, or Ctrl-C here
+        os.killpg(child.pid, signal.SIGKILL)  # it is not reaped yet, so the number still is its own
+        child.wait()
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise EngineError(f"no answer within {timeout:g} s") from error
+        raise
     if child.returncode:
         raise EngineError((err.strip().splitlines() or [f"ended with code {child.returncode}"])[-1])
     return out
-
-
-def _kill_group(child: "subprocess.Popen[str]") -> None:
-    """End the child and what it has left behind."""
-    try:
-        os.killpg(child.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-    child.wait()

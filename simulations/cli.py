@@ -99,8 +99,9 @@ VERBS = {
     "doctor": Verb("check this machine: versions, memory, disk, data", ("fedkd doctor",), verbs.doctor, ()),
     "bench": Verb(
         "measure speed against a bare training loop on this machine",
-        ("fedkd bench", "fedkd bench strategy=fedavg clients=20"),
+        ("fedkd bench", "fedkd bench preset=fedgen-mnist", "fedkd bench strategy=fedavg clients=20 --quick"),
         verbs.bench,
+        (_WORDS, ("--quick", {"action": "store_true", "help": "few repetitions: a minute, and noisier"})),
     ),
 }
 

@@ -200,11 +200,10 @@ class Driver:
 
     def _log_failures(self, failures: Sequence[Failure]) -> None:
         for failure in failures:
-            who = f"part {failure.client} of the pooled test set" if failure.task == "evaluate_pooled" else None
             text = f"round {failure.round}, {failure.task}, {failure.cause}: {failure.what}"
             self._event("failure", **{k: getattr(failure, k) for k in ("round", "client", "task", "cause", "what")})
-            if who:
-                self.folder.log(f"{who}: {text}\n{failure.detail}")
+            if failure.task == "evaluate_pooled":
+                self.folder.log(f"{_who(failure)}: {text}\n{failure.detail}")
             else:
                 self.folder.log_error(failure.client, f"{text}\n{failure.detail}")
 
@@ -317,7 +316,12 @@ def _shown(failures: Sequence[Failure]) -> str:
     last = failures[-1]
     text = " ".join(last.what.split())
     how = "rejected" if last.is_rejected else "late" if last.cause == "late" else "failed"
-    return f"client {last.client} {how} in round {last.round}: {text[:_SHOWN]}"
+    return f"{_who(last)} {how} in round {last.round}: {text[:_SHOWN]}"
+
+
+def _who(failure: Failure) -> str:
+    is_client = failure.task != "evaluate_pooled"
+    return f"client {failure.client}" if is_client else f"part {failure.client} of the pooled test set"
 
 
 def _peak_memory() -> float:

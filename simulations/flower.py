@@ -30,7 +30,7 @@ from simulations.flower_codec import Malformed, Record
 from simulations.inline import late
 from simulations.options import Options
 
-PATIENCE = 120.0  # seconds that nodes may take to appear; each assembles its site meanwhile
+PATIENCE = 300.0  # seconds that nodes may take to appear; each assembles its site meanwhile
 POLL = 0.02  # seconds between looks at a grid that has nothing new; Flower offers no way to be woken
 
 _CAUSES = {  # what an error reply of Flower is for us; all others: raised
@@ -130,8 +130,7 @@ def find_nodes(grid: Grid, patience: float = PATIENCE) -> tuple[int, ...]:
                 f"after {patience:g} s Flower has {len(found)} of {total or 'an unknown number of'} nodes",
                 mend="look at the logs of the nodes; each needs its own partition-id",
             )
-        if not questions:
-            time.sleep(POLL)
+        time.sleep(POLL)
     return tuple(node for _, node in sorted(found.items()))
 
 

@@ -25,6 +25,12 @@ class Screen:
         self.story = Story()
         self.head: Head | None = None
 
+    def __enter__(self) -> "Screen":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def phase(self, text: str) -> None:
         """Something before the first round begins: `loading PyTorch`."""
 
@@ -57,12 +63,13 @@ class Lines(Screen):
     def __init__(self, stream: Any, *, verbose: bool = False) -> None:
         super().__init__(verbose=verbose)
         self.stream = stream
-        self._is_mid_line = False
+        self._phase, self._is_mid_line = "", False
 
     def phase(self, text: str) -> None:
         # One line for all phases: the start is short, but nobody should wonder whether anything happens.
-        self._write(f", {text}" if self._is_mid_line else f"starting: {text}", end="")
-        self._is_mid_line = True
+        if text != self._phase:
+            self._write(f", {text}" if self._is_mid_line else f"starting: {text}", end="")
+        self._phase, self._is_mid_line = text, True
 
     def begin(self, head: Head, rows: Sequence[Row]) -> None:
         super().begin(head, rows)
@@ -79,6 +86,9 @@ class Lines(Screen):
     def end(self, lines: Sequence[str]) -> None:
         for line in lines:
             self._write(line)
+
+    def close(self) -> None:
+        self._write("", end="")
 
     def _write(self, text: str, end: str = "\n") -> None:
         if self._is_mid_line and not text.startswith(", "):
@@ -131,6 +141,7 @@ class Panel(Screen):
     def close(self) -> None:
         if self._is_live:
             self._is_live = False
+            self._live.transient = self.head is None  # phases are gone once they are over, also if an error ended them
             self._live.stop()
 
     def _print(self, word: str, rest: str, style: str) -> None:

@@ -102,6 +102,7 @@ class Crew:
         now = time.monotonic()
         for slot in list(self.slots):
             overdue = [call for call in slot.calls if call.expires is not None and call.expires <= now]
+            overdue = [call for call in overdue if not _is_answered(call)]  # while nobody was looking
             if any(not call.parts for call in overdue):
                 self.kill(slot)
                 self._drop(slot, f"a worker could not be placed within {GREETING_SECONDS:g} s")
@@ -135,3 +136,9 @@ class Crew:
         if not self.slots:
             mend = "resume the run with fewer workers (engine.workers) or engine=inline; memory is a usual cause"
             raise EngineError(f"no Ray worker is left; the last: {why}", mend=mend)
+
+
+def _is_answered(call: Call) -> bool:
+    import ray
+
+    return bool(ray.wait([call.ref], timeout=0)[0])

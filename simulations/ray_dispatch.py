@@ -14,6 +14,7 @@ from simulations.lanes import Costs, Lanes, Part, Resident
 from simulations.ray_crew import Call, Crew, Slot
 
 CALLS_IN_FLIGHT = 2  # a worker: it does one while the next waits at its door
+LONG_SECONDS = 0.1  # of work at a worker: the next call's 0.5 ms can then wait
 SUSPICIONS = 3  # a job that stood at the head of this many dying workers is given up
 GRACE_SECONDS = 10.0  # or as long as the deadline, if that is longer: what is unanswered then has a stuck worker
 
@@ -56,6 +57,8 @@ class Dispatch:
             self._stored[key].unsent += 1
             parts.append(Part(job, key))
         self._unanswered = dict.fromkeys(parts)
+        for slot in crew.slots:
+            slot.holds.clear()  # payloads are numbered anew
         self.lanes = Lanes(parts, [slot.number for slot in crew.slots], homes, costs)
 
     def results(self, deadline: float | None) -> Iterator[Result]:
@@ -76,8 +79,14 @@ class Dispatch:
     def _feed(self) -> None:
         for depth in range(CALLS_IN_FLIGHT):  # everybody gets one chunk before anybody gets a second
             for slot in self._crew.slots:
-                if slot.is_ready and len(slot.calls) == depth and (parts := self.lanes.take(slot.number)):
+                if self._is_hungry(slot, depth) and (parts := self.lanes.take(slot.number)):
                     self._send(slot, parts)
+
+    def _is_hungry(self, slot: Slot, depth: int) -> bool:
+        """Whether another call gains anything: behind a long one it would only be out of reach for idle workers."""
+        if not slot.is_ready or len(slot.calls) != depth:
+            return False
+        return not depth or sum(map(self._costs.of, slot.calls[0].parts)) <= LONG_SECONDS
 
     def _send(self, slot: Slot, parts: list[Part]) -> None:
         for part in parts:
@@ -107,7 +116,11 @@ class Dispatch:
 
         try:
             answer = ray.get(call.ref)
-        except ray.exceptions.RayTaskError as error:  # the worker lives: what it wanted to answer cannot travel
+        except (ray.exceptions.RayTaskError, ray.exceptions.TaskCancelledError) as error:
+            if not call.parts:  # it cannot take the site: as good as dead
+                yield from self._bury(slot, error)
+                return
+            # The worker lives: what it wanted to answer cannot travel, or we took the call back.
             slot.calls.remove(call)
             slot.holds.clear()
             yield from self._suspect([] if call.is_stale else call.parts, "raised", error)

@@ -43,11 +43,11 @@ def session(*, workers: int | None, address: str | None, data_bytes: int) -> Ite
         with _joined(ray, address):
             yield _room(ray, workers)
         return
-    folder = tempfile.mkdtemp(
-        prefix="fedkd-ray-"
-    )  # own and short: socket paths end at 107 characters; only we may read
+    # Own, and short: the paths of Ray's sockets end at 107 characters. Only we may enter it.
+    folder = tempfile.mkdtemp(prefix="fedkd-ray-")
     try:
-        with _environment(_PRIVATE | _token()), _reread(ray):
+        with _environment(_PRIVATE | _token()), _loopback(ray):
+            _reread_token(ray)
             _init(ray, workers or num_cores(), folder, data_bytes)
         yield workers or num_cores()
     finally:
@@ -66,14 +66,11 @@ def _room(ray: Any, workers: int | None) -> int:
 
 
 def _import() -> Any:
-    # Read when ray is first imported, so it must be set before; after `init` the environment is as it was.
-    with _environment(_PRIVATE):
-        try:
-            import ray
-        except ImportError as error:
-            raise EngineError(
-                f"Ray cannot be imported: {error}", mend="pip install ray, or use engine=inline"
-            ) from error
+    try:
+        import ray
+    except ImportError as error:
+        mend = "pip install ray, or use engine=inline"
+        raise EngineError(f"Ray cannot be imported: {error}", mend=mend) from error
     return ray
 
 
@@ -85,9 +82,9 @@ def _init(ray: Any, workers: int, folder: str, data_bytes: int) -> None:
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            object_store_memory=2 * data_bytes
-            + STORE_FLOOR,  # twice: the next run's site comes before the last one's goes
-            _temp_dir=folder,
+            # Twice: the next run's site comes before the last one's goes.
+            object_store_memory=2 * data_bytes + STORE_FLOOR,
+            _temp_dir=os.path.join(folder, "r"),  # within, because Ray opens its folder to everybody
             _node_ip_address="127.0.0.1",
         )
     except Exception as error:  # Ray raises RuntimeError, ConnectionError, OSError, ValueError, its own
@@ -100,6 +97,7 @@ def _joined(ray: Any, address: str) -> Iterator[None]:
     _check_listening(address)
     try:
         with _environment(_QUIET):
+            _reread_token(ray)
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # as above
         mend = "start it with `ray start --head`, with the same Python and packages as here"
@@ -119,9 +117,8 @@ def _check_listening(address: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
-        raise EngineError(
-            f"nothing answers: {error}", where=where, mend="start the cluster with `ray start --head`"
-        ) from error
+        mend = "start the cluster with `ray start --head`"
+        raise EngineError(f"nothing answers: {error}", where=where, mend=mend) from error
 
 
 def _token() -> dict[str, str]:
@@ -131,13 +128,15 @@ def _token() -> dict[str, str]:
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _process_token()}
 
 
-@contextmanager
-def _reread(ray: Any) -> Iterator[None]:
-    """Make Ray see what it has read from the environment already, when it was imported: token and loopback."""
-    from ray._raylet import AuthenticationTokenLoader, Config
+def _reread_token(ray: Any) -> None:
+    """Ray reads it from the environment once, when it is imported: perhaps before us, or for another session."""
+    ray._raylet.Config.initialize("")
+    ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
 
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
+
+@contextmanager
+def _loopback(ray: Any) -> Iterator[None]:
+    """Ray read RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER when it was imported, and by it replaces 127.0.0.1 or leaves it."""
     constants = ray._private.ray_constants
     before, constants.ENABLE_RAY_CLUSTER = constants.ENABLE_RAY_CLUSTER, False
     try:

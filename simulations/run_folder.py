@@ -195,7 +195,8 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _FULL:
-            mend = "what was written before is kept; free some space, then: fedkd resume"
+            resume = f", then: fedkd resume {path}" if (path / "run.json").exists() else ""
+            mend = f"what was written before is kept; free some space{resume}"
             raise FolderError("the disk is full", where=str(path), mend=mend) from error
         if error.errno in _FORBIDDEN:
             mend = "change its owner or rights, or choose --runs DIR"

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from simulations.driver import Connect
 
 EXIT_CODES = {"done": 0, "failed": 4, "SIGINT": 130, "SIGTERM": 143}
+_FIRST = "loading PyTorch"  # the first phase; takes seconds
 
 
 def start(
@@ -27,12 +28,14 @@ def start(
     out: Path | None = None,
     options: Options,
     connect: "Connect | None" = None,
+    screen: Screen | None = None,
 ) -> dict[str, Any]:
     """Play a configuration in a new folder; the summary that `--json` prints. Raises FedkdError.
 
-    `connect` makes the engine for a site, in the place of the one that the configuration names.
+    `connect` makes the engine for a site, in the place of the one that the configuration names. `screen` is one that
+    already shows something.
     """
-    screen = progress.make(options)
+    screen = screen or progress.make(options)
     folder = run_folder.create(runs, resolved.config.strategy["name"], resolved.digest(), name=name, out=out)
     try:
         _describe(folder, resolved)
@@ -53,15 +56,16 @@ def resume(path: Path | None, *, runs: Path, options: Options) -> dict[str, Any]
     place = run_folder.find(runs, path) if path is not None else _newest_unfinished(runs)
     folder = run_folder.reopen(place)
     try:
-        screen = progress.make(options)
-        info = folder.info()
-        if info.get("state") == "done":
-            screen.end([f"done   {place} was finished before; nothing is left to play.  fedkd show {place}"])
-            return _summary(place)
-        resolved = _same_configuration(folder, info)
-        _compare_environment(info, screen)
-        folder.note(state="running", resumed=_now(), error=None, signal=None)
-        return _drive(resolved, folder, screen, options)
+        with progress.make(options) as screen:
+            info = folder.info()
+            if info.get("state") == "done":
+                screen.end([f"done   {place} was finished before; nothing is left to play.  fedkd show {place}"])
+                return _summary(place)
+            screen.phase(_FIRST)
+            resolved = _same_configuration(folder, info)
+            _compare_environment(info, screen)
+            folder.note(state="running", resumed=_now(), error=None)
+            return _drive(resolved, folder, screen, options)
     finally:
         folder.release()
 
@@ -91,7 +95,7 @@ def _drive(
     resolved: Resolved, folder: RunFolder, screen: Screen, options: Options, connect: "Connect | None" = None
 ) -> dict[str, Any]:
     try:
-        screen.phase("loading PyTorch")
+        screen.phase(_FIRST)
         from simulations.driver import Driver  # 2 s: torch
 
         return Driver(resolved, folder, screen, debug=options.debug, connect=connect).play()
@@ -144,8 +148,8 @@ def _compare_environment(info: dict[str, Any], screen: Screen) -> None:
     changed = [f"{name} {then[name]} -> {new}" for name, new in now["versions"].items() if then.get(name, new) != new]
     if info.get("machine", now["machine"]) != now["machine"]:
         changed.append(f"{info['machine']} -> {now['machine']}")
-    if info.get("git", now["git"]) != now["git"]:
-        changed.append(f"code {str(info['git'])[:12]} -> {str(now['git'])[:12]}")
+    if info.get("git") and now["git"] and info["git"] != now["git"]:
+        changed.append(f"code {info['git'][:12]} -> {now['git'][:12]}")
     if changed:
         screen.warn(f"not what this run began with: {', '.join(changed)}; results may differ from an unbroken run's")
 

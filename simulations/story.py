@@ -88,9 +88,8 @@ def panel(head: Head, story: Story, running: float, *, verbose: bool = False) ->
         lines.append(f" terms      {_numbers(story.terms)}")
     kinds = story.up + story.down
     lines += [
-        f" traffic    up {mega(story.up.total())}   down {mega(story.down.total())}           {_by_kind(kinds)}",
-        f" clients    {_states(story.states)}"
-        + (f"          last: {story.last_failure}" if story.last_failure else ""),
+        f" traffic    up {mega(story.up.total())}   down {mega(story.down.total())}      {_by_kind(kinds)}",
+        f" clients    {_states(story.states)}" + (f"      last: {story.last_failure}" if story.last_failure else ""),
         f"files {head.folder}      Ctrl-C saves and stops",
     ]
     return lines
@@ -205,8 +204,8 @@ def _accuracy(story: Story) -> str:
         parts.append(f"global {story.latest['global']:.3f} {curve}")
     if clients := story.latest.get("clients"):
         own = "" if "global" in story.latest else f" {curve}"
-        parts.append(f"per client mean {clients['mean']:.3f}{own}   worst tenth {clients['worst_decile']:.3f}")
-    return "    ".join(parts) or "-"
+        parts.append(f"per client {clients['mean']:.3f}{own}   worst tenth {clients['worst_decile']:.3f}")
+    return "   ".join(parts) or "-"
 
 
 def _numbers(numbers: Row) -> str:

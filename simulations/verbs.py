@@ -14,10 +14,19 @@ if TYPE_CHECKING:
 
 
 def run(args: Namespace, options: Options) -> int:
-    resolved = _resolve(args, options)
-    from simulations import runs
+    from simulations import progress, runs
 
-    return _end(runs.start(resolved, runs=options.runs, name=options.name, out=options.out, options=options), options)
+    with progress.make(options) as screen:
+        screen.phase("loading PyTorch")  # the strategy's schema takes the first seconds of it
+        found = runs.start(
+            _resolve(args, options),
+            runs=options.runs,
+            name=options.name,
+            out=options.out,
+            options=options,
+            screen=screen,
+        )
+    return _end(found, options)
 
 
 def resume(args: Namespace, options: Options) -> int:
@@ -46,20 +55,12 @@ def list_(args: Namespace, options: Options) -> int:
 
 def partition(args: Namespace, options: Options) -> int:
     config = _resolve(args, options).config
-    from fedkd import seeds
-    from fedkd.data import partition, sources
-    from simulations import partition_view
+    from fedkd.data import sources
+    from simulations import assemble, partition_view
 
     dataset = sources.load(config.data)
     labels = dataset.train.y.numpy()
-    split = partition.split(
-        partition.RECIPES[config.partition["name"]](**config.partition),
-        labels,
-        dataset.test.y.numpy(),
-        config.clients,
-        len(dataset.labels),
-        seeds.stream(config.seed, "partition").numpy(),
-    )
+    split = assemble.split(config, dataset)
     picture = args.picture or (None if options.json else (options.out or Path()) / "partition.png")
     if picture:
         partition_view.picture(split, labels, dataset.labels, picture)
@@ -89,7 +90,7 @@ def doctor(args: Namespace, options: Options) -> int:
 def bench(args: Namespace, options: Options) -> int:
     from simulations import bench
 
-    return bench.main(options, args.words)
+    return bench.main(options, args.words, bench.QUICK if args.quick else None)
 
 
 def _resolve(args: Namespace, options: Options) -> "Resolved":

@@ -1,4 +1,4 @@
-"""Every algorithm there is: each file of conf/strategy, with each of its variants, and with a shared head if it has one.
+"""Every algorithm there is: each file of conf/strategy, each of its variants, and a shared head if it can share one.
 
 A new algorithm joins the tests of tests/conformance by having such a file.
 """
@@ -6,6 +6,7 @@ A new algorithm joins the tests of tests/conformance by having such a file.
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any
 
 import tiny
@@ -48,14 +49,15 @@ def words() -> list[tuple[str, ...]]:
     return found
 
 
-def configure(algorithm: Sequence[str], *more: str) -> RunConfig:
+@cache
+def configure(algorithm: tuple[str, ...], *more: str) -> RunConfig:
     """The small run of an algorithm, changed by more words."""
     chosen = compose.resolve([*SMALL, *algorithm]).config.strategy
     fewer = [f"strategy.{key}={few}" for key, few in FEWER.items() if chosen.get(key, 0) > few]
     return compose.resolve([*SMALL, *algorithm, *fewer, *more]).config
 
 
-def halves(algorithm: Sequence[str]) -> tuple[Any, Any]:
+def halves(algorithm: tuple[str, ...]) -> tuple[Any, Any]:
     """Its Strategy and its Client."""
     return assemble.halves(configure(algorithm).strategy)
 

@@ -35,7 +35,9 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(tree: Path, *words: str) -> str:
     environment = {**os.environ, "PYTHONPATH": str(tree)}
-    done = subprocess.run([sys.executable, *words], cwd=tree, env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(
+        [sys.executable, *words], cwd=tree, env=environment, capture_output=True, text=True, timeout=240
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -58,5 +60,5 @@ def test_it_runs_and_its_momentum_can_be_set(tree: Path) -> None:
 
 
 def test_a_momentum_out_of_range_is_refused(tree: Path) -> None:
-    with pytest.raises(AssertionError, match="strategy.momentum"):
+    with pytest.raises(AssertionError, match=r"strategy\.momentum"):
         fedkd(tree, "run", "strategy=fedavgm", "strategy.momentum=2")

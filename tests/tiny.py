@@ -137,6 +137,27 @@ def lasting(reply: Reply) -> Any:
     return canonical(replace(reply, seconds=0.0))
 
 
+def assert_same(one: Any, other: Any) -> None:
+    """Equal to the last bit, of two values that `canonical` or `lasting` gave; else says where they part."""
+    if one != other:
+        raise AssertionError(f"differs at {'/'.join(_parting(one, other)) or 'the top'}")
+
+
+def _parting(one: Any, other: Any) -> Iterator[str]:
+    """The keys on the way to the first difference."""
+    if type(one) is not type(other) or not isinstance(one, dict | list | tuple) or len(one) != len(other):
+        return
+    keys = one if isinstance(one, dict) else range(len(one))
+    for key in keys:
+        if isinstance(other, dict) and key not in other:
+            yield f"{key} (missing)"
+            return
+        if one[key] != other[key]:
+            yield str(key)
+            yield from _parting(one[key], other[key])
+            return
+
+
 def assert_same_weights(one: Weights | Student | Reply, other: Weights | Student | Reply) -> None:
     """Equal names and equal bytes."""
     first, second = _weights(one), _weights(other)

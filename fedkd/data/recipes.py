@@ -74,9 +74,7 @@ class FedGenDirichlet(Recipe):
     name: Literal["fedgen-dirichlet"] = "fedgen-dirichlet"
     alpha: Annotated[float, Gt(0)] = 0.1
     ratio: Annotated[float, Gt(0), Le(1)] = 0.5  # at most this share of each class and of the training set is used
-    min_size: Annotated[int, Ge(1)] = (
-        10  # drawn anew until each client has as many; its code: 10, EMNIST 10 a class = 260
-    )
+    min_size: Annotated[int, Ge(1)] = 10  # drawn anew until each client has as many; EMNIST's: 10 a class, 260
     seed: Annotated[int, Ge(0), Le(2**32 - 1)] = 42  # not the run's: one partition for all seeds
     test: Literal["matched", "classes"] = "classes"
 
@@ -255,4 +253,6 @@ def _retry(draw: Callable[[], tuple[Drawn, float]], least: int, key: str) -> Dra
             return drawn
         best = max(best, smallest)
     what = f"no draw of {TRIES} gave each client {least} training images; the best left one with {int(best)}"
-    raise ConfigError(what, where="partition", mend=f"raise partition.{key}, or lower clients or the least size")
+    raise ConfigError(
+        what, where="partition", mend=f"raise partition.{key}, or lower clients or the images each must have"
+    )

@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -77,7 +76,9 @@ def test_a_reply_to_another_job_is_stale(change):
     assert cause(admit({"weights": SENT}, **change)) == "stale"
 
 
-@pytest.mark.parametrize("count", [0, -1, -(10**30), 10**9 + 1, 10**30, True, 1.0, math.nan, "7", None, torch.tensor(3)])
+@pytest.mark.parametrize(
+    "count", [0, -1, -(10**30), 10**9 + 1, 10**30, True, 1.0, math.nan, "7", None, torch.tensor(3)]
+)
 def test_num_examples_is_an_integer_from_one_to_a_billion(count):
     assert cause(admit({"weights": SENT}, num_examples=count)) == "range"
 
@@ -104,6 +105,7 @@ HOSTILE = [
     ("non_finite", with_entry("head.weight", torch.tensor([[0.0] * LATENT] * 2 + [[0, 0, 0, -math.inf]]))),
     ("shape", with_entry("head.weight", torch.zeros(1, LATENT))),  # would broadcast
     ("shape", with_entry("head.weight", torch.zeros(()))),
+    ("shape", with_entry("head.weight", torch.zeros(LATENT, CLASSES))),
     ("dtype", with_entry("head.weight", torch.zeros(CLASSES, LATENT, dtype=torch.float64))),
     ("dtype", with_entry("head.weight", torch.zeros(CLASSES, LATENT, dtype=torch.int64))),
     ("dtype", with_entry("head.weight", torch.zeros(CLASSES, LATENT, dtype=torch.complex64))),
@@ -225,7 +227,7 @@ replies = st.builds(
     round=scalars | st.just(2),
     task=scalars | st.sampled_from(["train", "evaluate"]),
     exchange=scalars | st.just(0),
-    payload=values | st.builds(Payload, **{kind: values for kind in KINDS}),
+    payload=values | st.builds(Payload, **dict.fromkeys(KINDS, values)),
     num_examples=scalars | st.just(5),
     numbers=values,
     probe=values,

@@ -132,6 +132,7 @@ def strategy(conf, *args):
 
 def test_a_variant_lies_between_the_file_and_the_user(conf):
     assert strategy(conf)["decay"] == 0.5  # the file's own variant
+    assert strategy(conf, "strategy=toy", "strategy.share=head")["decay"] == 0.5  # also where it is chosen again
     hard = strategy(conf, "strategy.variant=hard")
     assert (hard["mu"], hard["share"], hard["decay"]) == (2.0, "head", 0.0)  # the switches of `soft` are undone
     for words in (["strategy.mu=9", "strategy.variant=hard"], ["strategy.variant=hard", "strategy.mu=9"]):

@@ -1,6 +1,8 @@
 import dataclasses
+from typing import Annotated
 
 import pytest
+from annotated_types import Ge
 
 from fedkd import config, reference, schema
 from fedkd.errors import ConfigError
@@ -34,6 +36,19 @@ def test_nested_mistakes_are_found_beside_unknown_keys():
         "rounds = -1",
         "unknown key 'nix.a'",
     }
+
+
+def test_defaults_are_checked_and_written_like_any_value():
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Config:
+        alpha: float = 10
+        beta: Annotated[int, Ge(0)] = 0
+
+    value, mistakes = schema.check(Config, schema.Draft({}), ())
+    assert mistakes == []
+    assert isinstance(value.alpha, float)  # else one configuration had two texts, 10 and 10.0, and two hashes
+    wrong = dataclasses.make_dataclass("Wrong", [("beta", Annotated[int, Ge(0)], -1)])
+    assert schema.check(wrong, schema.Draft({}), ())[1][0].mend == "must be at least 0"
 
 
 def test_both_halves_of_an_algorithm_may_not_share_a_key(monkeypatch):

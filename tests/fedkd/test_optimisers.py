@@ -47,9 +47,7 @@ def test_adam_gives_the_bits_of_torch(weight_decay):
     adam = Adam(ours)
     for step in range(6):
         adam.step(gradients(step), 3e-4, weight_decay)
-    theirs = play_torch(
-        lambda p: torch.optim.Adam(p, lr=3e-4, weight_decay=weight_decay, foreach=True), entries(), 6
-    )
+    theirs = play_torch(lambda p: torch.optim.Adam(p, lr=3e-4, weight_decay=weight_decay, foreach=True), entries(), 6)
     tiny.assert_same_weights(ours, theirs)
 
 

@@ -55,7 +55,7 @@ def test_a_view_counts_its_own_elements_only():
 def test_payloads_are_equal_only_if_they_are_one_object():
     weights = {"a": torch.zeros(2)}
     one, other = Payload(weights=weights), Payload(weights=weights)
-    assert one == one  # noqa: PLR0124
+    assert one == one
     assert one != other
     assert len({one, other, one}) == 2
 

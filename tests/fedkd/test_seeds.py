@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from fedkd import seeds
 
-keys = st.tuples(st.integers(0, 2**70), st.sampled_from(["cohort", "batches", "init"]), st.integers(0, 9), st.integers(0, 9))
+keys = st.tuples(
+    st.integers(0, 2**70), st.sampled_from(["cohort", "batches", "init"]), st.integers(0, 9), st.integers(0, 9)
+)
 
 
 def make(key: tuple[int, str, int, int]) -> seeds.Stream:

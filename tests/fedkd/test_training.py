@@ -128,8 +128,17 @@ def test_momentum_and_weight_decay_reach_the_optimiser(job):
 def test_the_same_job_gives_the_same_reply_to_the_last_bit(site, job):
     first = tiny.lasting(tiny.fit(Supervised(), job, site))
     tiny.fit(Supervised(), replace(job, client=2), site)  # the module of the site has served another client since
-    assert tiny.lasting(tiny.fit(Supervised(), job, site)) == first
-    assert tiny.lasting(tiny.fit(Supervised(), job, tiny.site(Supervised(), site.problem))) == first
+    tiny.assert_same(tiny.lasting(tiny.fit(Supervised(), job, site)), first)
+    tiny.assert_same(tiny.lasting(tiny.fit(Supervised(), job, tiny.site(Supervised(), site.problem))), first)
+
+
+def test_an_evaluation_in_between_changes_no_bit_of_the_training():
+    """It leaves the module of the site in eval mode, where BatchNorm would learn nothing."""
+    problem = tiny.problem(tiny.normed)
+    site = tiny.site(Supervised(), problem)
+    first = tiny.lasting(tiny.fit(Supervised(), tiny.job(problem), site))
+    site.run(tiny.job(problem, task="evaluate"))
+    tiny.assert_same(tiny.lasting(tiny.fit(Supervised(), tiny.job(problem), site)), first)
 
 
 def test_training_changes_neither_payload_nor_state_nor_data(job):
@@ -139,14 +148,14 @@ def test_training_changes_neither_payload_nor_state_nor_data(job):
     job = tiny.job(problem, state=first.state, round=2)
     before = tiny.canonical([job, site.train, site.test, site.train_index])
     tiny.fit(Supervised(), job, site)
-    assert tiny.canonical([job, site.train, site.test, site.train_index]) == before
+    tiny.assert_same(tiny.canonical([job, site.train, site.test, site.train_index]), before)
 
 
 def test_a_reply_does_not_change_when_its_site_works_on(site, job):
     first = tiny.fit(Supervised(), job, site)
     before = tiny.lasting(first)
     tiny.fit(Supervised(), replace(job, client=1), site)
-    assert tiny.lasting(first) == before
+    tiny.assert_same(tiny.lasting(first), before)
 
 
 def test_training_reads_and_moves_no_global_generator(site, job):
@@ -215,7 +224,7 @@ def test_drawing_noise_does_not_change_the_batches(site, job):
         def draw(self, job, y, step, generator):
             return {"noise": torch.rand(100, generator=generator)}
 
-    assert tiny.lasting(tiny.fit(Noisy(), job, site)) == tiny.lasting(tiny.fit(Supervised(), job, site))
+    tiny.assert_same(tiny.lasting(tiny.fit(Noisy(), job, site)), tiny.lasting(tiny.fit(Supervised(), job, site)))
 
 
 def test_terms_that_yield_nothing_are_a_failure(site, job):
@@ -353,8 +362,8 @@ def test_evaluation_adds_what_the_client_kept_and_changes_nothing():
     job = tiny.job(problem, task="evaluate", state=state)
     before = tiny.canonical(job)
     one, other = site.run(job), site.run(replace(job, state=ClientState()))
-    assert tiny.canonical(job) == before
-    assert tiny.lasting(site.run(job)) == tiny.lasting(one)  # running statistics stood still
+    tiny.assert_same(tiny.canonical(job), before)
+    tiny.assert_same(tiny.lasting(site.run(job)), tiny.lasting(one))  # running statistics stood still
     assert one.numbers != other.numbers
 
 
@@ -389,4 +398,6 @@ def test_measuring_the_probe_changes_nothing_else():
     problem = tiny.problem(tiny.normed)
     site = tiny.site(Supervised(), problem)
     with_probe = tiny.fit(Supervised(), tiny.job(problem), replace(site, probe=site.test.take(torch.arange(7))[0]))
-    assert tiny.lasting(replace(with_probe, probe=None)) == tiny.lasting(tiny.fit(Supervised(), tiny.job(problem), site))
+    tiny.assert_same(
+        tiny.lasting(replace(with_probe, probe=None)), tiny.lasting(tiny.fit(Supervised(), tiny.job(problem), site))
+    )

@@ -228,7 +228,7 @@ def test_the_apps_write_the_run_folder_that_fedkd_run_writes(tmp_path):
     for file in ("metrics.jsonl", "clients.jsonl", "partition.json"):
         assert (tmp_path / "flower/a" / file).read_bytes() == (tmp_path / "inline/a" / file).read_bytes(), file
     info = json.loads((tmp_path / "flower/a/run.json").read_text())
-    assert (info["state"], info["engine"]) == ("done", {"nodes": 3})
+    assert (info["state"], info["engine"]["nodes"]) == ("done", 3)
 
 
 def test_a_run_on_flower_can_be_resumed_without_it(tmp_path, monkeypatch):

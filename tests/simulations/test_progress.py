@@ -148,6 +148,14 @@ def test_the_panel_draws_on_a_terminal_and_gives_it_back():
     assert shown.rstrip().count("\x1b[?25h") == 1  # the cursor is visible again
 
 
+def test_an_error_while_starting_begins_on_a_line_of_its_own():
+    stream = io.StringIO()
+    with Lines(stream) as screen:
+        screen.phase("loading PyTorch")
+        screen.phase("loading PyTorch")  # said by the command line and again by the driver
+    assert stream.getvalue() == "starting: loading PyTorch\n"
+
+
 @pytest.mark.parametrize(
     ("options", "kind", "stream"),
     [

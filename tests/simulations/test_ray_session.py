@@ -3,6 +3,7 @@
 import contextlib
 import os
 import socket
+import stat
 import sys
 import tempfile
 from pathlib import Path
@@ -36,13 +37,13 @@ def tmp_root(tmp_path_factory, monkeypatch):
 def children(pid):
     """Process ids of all descendants that still run."""
     found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
+    for file in Path("/proc").glob("[0-9]*/stat"):
         try:
-            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+            state, parent = file.read_text().rpartition(")")[2].split()[:2]
         except OSError:
             continue
         if int(parent) == pid and state != "Z":
-            child = int(stat.parent.name)
+            child = int(file.parent.name)
             found += [child, *children(child)]
     return found
 
@@ -60,7 +61,8 @@ def test_a_private_pool_of_one_gives_the_inline_bytes_and_leaves_nothing_behind(
     found = {reply.client: tiny.lasting(reply) for reply in pool.run(jobs)}
     assert found == {reply.client: tiny.lasting(reply) for reply in Inline(site).run(jobs)}
     assert set(os.environ) - environment <= {"PYTHONBREAKPOINT"}, "which Ray itself sets, and not the token"
-    assert len(list(tmp_root.iterdir())) == 1
+    (folder,) = tmp_root.iterdir()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     facts = pool.facts()
     assert facts["workers"] == 1
     pool.close()

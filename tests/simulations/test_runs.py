@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fedkd import checkpoint, compose, engine, ledger
-from fedkd.errors import CheckpointError, ConfigError, FolderError, RunError
+from fedkd.errors import CheckpointError, ConfigError, DataError, FolderError, RunError
 from simulations import engines, run_folder, runs
 from simulations.inline import Inline
 from simulations.interrupts import Stop
@@ -285,8 +285,9 @@ def test_a_full_disk_is_an_error_with_code_5_that_loses_nothing(tmp_path, monkey
 
 
 def test_what_cannot_begin_leaves_no_folder(tmp_path):
-    with pytest.raises(ConfigError):
-        start(tmp_path, "partition=shards", "clients=2000")
+    resolved = compose.resolve([*SMALL, "data=mnist", f"data.root={tmp_path}"])
+    with pytest.raises(DataError):
+        runs.start(resolved, runs=tmp_path, name="pilot", options=QUIET)
     assert not (tmp_path / "pilot").exists()
 
 

@@ -100,8 +100,9 @@ def test_gives_flowers_weights_to_the_last_bit(name, problem, monkeypatch):
     grids.set_identity(monkeypatch)
     ours, theirs = ALGORITHMS[name]
     strategy = FlowerStrategy(FlowerStrategy.Config(algorithm=name, statistics="optimise", **ours))
-    state = play(strategy, problem, num_rounds=3)
-    expected = flowers_weights(name, theirs, problem.initial().weights, num_rounds=3)
+    num_rounds = 1 if name == "Bulyan" else 3  # Flower's collects garbage for every reply: seconds in a test process
+    state = play(strategy, problem, num_rounds)
+    expected = flowers_weights(name, theirs, problem.initial().weights, num_rounds)
     tiny.assert_same_weights({**state.weights, **state.exact}, expected)
     tiny.assert_same_weights(
         strategy.served(state, None).weights, {entry: value.float() for entry, value in expected.items()}

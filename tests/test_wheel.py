@@ -1,0 +1,68 @@
+"""The wheel, used outside the tree: it has the packages and conf/, and an edge client needs none of the heavy ones."""
+
+import os
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+HEAVY = ("ray", "tensorboard", "matplotlib", "sklearn")
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the wheel installs."""
+    place = tmp_path_factory.mktemp("wheel")
+    source = place / "source"
+    copied = ["pyproject.toml", "README.md", "LICENSE", "fedkd", "strategies", "clients", "simulations", "conf"]
+    source.mkdir()
+    for name in copied:  # a copy: building leaves a build folder behind
+        subprocess.run(["cp", "-r", str(ROOT / name), str(source)], check=True)
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*build, "--wheel-dir", str(place), str(source)], check=True, timeout=240)
+    (wheel,) = place.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(place / "site")
+    return place / "site"
+
+
+def run(installed: Path, *words: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    done = subprocess.run(
+        [sys.executable, *words], cwd=installed.parent, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_it_has_every_setting_and_no_tests(installed: Path) -> None:
+    settings = {path.relative_to(ROOT) for path in (ROOT / "conf").rglob("*.yaml")}
+    assert {path.relative_to(installed) for path in (installed / "conf").rglob("*.yaml")} == settings
+    assert not (installed / "tests").exists()
+
+
+def test_a_run_outside_the_tree(installed: Path) -> None:
+    found = run(installed, "-m", "simulations.cli", "run", "rounds=1", "train.steps=1", "engine=inline", "--json")
+    assert '"status": "done"' in found
+
+
+def test_a_client_runs_without_the_heavy_packages(installed: Path) -> None:
+    code = f"""
+import sys
+for name in {HEAVY!r}: sys.modules[name] = None  # importing it now raises
+import simulations.flower, simulations.runs, simulations.driver, simulations.engines
+print("fine")
+"""
+    assert run(installed, "-c", code) == "fine\n"
+
+
+def test_the_edge_group_is_the_dependencies_less_the_heavy_ones() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    everything = {name.replace("[simulation]", "") for name in project["project"]["dependencies"]}
+    heavy = {name for name in everything if name.startswith(("ray", "tensorboard", "matplotlib", "scikit-learn"))}
+    assert len(heavy) == len(HEAVY)
+    assert set(project["dependency-groups"]["edge"]) == everything - heavy
