@@ -6,7 +6,7 @@ All of these share one grammar, a list of entries `key: value`:
 - any other key, dotted or nested, sets a value
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -65,13 +65,13 @@ class _Tree:
         self.leaves[path] = (entry.value, entry.source)
 
 
-def resolve(args: Sequence[str], *, conf: Path | None = None) -> Resolved:
+def resolve(args: Sequence[str], *, conf: Path | None = None, announce: Callable[[], None] = lambda: None) -> Resolved:
     """The configuration that the words of a command line describe, on top of conf/config.yaml.
 
-    Errors: ConfigError with all mistakes at once; those of the strategy's own keys may need torch and come last.
+    Errors: ConfigError with all mistakes at once; those of the strategy's own keys may need torch and come last:
+    `announce` is called when all else is right and the seconds of that import begin.
     """
-    conf = conf or CONF
-    return _finish(_compose(args, conf))
+    return _finish(_compose(args, conf or CONF), announce)
 
 
 def draft(args: Sequence[str], *, conf: Path | None = None) -> schema.Draft:
@@ -107,10 +107,11 @@ def _draft(tree: _Tree) -> schema.Draft:
     return schema.Draft(_nest(tree.leaves), {path: source for path, (_, source) in tree.leaves.items()})
 
 
-def _finish(tree: _Tree) -> Resolved:
+def _finish(tree: _Tree, announce: Callable[[], None] = lambda: None) -> Resolved:
     draft = _draft(tree)
     config, mistakes = schema.check_run(draft)
     _raise(mistakes)
+    announce()
     strategy, mistakes = schema.check_strategy(draft)
     _raise(mistakes)
     sources = {".".join(path): source for path, source in draft.sources.items()}

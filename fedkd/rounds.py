@@ -204,10 +204,12 @@ def _evaluate(experiment: Experiment, engine: Engine, state: RunState, tally: _T
     config, strategy = experiment.config, experiment.strategy
     start = time.perf_counter()
     jobs: list[Job] = []
+    same: dict[int, Payload] = {}  # by identity of the weights: equal payloads are one object, sent once a worker
     if _is_due(state.round, config.evaluate.every, config.rounds):
         for client in range(config.clients):
             own = state.clients.get(client, ClientState())
-            payload = strategy.served(state.server, client) or Payload()
+            served = strategy.served(state.server, client) or Payload()
+            payload = same.setdefault(id(served.weights), served)
             jobs.append(Job(task="evaluate", client=client, round=state.round, payload=payload, state=own))
     pooled = strategy.served(state.server, None)
     if pooled is not None and _is_due(state.round, config.evaluate.pooled_every, config.rounds):

@@ -3,7 +3,7 @@
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +16,10 @@ if TYPE_CHECKING:
 def run(args: Namespace, options: Options) -> int:
     from simulations import progress, runs
 
+    where: dict[str, Any] = {"runs": options.runs, "name": options.name, "out": options.out}
     with progress.make(options) as screen:
-        screen.phase("loading PyTorch")  # the strategy's schema takes the first seconds of it
-        found = runs.start(
-            _resolve(args, options),
-            runs=options.runs,
-            name=options.name,
-            out=options.out,
-            options=options,
-            screen=screen,
-        )
+        resolved = _resolve(args, options, announce=lambda: screen.phase("loading PyTorch"))
+        found = runs.start(resolved, **where, options=options, screen=screen)
     return _end(found, options)
 
 
@@ -93,13 +87,13 @@ def bench(args: Namespace, options: Options) -> int:
     return bench.main(options, args.words, bench.QUICK if args.quick else None)
 
 
-def _resolve(args: Namespace, options: Options) -> "Resolved":
+def _resolve(args: Namespace, options: Options, announce: Callable[[], None] = lambda: None) -> "Resolved":
     """The configuration of the words, and of those options that are short for words."""
     from fedkd import compose
 
     words: Sequence[str] = args.words
     short = {"data.download=true": args.download, "engine.name=inline": options.debug}
-    return compose.resolve([*words, *(word for word, is_asked in short.items() if is_asked)])
+    return compose.resolve([*words, *(word for word, is_asked in short.items() if is_asked)], announce=announce)
 
 
 def _end(found: dict[str, Any], options: Options) -> int:

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from fedkd import compose, rounds
 from fedkd.config import RunConfig
-from fedkd.engine import Job, Reply
+from fedkd.engine import Engine, Job, Reply
 from fedkd.payload import Payload
 from fedkd.rounds import Experiment, Round, RunState
 from fedkd.seeds import Stream
@@ -134,13 +134,9 @@ def follow(assembly: Assembly) -> Trail:
     return Trail(assembly, played, watched.seen, jobs)
 
 
-def play(experiment: Experiment, engine: Any) -> list[Round]:
+def play(experiment: Experiment, engine: Engine) -> list[Round]:
     """All rounds of an experiment."""
-    played, state = [], rounds.begin(experiment)
-    for _ in range(experiment.config.rounds):
-        played.append(rounds.play(experiment, engine, state))
-        state = played[-1].state
-    return played
+    return tiny.play(experiment, engine, experiment.config.rounds)
 
 
 def what_counts(played: Sequence[Round]) -> Any:

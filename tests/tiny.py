@@ -1,5 +1,6 @@
 """The smallest problem that has everything: builders and an engine for the tests, no fixtures."""
 
+import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -8,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedkd import seeds
+from fedkd import rounds, seeds
 from fedkd.client import Client
 from fedkd.config import EvaluateConfig, RunConfig, TrainConfig
 from fedkd.data.samples import Samples
-from fedkd.engine import ClientState, Engine, Job, Reply, Result
+from fedkd.engine import Engine, Job, Reply, Result
 from fedkd.payload import Payload, Weights
 from fedkd.problem import Problem
-from fedkd.rounds import Experiment
+from fedkd.rounds import Experiment, Round
 from fedkd.strategy import Strategy
 from fedkd.student import Student
 from fedkd.training import Site
@@ -106,6 +107,20 @@ class FakeEngine(Engine):
         yield from self.order([self.spoil(job, self.site.run(job)) for job in jobs])
 
 
+def play(experiment: Experiment, engine: Engine, count: int = 1) -> list[Round]:
+    """The first `count` rounds."""
+    played, state = [], rounds.begin(experiment)
+    for _ in range(count):
+        played.append(rounds.play(experiment, engine, state))
+        state = played[-1].state
+    return played
+
+
+def as_bytes(played: Round) -> str:
+    """The rows of a round as the ledger would hold them."""
+    return json.dumps([played.row, played.clients])
+
+
 def reply(client: int = 0, weights: Weights | None = None, num_examples: int = 1, **changes: Any) -> Reply:
     """An honest reply to round 1."""
     base = Reply(client=client, round=1, payload=Payload(weights=weights), num_examples=num_examples)
@@ -113,8 +128,8 @@ def reply(client: int = 0, weights: Weights | None = None, num_examples: int = 1
 
 
 def fit(client: Client, job: Job, site: Site) -> Reply:
-    """The reply of a client that must not fail."""
-    found = replace(site, client=client).run(job)
+    """The reply of a client that must not fail: at the site itself if it is the site's own, else at one like it."""
+    found = (site if client is site.client else replace(site, client=client)).run(job)
     assert isinstance(found, Reply), found.detail
     return found
 
@@ -171,8 +186,3 @@ def _weights(value: Weights | Student | Reply) -> Weights:
         assert value.payload.weights is not None
         return value.payload.weights
     return value.weights if isinstance(value, Student) else value
-
-
-def trained_state(**changes: Any) -> ClientState:
-    """The state of a client that trained in round 1."""
-    return replace(ClientState(last_round=1), **changes)

@@ -18,62 +18,76 @@ from fedkd.errors import RunError
 from fedkd.payload import KINDS, Payload
 from fedkd.rounds import Experiment
 
-
-def each_tensor(change: Callable[[torch.Tensor], Any]) -> Callable[[Reply], Reply]:
-    """Spoils every tensor of a payload."""
-
-    def spoil(reply: Reply) -> Reply:
-        changed = {kind: _map(change, getattr(reply.payload, kind)) for kind in reply.payload.kinds()}
-        return replace(reply, payload=Payload(**changed))
-
-    return spoil
+Lie = Callable[[Reply, str], Any]  # what becomes of a reply; the name is the kind of knowledge it lies about
 
 
-def _map(change: Callable[[torch.Tensor], Any], value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return change(value)
-    return {name: _map(change, item) if isinstance(item, torch.Tensor) else item for name, item in value.items()}
+def given(reply: Reply) -> dict[str, Any]:
+    return {kind: getattr(reply.payload, kind) for kind in reply.payload.kinds()}
+
+
+def spoil(change: Callable[[torch.Tensor], Any]) -> Lie:
+    """Every tensor of one kind changed; of scalars, all."""
+
+    def lie(reply: Reply, kind: str) -> Reply:
+        value = given(reply)[kind]
+        if isinstance(value, torch.Tensor):
+            changed = change(value)
+        else:
+            changed = {name: change(torch.as_tensor(item)) for name, item in value.items()}
+        return replace(reply, payload=Payload(**{**given(reply), kind: changed}))
+
+    return lie
 
 
 def fill(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda t: torch.full_like(t, value) if t.is_floating_point() else torch.full_like(t, -1)
 
 
-def extra(reply: Reply) -> Reply:
-    absent = sorted(set(KINDS) - reply.payload.kinds())[0]
-    given = {kind: getattr(reply.payload, kind) for kind in reply.payload.kinds()}
-    return replace(reply, payload=Payload(**given, **{absent: torch.zeros(1)}))
+def extra(reply: Reply, kind: str) -> Reply:
+    absent = min(set(KINDS) - reply.payload.kinds())
+    return replace(reply, payload=Payload(**given(reply), **{absent: torch.zeros(1)}))
 
 
-def misnamed(reply: Reply) -> Reply:
-    """One entry under another name, in every kind that has names; else a kind too few."""
-    given = {kind: getattr(reply.payload, kind) for kind in reply.payload.kinds()}
-    named = {kind: value for kind, value in given.items() if not isinstance(value, torch.Tensor)}
-    renamed = {kind: dict(zip(["other", *list(v)[1:]], v.values(), strict=True)) for kind, v in named.items()}
-    return replace(reply, payload=Payload(**{**given, **renamed} if renamed else {}))
+def without(reply: Reply, kind: str) -> Reply:
+    return replace(reply, payload=Payload(**{**given(reply), kind: None}))
 
 
-LIES: dict[str, Callable[[Reply], Any]] = {
-    "nan": each_tensor(fill(math.nan)),
-    "infinite": each_tensor(fill(math.inf)),
-    "reshaped": each_tensor(lambda t: t[None]),
-    "shortened": each_tensor(lambda t: t.flatten()[:1]),
-    "doubled": each_tensor(lambda t: t.double()),
-    "listed": each_tensor(lambda t: t.tolist()),
-    "missing": each_tensor(lambda t: None),
-    "empty": lambda reply: replace(reply, payload=Payload()),
-    "extra": extra,
+def misnamed(reply: Reply, kind: str) -> Reply:
+    """One entry under another name; a kind without names is left out."""
+    value = given(reply)[kind]
+    if isinstance(value, torch.Tensor):
+        return without(reply, kind)
+    renamed = dict(zip(["other", *list(value)[1:]], value.values(), strict=True))
+    return replace(reply, payload=Payload(**{**given(reply), kind: renamed}))
+
+
+def change(**fields: Any) -> Lie:
+    return lambda reply, kind: replace(reply, **fields)
+
+
+ABOUT_KNOWLEDGE: dict[str, Lie] = {
+    "nan": spoil(fill(math.nan)),
+    "infinite": spoil(fill(math.inf)),
+    "reshaped": spoil(lambda t: t[None]),
+    "shortened": spoil(lambda t: t.flatten()[:1]),
+    "doubled": spoil(lambda t: t.double()),
+    "listed": spoil(lambda t: t.tolist()),
+    "missing": without,
     "misnamed": misnamed,
-    "no payload": lambda reply: replace(reply, payload=None),
-    "no examples": lambda reply: replace(reply, num_examples=0),
-    "negative": lambda reply: replace(reply, num_examples=-100),
-    "giant": lambda reply: replace(reply, num_examples=10**12),
-    "true": lambda reply: replace(reply, num_examples=True),
-    "stale": lambda reply: replace(reply, round=reply.round - 1),
-    "other exchange": lambda reply: replace(reply, exchange=reply.exchange + 1),
-    "numbers": lambda reply: replace(reply, numbers={"ce": math.nan}),
-    "talkative": lambda reply: replace(reply, numbers={str(i): 0.0 for i in range(10_000)}),
-    "probe": lambda reply: replace(reply, probe=torch.full((8,), 255, dtype=torch.uint8)),
+}
+ABOUT_THE_REST: dict[str, Lie] = {
+    "empty": change(payload=Payload()),
+    "extra": extra,
+    "no payload": change(payload=None),
+    "no examples": change(num_examples=0),
+    "negative": change(num_examples=-100),
+    "giant": change(num_examples=10**12),
+    "true": change(num_examples=True),
+    "stale": change(round=1),
+    "other exchange": change(exchange=99),
+    "numbers": change(numbers={"ce": math.nan}),
+    "talkative": change(numbers={str(i): 0.0 for i in range(10_000)}),
+    "probe": change(probe=torch.full((8,), 255, dtype=torch.uint8)),
 }
 
 
@@ -96,15 +110,26 @@ def told(trail: Trail) -> Told:
     return Told(said, liar, without)
 
 
-@pytest.mark.parametrize("lie", LIES)
-def test_a_lie_is_refused_and_the_round_goes_on_without_the_liar(trail: Trail, told: Told, lie):
-    """In every exchange of round 2, whose honest replies are replayed."""
-    state, said, liar = trail.states[1], told.said, told.liar
-    for number in range(len(said)):
-        engine = Replay(
-            said[: number + 1], lambda reply, n=number: reply.client == liar and reply.exchange == n, LIES[lie]
-        )
-        played = rounds.play(once(trail, number + 1), engine, state)
+@pytest.mark.parametrize("lie", ABOUT_KNOWLEDGE)
+def test_a_lie_about_any_kind_of_knowledge_is_refused_and_the_round_goes_on(trail: Trail, told: Told, lie):
+    for kind in sorted(trail.strategy.needs):
+        check_refused(trail, told, ABOUT_KNOWLEDGE[lie], kind)
+
+
+@pytest.mark.parametrize("lie", ABOUT_THE_REST)
+def test_any_other_lie_is_refused_and_the_round_goes_on(trail: Trail, told: Told, lie):
+    check_refused(trail, told, ABOUT_THE_REST[lie], "")
+
+
+def check_refused(trail: Trail, told: Told, lie: Lie, kind: str) -> None:
+    """In every exchange of round 2, whose honest replies are replayed: the state is as if the liar had been silent."""
+    state, liar = trail.states[1], told.liar
+    for number in range(len(told.said)):
+
+        def tell(reply: Reply, number: int = number) -> Any:
+            return lie(reply, kind) if (reply.client, reply.exchange) == (liar, number) else reply
+
+        played = rounds.play(once(trail, number + 1), Replay(told.said[: number + 1], tell), state)
         (row,) = [row for row in played.clients if row["client"] == liar]
         assert (row["state"], bool(row["reason"])) == ("rejected", True)
         assert played.row["clients"] == {"ok": 3, "failed": 0, "late": 0, "rejected": 1}
@@ -115,18 +140,15 @@ def test_a_lie_is_refused_and_the_round_goes_on_without_the_liar(trail: Trail, t
 
 @dataclass
 class Replay(Engine):
-    """Gives the replies of a round that was played, one of them spoiled."""
+    """Gives the replies of a round that was played, as somebody tells them."""
 
     said: Sequence[algorithms.Exchange]
-    is_lie: Callable[[Reply], bool]
     tell: Callable[[Reply], Any]
     name = "replay"
 
     def run(self, jobs: Sequence[Job], deadline: float | None = None) -> Iterator[Result]:
         replies = {reply.client: reply for reply in self.said[jobs[0].exchange].replies}
-        for job in jobs:
-            reply = replies[job.client]
-            yield self.tell(reply) if self.is_lie(reply) else reply
+        yield from (self.tell(replies[job.client]) for job in jobs)
 
 
 def once(trail: Trail, exchanges: int) -> Experiment:
@@ -144,5 +166,5 @@ def test_no_reply_at_all_ends_the_run_with_its_state_untouched(trail: Trail, tol
     state = trail.states[1]
     before = tiny.canonical(state)
     with pytest.raises(RunError, match="only 0 of 4 clients replied usefully"):
-        rounds.play(once(trail, 1), Replay(told.said, lambda reply: True, LIES["nan"]), state)
+        rounds.play(once(trail, 1), Replay(told.said, lambda reply: extra(reply, "")), state)
     tiny.assert_same(tiny.canonical(state), before)

@@ -1,4 +1,4 @@
-"""Local training and evaluation: which batches, at which learning rate, and what is left behind."""
+"""Local training and evaluation: what is learned and what is left behind. Batches have a file of their own."""
 
 from collections import OrderedDict
 from dataclasses import replace
@@ -14,99 +14,16 @@ from torch.testing import assert_close
 from clients.supervised import Supervised
 from fedkd import training
 from fedkd.client import Client
-from fedkd.config import TrainConfig
 from fedkd.engine import ClientState, Failure, Job, Reply
 from fedkd.payload import Payload
 from fedkd.student import Student
-
-
-def drawing_job(client: int = 0, **state: int) -> Job:
-    return Job(task="train", client=client, round=1, payload=Payload(), state=ClientState(**state))
-
-
-def draw(samples: int, *, seed: int = 0, client: int = 0, config: TrainConfig | None = None, **state: int):
-    job = drawing_job(client, **state)
-    return training.draw_batches(seed, config or TrainConfig(batch=4, steps=3), job, samples)
-
-
-# Batches
-@given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 12))
-def test_a_pass_holds_every_sample_once_and_ends_with_a_short_batch(samples, batch, passes):
-    batches, epoch, position = draw(samples, config=TrainConfig(batch=batch, steps=None, epochs=passes))
-    per_pass = -(-samples // batch)
-    assert (len(batches), epoch, position) == (passes * per_pass, passes, 0)
-    for number in range(passes):
-        mine = batches[number * per_pass : (number + 1) * per_pass]
-        assert sorted(torch.cat(mine).tolist()) == list(range(samples))
-        assert [len(part) for part in mine[:-1]] == [batch] * (per_pass - 1)
-        assert len(mine[-1]) == samples - batch * (per_pass - 1)
-
-
-@given(st.integers(1, 40), st.integers(1, 9), st.lists(st.integers(1, 8), min_size=1, max_size=5))
-def test_participations_go_on_where_the_last_one_stopped(samples, batch, participations):
-    """In how many participations steps are taken changes none of them."""
-    whole, *end = draw(samples, config=TrainConfig(batch=batch, steps=sum(participations)))
-    parts, epoch, position = [], 0, 0
-    for steps in participations:
-        config = TrainConfig(batch=batch, steps=steps)
-        batches, epoch, position = draw(samples, config=config, epoch=epoch, position=position)
-        parts += batches
-    assert [part.tolist() for part in parts] == [part.tolist() for part in whole]
-    assert [epoch, position] == end
-
-
-def test_whole_passes_begin_anew_where_steps_stopped_in_the_middle():
-    config = TrainConfig(batch=4, steps=None, epochs=1)
-    batches, epoch, position = draw(10, config=config, epoch=2, position=4)
-    assert sorted(torch.cat(batches).tolist()) == list(range(10))
-    assert (epoch, position) == (4, 0)
-    assert torch.equal(torch.cat(batches), torch.cat(draw(10, config=config, epoch=3)[0]))
-
-
-def test_orders_differ_between_passes_clients_and_seeds():
-    config = TrainConfig(batch=50, steps=1)
-    base = draw(50, config=config)[0][0].tolist()
-    for other in (draw(50, config=config, epoch=1), draw(50, config=config, client=1), draw(50, config=config, seed=1)):
-        assert other[0][0].tolist() != base
-
-
-def test_the_round_does_not_change_the_batches():
-    """All strategies meet the same batches, whenever a client takes part."""
-    config, job = TrainConfig(batch=4, steps=3), drawing_job()
-    one, other = (training.draw_batches(0, config, replace(job, round=t), 10)[0] for t in (1, 7))
-    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-
-
-# Learning rate
-def rate(round: int, last_round: int = 0, **config: object) -> float:
-    train = TrainConfig(lr=0.01, lr_decay=0.99, **config)  # type: ignore[arg-type]
-    return training.learning_rate(train, replace(drawing_job(last_round=last_round), round=round))
-
-
-def test_learning_rate_decays_from_the_second_round_on():
-    assert rate(1) == 0.01
-    assert rate(2) == pytest.approx(0.0099)
-    assert rate(101) == pytest.approx(0.01 * 0.99**100)
-
-
-def test_clock_of_participation_reads_the_clients_last_round():
-    """FedGen's code (fedgen.md 1.6): after round t = 199 a client's rate is 0.0013533; its first is 0.01 whenever."""
-    at = {"lr_clock": "participation"}
-    assert rate(50, last_round=0, **at) == 0.01
-    assert rate(50, last_round=1, **at) == 0.01
-    assert rate(50, last_round=2, **at) == pytest.approx(0.0099)
-    assert rate(201, last_round=200, **at) == pytest.approx(0.0013533, abs=5e-8)
-
-
-def test_without_decay_the_rate_never_changes():
-    assert training.learning_rate(TrainConfig(lr=0.3), replace(drawing_job(), round=500)) == 0.3
 
 
 # Fitting
 def test_training_is_the_plain_loop_of_torch(site, job):
     """The same batches through torch's own optimiser give the same student."""
     problem = site.problem
-    found = tiny.fit(Supervised(), job, site)
+    found = tiny.fit(site.client, job, site)
     student = problem.initial()
     optimiser = torch.optim.SGD(student.parameters(), lr=problem.train.lr)
     for batch in training.draw_batches(problem.seed, problem.train, job, 20)[0]:
@@ -126,9 +43,9 @@ def test_momentum_and_weight_decay_reach_the_optimiser(job):
 
 
 def test_the_same_job_gives_the_same_reply_to_the_last_bit(site, job):
-    first = tiny.lasting(tiny.fit(Supervised(), job, site))
-    tiny.fit(Supervised(), replace(job, client=2), site)  # the module of the site has served another client since
-    tiny.assert_same(tiny.lasting(tiny.fit(Supervised(), job, site)), first)
+    first = tiny.lasting(tiny.fit(site.client, job, site))
+    tiny.fit(site.client, replace(job, client=2), site)  # the module of the site has served another client since
+    tiny.assert_same(tiny.lasting(tiny.fit(site.client, job, site)), first)
     tiny.assert_same(tiny.lasting(tiny.fit(Supervised(), job, tiny.site(Supervised(), site.problem))), first)
 
 
@@ -136,31 +53,31 @@ def test_an_evaluation_in_between_changes_no_bit_of_the_training():
     """It leaves the module of the site in eval mode, where BatchNorm would learn nothing."""
     problem = tiny.problem(tiny.normed)
     site = tiny.site(Supervised(), problem)
-    first = tiny.lasting(tiny.fit(Supervised(), tiny.job(problem), site))
+    first = tiny.lasting(tiny.fit(site.client, tiny.job(problem), site))
     site.run(tiny.job(problem, task="evaluate"))
-    tiny.assert_same(tiny.lasting(tiny.fit(Supervised(), tiny.job(problem), site)), first)
+    tiny.assert_same(tiny.lasting(tiny.fit(site.client, tiny.job(problem), site)), first)
 
 
 def test_training_changes_neither_payload_nor_state_nor_data(job):
     problem = tiny.problem(tiny.normed, statistics="local")
     site = tiny.site(Supervised(), problem)
-    first = tiny.fit(Supervised(), tiny.job(problem), site)
+    first = tiny.fit(site.client, tiny.job(problem), site)
     job = tiny.job(problem, state=first.state, round=2)
     before = tiny.canonical([job, site.train, site.test, site.train_index])
-    tiny.fit(Supervised(), job, site)
+    tiny.fit(site.client, job, site)
     tiny.assert_same(tiny.canonical([job, site.train, site.test, site.train_index]), before)
 
 
 def test_a_reply_does_not_change_when_its_site_works_on(site, job):
-    first = tiny.fit(Supervised(), job, site)
+    first = tiny.fit(site.client, job, site)
     before = tiny.lasting(first)
-    tiny.fit(Supervised(), replace(job, client=1), site)
+    tiny.fit(site.client, replace(job, client=1), site)
     tiny.assert_same(tiny.lasting(first), before)
 
 
 def test_training_reads_and_moves_no_global_generator(site, job):
     state = torch.get_rng_state()
-    tiny.fit(Supervised(), job, site)
+    tiny.fit(site.client, job, site)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -182,7 +99,7 @@ def test_the_loss_is_the_sum_of_the_terms(site, job):
             yield "one", 0.25 * loss
             yield "other", 0.75 * loss
 
-    one, other = tiny.fit(Halves(), job, site).payload.weights, tiny.fit(Supervised(), job, site).payload.weights
+    one, other = tiny.fit(Halves(), job, site).payload.weights, tiny.fit(site.client, job, site).payload.weights
     assert_close(dict(one), dict(other))
 
 
@@ -224,7 +141,7 @@ def test_drawing_noise_does_not_change_the_batches(site, job):
         def draw(self, job, y, step, generator):
             return {"noise": torch.rand(100, generator=generator)}
 
-    tiny.assert_same(tiny.lasting(tiny.fit(Noisy(), job, site)), tiny.lasting(tiny.fit(Supervised(), job, site)))
+    tiny.assert_same(tiny.lasting(tiny.fit(Noisy(), job, site)), tiny.lasting(tiny.fit(site.client, job, site)))
 
 
 def test_terms_that_yield_nothing_are_a_failure(site, job):
@@ -240,7 +157,7 @@ def test_terms_that_yield_nothing_are_a_failure(site, job):
 
 # What stays with a client
 def test_a_state_says_where_the_next_participation_begins(site, job):
-    state = tiny.fit(Supervised(), replace(job, round=5), site).state
+    state = tiny.fit(site.client, replace(job, round=5), site).state
     assert (state.epoch, state.position, state.last_round) == (0, 12, 5)
 
 
@@ -248,7 +165,7 @@ def test_what_was_not_received_is_kept_and_loaded_again():
     problem = tiny.problem()
     site = tiny.site(Supervised(), problem)
     head = problem.shared(problem.initial().weights, "head")
-    first = tiny.fit(Supervised(), tiny.job(problem, payload=Payload(weights=head)), site)
+    first = tiny.fit(site.client, tiny.job(problem, payload=Payload(weights=head)), site)
     assert set(first.state.kept) == {"hidden.1.weight", "hidden.1.bias"}
     assert set(first.payload.weights) == set(head)
     again = tiny.job(problem, payload=Payload(weights=head), state=first.state)
@@ -358,7 +275,7 @@ def test_evaluation_counts_what_is_correct_and_sums_the_loss():
 def test_evaluation_adds_what_the_client_kept_and_changes_nothing():
     problem = tiny.problem(tiny.normed, statistics="local")
     site = tiny.site(Supervised(), problem)
-    state = tiny.fit(Supervised(), tiny.job(problem), site).state
+    state = tiny.fit(site.client, tiny.job(problem), site).state
     job = tiny.job(problem, task="evaluate", state=state)
     before = tiny.canonical(job)
     one, other = site.run(job), site.run(replace(job, state=ClientState()))
@@ -399,5 +316,5 @@ def test_measuring_the_probe_changes_nothing_else():
     site = tiny.site(Supervised(), problem)
     with_probe = tiny.fit(Supervised(), tiny.job(problem), replace(site, probe=site.test.take(torch.arange(7))[0]))
     tiny.assert_same(
-        tiny.lasting(replace(with_probe, probe=None)), tiny.lasting(tiny.fit(Supervised(), tiny.job(problem), site))
+        tiny.lasting(replace(with_probe, probe=None)), tiny.lasting(tiny.fit(site.client, tiny.job(problem), site))
     )

@@ -128,7 +128,14 @@ def test_words_and_options_may_mix(played, tmp_path, capsys):
 
 def test_without_json_stdout_is_left_to_the_screen(played, capsys):
     assert cli.main(["run"]) == 0
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().out == "starting: loading PyTorch\n"
+
+
+def test_a_mistake_is_told_before_anything_starts(capsys):
+    assert cli.main(["run", "rounds=0"]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "must be at least 1" in shown.err
 
 
 def test_short_options_are_words(played):
@@ -174,7 +181,7 @@ def test_each_kind_of_error_has_its_exit_code(monkeypatch, capsys, error, code):
     fails_with(monkeypatch, error)
     assert cli.main(["run"]) == code
     shown = capsys.readouterr()
-    assert shown.out == ""
+    assert shown.out == "starting: loading PyTorch\n"
     assert "Traceback" not in shown.err
     assert len(shown.err.splitlines()) <= 2
 
@@ -327,4 +334,4 @@ def test_other_verbs_are_passed_on(monkeypatch, verb):
     replace(monkeypatch, verb, main=lambda *args: asked.append(args) or 3)
     assert cli.main([verb, *(["rounds=2"] if verb == "bench" else []), "--json"]) == 3
     assert asked[0][0] == Options(json=True)
-    assert list(asked[0][1:]) == ([["rounds=2"]] if verb == "bench" else [])
+    assert list(asked[0][1:]) == ([["rounds=2"], None] if verb == "bench" else [])

@@ -1,7 +1,7 @@
 """Every strategy on every data set found with every student, for two rounds of the whole way.
 
-Digits are always there. The other data sets take minutes and are left out of the suite: FEDKD_SMOKE=all adds those found
-below FEDKD_DATA.
+Digits are always there. The other data sets take minutes and are left out of the suite: FEDKD_SMOKE=all adds those
+found below FEDKD_DATA.
 """
 
 import itertools

@@ -1,0 +1,125 @@
+"""Rounds of two exchanges and clients that remember: the loop carries what the next algorithms need."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pytest
+import tiny
+import torch
+
+from clients.supervised import Supervised
+from fedkd.engine import Reply, failed
+from fedkd.payload import Payload
+from fedkd.strategy import Cohort, Strategy
+
+
+@dataclass(frozen=True)
+class Sums:
+    totals: Mapping[int, float]  # by client, as last reported
+    met: tuple[str, ...] = ()  # cohorts it planned for
+
+
+class TwoTrips(Strategy[Sums]):
+    """Exchange 0 asks for a number, exchange 1 sends the sum of all numbers to those that answered."""
+
+    needs = frozenset({"numbers"})
+    gives = frozenset({"numbers"})
+    exchanges = 2
+
+    def init(self, problem, stream):
+        return Sums({})
+
+    def plan(self, state, cohort: Cohort):
+        sent = Payload(numbers={"sum": sum(state.totals.values()) if cohort.exchange else 0.0})
+        return dict.fromkeys(cohort, sent)
+
+    def aggregate(self, state, replies: Sequence[Reply], stream):
+        totals = {reply.client: reply.payload.numbers["number"] for reply in replies}
+        met = f"{replies[0].round}.{replies[0].exchange}:" + ",".join(str(reply.client) for reply in replies)
+        return Sums(totals, (*state.met, met)), {f"draw{replies[0].exchange}": float(stream.numpy().random())}
+
+    def served(self, state, client):
+        return None
+
+
+class Remembering(Supervised):
+    """Remembers how often it was asked, and the sums it was told."""
+
+    sends = frozenset({"numbers"})
+
+    def init(self, problem, stream):
+        return {"asked": 0, "told": [], "secret": torch.rand(2, generator=stream.torch())}
+
+    def remember(self, trained, job):
+        memory = trained.memory
+        return {**memory, "asked": memory["asked"] + 1, "told": [*memory["told"], job.payload.numbers["sum"]]}
+
+    def report(self, trained, job):
+        return Payload(numbers={"number": float(10**job.client)})
+
+
+@pytest.fixture
+def two_trips(problem):
+    site = tiny.site(Remembering(), problem)
+    return tiny.experiment(TwoTrips(), site), tiny.FakeEngine(site)
+
+
+def test_both_exchanges_of_a_round_see_the_state_the_last_one_left(two_trips):
+    played = tiny.play(*two_trips, count=2)
+    assert played[1].state.server.met == ("1.0:0,1,2", "1.1:0,1,2", "2.0:0,1,2", "2.1:0,1,2")
+    assert played[1].state.clients[2].memory["told"] == [0, 111, 0, 111]
+
+
+def test_a_clients_memory_survives_exchanges_and_rounds(two_trips):
+    first, second = (played.state.clients[1] for played in tiny.play(*two_trips, count=2))
+    assert (first.memory["asked"], second.memory["asked"]) == (2, 4)
+    assert torch.equal(first.memory["secret"], second.memory["secret"])
+    assert (first.last_round, second.last_round) == (1, 2)
+
+
+def test_clients_begin_with_memories_of_their_own(two_trips):
+    clients = tiny.play(*two_trips)[0].state.clients
+    assert not torch.equal(clients[0].memory["secret"], clients[1].memory["secret"])
+
+
+def test_batches_go_on_through_the_exchanges_of_a_round(two_trips):
+    state = tiny.play(*two_trips)[0].state.clients[0]
+    assert (state.epoch, state.position) == (1, 4)  # two exchanges of 3 steps of 4: 24 of 20 samples
+
+
+def test_a_client_that_fails_in_one_exchange_takes_no_part_in_the_next(two_trips):
+    experiment, engine = two_trips
+    engine.spoil = lambda job, result: failed(job, "gone", "lost") if (job.client, job.round) == (1, 1) else result
+    first, second = tiny.play(experiment, engine, count=2)
+    assert [(job.client, job.exchange) for job in engine.jobs if job.task == "train" and job.round == 1] == [
+        (0, 0), (1, 0), (2, 0), (0, 1), (2, 1),
+    ]  # fmt: skip
+    assert first.state.clients[0].memory["told"] == [0, 101]
+    assert set(first.state.clients) == {0, 2}
+    assert [row["state"] for row in first.clients] == ["ok", "failed", "ok"]
+    assert second.row["clients"] == {"ok": 3, "failed": 0, "late": 0, "rejected": 0}
+
+
+def test_a_client_that_fails_in_the_second_exchange_keeps_what_the_first_gave_it(two_trips):
+    experiment, engine = two_trips
+    engine.spoil = lambda job, result: failed(job, "gone", "lost") if (job.client, job.exchange) == (1, 1) else result
+    played = tiny.play(experiment, engine)[0]
+    assert played.state.clients[1].memory["asked"] == 1
+    assert played.clients[1]["state"] == "failed"
+    assert played.clients[1]["numbers"]["ce"] > 0  # of the exchange that went well
+
+
+def test_bytes_of_all_exchanges_add_up(two_trips):
+    played = tiny.play(*two_trips)[0]
+    assert played.row["bytes"] == {"down": {"numbers": 2 * 3 * 8}, "up": {"numbers": 2 * 3 * 8}}
+    assert [(row["bytes_down"], row["bytes_up"]) for row in played.clients] == [(16, 16)] * 3
+
+
+def test_each_exchange_has_its_own_stream(two_trips):
+    first, second = (played.row["server"] for played in tiny.play(*two_trips, count=2))
+    assert len({first["draw0"], first["draw1"], second["draw0"], second["draw1"]}) == 4
+
+
+def test_a_strategy_without_a_student_reports_the_clients_own_accuracy_only(two_trips):
+    accuracy = tiny.play(*two_trips)[0].row["accuracy"]
+    assert set(accuracy) == {"clients"}
