@@ -112,7 +112,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Play a command line; gives the exit code (user-experience.md)."""
+    """Play a command line; gives the exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
     before = _on_termination(_terminate)
     try:
