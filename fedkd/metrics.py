@@ -62,14 +62,17 @@ def function_drift(labels_KN: Tensor, classes: int) -> float:
     return float(1 - agreeing.mean())
 
 
-def summarise(values: Sequence[float]) -> dict[str, float]:
-    """The last value, the mean of the last 10, the mean of the 5 highest, the highest.
+def summarise(by_round: Mapping[int, float]) -> dict[str, float]:
+    """The last value, the mean of those of the last 10 rounds, the mean of the 5 highest, the highest.
 
-    `top5` picks rounds by what it reports: FedGen's rule (fedgen.md 2.3), for comparison with its figures only.
+    Rounds without a value were not evaluated. `top5` picks rounds by what it reports: FedGen's rule (fedgen.md 2.3),
+    for comparison with its figures only.
     """
-    last10, top5 = values[-10:], sorted(values)[-5:]
+    values, end = list(by_round.values()), max(by_round)
+    last10 = [value for number, value in by_round.items() if number > end - 10]
+    top5 = sorted(values)[-5:]
     return {
-        "last": values[-1],
+        "last": by_round[end],
         "last10": math.fsum(last10) / len(last10),
         "top5": math.fsum(top5) / len(top5),
         "best": max(values),

@@ -17,6 +17,7 @@ from fedkd.config import RunConfig
 from fedkd.engine import Engine, Failure
 from fedkd.errors import CheckpointError, FedkdError, FolderError, RunError
 from fedkd.ledger import Ledger
+from fedkd.problem import Problem
 from fedkd.resolved import Resolved
 from fedkd.rounds import Round, RunState
 from fedkd.training import Site
@@ -82,6 +83,7 @@ class Driver:
         self.screen.phase(f"loading {config.data.name} for {config.clients} clients")
         assembly = assemble.assemble(config)
         self._keep_partition(assembly)
+        self.folder.note(statistics=statistics_policy(assembly.experiment.problem))
         self._compare_arithmetic()
         state = self._state(assembly)
         self.screen.phase("starting the engine")
@@ -262,6 +264,7 @@ class Driver:
     def _summarise(self, status: str, **facts: Any) -> dict[str, Any]:
         """Write summary.json and the state in run.json."""
         found = {"run": str(self.folder.path), "status": status, **summary.of_rows(self.rows, self.timings), **facts}
+        found["statistics"] = self.folder.info().get("statistics")
         found["seconds"]["total"] = self.before + time.perf_counter() - self.began
         self.folder.write_json("summary.json", found)
         self.folder.note(state=status, round=found["rounds"], engine=self.engine_facts(), **facts)
@@ -276,6 +279,11 @@ class Driver:
     def _warn(self, text: str) -> None:
         self.screen.warn(text)
         self._event("warn", what=text)
+
+
+def statistics_policy(problem: Problem) -> str:
+    """Which BatchNorm statistics students are evaluated with: `average`, `local`, or `none` where there are none."""
+    return problem.statistics if problem.statistic_names else "none"
 
 
 def strategy_label(strategy: Mapping[str, Any]) -> str:

@@ -11,6 +11,11 @@ import fedkd
 _BARS = "▁▂▃▄▅▆▇█"
 _ETA_ROUNDS = 10  # rounds whose mean duration predicts the rest
 
+_STATISTICS = {  # with which of BatchNorm's students are evaluated
+    "average": "   (BatchNorm statistics averaged)",
+    "local": "   (BatchNorm statistics: each client's own; global student: their mean)",
+}
+
 Row = Mapping[str, Any]
 
 
@@ -152,7 +157,8 @@ def figures(summary: Row) -> list[str]:
     if accuracy:
         name = "global accuracy" if summary["accuracy_of"] == "global" else "pooled accuracy"
         last, mean, best = accuracy["last"], accuracy["last10"], accuracy["best"]
-        lines.append(f"{name}   {last:.3f}   last 10 rounds {mean:.3f}   best {best:.3f}")
+        note = _STATISTICS.get(summary.get("statistics") or "", "")
+        lines.append(f"{name}   {last:.3f}   last 10 rounds {mean:.3f}   best {best:.3f}{note}")
     if clients:
         lines.append(f"clients           mean {clients['mean']:.3f}   worst tenth {clients['worst_decile']:.3f}")
     lines.append(f"traffic           up {mega(traffic['up'])}   down {mega(traffic['down'])}")

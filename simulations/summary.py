@@ -1,7 +1,7 @@
 """The summary of a run: what `--json` prints and `summary.json` keeps. Fractions, bytes and seconds."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedkd.ledger import Row
@@ -13,16 +13,16 @@ def of_rows(rows: Sequence[Row], timings: Sequence[Row]) -> dict[str, Any]:
     `accuracy` is the global student's on the pooled test set or, if the algorithm has none, that of all clients'
     samples together; `accuracy_of` says which. `clients.pooled` is always the latter: FedGen's round accuracy.
     """
-    accuracy = [row["accuracy"] for row in rows]
-    shared = [found["global"] for found in accuracy if "global" in found]
-    own = [found["clients"] for found in accuracy if "clients" in found]
-    pooled = [found["pooled"] for found in own]
+    accuracy = {row["round"]: row["accuracy"] for row in rows}
+    shared = {number: found["global"] for number, found in accuracy.items() if "global" in found}
+    own = {number: found["clients"] for number, found in accuracy.items() if "clients" in found}
+    pooled = {number: found["pooled"] for number, found in own.items()}
     replies: Counter[str] = sum((Counter(row["clients"]) for row in rows), Counter())
     return {
         "rounds": rows[-1]["round"] if rows else 0,
         "accuracy": _curve(shared or pooled),
         "accuracy_of": "global" if shared else "clients.pooled",
-        "clients": {**own[-1], "pooled": _curve(pooled)} if own else {},
+        "clients": {**own[max(own)], "pooled": _curve(pooled)} if own else {},
         "bytes": {way: sum(sum(row["bytes"][way].values()) for row in rows) for way in ("up", "down")},
         "replies": {state: replies[state] for state in ("ok", "late", "failed", "rejected")},
         "seconds": {
@@ -31,9 +31,9 @@ def of_rows(rows: Sequence[Row], timings: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def _curve(values: Sequence[float]) -> dict[str, float]:
-    if not values:
+def _curve(by_round: Mapping[int, float]) -> dict[str, float]:
+    if not by_round:
         return {}
     from fedkd import metrics  # imports torch: not needed to list runs
 
-    return metrics.summarise(values)
+    return metrics.summarise(by_round)

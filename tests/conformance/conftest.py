@@ -1,12 +1,9 @@
 """Every test here runs for every algorithm."""
 
-from collections.abc import Iterator
-
 import algorithms
 import pytest
 from algorithms import Trail
 
-from fedkd.engine import Engine
 from simulations import assemble
 
 
@@ -20,12 +17,3 @@ def algorithm(request: pytest.FixtureRequest) -> tuple[str, ...]:
 def trail(algorithm: tuple[str, ...]) -> Trail:
     """Three rounds of it on scikit-learn's digits."""
     return algorithms.follow(assemble.assemble(algorithms.configure(algorithm)))
-
-
-@pytest.fixture(scope="package")
-def pool() -> Iterator[Engine]:
-    """One Ray pool with two workers for all algorithms: starting one takes seconds."""
-    ray_pool = pytest.importorskip("simulations.ray_pool")
-    found = ray_pool.RayPool(None, workers=2).start()
-    yield found
-    found.close()

@@ -1,13 +1,28 @@
 """The same bytes in one process and in several, for every algorithm."""
 
+from collections.abc import Iterator
+
 import algorithms
+import pytest
 import tiny
-from algorithms import Trail
 
-from fedkd.engine import Engine
+from clients.supervised import Supervised
+from simulations import assemble
+from simulations.ray_pool import RayPool
 
 
-def test_two_workers_give_the_bytes_of_one_process(trail: Trail, pool: Engine):
-    pool.serve(trail.assembly.site)  # type: ignore[attr-defined]
+@pytest.fixture(scope="module")
+def pool() -> Iterator[RayPool]:
+    """One pool with two workers for all algorithms: starting one takes seconds."""
+    found = RayPool(tiny.site(Supervised(), tiny.problem()), workers=2).start()
+    yield found
+    found.close()
+
+
+# Parametrised here, not by the fixture `algorithm`: with that one, pytest would start a pool for each algorithm.
+@pytest.mark.parametrize("words", algorithms.words(), ids=" ".join)
+def test_two_workers_give_the_bytes_of_one_process(words: tuple[str, ...], pool: RayPool) -> None:
+    trail = algorithms.follow(assemble.assemble(algorithms.configure(words)))
+    pool.serve(trail.assembly.site)
     played = algorithms.play(trail.experiment, pool)
     tiny.assert_same(algorithms.what_counts(played), algorithms.what_counts(trail.rounds))

@@ -71,7 +71,7 @@ def test_function_drift_equals_the_comparison_pair_by_pair(seed):
 
 
 def test_summary_of_twelve_rounds():
-    found = metrics.summarise([0.0, 0.9, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.2, 0.1])
+    found = metrics.summarise(dict(enumerate([0.0, 0.9, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.2, 0.1], 1)))
     assert found["last"] == 0.1
     assert found["last10"] == pytest.approx(0.39)
     assert found["top5"] == pytest.approx((0.9 + 0.8 + 0.7 + 0.6 + 0.5) / 5)
@@ -79,7 +79,13 @@ def test_summary_of_twelve_rounds():
 
 
 def test_summary_of_one_round_is_that_round():
-    assert set(metrics.summarise([0.25]).values()) == {0.25}
+    assert set(metrics.summarise({1: 0.25}).values()) == {0.25}
+
+
+def test_the_last_ten_are_rounds_not_evaluations():
+    found = metrics.summarise({10: 0.1, 20: 0.2, 30: 0.6})
+    assert found["last10"] == 0.6
+    assert found["top5"] == pytest.approx(0.3)
 
 
 def test_mean_statistics_are_over_those_that_have_them():

@@ -1,0 +1,69 @@
+"""The same configuration gives the same ledger in one process, with one Ray worker and with two; three seeds."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+
+from clients.supervised import Supervised
+from fedkd import compose
+from fedkd.engine import Engine, Job, Result
+from fedkd.training import Site
+from simulations import runs
+from simulations.options import Options
+from simulations.ray_pool import RayPool
+
+WORDS = ("rounds=3", "clients=6", "clients_per_round=5", "train.steps=4", "strategy.generator_steps=5", "engine=inline")
+
+
+class Lent(Engine):
+    """A pool that outlives the run it is lent to."""
+
+    name = "ray"
+
+    def __init__(self, pool: RayPool, site: Site) -> None:
+        self.pool = pool
+        pool.serve(site)
+
+    def run(self, jobs: Sequence[Job], deadline: float | None = None) -> Iterator[Result]:
+        return self.pool.run(jobs, deadline)
+
+    def facts(self) -> Mapping[str, Any]:
+        return self.pool.facts()
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids="ray x {}".format)
+def pool(request: pytest.FixtureRequest) -> Iterator[RayPool]:
+    found = RayPool(tiny.site(Supervised(), tiny.problem()), workers=request.param).start()
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+def ledger(folder: Path, name: str, seed: int, **rest: Any) -> tuple[bytes, bytes]:
+    resolved = compose.resolve([*WORDS, f"seed={seed}"])
+    found = runs.start(resolved, runs=folder, name=name, options=Options(quiet=True), **rest)
+    place = Path(found["run"])
+    return (place / "metrics.jsonl").read_bytes(), (place / "clients.jsonl").read_bytes()
+
+
+@cache
+def inline(folder: Path, seed: int) -> tuple[bytes, bytes]:
+    return ledger(folder, f"inline-{seed}", seed)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_ray_writes_the_ledger_of_one_process(folder: Path, tmp_path: Path, pool: RayPool, seed: int) -> None:
+    found = ledger(tmp_path, "ray", seed, connect=lambda site: Lent(pool, site))
+    assert found == inline(folder, seed)
+
+
+def test_another_seed_is_another_ledger(folder: Path) -> None:
+    assert inline(folder, 1) != inline(folder, 2)
