@@ -8,7 +8,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from fedkd.errors import EngineError
@@ -96,7 +96,8 @@ def _init(ray: Any, workers: int, folder: str, data_bytes: int) -> None:
 def _joined(ray: Any, address: str) -> Iterator[None]:
     _check_listening(address)
     try:
-        with _environment(_QUIET):
+        own = _loopback(ray) if _is_private(ray, address) else nullcontext()
+        with _environment(_QUIET), own:
             _reread_token(ray)
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # as above
@@ -115,10 +116,26 @@ def _check_listening(address: str) -> None:
     if not host or not port.isdecimal():
         raise EngineError("the address is not HOST:PORT", where=where, mend="give what `ray start --head` printed")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+        _connect(host, port)
     except (OSError, OverflowError) as error:
         mend = "start the cluster with `ray start --head`"
         raise EngineError(f"nothing answers: {error}", where=where, mend=mend) from error
+
+
+def _connect(host: str, port: str) -> None:
+    socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+
+
+def _is_private(ray: Any, address: str) -> bool:
+    """Whether a cluster listens on loopback alone. Ray would go to this machine's outer address, and wait in vain."""
+    host, _, port = address.rpartition(":")
+    if host not in {"127.0.0.1", "localhost"}:
+        return False
+    try:
+        _connect(ray.util.get_node_ip_address(), port)
+    except OSError:
+        return True
+    return False
 
 
 def _token() -> dict[str, str]:
