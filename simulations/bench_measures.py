@@ -5,7 +5,7 @@ import statistics
 import tempfile
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,14 @@ def on_ray(assembly: Assembly, count: int, workers: int, exchanges: int) -> dict
         "speedup": statistics.median(one["total"] / two["total"] for one, two in counted),
         "is_equal": is_equal,
         "message": message,
+        "phases": {"inline": _phases(one for one, _ in counted), "ray": _phases(two for _, two in counted)},
     }
+
+
+def _phases(timings: Iterable[dict[str, float]]) -> dict[str, float]:
+    """Median seconds of each phase; `busy` is the sum of what the jobs of the clients took, wherever they ran."""
+    found = list(timings)
+    return {name: statistics.median(one[name] for one in found) for name in found[0]}
 
 
 def start_pool(site: Site, workers: int) -> tuple[RayPool, float]:
