@@ -17,17 +17,6 @@ from fedkd.errors import RunError
 from fedkd.payload import Payload
 from strategies.fedavg import FedAvg
 
-
-@pytest.fixture
-def experiment(site):
-    return tiny.experiment(FedAvg(), site)
-
-
-@pytest.fixture
-def engine(site):
-    return tiny.FakeEngine(site)
-
-
 # A round is a transaction
 
 

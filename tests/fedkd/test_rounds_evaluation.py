@@ -14,16 +14,6 @@ from fedkd.engine import Job, failed
 from strategies.fedavg import FedAvg
 
 
-@pytest.fixture
-def experiment(site):
-    return tiny.experiment(FedAvg(), site)
-
-
-@pytest.fixture
-def engine(site):
-    return tiny.FakeEngine(site)
-
-
 @pytest.mark.parametrize(
     ("every", "pooled_every", "own", "pooled"), [(1, 1, "1234", "1234"), (2, 3, "24", "34"), (9, 9, "4", "4")]
 )

@@ -1,0 +1,19 @@
+"""Fixtures of the tests of rounds."""
+
+import pytest
+import tiny
+
+from fedkd.rounds import Experiment
+from fedkd.training import Site
+from strategies.fedavg import FedAvg
+
+
+@pytest.fixture
+def experiment(site: Site) -> Experiment:
+    """FedAvg on the tiny site."""
+    return tiny.experiment(FedAvg(), site)
+
+
+@pytest.fixture
+def engine(site: Site) -> tiny.FakeEngine:
+    return tiny.FakeEngine(site)
