@@ -26,17 +26,25 @@ class Expectation:
     classes: int
     latent: int
     weights: Weights | None = None  # the entries sent, whose names, shapes and dtypes must come back
+    reference: Weights | None = None  # as `weights`
     probe: int = 0  # probe images
 
 
-class _Refused(Exception):
+class Refused(Exception):
+    """Why a reply is of no use. `cause` is a word of `engine.Failure`."""
+
     def __init__(self, cause: str, what: str) -> None:
         self.cause, self.what = cause, what[:MAX_REASON]
         super().__init__(self.what)
 
 
-def admit(result: Result, job: Job, expected: Expectation) -> Result:
-    """The reply itself if it is usable, else a Failure that says what is wrong with it."""
+def admit(
+    result: Result, job: Job, expected: Expectation, inspect: Callable[[Reply], None] = lambda reply: None
+) -> Result:
+    """The reply itself if it is usable, else a Failure that says what is wrong with it.
+
+    `inspect` looks last, at what only the algorithm can judge, and raises Refused.
+    """
     if isinstance(result, Failure):
         return result
     try:
@@ -48,7 +56,8 @@ def admit(result: Result, job: Job, expected: Expectation) -> Result:
         _check_numbers("numbers", result.numbers)
         _check_numbers("reply", {"seconds": result.seconds})
         _check_probe(result.probe, expected)
-    except _Refused as refusal:
+        inspect(result)
+    except Refused as refusal:
         return engine.failed(job, refusal.what, refusal.cause)
     except Exception as error:  # noqa: BLE001  # what no check foresaw must not stop the other clients
         return engine.failure(job, error, "unreadable")
@@ -65,60 +74,67 @@ def admit_evaluation(job: Job, result: Result) -> Result:
         _check_numbers("numbers", result.numbers)
         correct, loss_sum = result.numbers.get("correct"), result.numbers.get("loss_sum")
         if correct is None or loss_sum is None or not 0 <= correct <= result.num_examples:
-            raise _Refused("range", f"numbers: {correct} correct of {result.num_examples}, loss_sum {loss_sum}")
-    except _Refused as refusal:
+            raise Refused("range", f"numbers: {correct} correct of {result.num_examples}, loss_sum {loss_sum}")
+    except Refused as refusal:
         return engine.failed(job, refusal.what, refusal.cause)
     except Exception as error:  # noqa: BLE001  # as above
         return engine.failure(job, error, "unreadable")
     return result
 
 
+def check_rows(reply: Reply, rows: int) -> None:
+    """Whether `probe_logits` are of as many samples as were asked for. Raises Refused."""
+    got = reply.payload.probe_logits
+    if got is not None and len(got) != rows:
+        raise Refused("shape", f"probe_logits has {len(got)} rows, expected {rows}")
+
+
 def _check_fresh(reply: Reply, job: Job) -> None:
     got = (reply.task, reply.client, reply.round, reply.exchange)
     wanted = (job.task, job.client, job.round, job.exchange)
     if got != wanted:
-        raise _Refused("stale", f"reply is for (task, client, round, exchange) {got}, expected {wanted}")
+        raise Refused("stale", f"reply is for (task, client, round, exchange) {got}, expected {wanted}")
 
 
 def _check_counts(reply: Reply) -> None:
     count: Any = reply.num_examples
     if not isinstance(count, int) or isinstance(count, bool) or not 0 < count <= MAX_EXAMPLES:
-        raise _Refused("range", f"num_examples = {count!r}, expected an integer from 1 to {MAX_EXAMPLES}")
+        raise Refused("range", f"num_examples = {count!r}, expected an integer from 1 to {MAX_EXAMPLES}")
 
 
 def _check_kinds(reply: Reply, expected: Expectation) -> None:
     got = reply.payload.kinds()
     if got != expected.kinds:
-        raise _Refused("kinds", f"payload has kinds {sorted(got)}, expected {sorted(expected.kinds)}")
+        raise Refused("kinds", f"payload has kinds {sorted(got)}, expected {sorted(expected.kinds)}")
 
 
 def _check_tensor(name: str, value: Any, shape: tuple[int, ...] | None, dtype: torch.dtype) -> None:
     if not isinstance(value, Tensor):
-        raise _Refused("dtype", f"{name} is a {type(value).__name__}, expected a tensor")
+        raise Refused("dtype", f"{name} is a {type(value).__name__}, expected a tensor")
     if value.dtype != dtype:
-        raise _Refused("dtype", f"{name} has dtype {value.dtype}, expected {dtype}")
+        raise Refused("dtype", f"{name} has dtype {value.dtype}, expected {dtype}")
     if shape is not None and tuple(value.shape) != shape:
-        raise _Refused("shape", f"{name} has shape {tuple(value.shape)}, expected {shape}")
+        raise Refused("shape", f"{name} has shape {tuple(value.shape)}, expected {shape}")
     if value.is_floating_point() and not bool(torch.isfinite(value).all()):
         bad = int((~torch.isfinite(value)).sum())
-        raise _Refused("non_finite", f"{name}: {bad} of {value.numel()} values are not finite")
+        raise Refused("non_finite", f"{name}: {bad} of {value.numel()} values are not finite")
 
 
 def _check_weights(kind: str, value: Any, expected: Expectation) -> None:
-    wanted = expected.weights or {}
+    wanted = getattr(expected, kind) or {}
     if not isinstance(value, Mapping) or set(value) != set(wanted):
         got = sorted(value) if isinstance(value, Mapping) else type(value).__name__
-        raise _Refused("names", f"{kind} has entries {got}, expected {sorted(wanted)}")
+        raise Refused("names", f"{kind} has entries {got}, expected {sorted(wanted)}")
     for name, reference in wanted.items():
         _check_tensor(f"{kind}: '{name}'", value[name], tuple(reference.shape), reference.dtype)
         if name.endswith("running_var") and bool((value[name] < 0).any()):
-            raise _Refused("range", f"{kind}: '{name}' has negative variances")
+            raise Refused("range", f"{kind}: '{name}' has negative variances")
 
 
 def _check_label_counts(kind: str, value: Any, expected: Expectation) -> None:
     _check_tensor(kind, value, (expected.classes,), torch.int64)
     if bool((value < 0).any()) or int(value.max()) > MAX_EXAMPLES:
-        raise _Refused("range", f"{kind} has values outside 0 to {MAX_EXAMPLES}")
+        raise Refused("range", f"{kind} has values outside 0 to {MAX_EXAMPLES}")
 
 
 def _check_class_logits(kind: str, value: Any, expected: Expectation) -> None:
@@ -132,30 +148,30 @@ def _check_prototypes(kind: str, value: Any, expected: Expectation) -> None:
 def _check_probe_logits(kind: str, value: Any, expected: Expectation) -> None:
     _check_tensor(kind, value, None, torch.float32)
     if value.dim() != 2 or value.shape[1] != expected.classes or len(value) > MAX_SAMPLES:
-        raise _Refused("shape", f"{kind} has shape {tuple(value.shape)}, expected (samples, {expected.classes})")
+        raise Refused("shape", f"{kind} has shape {tuple(value.shape)}, expected (samples, {expected.classes})")
 
 
 def _check_named(kind: str, value: Any, expected: Expectation) -> None:
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
-        raise _Refused("names", f"{kind} is not a mapping of names to tensors")
+        raise Refused("names", f"{kind} is not a mapping of names to tensors")
     for name, tensor in value.items():
         dtype = getattr(tensor, "dtype", torch.float32)
         wanted = dtype if dtype in {torch.float32, torch.int64, torch.uint8} else torch.float32
         _check_tensor(f"{kind}: '{name}'", tensor, None, wanted)
         if tensor.dim() == 0 or len(tensor) > MAX_SAMPLES:
-            raise _Refused("size", f"{kind}: '{name}' has shape {tuple(tensor.shape)}, at most {MAX_SAMPLES} rows")
+            raise Refused("size", f"{kind}: '{name}' has shape {tuple(tensor.shape)}, at most {MAX_SAMPLES} rows")
 
 
 def _check_numbers(kind: str, value: Any, expected: Expectation | None = None) -> None:
     if not isinstance(value, Mapping) or len(value) > MAX_NUMBERS:
-        raise _Refused("names", f"{kind} is not a mapping of at most {MAX_NUMBERS} names to numbers")
+        raise Refused("names", f"{kind} is not a mapping of at most {MAX_NUMBERS} names to numbers")
     for name, number in value.items():
         if not isinstance(name, str) or isinstance(number, bool) or not isinstance(number, int | float):
-            raise _Refused("dtype", f"{kind}: {name!r} = {number!r} is not a named number")
+            raise Refused("dtype", f"{kind}: {name!r} = {number!r} is not a named number")
         if isinstance(number, int) and abs(number) >= 2**63:
-            raise _Refused("range", f"{kind}: '{name}' does not fit in 64 bits")
+            raise Refused("range", f"{kind}: '{name}' does not fit in 64 bits")
         if not math.isfinite(number):
-            raise _Refused("non_finite", f"{kind}: '{name}' is not finite")
+            raise Refused("non_finite", f"{kind}: '{name}' is not finite")
 
 
 def _check_probe(value: Any, expected: Expectation) -> None:
@@ -163,11 +179,12 @@ def _check_probe(value: Any, expected: Expectation) -> None:
         return
     _check_tensor("probe", value, (expected.probe,), torch.uint8)
     if expected.probe and int(value.max()) >= expected.classes:
-        raise _Refused("range", f"probe has labels outside 0 to {expected.classes - 1}")
+        raise Refused("range", f"probe has labels outside 0 to {expected.classes - 1}")
 
 
 _CHECKS: Mapping[str, Callable[[str, Any, Expectation], None]] = {
     "weights": _check_weights,
+    "reference": _check_weights,
     "generator": _check_named,
     "class_logits": _check_class_logits,
     "prototypes": _check_prototypes,

@@ -26,6 +26,7 @@ class Batch:
     step: int  # counts from 0 within the participation
     size: int  # the configured batch size: a pass ends with a batch shorter than that
     drawn: Mapping[str, Tensor] = field(default_factory=dict)
+    known: Mapping[str, Tensor] = field(default_factory=dict)  # of `consult`: tensors whose first axis is B
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,9 @@ class Trained:
     labels_drawn: Tensor  # (C,) int64: how often each label was drawn in this participation
     num_examples: int
     memory: Mapping[str, Any]
+    site: "Site"  # where the client's samples are, for reports that need to look at them again
+    steps: int  # SGD steps done
+    lr: float  # at which they were done
 
 
 class Client:
@@ -58,6 +62,14 @@ class Client:
         """Random tensors that the terms of one step need, from the client's own stream."""
         return {}
 
+    def consult(self, site: "Site", job: Job, x: Tensor, y: Tensor, position: Tensor) -> Mapping[str, Tensor]:
+        """What frozen models or tables say about all samples of a participation, in the order they will be drawn.
+
+        x (S, channels, height, width), y (S,), `position` (S,) in the client's training data. Tensors of first axis S
+        come back; each step finds its own rows in `batch.known`. Once a participation costs less than once a step.
+        """
+        return {}
+
     def terms(self, student: Student, batch: Batch, job: Job) -> Iterator[tuple[str, Tensor]]:
         """Named summands of the loss, weighted. They draw nothing and change nothing; weight 0 = not yielded."""
         raise NotImplementedError
@@ -73,6 +85,10 @@ class Client:
             return Payload()
         entries = trained.student.weights
         return Payload(weights={name: entries[name] for name in received})
+
+    def logits(self, student: Student, x: Tensor, job: Job) -> Tensor:
+        """What an evaluation job judges, (B, C): of a student in eval mode, without gradient. Override: personal."""
+        return student(x)
 
     def train(self, site: "Site", job: Job) -> "Outcome":
         """One participation; algorithms with several exchanges or phases override it."""

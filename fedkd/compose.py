@@ -7,19 +7,19 @@ All of these share one grammar, a list of entries `key: value`:
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from fedkd import plainyaml, schema
-from fedkd.config import RunConfig
+from fedkd.config import RunConfig, StudentsConfig
 from fedkd.errors import ConfigError, Mistake
 from fedkd.plainyaml import Value
 from fedkd.resolved import Resolved
 
-GROUPS = ("strategy", "data", "partition", "students", "engine")
+GROUPS = ("strategy", "data", "partition", "students", "engine", "proxy")
 CONF = Path(__file__).parent.parent / "conf"  # in a checkout and in an installed wheel alike
 COMMAND_LINE = "command line"
 
@@ -175,6 +175,9 @@ def _document(path: Path, name: str) -> dict[str, Value]:
 def _entries(path: schema.Path, value: Any, source: str, file: str = "") -> Iterator[Entry]:
     """One entry for each plain value. In a group's node that has a `name`, the first one gives it a new base."""
     content = value.content if isinstance(value, Value) else value
+    if path == ("students",) and _is_mixture(content):
+        yield Entry((*path, "mix"), value.plain if isinstance(value, Value) else value, source)
+        return
     if not isinstance(content, dict):
         yield Entry(path, content, source)
         return
@@ -183,6 +186,12 @@ def _entries(path: schema.Path, value: Any, source: str, file: str = "") -> Iter
     for key, below in content.items():
         place = f"{file}:{below.line}" if file and isinstance(below, Value) else source
         yield from _entries(path + _path(key, place), below, place, file)
+
+
+def _is_mixture(content: Any) -> bool:
+    """Whether `students` is a list of architectures, or shares by architecture, and not a student's own keys."""
+    keys = {field.name for field in fields(StudentsConfig)}
+    return isinstance(content, list) or (isinstance(content, dict) and bool(content) and not keys & set(content))
 
 
 def _path(key: str, source: str) -> schema.Path:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 
 _FORBID = {"extra": "forbid"}  # pydantic: an unknown key is an error
 
@@ -20,7 +20,15 @@ class DataConfig:
 @dataclass(frozen=True, kw_only=True)
 class StudentsConfig:
     __pydantic_config__: ClassVar[Any] = _FORBID
-    name: str = "fedgen-cnn"  # a student of fedkd.models.students
+    name: str = "fedgen-cnn"  # a student of fedkd.models.students; in a mixture, the one that a server trains
+    mix: dict[str, float] | list[str] | None = (
+        None  # a mixture: shares by architecture, or one a client; null: all alike
+    )
+    assign: Literal["shuffled", "size"] = "shuffled"  # of shares: at random, or in order to clients of rising data size
+    mixed: Literal["refuse", "groups"] = (
+        "refuse"  # where weights are averaged: an error, or a federation an architecture
+    )
+    common_init: bool = True  # clients of one architecture start from the same weights
     norm: Literal["batch", "group"] = "batch"  # normalisation layers, where the student has any
     statistics: Literal["average", "local"] = "average"  # BatchNorm's: averaged with the weights, or each client's own
 
@@ -31,13 +39,16 @@ class TrainConfig:
     batch: Annotated[int, Ge(1)] = 32  # images a step
     steps: Annotated[int, Ge(1)] | None = 20  # SGD steps a participation; null: whole epochs
     epochs: Annotated[int, Ge(1)] = 1  # passes a participation, if steps is null
-    lr: Annotated[float, Gt(0)] = 0.01  # of plain SGD, in the first round
+    optimiser: Literal["sgd", "adam"] = "sgd"
+    lr: Annotated[float, Gt(0)] = 0.01  # in the first round
     lr_decay: Annotated[float, Gt(0), Le(1)] = 1.0  # factor a round
     lr_clock: Literal["round", "participation"] = (
         "round"  # participation: as of the client's last round (fedgen.md 1.6)
     )
-    momentum: Annotated[float, Ge(0), Le(1)] = 0.0  # starts afresh each participation
+    momentum: Annotated[float, Ge(0), Lt(1)] = 0.0  # of sgd; starts afresh each participation
+    moments: Literal["reset", "keep"] = "reset"  # adam's: start afresh each participation, or stay with the client
     weight_decay: Annotated[float, Ge(0)] = 0.0  # L2, on all learnable entries
+    clip: Annotated[float, Gt(0)] | None = None  # the gradient's norm is at most this; null: not clipped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +56,19 @@ class EvaluateConfig:
     __pydantic_config__: ClassVar[Any] = _FORBID
     every: Annotated[int, Ge(1)] = 1  # rounds between evaluations on the clients' own test splits; the last always
     pooled_every: Annotated[int, Ge(1)] = 1  # rounds between evaluations on the pooled test set; the last always
-    probe: Annotated[int, Ge(0)] = 64  # test images on which function drift is measured; 0: not measured
+    probe: Annotated[int, Ge(0)] = 64  # test images on which function drift and forgetting are measured; 0: neither is
+    common: Annotated[int, Ge(0)] = (
+        1000  # pooled test images for each client's own student, where none is global; 0: none
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProxyConfig:
+    """A public set of images, for the algorithms that need one; never the clients' or the test data."""
+
+    __pydantic_config__: ClassVar[Any] = _FORBID
+    name: str = "none"  # none, held-out, unused, noise, or a source of fedkd.data.sources
+    size: Annotated[int, Ge(1)] = 1000  # images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +114,7 @@ class RunConfig:
     students: StudentsConfig = field(default_factory=StudentsConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     strategy: dict[str, Any] = field(default_factory=lambda: {"name": "fedgen", "client": "fedgen"})
+    proxy: ProxyConfig = field(default_factory=ProxyConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

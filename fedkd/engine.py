@@ -11,7 +11,7 @@ from torch import Tensor
 from fedkd.payload import Numbers, Payload, Weights
 
 ClientId = int
-Task = Literal["train", "evaluate", "evaluate_pooled"]
+Task = Literal["train", "evaluate", "evaluate_common", "evaluate_pooled"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +20,7 @@ class ClientState:
 
     kept: Weights = field(default_factory=dict)  # entries of its student that stay with it (all that is not shared)
     memory: Mapping[str, Any] = field(default_factory=dict)  # what its algorithm remembers
+    optimiser: Mapping[str, Any] = field(default_factory=dict)  # Adam's moments, where they stay with the client
     epoch: int = 0  # which pass over its data it is in
     position: int = 0  # samples of that pass already drawn
     last_round: int = 0  # the last round it trained in; 0 = never
@@ -27,7 +28,12 @@ class ClientState:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One task for one client (or, for `evaluate_pooled`, one part of the pooled test set: `client` is its number)."""
+    """One task for one client.
+
+    Evaluation: `evaluate` takes the client's student on its own test split, `evaluate_common` the same student on
+    images of the pooled test set that are the same for all, `evaluate_pooled` the global student on a part of that set
+    (`client` is the number of the part).
+    """
 
     task: Task
     client: ClientId

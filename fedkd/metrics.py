@@ -62,6 +62,27 @@ def function_drift(labels_KN: Tensor, classes: int) -> float:
     return float(1 - agreeing.mean())
 
 
+def inside_and_outside(labels_KN: Tensor, y_N: Tensor, laws_KC: Tensor) -> dict[str, float]:
+    """Accuracy of K trained students on the labels their clients hold, and on the others: what training made forget.
+
+    A_k(y) is student k's accuracy on the probe images of label y, q_k its client's label distribution: inside is
+    sum_y q_k(y) A_k(y), outside the same under (1 - q_k(y)) / (C - 1), both averaged over clients (Lee et al.,
+    NeurIPS 2022; baselines.md section 5). Labels without a probe image are left out of both.
+    """
+    classes = laws_KC.shape[1]
+    of_label_NC = (y_N[:, None] == torch.arange(classes)).double()
+    counts_C = of_label_NC.sum(0)
+    accuracy_KC = (labels_KN == y_N).double() @ of_label_NC / counts_C.clamp(min=1)
+    found = {}
+    for name, law_KC in (("inside", laws_KC.double()), ("outside", (1 - laws_KC.double()) / max(1, classes - 1))):
+        law_KC = law_KC * (counts_C > 0)
+        total_K = law_KC.sum(1)
+        held = total_K > 0
+        if bool(held.any()):
+            found[name] = float(((accuracy_KC * law_KC).sum(1)[held] / total_K[held]).mean())
+    return found
+
+
 def summarise(by_round: Mapping[int, float]) -> dict[str, float]:
     """The last value, the mean of those of the last 10 rounds, the mean of the 5 highest, the highest.
 

@@ -7,11 +7,13 @@ a check in `border.py` and a word in docs.
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
+from typing import Any
 
 from torch import Tensor
 
 Weights = Mapping[str, Tensor]  # named tensors; learnable entries and, where they travel, buffers
 Numbers = Mapping[str, float]  # named scalars for the ledger
+Findings = Mapping[str, Any]  # the same, and nested lists of numbers: a matrix of who trusts whom
 
 NUMBER_BYTES = 8  # a number travels as a double or a 64-bit integer
 
@@ -24,12 +26,13 @@ class Payload:
     """
 
     weights: Weights | None = None  # entries of a student
+    reference: Weights | None = None  # entries named like a student's: a second one, or control variates
     generator: Weights | None = None  # entries of a generator
     class_logits: Tensor | None = None  # (C, C) float: mean logits by true label
     prototypes: Tensor | None = None  # (C, d) float: mean latent by true label
     label_counts: Tensor | None = None  # (C,) int64
     probe_logits: Tensor | None = None  # (N, C) float: logits on an agreed probe set
-    samples: Weights | None = None  # named tensors that share their first axis
+    samples: Weights | None = None  # named tensors that share their first axis: samples, or members of an ensemble
     numbers: Numbers | None = None  # hyper-parameters and scalars a half sends to the other
 
     __hash__ = object.__hash__

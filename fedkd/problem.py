@@ -1,21 +1,38 @@
 """Problem: what both halves of an algorithm are told about the task before the first round."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 
 from fedkd import student
 from fedkd.config import TrainConfig
+from fedkd.data.samples import Samples
 from fedkd.payload import Weights
 from fedkd.seeds import Stream, stream
 from fedkd.student import Student
 
 
+@dataclass(frozen=True, eq=False)
+class Proxy:
+    """A public set of images: nobody's training data and no test data, the same in the same order everywhere."""
+
+    name: str
+    samples: Samples
+    is_labelled: bool  # whether `samples.y` holds labels of the task; else it is all -1
+    checksum: int  # of the images in their order, below 2^52: what both ends compare
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """The task: how many clients and classes, how students are made and trained."""
+    """The task: how many clients and classes, how students are made and trained.
+
+    Clients may have students of different architectures: `make` is then the one that a server would train.
+    """
 
     seed: int
     rounds: int
@@ -25,30 +42,61 @@ class Problem:
     make: Callable[[], Student]  # must be picklable: workers get it
     statistics: str  # of BatchNorm: `average` (travel with the weights), `local` (stay with each client)
     train: TrainConfig
+    mixture: Mapping[str, Callable[[], Student]] = field(default_factory=dict)  # by architecture; empty: all alike
+    assigned: tuple[str, ...] = ()  # a client's architecture, if they are mixed
+    common_init: bool = True  # whether clients of one architecture start from the same weights
+    proxy: Proxy | None = None
 
     def student(self, stream: Stream) -> Student:
         """A student whose initial weights come from `stream`."""
         return student.build(self.make, stream)
 
-    def initial(self) -> Student:
-        """The student every client and server of this run starts from."""
-        return self.student(stream(self.seed, "init"))
+    def initial(self, client: int | None = None) -> Student:
+        """The student that a client, or a server (None), of this run starts from."""
+        streams = stream(self.seed, "init")
+        if client is None or self.common_init:
+            return self.of(client).student(streams)
+        return self.of(client).student(stream(self.seed, "init", client=client))
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether clients differ in architecture."""
+        return len(set(self.assigned)) > 1
+
+    def architecture(self, client: int | None) -> str:
+        """The name of a client's architecture; empty text if all are alike, and for the server's own (None)."""
+        return self.assigned[client] if client is not None and self.assigned else ""
+
+    def of(self, client: int | None) -> "Problem":
+        """The same problem as if all students were like this client's: its `latent`, `shared`, `statistic_names`."""
+        return self.alike(self.architecture(client))
+
+    def alike(self, architecture: str) -> "Problem":
+        """The same problem with students of one architecture; empty text: that of a server."""
+        if architecture not in self._alike:
+            make = self.mixture[architecture] if architecture else self.make
+            self._alike[architecture] = replace(self, make=make, mixture={}, assigned=())
+        return self._alike[architecture]
 
     @cached_property
-    def _shape(self) -> Student:
-        """A student without entries: names and widths only."""
+    def _alike(self) -> dict[str, "Problem"]:
+        return {} if self.assigned else {"": self}
+
+    @cached_property
+    def shape(self) -> Student:
+        """A student without entries, on the meta device: names and widths only."""
         with torch.device("meta"):
             return self.make()
 
     @property
     def latent(self) -> int:
         """d, the width of the latent z: the head's input. 0 if the head is not a linear layer."""
-        return int(getattr(self._shape[-1], "in_features", 0))
+        return int(getattr(self.shape[-1], "in_features", 0))
 
     @property
     def statistic_names(self) -> tuple[str, ...]:
         """Names of the BatchNorm statistics; empty under GroupNorm."""
-        return tuple(self._shape.statistics)
+        return tuple(self.shape.statistics)
 
     def shared(self, weights: Weights, share: str = "all") -> Weights:
         """The entries that travel: `share` is `all` or `head`; BatchNorm statistics only under the policy `average`."""

@@ -6,7 +6,8 @@ resuming, repeating and parallel runs are the same thing.
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from fedkd import border, metrics, seeds
 from fedkd.config import RunConfig
 from fedkd.engine import ClientId, ClientState, Engine, Failure, Job, Reply, failed
 from fedkd.errors import RunError
-from fedkd.payload import Payload
+from fedkd.payload import KINDS, Payload
 from fedkd.problem import Problem
 from fedkd.strategy import Cohort, Strategy
 from fedkd.training import num_pooled_parts
@@ -29,6 +30,10 @@ class Experiment:
     problem: Problem
     strategy: Strategy[Any]
     num_pooled: int  # samples of the pooled test set; 0: there is none
+    probe_labels: torch.Tensor | None = None  # (N,) int64: true labels of the probe images
+    label_laws: torch.Tensor | None = (
+        None  # (K, C): label distribution of each client's training data; for measures only
+    )
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,8 @@ class _Tally:
     up: dict[str, int] = field(default_factory=dict)
     rows: dict[ClientId, dict[str, Any]] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
-    numbers: dict[str, float] = field(default_factory=dict)
+    numbers: dict[str, Any] = field(default_factory=dict)
+    forgetting: dict[str, float] = field(default_factory=dict)
     drift: dict[str, float] = field(default_factory=dict)
     timings: dict[str, float] = field(
         default_factory=lambda: {"clients": 0.0, "server": 0.0, "evaluation": 0.0, "busy": 0.0}
@@ -79,7 +85,7 @@ def play(experiment: Experiment, engine: Engine, state: RunState) -> Round:
     tally = _Tally()
     server, clients = state.server, dict(state.clients)
     cohort = draw_cohort(experiment.config, number)
-    for exchange in range(experiment.strategy.exchanges):
+    for exchange in range(experiment.strategy.trips(number)):
         server, cohort = _exchange(experiment, engine, server, clients, Cohort(cohort, number, exchange), tally)
     after = RunState(number, server, clients)
     accuracy = _evaluate(experiment, engine, after, tally)
@@ -120,10 +126,10 @@ def _exchange(
     asked = time.perf_counter()
     results = list(engine.run(list(jobs.values()), config.engine.deadline))
     answered = time.perf_counter()
-    replies, failures = _admit(experiment, jobs, results)
+    replies, failures = _admit(experiment, server, cohort, jobs, results)
     _count(tally, jobs, replies, failures)
     _check_quorum(config.quorum, cohort, len(jobs), replies, failures)
-    _measure_drift(tally, jobs, replies, experiment.problem.classes)
+    _measure_drift(experiment, tally, jobs, replies)
     stream = seeds.stream(config.seed, "aggregate", round=cohort.round).child(cohort.exchange)
     server, numbers = strategy.aggregate(server, replies, stream)
     tally.numbers |= numbers
@@ -135,18 +141,27 @@ def _exchange(
 
 
 def _admit(
-    experiment: Experiment, jobs: Mapping[ClientId, Job], results: Sequence[Reply | Failure]
+    experiment: Experiment,
+    server: Any,
+    cohort: Cohort,
+    jobs: Mapping[ClientId, Job],
+    results: Sequence[Reply | Failure],
 ) -> tuple[list[Reply], list[Failure]]:
     """Replies and failures, both by client: float sums must not depend on who answered first."""
     problem, strategy = experiment.problem, experiment.strategy
-    latent, probe = problem.latent, min(experiment.config.evaluate.probe, experiment.num_pooled)
+    kinds, probe = strategy.asks(cohort), min(experiment.config.evaluate.probe, experiment.num_pooled)
     replies: list[Reply] = []
     failures: list[Failure] = []
     for job, result in _pair(list(jobs.values()), results):
         expected = border.Expectation(
-            kinds=strategy.needs, classes=problem.classes, latent=latent, weights=job.payload.weights, probe=probe
+            kinds=kinds,
+            classes=problem.classes,
+            latent=problem.of(job.client).latent,
+            weights=job.payload.weights,
+            reference=job.payload.reference,
+            probe=probe,
         )
-        admitted = border.admit(result, job, expected)
+        admitted = border.admit(result, job, expected, partial(strategy.inspect, server, job))
         if isinstance(admitted, Failure):
             failures.append(admitted)
         else:
@@ -189,12 +204,20 @@ def _check_quorum(
     )
 
 
-def _measure_drift(tally: _Tally, jobs: Mapping[ClientId, Job], replies: Sequence[Reply], classes: int) -> None:
-    probes = [reply.probe for reply in replies if reply.probe is not None]
+def _measure_drift(
+    experiment: Experiment, tally: _Tally, jobs: Mapping[ClientId, Job], replies: Sequence[Reply]
+) -> None:
+    """How far clients stand apart after training and, after the first exchange, what training made them forget."""
+    probed = [reply for reply in replies if reply.probe is not None]
+    probes = [reply.probe for reply in probed if reply.probe is not None]
+    labels, laws = experiment.probe_labels, experiment.label_laws
     if probes:
-        tally.drift["function"] = metrics.function_drift(torch.stack(probes), classes)
+        tally.drift["function"] = metrics.function_drift(torch.stack(probes), experiment.problem.classes)
+    if probes and labels is not None and laws is not None and not tally.forgetting:
+        its = laws[[reply.client for reply in probed]]
+        tally.forgetting = metrics.inside_and_outside(torch.stack(probes), labels, its)
     pairs = [(jobs[r.client].payload.weights, r.payload.weights) for r in replies]
-    full = [(sent, back) for sent, back in pairs if sent and back]
+    full = [(sent, back) for sent, back in pairs if sent and back and sent.keys() == back.keys()]
     if full and all(sent.keys() == full[0][0].keys() for sent, _ in full):
         tally.drift |= metrics.weight_drift([sent for sent, _ in full], [back for _, back in full])
 
@@ -204,15 +227,18 @@ def _evaluate(experiment: Experiment, engine: Engine, state: RunState, tally: _T
     config, strategy = experiment.config, experiment.strategy
     start = time.perf_counter()
     jobs: list[Job] = []
-    same: dict[int, Payload] = {}  # by identity of the weights: equal payloads are one object, sent once a worker
+    same: dict[tuple[int, ...], Payload] = {}  # by identity of what is in them: sent once a worker
+    pooled = strategy.served(state.server, None)
+    is_pooled_due = _is_due(state.round, config.evaluate.pooled_every, config.rounds)
     if _is_due(state.round, config.evaluate.every, config.rounds):
         for client in range(config.clients):
             own = state.clients.get(client, ClientState())
             served = strategy.served(state.server, client) or Payload()
-            payload = same.setdefault(id(served.weights), served)
+            payload = same.setdefault(tuple(id(getattr(served, kind)) for kind in KINDS), served)
             jobs.append(Job(task="evaluate", client=client, round=state.round, payload=payload, state=own))
-    pooled = strategy.served(state.server, None)
-    if pooled is not None and _is_due(state.round, config.evaluate.pooled_every, config.rounds):
+        if pooled is None and is_pooled_due and config.evaluate.common and experiment.num_pooled:
+            jobs += [replace(job, task="evaluate_common") for job in jobs]
+    if pooled is not None and is_pooled_due:
         payload = _with_statistics(experiment.problem, pooled, state)
         for part in range(num_pooled_parts(experiment.num_pooled)):
             jobs.append(Job(task="evaluate_pooled", client=part, round=state.round, payload=payload))
@@ -245,6 +271,15 @@ def _accuracy(done: Sequence[tuple[Job, Reply]], num_pooled: int, tally: _Tally)
         for reply in own:
             row = tally.rows.setdefault(reply.client, {"state": "idle"})
             row["accuracy"] = reply.numbers["correct"] / reply.num_examples
+    common = [reply for job, reply in done if job.task == "evaluate_common"]
+    if common:
+        accuracy["common"] = metrics.over_clients(
+            [r.numbers["correct"] for r in common], [r.num_examples for r in common]
+        )
+        for reply in common:
+            tally.rows.setdefault(reply.client, {"state": "idle"})["common"] = (
+                reply.numbers["correct"] / reply.num_examples
+            )
     if pooled and sum(reply.num_examples for reply in pooled) == num_pooled:
         accuracy["global"] = sum(reply.numbers["correct"] for reply in pooled) / num_pooled
         accuracy["loss"] = sum(reply.numbers["loss_sum"] for reply in pooled) / num_pooled
@@ -274,6 +309,7 @@ def _row(number: int, tally: _Tally, accuracy: Mapping[str, Any]) -> dict[str, A
         "terms": metrics.mean_by_name([row["numbers"] for _, row in sorted(tally.rows.items()) if "numbers" in row]),
         "server": tally.numbers,
         "drift": tally.drift,
+        "forgetting": tally.forgetting,
         "bytes": {"down": tally.down, "up": tally.up},
     }
 

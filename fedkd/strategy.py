@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
-from fedkd.engine import ClientId, Reply
-from fedkd.payload import Numbers, Payload
+from fedkd.engine import ClientId, Job, Reply
+from fedkd.payload import Findings, Payload
 from fedkd.problem import Problem
 from fedkd.seeds import Stream
 
@@ -34,11 +34,16 @@ class Strategy(ABC, Generic[S]):
     An instance holds its frozen `config` and nothing else, so that resuming, repeating and parallel runs need no care.
     """
 
-    needs: ClassVar[frozenset[str]]  # kinds of knowledge it takes from clients
-    gives: ClassVar[frozenset[str]]  # kinds of knowledge it sends to clients
-    exchanges: ClassVar[int] = 1  # trips down and up in one round
-    paper: ClassVar[str] = ""  # what `fedkd list strategies` cites
+    needs: ClassVar[frozenset[str]]  # kinds of knowledge it may take from clients
+    gives: ClassVar[frozenset[str]]  # kinds of knowledge it may send to clients
+    exchanges: ClassVar[int] = 1  # trips down and up in one round, at most
+    # What `fedkd list strategies` says, read from the source without an import: plain literals.
+    knowledge: ClassVar[str] = "weights"  # in a few words: what crosses
+    proxy: ClassVar[str] = "no"  # whether it takes a public set: no, yes (it must), optional
     works_across_students: ClassVar[bool] = False  # whether clients may differ in architecture
+    serves: ClassVar[str] = "global"  # what it is for: a global student, personal ones, or both
+    paper: ClassVar[str] = ""
+    pools_data: ClassVar[bool] = False  # whether client 0 holds everybody's data: the centralised bound, no federation
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -55,13 +60,25 @@ class Strategy(ABC, Generic[S]):
     def plan(self, state: S, cohort: Cohort) -> Mapping[ClientId, Payload]:
         """What each client of the cohort receives; equal payloads are one object."""
 
+    def trips(self, round: int) -> int:
+        """Exchanges of a round, counted from 1; a configuration may need fewer than the class can have."""
+        return self.exchanges
+
+    def asks(self, cohort: Cohort) -> frozenset[str]:
+        """The kinds that a reply of this exchange must bring, neither fewer nor more."""
+        return self.needs
+
+    def inspect(self, state: S, job: Job, reply: Reply) -> None:
+        """Look at a reply that the border lets pass; raises `border.Refused` for what only the algorithm can judge."""
+
     @abstractmethod
-    def aggregate(self, state: S, replies: Sequence[Reply], stream: Stream) -> tuple[S, Numbers]:
-        """The next state, and numbers for the ledger. Replies are admitted and in ascending order of client."""
+    def aggregate(self, state: S, replies: Sequence[Reply], stream: Stream) -> tuple[S, Findings]:
+        """The next state, and what the ledger is to know. Replies are admitted and in ascending order of client."""
 
     @abstractmethod
     def served(self, state: S, client: ClientId | None) -> Payload | None:
-        """The student that `client` would use now (entries it keeps are added there), as `weights`.
+        """What `client` would classify with now: `weights` of its student, to which the entries it keeps are added.
 
-        `client=None` asks for the global student; None if the algorithm has none.
+        Other kinds are for the client half's `logits`. `client=None` asks for the global student; None if there is
+        none: each client then uses what it keeps.
         """

@@ -1,7 +1,7 @@
 """Local training and evaluation: the hot path. A Site does jobs for the clients whose data it can reach."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -14,8 +14,8 @@ from fedkd.client import Batch, Client, Trained
 from fedkd.config import TrainConfig
 from fedkd.data.samples import Samples
 from fedkd.engine import ClientState, Failure, Job, Reply, Result
-from fedkd.optimisers import Sgd
-from fedkd.payload import Payload
+from fedkd.optimisers import Descent
+from fedkd.payload import Payload, Weights
 from fedkd.problem import Problem
 from fedkd.student import Student
 
@@ -29,6 +29,19 @@ class Outcome:
     payload: Payload
     state: ClientState
     numbers: Mapping[str, float]
+    student: Student | None = None  # as trained: the site takes its labels of the probe images
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The training samples of one participation, S in the order of their steps."""
+
+    x: Tensor  # (S, channels, height, width) float32
+    y: Tensor  # (S,) int64
+    position: Tensor  # (S,) int64: in the client's training data
+    sizes: tuple[int, ...]  # a step: how many samples
+    epoch: int  # where the next participation begins
+    offset: int
 
 
 @dataclass(frozen=True)
@@ -45,6 +58,7 @@ class Site:
     train_index: Mapping[int, Tensor]
     test_index: Mapping[int, Tensor]
     probe: Tensor | None = None  # (N, channels, height, width) float: images on which function drift is measured
+    common: Tensor | None = None  # (N,) int64: test images that every client's own student is tried on
 
     def run(self, job: Job) -> Result:
         """Do one job. Whatever the algorithm raises becomes a Failure; interrupts pass."""
@@ -55,65 +69,141 @@ class Site:
             return engine.failure(job, error)
         return reply if isinstance(reply, Failure) else replace(reply, seconds=time.perf_counter() - start)
 
+    # --- what a participation is made of: algorithms with phases of their own put it together anew -----------------
+
     def fit(self, client: Client, job: Job) -> Outcome:
-        """Local SGD on the client's terms, then its report: the default participation."""
-        problem, config = self.problem, self.problem.train
+        """Local training on the client's terms, then its report: the default participation."""
         student = self.student(job).train()
+        drawn = self.draw(job)
+        descent = self.descent(job, student.learnable)
+        known = client.consult(self, job, drawn.x, drawn.y, drawn.position)
+        batches = self.batches(client, job, drawn, known)
+        numbers = descend(descent, batches, lambda batch: client.terms(student, batch, job))
+        return self.close(client, job, student, drawn, numbers, descent)
+
+    def draw(self, job: Job, train: TrainConfig | None = None) -> Drawn:
+        """The training samples of this participation; `train` where not as many as the configuration says."""
         index = self.train_index[job.client]
-        batches, epoch, position = draw_batches(problem.seed, config, job, len(index))
-        x, y = self.train.take(index[torch.cat(batches)])
-        noise = seeds.stream(problem.seed, "noise", round=job.round, client=job.client).child(job.exchange).torch()
-        sgd = Sgd(list(student.parameters()), learning_rate(config, job), config.momentum, config.weight_decay)
-        sums: dict[str, Tensor] = {}
-        start = 0
-        for step, drawn in enumerate(batches):
-            stop = start + len(drawn)
-            y_step = y[start:stop]
-            batch = Batch(x[start:stop], y_step, step, config.batch, client.draw(job, y_step, step, noise))
-            loss = None
-            for name, value in client.terms(student, batch, job):
-                loss = value if loss is None else loss + value
-                sums[name] = sums[name] + value.detach() if name in sums else value.detach()
-            if loss is None:
-                raise ValueError(f"{type(client).__name__}.terms yielded nothing: there is no loss")
-            sgd.step(torch.autograd.grad(loss, sgd.parameters, allow_unused=True))
-            start = stop
-        memory = job.state.memory or client.init(problem, seeds.stream(problem.seed, "memory", client=job.client))
-        trained = Trained(student, torch.bincount(y, minlength=problem.classes), len(index), memory)
-        received = job.payload.weights or {}
-        state = ClientState(
+        steps, epoch, offset = draw_batches(self.problem.seed, train or self.problem.train, job, len(index))
+        position = torch.cat(steps)
+        x, y = self.train.take(index[position])
+        return Drawn(x, y, position, tuple(map(len, steps)), epoch, offset)
+
+    def batches(
+        self, client: Client, job: Job, drawn: Drawn, known: Mapping[str, Tensor] | None = None
+    ) -> Iterator[Batch]:
+        """The steps of `drawn`, each with what the client draws for it and its rows of `known`."""
+        noise = seeds.stream(self.problem.seed, "noise", round=job.round, client=job.client).child(job.exchange).torch()
+        start, known = 0, known or {}
+        for step, size in enumerate(drawn.sizes):
+            rows = slice(start, start + size)
+            y = drawn.y[rows]
+            its = {name: value[rows] for name, value in known.items()}
+            yield Batch(drawn.x[rows], y, step, self.problem.train.batch, client.draw(job, y, step, noise), its)
+            start += size
+
+    def descent(self, job: Job, learnable: Mapping[str, Tensor]) -> Descent:
+        """The configured optimiser on some parameters; with the client's moments, where these are kept."""
+        config = self.problem.train
+        return Descent(config, learnable, learning_rate(config, job), job.state.optimiser)
+
+    def close(
+        self,
+        client: Client,
+        job: Job,
+        student: Student,
+        drawn: Drawn | None,
+        numbers: Mapping[str, float],
+        descent: Descent | None = None,
+    ) -> Outcome:
+        """State and report after training; `drawn` is None for a phase that drew no training samples."""
+        trained = self.trained(client, job, student, drawn)
+        received, state = job.payload.weights or {}, job.state
+        after = ClientState(
             kept={name: value for name, value in student.weights.items() if name not in received},
             memory=client.remember(trained, job),
-            epoch=epoch,
-            position=position,
+            optimiser=descent.memory() if descent is not None else state.optimiser,
+            epoch=drawn.epoch if drawn is not None else state.epoch,
+            position=drawn.offset if drawn is not None else state.position,
             last_round=job.round,
         )
-        numbers = {name: float(value) / len(batches) for name, value in sums.items()}
-        return Outcome(client.report(trained, job), state, numbers)
+        return Outcome(client.report(trained, job), after, numbers, student)
+
+    def trained(self, client: Client, job: Job, student: Student, drawn: Drawn | None) -> Trained:
+        """What `Client.remember` and `Client.report` are told."""
+        problem = self.problem.of(job.client)
+        labels = drawn.y if drawn is not None else torch.empty(0, dtype=torch.int64)
+        memory = job.state.memory or client.init(problem, seeds.stream(problem.seed, "memory", client=job.client))
+        return Trained(
+            student=student,
+            labels_drawn=torch.bincount(labels, minlength=problem.classes),
+            num_examples=len(self.train_index[job.client]),
+            memory=memory,
+            site=self,
+            steps=len(drawn.sizes) if drawn is not None else 0,
+            lr=learning_rate(problem.train, job),
+        )
+
+    def label_counts(self, client: int) -> Tensor:
+        """How many training samples of each label the client holds, (C,) int64."""
+        return torch.bincount(self.train.y[self.train_index[client]], minlength=self.problem.classes)
+
+    def own(self, client: int) -> tuple[Tensor, Tensor]:
+        """All training samples of a client in stored order: images, scaled, and labels."""
+        return self.train.take(self.train_index[client])
 
     def student(self, job: Job) -> Student:
-        """The client's student: initial entries, over them what it kept, over them what it received.
+        """The student of a job: initial entries, over them what the client kept, over them what it received.
 
-        One module serves all clients of a site: building one costs more than loading its entries.
+        One module serves all clients of an architecture: building one costs more than loading its entries.
         """
-        return self._student.load(self._initial, job.state.kept, job.payload.weights or {})
+        client = None if job.task == "evaluate_pooled" else job.client
+        module = self._module(self.problem.architecture(client), "student")
+        return module.load(self.initial(client), job.state.kept, job.payload.weights or {})
+
+    def frozen(self, client: int | None, *layers: Weights) -> Student:
+        """A second student of the client's architecture in eval mode: initial entries, over them `layers`.
+
+        The next call overwrites it; `student` does not.
+        """
+        return self._module(self.problem.architecture(client), "frozen").load(self.initial(client), *layers).eval()
+
+    def initial(self, client: int | None) -> Mapping[str, Tensor]:
+        """The entries that a client's student starts from."""
+        if client is not None and not self.problem.common_init:
+            return self.problem.initial(client).weights
+        architecture = self.problem.architecture(client)
+        if architecture not in self._initial:
+            self._initial[architecture] = self.problem.initial(client).weights
+        return self._initial[architecture]
+
+    def score(self, client: Client, student: Student, job: Job) -> float:
+        """Accuracy of a student on the client's own test split, as an evaluation job would find it."""
+        student.eval()
+        return self._classify(client, student, job, self.test_index[job.client])[0] / len(self.test_index[job.client])
+
+    def _module(self, architecture: str, role: str) -> Student:
+        key = (architecture, role)
+        if key not in self._modules:
+            self._modules[key] = self.problem.alike(architecture).initial()
+        return self._modules[key]
 
     @cached_property
-    def _student(self) -> Student:
-        return self.problem.initial()
+    def _modules(self) -> dict[tuple[str, str], Student]:
+        return {}
 
     @cached_property
-    def _initial(self) -> Mapping[str, Tensor]:
-        return self.problem.initial().weights
+    def _initial(self) -> dict[str, Mapping[str, Tensor]]:
+        return {}
 
     def _train(self, job: Job) -> Result:
         if not len(self.train_index[job.client]):
             return engine.failed(job, f"client {job.client} has no training samples", "no_data")
         outcome = self.client.train(self, job)
         probe = None
-        if self.probe is not None:
-            with torch.inference_mode():  # the site's module still is this client's student
-                probe = self._student.eval()(self.probe).argmax(1).to(torch.uint8)
+        if self.probe is not None and outcome.student is not None:
+            with torch.inference_mode():
+                probe = outcome.student.eval()(self.probe).argmax(1).to(torch.uint8)
         return Reply(
             client=job.client,
             round=job.round,
@@ -126,19 +216,62 @@ class Site:
         )
 
     def _evaluate(self, job: Job) -> Result:
-        index = self.test_index[job.client] if job.task == "evaluate" else pooled_part(job.client, len(self.test))
+        index = self._test_of(job)
         if not len(index):
             return engine.failed(job, f"client {job.client} has no test samples", "no_data")
-        student = self.student(job).eval()
+        correct, loss_sum = self._classify(self.client, self.student(job).eval(), job, index)
+        numbers = {"correct": float(correct), "loss_sum": loss_sum}
+        return Reply(client=job.client, round=job.round, task=job.task, num_examples=len(index), numbers=numbers)
+
+    def _test_of(self, job: Job) -> Tensor:
+        if job.task == "evaluate":
+            return self.test_index[job.client]
+        if job.task == "evaluate_common":
+            return self.common if self.common is not None else torch.empty(0, dtype=torch.int64)
+        return pooled_part(job.client, len(self.test))
+
+    def _classify(self, client: Client, student: Student, job: Job, index: Tensor) -> tuple[int, float]:
+        """How many test samples it gets right, and the sum of their losses."""
         correct, loss_sum = 0, 0.0
         with torch.inference_mode():
             for part in index.split(EVALUATION_BATCH):
                 x, y = self.test.take(part)
-                logits = student(x)
+                logits = client.logits(student, x, job)
                 correct += int((logits.argmax(1) == y).sum())
                 loss_sum += float(F.cross_entropy(logits, y, reduction="sum"))
-        numbers = {"correct": float(correct), "loss_sum": loss_sum}
-        return Reply(client=job.client, round=job.round, task=job.task, num_examples=len(index), numbers=numbers)
+        return correct, loss_sum
+
+
+def descend(
+    descent: Descent, batches: Iterable[Batch], terms: Callable[[Batch], Iterator[tuple[str, Tensor]]]
+) -> dict[str, float]:
+    """One update a batch, along the sum of its terms. Gives the mean of each term over the steps."""
+    sums: dict[str, Tensor] = {}
+    count = 0
+    for batch in batches:
+        loss = None
+        for name, value in terms(batch):
+            loss = value if loss is None else loss + value
+            sums[name] = sums[name] + value.detach() if name in sums else value.detach()
+        if loss is None:
+            raise ValueError("the client's terms yielded nothing: there is no loss")
+        descent.descend(loss)
+        count += 1
+    return {name: float(value) / count for name, value in sums.items()}
+
+
+@torch.no_grad()
+def latents(student: Student, x: Tensor) -> Tensor:
+    """z (N, d) of a student in eval mode, without gradient, for any number of images."""
+    student.eval()
+    return torch.cat([student.features(part) for part in x.split(EVALUATION_BATCH)])
+
+
+@torch.no_grad()
+def logits(student: Student, x: Tensor) -> Tensor:
+    """Logits (N, C) of a student in eval mode, without gradient, for any number of images."""
+    student.eval()
+    return torch.cat([student(part) for part in x.split(EVALUATION_BATCH)])
 
 
 POOLED_PART = 2500  # samples of the pooled test set a job evaluates

@@ -1,21 +1,23 @@
 """Assemble: the only place where names become objects and where the two halves of an algorithm are matched."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
 from fedkd import plugins, seeds
 from fedkd.client import Client
 from fedkd.config import RunConfig
-from fedkd.data import partition, sources
+from fedkd.data import partition, proxy, sources
 from fedkd.data.partition import Partition
 from fedkd.data.samples import Dataset
 from fedkd.errors import ConfigError
+from fedkd.groups import Grouped
 from fedkd.models import students
-from fedkd.problem import Problem
+from fedkd.problem import Problem, Proxy
 from fedkd.rounds import Experiment
 from fedkd.strategy import Strategy
 from fedkd.training import Site
@@ -38,10 +40,11 @@ def assemble(config: RunConfig) -> Assembly:
     """
     strategy, client = halves(config.strategy)
     dataset = sources.load(config.data)
-    held = split(config, dataset)
-    problem = pose(config, dataset.shape, len(dataset.labels))
+    held, public = deal(config, dataset)
+    problem = pose(config, dataset.shape, len(dataset.labels), tuple(map(len, held.train)), public)
+    strategy = fit(strategy, problem, config)
     strategy.init(problem, seeds.stream(config.seed, "server"))  # an algorithm that does not fit says so now
-    probe = min(config.evaluate.probe, len(dataset.test))
+    probe = draw_probe(config.seed, len(dataset.test), min(config.evaluate.probe, len(dataset.test)))
     site = Site(
         problem=problem,
         client=client,
@@ -49,13 +52,34 @@ def assemble(config: RunConfig) -> Assembly:
         test=dataset.test,
         train_index={k: torch.tensor(index) for k, index in enumerate(held.train)},
         test_index={k: torch.tensor(index) for k, index in enumerate(held.test)},
-        probe=dataset.test.take(draw_probe(config.seed, len(dataset.test), probe))[0] if probe else None,
+        probe=dataset.test.take(probe)[0] if len(probe) else None,
+        common=draw_common(config.seed, len(dataset.test), config.evaluate.common),
     )
-    return Assembly(Experiment(config, problem, strategy, len(dataset.test)), site, held, dataset)
+    if strategy.pools_data:
+        site = replace(site, train_index={**site.train_index, 0: torch.cat(list(site.train_index.values()))})
+    counts = torch.from_numpy(held.label_counts(dataset.train.y.numpy()).astype("float64"))
+    experiment = Experiment(
+        config,
+        problem,
+        strategy,
+        len(dataset.test),
+        probe_labels=dataset.test.y[probe],
+        label_laws=counts / counts.sum(1, keepdim=True),
+    )
+    return Assembly(experiment, site, held, dataset)
 
 
-def split(config: RunConfig, dataset: Dataset) -> Partition:
-    """Who holds what of a data set. Raises ConfigError if the recipe cannot be followed."""
+def deal(config: RunConfig, dataset: Dataset) -> tuple[Partition, Proxy | None]:
+    """Who holds what of a data set, and the public set beside it. Raises ConfigError if a recipe cannot be followed."""
+    taken = proxy.hold_out(config, dataset)
+    left = np.setdiff1d(np.arange(len(dataset.train)), taken)
+    held = split(config, dataset, left)
+    return held, proxy.load(config, dataset, held, taken)
+
+
+def split(config: RunConfig, dataset: Dataset, left: np.ndarray | None = None) -> Partition:
+    """Who holds what of a data set, of which `left` can be dealt (null: all). Raises ConfigError."""
+    left = np.arange(len(dataset.train)) if left is None else left
     return partition.split(
         partition.RECIPES[config.partition["name"]](**config.partition),
         dataset.train.y.numpy(),
@@ -63,16 +87,33 @@ def split(config: RunConfig, dataset: Dataset) -> Partition:
         config.clients,
         len(dataset.labels),
         seeds.stream(config.seed, "partition").numpy(),
+        left,
     )
 
 
-def pose(config: RunConfig, shape: tuple[int, int, int], classes: int) -> Problem:
-    """The problem that a configuration poses on data of a shape. Raises ConfigError if the student does not fit."""
+def pose(
+    config: RunConfig,
+    shape: tuple[int, int, int],
+    classes: int,
+    sizes: tuple[int, ...] = (),
+    public: Proxy | None = None,
+) -> Problem:
+    """The problem that a configuration poses on data of a shape; `sizes` are the clients' numbers of training samples.
+
+    Raises ConfigError if a student does not fit.
+    """
     chosen = config.students
     make = partial(students.make, chosen.name, shape, classes, chosen.norm)
+    assigned = students.assign(chosen, sizes, config.clients, seeds.stream(config.seed, "students").numpy())
+    mixture = {name: partial(students.make_any, name, shape, classes, chosen.norm) for name in dict.fromkeys(assigned)}
     with torch.device("meta"):
-        make()
+        for each in (make, *mixture.values()):
+            each()
     return Problem(
+        mixture=mixture,
+        assigned=assigned,
+        common_init=chosen.common_init,
+        proxy=public,
         seed=config.seed,
         rounds=config.rounds,
         clients=config.clients,
@@ -81,6 +122,30 @@ def pose(config: RunConfig, shape: tuple[int, int, int], classes: int) -> Proble
         make=make,
         statistics=chosen.statistics,
         train=config.train,
+    )
+
+
+def fit(strategy: Strategy[Any], problem: Problem, config: RunConfig) -> Strategy[Any]:
+    """The strategy for students as they are: itself, or one a group of clients with the same architecture.
+
+    Raises ConfigError if it cannot work with a mixture, or needs a public set and has none.
+    """
+    name = config.strategy["name"]
+    if strategy.proxy == "yes" and problem.proxy is None:
+        raise ConfigError(
+            f"strategy '{name}' needs a public set of images, and proxy is none",
+            where="proxy",
+            mend="say proxy=held-out, proxy=unused or a foreign source: fedkd list proxies",
+        )
+    if not problem.is_mixed or strategy.works_across_students:
+        return strategy
+    if config.students.mixed == "groups":
+        return Grouped(strategy)
+    able = [name for name in plugins.names("strategies") if plugins.strategy(name).works_across_students]
+    raise ConfigError(
+        f"strategy '{name}' averages weights, so it cannot work with students of different architectures",
+        where="students.mix",
+        mend=f"choose one of {', '.join(able)}, or average within architectures: students.mixed=groups",
     )
 
 
@@ -107,4 +172,10 @@ def _share(config_class: type, chosen: Mapping[str, Any]) -> dict[str, Any]:
 def draw_probe(seed: int, available: int, size: int) -> torch.Tensor:
     """Which test images function drift is measured on."""
     generator = seeds.stream(seed, "probe").torch()
+    return torch.randperm(available, generator=generator)[:size].sort().values
+
+
+def draw_common(seed: int, available: int, size: int) -> torch.Tensor:
+    """Which test images each client's own student is tried on, where no student is global."""
+    generator = seeds.stream(seed, "common").torch()
     return torch.randperm(available, generator=generator)[:size].sort().values

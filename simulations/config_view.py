@@ -16,6 +16,7 @@ _NODES = {
     "data": core.DataConfig,
     "students": core.StudentsConfig,
     "train": core.TrainConfig,
+    "proxy": core.ProxyConfig,
     "evaluate": core.EvaluateConfig,
     "engine": core.EngineConfig,
     "checkpoint": core.CheckpointConfig,

@@ -42,8 +42,8 @@ class _WarmStart(Problem):
 
     entries: Weights
 
-    def initial(self) -> Student:
-        return super().initial().load(self.entries)
+    def initial(self, client: int | None = None) -> Student:
+        return super().initial(client).load(self.entries)
 
 
 class Bridge(Strategy):
@@ -175,12 +175,14 @@ class Bridge(Strategy):
             result,
             job,
             border.Expectation(
-                kinds=experiment.strategy.needs,
+                kinds=experiment.strategy.asks(Cohort(self._cohort, job.round, job.exchange)),
                 classes=experiment.problem.classes,
-                latent=experiment.problem.latent,
+                latent=experiment.problem.of(job.client).latent,
                 weights=job.payload.weights,
+                reference=job.payload.reference,
                 probe=min(experiment.config.evaluate.probe, experiment.num_pooled),
             ),
+            partial(experiment.strategy.inspect, self.state.server, job),
         )
 
 

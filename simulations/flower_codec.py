@@ -27,7 +27,7 @@ from fedkd.payload import KINDS, Numbers, Payload, Weights
 Record = ArrayRecord | ConfigRecord | MetricRecord
 R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
 
-_NAMED = frozenset({"weights", "generator", "samples"})  # kinds that are mappings of names to tensors
+_NAMED = frozenset({"weights", "reference", "generator", "samples"})  # kinds that are mappings of names to tensors
 _MAGIC = b"\x93NUMPY\x01\x00"
 _HEADER = re.compile(r"\{'descr': '([<|][a-z]\d)', 'fortran_order': (True|False), 'shape': \(([\d, ]{0,300})\), \} *\n")
 _DTYPES = frozenset({"<f4", "<f8", "<f2", "<i8", "<i4", "<i2", "|i1", "|u1", "|b1"})
@@ -119,8 +119,8 @@ def decode_state(content: RecordDict) -> ClientState:
     counts = (getattr(state, name, None) for name in ("epoch", "position", "last_round"))
     if not isinstance(state, ClientState) or not all(type(count) is int for count in counts):
         raise Malformed("state is not a client's memory", "dtype")
-    if not isinstance(state.memory, Mapping) or not isinstance(state.kept, Mapping):
-        raise Malformed("state: kept and memory must be mappings", "dtype")
+    if not all(isinstance(getattr(state, name), Mapping) for name in ("kept", "memory", "optimiser")):
+        raise Malformed("state: kept, memory and optimiser must be mappings", "dtype")
     if not all(isinstance(value, Tensor) for value in state.kept.values()):
         raise Malformed("state: kept entries must be tensors", "dtype")
     return state

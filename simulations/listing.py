@@ -12,6 +12,7 @@ GROUPS = {
     "data": "data",
     "partitions": "partition",
     "students": "students",
+    "proxies": "proxy",
     "presets": "preset",
     "engines": "engine",
 }

@@ -5,7 +5,7 @@ A new algorithm joins the tests of tests/conformance by having such a file.
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Any
 
@@ -129,7 +129,7 @@ def follow(assembly: Assembly) -> Trail:
     experiment = assembly.experiment
     watched = Watched(experiment.strategy)
     engine = tiny.FakeEngine(assembly.site)
-    played = play(Experiment(experiment.config, experiment.problem, watched, experiment.num_pooled), engine)
+    played = play(replace(experiment, strategy=watched), engine)
     jobs = [job for job in engine.jobs if job.task == "train"]
     return Trail(assembly, played, watched.seen, jobs)
 

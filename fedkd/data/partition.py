@@ -15,7 +15,10 @@ __all__ = ["RECIPES", "Partition", "Recipe", "split"]
 
 @dataclass(frozen=True, eq=False)
 class Partition:
-    """Disjoint int64 indices into the training and the test set, an array a client, and the recipe."""
+    """Int64 indices into the training and the test set, an array a client, and the recipe.
+
+    Training samples are nobody else's; test samples neither, but under the test split `law`.
+    """
 
     train: tuple[np.ndarray, ...]
     test: tuple[np.ndarray, ...]
@@ -61,18 +64,22 @@ def split(
     num_clients: int,
     num_classes: int,
     rng: Rng,
+    left: np.ndarray | None = None,
 ) -> Partition:
     """Deal training and test samples to clients; each gets at least one of both.
+
+    `left` are the training samples that may be dealt, ascending; None: all.
 
     `rng` is `seeds.stream(seed, "partition").numpy()`; fedgen-dirichlet ignores it for its own.
     Errors: ConfigError if the recipe cannot be followed.
     """
     rng = recipe.generator(rng)
-    pool = _pool(recipe.samples, len(train_labels), rng)
+    left = np.arange(len(train_labels)) if left is None else left
+    pool = left[_pool(recipe.samples, len(left), rng)]
     train = [pool[share] for share in recipe.deal(train_labels[pool], num_clients, num_classes, rng)]
     _check_each_has_some(train, "training", "use fewer clients, or raise partition.samples")
     counts = _counts(train, train_labels, num_classes)
-    test = _TESTS[recipe.test](counts, test_labels, rng)
+    test = _TESTS[recipe.test](counts, test_labels, rng, recipe)
     return Partition(_frozen(train), _frozen(test), num_classes, asdict(recipe))
 
 
@@ -85,14 +92,26 @@ def _pool(samples: int | None, available: int, rng: Rng) -> np.ndarray:
     return np.sort(rng.permutation(available)[:samples])
 
 
-def _matched(counts: np.ndarray, test_labels: np.ndarray, rng: Rng) -> Shares:
+def _matched(counts: np.ndarray, test_labels: np.ndarray, rng: Rng, recipe: Recipe) -> Shares:
     """Test images of each class in the proportions in which its training images were dealt."""
     give = _keep_each_supplied(_apportion(counts, np.bincount(test_labels, minlength=counts.shape[1]), rng), counts)
     # Shuffled: in MNIST's test set the second half is harder than the first.
     return _hand_out(give, [rng.permutation(np.flatnonzero(test_labels == label)) for label in range(counts.shape[1])])
 
 
-def _classes(counts: np.ndarray, test_labels: np.ndarray, rng: Rng) -> Shares:
+def _own_law(counts: np.ndarray, test_labels: np.ndarray, rng: Rng, recipe: Recipe) -> Shares:
+    """As many test images for each client, of its own label distribution; clients may share images (knfu.md 4.3)."""
+    index = [np.flatnonzero(test_labels == label) for label in range(counts.shape[1])]
+    have, shares = np.array([len(images) for images in index]), []
+    for law in counts / counts.sum(1, keepdims=True):
+        give = np.minimum(rng.multinomial(recipe.tests, law), have)
+        mine = [rng.permutation(images)[:size] for images, size in zip(index, give, strict=True)]
+        shares.append(np.sort(np.concatenate(mine)))
+    _check_each_has_some(shares, "test", "raise partition.tests")
+    return shares
+
+
+def _classes(counts: np.ndarray, test_labels: np.ndarray, rng: Rng, recipe: Recipe) -> Shares:
     """FedGen's: of each class that a client holds, the next floor(n_test / clients) images in stored order."""
     index = [np.flatnonzero(test_labels == label) for label in range(counts.shape[1])]
     give = (counts > 0) * (np.array([len(images) for images in index]) // len(counts))
@@ -101,7 +120,11 @@ def _classes(counts: np.ndarray, test_labels: np.ndarray, rng: Rng) -> Shares:
     return shares
 
 
-_TESTS: dict[str, Callable[[np.ndarray, np.ndarray, Rng], Shares]] = {"matched": _matched, "classes": _classes}
+_TESTS: dict[str, Callable[[np.ndarray, np.ndarray, Rng, Recipe], Shares]] = {
+    "matched": _matched,
+    "classes": _classes,
+    "law": _own_law,
+}
 
 
 def _apportion(counts: np.ndarray, available: np.ndarray, rng: Rng) -> np.ndarray:

@@ -28,9 +28,10 @@ class Recipe(ABC):
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}  # pydantic: an unknown key is an error
     samples: Annotated[int, Ge(1)] | None = None  # training images used, a random subset; null: all
-    test: Literal["matched", "classes"] = (
-        "matched"  # local test split: training proportions, or equal parts of own classes
+    test: Literal["matched", "classes", "law"] = (
+        "matched"  # local test split: training proportions; equal parts of own classes; own law, images may be shared
     )
+    tests: Annotated[int, Ge(1)] = 400  # test images a client gets under `law`
 
     def generator(self, rng: Rng) -> Rng:
         """The generator this recipe draws from: the run's, unless its definition fixes another."""
@@ -76,7 +77,7 @@ class FedGenDirichlet(Recipe):
     ratio: Annotated[float, Gt(0), Le(1)] = 0.5  # at most this share of each class and of the training set is used
     min_size: Annotated[int, Ge(1)] = 10  # drawn anew until each client has as many; EMNIST's: 10 a class, 260
     seed: Annotated[int, Ge(0), Le(2**32 - 1)] = 42  # not the run's: one partition for all seeds
-    test: Literal["matched", "classes"] = "classes"
+    test: Literal["matched", "classes", "law"] = "classes"
 
     def generator(self, rng: Rng) -> Rng:
         return np.random.RandomState(self.seed)
@@ -93,6 +94,31 @@ class FedGenDirichlet(Recipe):
         """Images used of each class (C,): the cap meant for clients bounds classes too, as in the authors' code."""
         have = np.bincount(labels, minlength=num_classes)
         return have if self.ratio == 1 else np.minimum(cap, (self.ratio * have).astype(int)).astype(int)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientDirichlet(Recipe):
+    """Plain Dirichlet skew (Hsu et al. 2019): a label distribution drawn for each client, all of the same size."""
+
+    name: Literal["client-dirichlet"] = "client-dirichlet"
+    alpha: Annotated[float, Gt(0)] = 0.5  # small is skewed; not the same skew as dirichlet's at the same alpha
+    per_client: Annotated[int, Ge(1)] | None = None  # training images of each client; null: all that there are
+    test: Literal["matched", "classes", "law"] = "law"
+
+    def deal(self, labels: np.ndarray, num_clients: int, num_classes: int, rng: Rng) -> Shares:
+        size = len(labels) // num_clients if self.per_client is None else self.per_client
+        _require(len(labels), num_clients, max(1, size), "per_client")
+        stock = [rng.permutation(np.flatnonzero(labels == label)) for label in range(num_classes)]
+        used, shares = np.zeros(num_classes, int), []
+        have = np.array([len(images) for images in stock])
+        for _ in range(num_clients):
+            give = _without_replacement(rng.dirichlet(np.full(num_classes, self.alpha)), have - used, size, rng)
+            mine = [
+                images[start : start + count] for images, start, count in zip(stock, used, give, strict=True) if count
+            ]
+            shares.append(rng.permutation(np.concatenate(mine)))
+            used += give
+        return shares
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +208,7 @@ class Quantity(Recipe):
 RECIPES: dict[str, type[Recipe]] = {
     "iid": Iid,
     "dirichlet": Dirichlet,
+    "client-dirichlet": ClientDirichlet,
     "fedgen-dirichlet": FedGenDirichlet,
     "shards": Shards,
     "classes": Classes,
@@ -229,6 +256,20 @@ def fedgen_dirichlet(
     pieces = _retry(draw, least, "alpha")
     by_class = [np.split(index, cuts) for index, cuts in pieces]
     return [np.concatenate(mine) for mine in zip(*by_class, strict=True)]
+
+
+def _without_replacement(law: np.ndarray, left: np.ndarray, size: int, rng: Rng) -> np.ndarray:
+    """How many images (C,) of each class a client gets: drawn from `law`, anew over the others when a class runs out.
+
+    If only classes of probability 0 are left, all of these are as likely.
+    """
+    give = np.zeros(len(law), int)
+    while (missing := size - give.sum()) > 0:
+        open_law = law * (give < left)
+        if not open_law.sum() > 0:
+            open_law = (give < left).astype(float)
+        give = np.minimum(give + rng.multinomial(missing, open_law / open_law.sum()), left)
+    return give
 
 
 def _cuts(share: np.ndarray, num_samples: int) -> np.ndarray:

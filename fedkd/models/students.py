@@ -6,12 +6,14 @@ No block is free of parameters, and none hides an operation between blocks: taps
 
 import difflib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 from torch import Tensor, nn
 
+from fedkd.config import StudentsConfig
 from fedkd.errors import ConfigError
 from fedkd.student import Student
 
@@ -35,7 +37,7 @@ def make(name: str, shape: Shape, classes: int, norm: Norm = "batch") -> Student
     Raises ConfigError for an unknown name, for images that are too small, and for norm="group" where nothing is
     normalised ("batch", the default, then means nothing).
     """
-    architecture = _architecture(name)
+    architecture = _known(name, "students.name")
     _check_fit(name, architecture, shape, norm)
     blocks, width = architecture.extractor(shape, norm)
     blocks["head"] = nn.Linear(width, classes)
@@ -52,12 +54,12 @@ def groups(channels: int) -> int:
     return max(count for count in range(1, 9) if channels % count == 0 and (count == 1 or 2 * count <= channels))
 
 
-def _architecture(name: str) -> Architecture:
+def _known(name: str, where: str) -> Architecture:
     if name in _ARCHITECTURES:
         return _ARCHITECTURES[name]
     close = difflib.get_close_matches(name, names(), n=1)
     mend = f"did you mean {close[0]!r}? " if close else ""
-    raise ConfigError(f"unknown student {name!r}", where="students.name", mend=f"{mend}known: {', '.join(names())}")
+    raise ConfigError(f"unknown student {name!r}", where=where, mend=f"{mend}known: {', '.join(names())}")
 
 
 def _check_fit(name: str, architecture: Architecture, shape: Shape, norm: Norm) -> None:
@@ -72,6 +74,42 @@ def _check_fit(name: str, architecture: Architecture, shape: Shape, norm: Norm) 
     if norm == "group" and not architecture.has_norms:
         what = f"student {name!r} has no normalisation layers, so norm 'group' does not apply"
         raise ConfigError(what, where="students.norm", mend="leave students.norm out")
+
+
+def make_any(name: str, shape: Shape, classes: int, norm: Norm = "batch") -> Student:
+    """As `make`, for mixtures: `norm` counts where the architecture has normalisation layers."""
+    has_norms = name in _ARCHITECTURES and _ARCHITECTURES[name].has_norms
+    return make(name, shape, classes, norm if has_norms else "batch")
+
+
+def assign(chosen: StudentsConfig, sizes: Sequence[int], clients: int, rng: np.random.Generator) -> tuple[str, ...]:
+    """The architecture of each client under a mixture; empty if there is none.
+
+    Shares become whole numbers of clients by largest remainders; `sizes` are the clients' numbers of training samples.
+    Raises ConfigError.
+    """
+    mix = chosen.mix
+    if mix is None:
+        return ()
+    for name in mix:
+        _known(name, "students.mix")
+    if not isinstance(mix, Mapping):
+        if len(mix) != clients:
+            what = f"students.mix names {len(mix)} students for {clients} clients"
+            raise ConfigError(
+                what, where="students.mix", mend="name one a client, or shares: '{mlp: 0.5, lenet5: 0.5}'"
+            )
+        return tuple(mix)
+    shares = np.array([float(share) for share in mix.values()])
+    if not len(shares) or (shares < 0).any() or not np.isfinite(shares).all() or not shares.sum() > 0:
+        raise ConfigError("the shares of students.mix must be positive", where="students.mix")
+    quota = shares / shares.sum() * clients
+    counts = np.floor(quota).astype(int)
+    counts[np.argsort(counts - quota, kind="stable")[: clients - counts.sum()]] += 1
+    names = [name for name, count in zip(mix, counts, strict=True) for _ in range(count)]
+    order = rng.permutation(clients) if chosen.assign == "shuffled" else np.argsort(sizes, kind="stable")
+    by_client = dict(zip(order.tolist(), names, strict=True))
+    return tuple(by_client[client] for client in range(clients))
 
 
 def _fedgen_cnn(shape: Shape, norm: Norm) -> Extractor:
@@ -95,6 +133,38 @@ def _mcmahan_cnn(shape: Shape, norm: Norm) -> Extractor:
         "fc1": _dense(64 * (height // 4) * (width // 4), 512),
     }
     return OrderedDict(blocks), 512
+
+
+def _knfu_cnn(shape: Shape, norm: Norm) -> Extractor:
+    """Strided 5x5 convolutions without normalisation: 106 thousand parameters on MNIST (knfu.md 4.3)."""
+    return _strided5(shape, None)
+
+
+def _knfu_cnn_bn(shape: Shape, norm: Norm) -> Extractor:
+    """The same, normalised after each convolution (fedfuse.md 6, data-free)."""
+    return _strided5(shape, norm)
+
+
+def _strided5(shape: Shape, norm: Norm | None) -> Extractor:
+    channels, height, width = shape
+    pixels = -(-height // 4) * -(-width // 4)  # each stride of 2 rounds up
+
+    def convolution(inputs: int, outputs: int) -> nn.Sequential:
+        norms = {} if norm is None else {"norm": _norm(norm, outputs)}
+        return _sequence(conv=nn.Conv2d(inputs, outputs, 5, stride=2, padding=2), **norms, relu=nn.ReLU())
+
+    return OrderedDict(conv1=convolution(channels, 16), conv2=convolution(16, 32), fc1=_dense(32 * pixels, 64)), 64
+
+
+def _fedd2s_cnn(shape: Shape, norm: Norm) -> Extractor:
+    """Padded 5x5 convolutions with pooling, as FedD2S is measured on: 215,370 parameters on MNIST (fedd2s.md 6.2)."""
+    channels, height, width = shape
+    blocks: dict[str, nn.Module] = {
+        "conv1": _pooled(channels, 16, padding=2),
+        "conv2": _pooled(16, 32, padding=2),
+        "fc1": _dense(32 * (height // 4) * (width // 4), 128),
+    }
+    return OrderedDict(blocks), 128
 
 
 def _lenet5(shape: Shape, norm: Norm) -> Extractor:
@@ -191,6 +261,9 @@ _ARCHITECTURES = {
     "lenet5": Architecture(_lenet5),
     "fedgen-cnn": Architecture(_fedgen_cnn, least_side=5, has_norms=True),
     "mcmahan-cnn": Architecture(_mcmahan_cnn, least_side=4),
+    "knfu-cnn": Architecture(_knfu_cnn),
+    "knfu-cnn-bn": Architecture(_knfu_cnn_bn, least_side=5, has_norms=True),
+    "fedd2s-cnn": Architecture(_fedd2s_cnn, least_side=4),
     "resnet8": Architecture(_resnet(units=1), least_side=5, has_norms=True),
     "resnet20": Architecture(_resnet(units=3), least_side=5, has_norms=True),
 }

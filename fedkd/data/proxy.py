@@ -1,0 +1,123 @@
+"""Proxy sets: public images for the algorithms that need some. Never the clients' data, never the test data.
+
+`held-out` takes images of the training set away before clients get theirs, `unused` takes those that the partition gave
+to nobody, `noise` draws bytes, and any other name is a foreign source, of which only the images count.
+"""
+
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+
+from fedkd import seeds
+from fedkd.config import DataConfig, RunConfig
+from fedkd.data import sources
+from fedkd.data.partition import Partition
+from fedkd.data.samples import Dataset, Samples
+from fedkd.errors import ConfigError
+from fedkd.problem import Proxy
+
+OF_THE_TASK = ("held-out", "unused")  # images of the task's own training set
+
+
+def names() -> tuple[str, ...]:
+    """The names `proxy.name` may have."""
+    return ("none", *OF_THE_TASK, "noise", *sources.names())
+
+
+def hold_out(config: RunConfig, dataset: Dataset) -> np.ndarray:
+    """The training images (n,) that no client may get, ascending; none unless `proxy=held-out`. Raises ConfigError."""
+    if config.proxy.name != "held-out":
+        return np.empty(0, np.int64)
+    return _choose(config, dataset, np.arange(len(dataset.train)))
+
+
+def load(config: RunConfig, dataset: Dataset, held: Partition, taken: np.ndarray) -> Proxy | None:
+    """The public set of a run; `taken` is what `hold_out` gave. Raises ConfigError and DataError."""
+    name = config.proxy.name
+    if name == "none":
+        return None
+    if name == "noise":
+        return _proxy(name, _noise(config, dataset), is_labelled=False)
+    if name in OF_THE_TASK:
+        if name == "unused":
+            taken = _choose(config, dataset, np.setdiff1d(np.arange(len(dataset.train)), np.concatenate(held.train)))
+        index = torch.from_numpy(taken)
+        train = dataset.train
+        return _proxy(name, Samples(train.x[index], train.y[index], train.scale, train.offset), is_labelled=True)
+    return _proxy(name, _foreign(config, dataset), is_labelled=False)
+
+
+def _proxy(name: str, samples: Samples, *, is_labelled: bool) -> Proxy:
+    digest = hashlib.sha256(samples.x.numpy().tobytes()).digest()
+    return Proxy(name, samples, is_labelled, int.from_bytes(digest[:6], "big"))
+
+
+def _choose(config: RunConfig, dataset: Dataset, candidates: np.ndarray) -> np.ndarray:
+    """As many candidates of each class, of which none equals a test image; the odd ones go to random classes."""
+    size, classes = config.proxy.size, len(dataset.labels)
+    rng = seeds.stream(config.seed, "proxy").numpy()
+    tests = _images(dataset.test.x)
+    labels = dataset.train.y.numpy()
+    wanted = np.full(classes, size // classes)
+    wanted[rng.permutation(classes)[: size % classes]] += 1
+    chosen = []
+    for label in range(classes):
+        mine = rng.permutation(candidates[labels[candidates] == label])
+        fresh = [i for i in mine.tolist() if _bytes(dataset.train.x[i]) not in tests][: wanted[label]]
+        if len(fresh) < wanted[label]:
+            what = f"proxy={config.proxy.name} wants {wanted[label]} images of class {label}, there are {len(fresh)}"
+            raise ConfigError(
+                what, where="proxy.size", mend="lower proxy.size, or leave clients less: partition.samples"
+            )
+        chosen += fresh
+    return np.sort(np.array(chosen, np.int64))
+
+
+def _noise(config: RunConfig, dataset: Dataset) -> Samples:
+    """Uniform bytes in the range of the task's own."""
+    generator = seeds.stream(config.seed, "proxy").torch()
+    train, top = dataset.train, int(dataset.train.x.max()) + 1
+    x = torch.randint(0, top, (config.proxy.size, *dataset.shape), generator=generator).to(torch.uint8)
+    return Samples(x, _unlabelled(len(x)), train.scale, train.offset)
+
+
+def _foreign(config: RunConfig, dataset: Dataset) -> Samples:
+    """A random subset of another source's training images. Raises ConfigError if it does not fit the task."""
+    name, size = config.proxy.name, config.proxy.size
+    if name not in sources.names():
+        raise ConfigError(f"there is no proxy '{name}'", where="proxy.name", mend=f"known: {', '.join(names())}")
+    if name == config.data.name:
+        what = f"proxy={name} is the task's own source: its images are the clients' or the test set's"
+        raise ConfigError(what, where="proxy.name", mend="say proxy=held-out or proxy=unused")
+    data = config.data
+    other = sources.load(DataConfig(name=name, root=data.root, download=data.download, scaling=data.scaling))
+    if other.shape != dataset.shape:
+        what = f"images of proxy={name} have shape {other.shape}, those of {data.name} {dataset.shape}"
+        raise ConfigError(what, where="proxy.name", mend="choose a source of the same shape, or proxy=held-out")
+    if size > len(other.train):
+        what = f"proxy.size = {size}, but {name} has {len(other.train)} training images"
+        raise ConfigError(what, where="proxy.size", mend="lower proxy.size")
+    rng = seeds.stream(config.seed, "proxy").numpy()
+    index = torch.from_numpy(np.sort(rng.permutation(len(other.train))[:size]))
+    x = other.train.x[index]
+    if shared := _images(x) & (_images(dataset.test.x) | _images(dataset.train.x)):
+        what = f"{len(shared)} images of proxy={name} are also in {data.name}"
+        raise ConfigError(
+            what, where="proxy.name", mend="choose another source: a public set must not hold the task's data"
+        )
+    return Samples(x, _unlabelled(size), other.train.scale, other.train.offset)
+
+
+def _unlabelled(size: int) -> torch.Tensor:
+    return torch.full((size,), -1)
+
+
+def _images(x: torch.Tensor) -> set[bytes]:
+    return set(map(_bytes, x))
+
+
+def _bytes(image: Iterable[object]) -> bytes:
+    assert isinstance(image, torch.Tensor)
+    return image.numpy().tobytes()
