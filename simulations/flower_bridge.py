@@ -7,6 +7,7 @@ strategy.start(grid, strategy.initial_arrays, num_rounds=20)
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from logging import INFO, WARNING, getLogger
 from typing import Any
 
