@@ -5,6 +5,7 @@ are ordinary runs in folders named by what decides their results: a table can be
 """
 
 import argparse
+import math
 import shlex
 import statistics
 import subprocess
@@ -26,6 +27,8 @@ _RULES: Mapping[str, Callable[[list[float]], float]] = {
     "last10": lambda values: statistics.fmean(values[-10:]),
     "top5": lambda values: statistics.fmean(sorted(values)[-5:]),
     "best": max,
+    "median": statistics.median,
+    "sum": math.fsum,
 }
 
 
@@ -95,10 +98,28 @@ def play(cell: Cell) -> None:
         print(f"done    {shlex.join(cell.words)}", file=sys.stderr, flush=True)
 
 
+def figure(folder: Path, path: str, rule: str) -> float | None:
+    """A figure of one run, None if no round has it.
+
+    `clients.mean` and the like are read below `accuracy`, in percent; `forgetting.inside` too; `server.depth` and
+    `seconds.clients` (of timings.jsonl) as they are; `bytes.up` in megabytes, all kinds together.
+    """
+    first, _, rest = path.partition(".")
+    if first == "seconds":
+        return value(ledger.rows(folder / "timings.jsonl"), rest, rule)
+    rows = ledger.rows(folder / "metrics.jsonl")
+    if first == "bytes":
+        return _RULES[rule]([sum(row["bytes"][rest].values()) / 1e6 for row in rows]) if rows else None
+    if first in ("server", "drift"):
+        return value(rows, path, rule)
+    found = value(rows, path if first == "forgetting" else f"accuracy.{path}", rule)
+    return None if found is None else 100 * found
+
+
 def value(rows: Sequence[ledger.Row], path: str, rule: str) -> float | None:
-    """A figure of one run; a fraction becomes a percentage. None if no round has it."""
-    values = [found for row in rows if (found := _at(row["accuracy"], path)) is not None]
-    return 100 * _RULES[rule](values) if values else None
+    """What a rule makes of the rounds that have a number at `path`; None if none has."""
+    values = [found for row in rows if (found := _at(row, path)) is not None]
+    return _RULES[rule](values) if values else None
 
 
 def _at(row: Any, path: str) -> float | None:
@@ -121,21 +142,12 @@ def markdown(comparison: Comparison) -> str:
 
 
 def _line(method: str, cells: Sequence[Cell], columns: Mapping[str, tuple[str, str]]) -> str:
-    runs = [ledger.rows(cell.folder / "metrics.jsonl") for cell in cells if cell.folder.exists() and _is_done(cell)]
-    texts = [
-        _summary([found for rows in runs if (found := value(rows, *column)) is not None]) for column in columns.values()
-    ]
-    seconds = [
-        sum(row["total"] for row in ledger.rows(cell.folder / "timings.jsonl"))
-        for cell in cells
-        if cell.folder.exists() and _is_done(cell)
-    ]
-    missing = f" ({len(runs)} of {len(cells)} runs)" if len(runs) < len(cells) else ""
+    done = [cell.folder for cell in cells if cell.folder.exists() and run_folder.state(cell.folder) == "done"]
+    found = [[figure(folder, *column) for folder in done] for column in columns.values()]
+    texts = [_summary([each for each in values if each is not None]) for values in found]
+    seconds = [sum(row["total"] for row in ledger.rows(folder / "timings.jsonl")) for folder in done]
+    missing = f" ({len(done)} of {len(cells)} runs)" if len(done) < len(cells) else ""
     return f"| {method}{missing} | " + " | ".join(texts) + f" | {statistics.fmean(seconds) if seconds else 0:.0f} |"
-
-
-def _is_done(cell: Cell) -> bool:
-    return run_folder.state(cell.folder) == "done"
 
 
 def _summary(values: Sequence[float]) -> str:

@@ -1,5 +1,6 @@
 """Tables of results: cells are ordinary runs, played once, shared between tables, and summarised by named rules."""
 
+import json
 import re
 
 import pytest
@@ -8,6 +9,7 @@ from fedkd import compose
 from fedkd.errors import ConfigError
 from simulations import run_folder, tables
 
+PATHS = ("clients.mean", "forgetting.inside", "server.depth", "bytes.up", "seconds.clients", "common.mean")
 TINY = """# two methods on digits
 base: data=digits clients=2 rounds=2 train.steps=1 students=mlp checkpoint.every=1
 settings:
@@ -60,9 +62,23 @@ def test_a_comparison_that_does_not_say_what_it_must_is_refused(conf, tmp_path, 
 
 def test_rules_pick_from_the_rounds_that_have_a_value():
     rows = [{"accuracy": {"clients": {"pooled": number / 10}}} for number in range(1, 8)] + [{"accuracy": {}}]
-    found = {rule: tables.value(rows, "clients.pooled", rule) for rule in ("last", "last5", "top5", "best")}
-    assert found == pytest.approx({"last": 70, "last5": 50, "top5": 50, "best": 70})
-    assert tables.value(rows, "common.mean", "last") is None
+    rules = ("last", "last5", "top5", "best", "median", "sum")
+    found = {rule: tables.value(rows, "accuracy.clients.pooled", rule) for rule in rules}
+    assert found == pytest.approx({"last": 0.7, "last5": 0.5, "top5": 0.5, "best": 0.7, "median": 0.4, "sum": 2.8})
+    assert tables.value(rows, "accuracy.common.mean", "last") is None
+
+
+def test_figures_are_percentages_megabytes_seconds_or_plain(tmp_path):
+    row = {
+        "accuracy": {"clients": {"mean": 0.5}},
+        "forgetting": {"inside": 0.25},
+        "server": {"depth": 3},
+        "bytes": {"up": {"weights": 10**6, "numbers": 10**6}},
+    }
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "timings.jsonl").write_text(json.dumps({"clients": 1.5}) + "\n")
+    found = {path: tables.figure(tmp_path, path, "last") for path in PATHS}
+    assert found == dict(zip(PATHS, [50, 25, 3, 2, 1.5, None], strict=True))
 
 
 def test_a_table_is_played_once_and_printed_again_from_what_is_there(conf, tmp_path, capsys, monkeypatch):
