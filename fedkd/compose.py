@@ -90,6 +90,12 @@ def options(group: str, *, conf: Path | None = None) -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in ((conf or CONF) / group).glob("*.yaml")))
 
 
+def node(group: str, name: str, *, conf: Path | None = None) -> dict[str, Any]:
+    """The keys of one option of a group, as its file has them; without variants."""
+    leaves, _ = _group(conf or CONF, group, name)
+    return {leaf.path[-1]: leaf.value for leaf in leaves if len(leaf.path) == 2}
+
+
 def _compose(args: Sequence[str], conf: Path) -> _Tree:
     tree = _Tree(conf)
     layers = _of_file(conf / "config.yaml", "conf/config.yaml", conf, lines=False)

@@ -39,7 +39,7 @@ class TrainConfig:
     batch: Annotated[int, Ge(1)] = 32  # images a step
     steps: Annotated[int, Ge(1)] | None = 20  # SGD steps a participation; null: whole epochs
     epochs: Annotated[int, Ge(1)] = 1  # passes a participation, if steps is null
-    optimiser: Literal["sgd", "adam"] = "sgd"
+    optimiser: Literal["sgd", "adam"] = "sgd"  # of the clients
     lr: Annotated[float, Gt(0)] = 0.01  # in the first round
     lr_decay: Annotated[float, Gt(0), Le(1)] = 1.0  # factor a round
     lr_clock: Literal["round", "participation"] = (
@@ -90,6 +90,91 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TeacherPart:
+    """Distillation from a frozen teacher (kd-components.md 6)."""
+
+    __pydantic_config__: ClassVar[Any] = _FORBID
+    weight: Annotated[float, Ge(0)] = 1.0  # of the term; 0 = off
+    teacher: Literal["broadcast", "own", "ema"] = (
+        "broadcast"  # the received student, the client's own as it last left it, or the mean of these
+    )
+    tau: Annotated[float, Gt(0)] = 4.0  # temperature of both; the term is multiplied by its square
+    divergence: Literal["forward_kl", "reverse_kl", "js", "symmetric", "l1", "mse"] = (
+        "forward_kl"  # of teacher and student; l1 and mse are of logits
+    )
+    view: Literal["full", "ls", "class", "sim", "instance", "topk"] = "full"  # what of the teacher is kept
+    topk: Annotated[int, Ge(1)] | None = None  # of view topk: probabilities kept; null: a quarter of the classes
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixupPart:
+    """Distillation on a mixed share of the batch (kd-components.md 2)."""
+
+    __pydantic_config__: ClassVar[Any] = _FORBID
+    weight: Annotated[float, Ge(0)] = 1.0  # of both terms; 0 = off
+    teacher: Literal["broadcast", "own", "ema"] = "broadcast"  # asked about the mixed images
+    fraction: Annotated[float, Ge(0), Le(1)] = 0.1  # of the batch that is mixed; 0 = off
+    beta: Annotated[float, Gt(0)] = 1.0  # an image's share of its mixture is drawn from Beta(beta, beta)
+    gamma: Annotated[float, Ge(0)] = 0.1  # weight of cross entropy with the mixed labels; 0 = off
+    alpha: Annotated[float, Ge(0)] = 0.9  # weight of the KL to the teacher; 0 = off
+    draw: Literal["exact", "reference"] = "exact"  # reference: which rows are mixed as in the authors' code, about 41 %
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayersPart:
+    """Hidden layers like the frozen teacher's (kd-components.md 7)."""
+
+    __pydantic_config__: ClassVar[Any] = _FORBID
+    weight: Annotated[float, Ge(0)] = 1.0  # of the term; 0 = off
+    teacher: Literal["broadcast", "own", "ema"] = "broadcast"  # whose layers
+    taps: list[str] | None = None  # blocks of the student; null: the last before the head
+    mapping: Literal["all_to_one", "forward", "reverse", "random", "none"] = (
+        "all_to_one"  # which of the teacher's taps answers which of the student's; none: off
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphPart:
+    """Relations between the places of a feature map like the frozen teacher's (kd-components.md 3, L_inner)."""
+
+    __pydantic_config__: ClassVar[Any] = _FORBID
+    weight: Annotated[float, Ge(0)] = 1.0  # of the term; 0 = off
+    teacher: Literal["broadcast", "own", "ema"] = "broadcast"  # whose map
+    tap: str | None = None  # a block that gives a feature map; null: the deepest with more than one place
+    side: Annotated[int, Ge(2)] = 7  # larger maps are pooled to this many places a side
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmaPart:
+    """A moving average of the client's own students as a teacher (kd-components.md 8)."""
+
+    __pydantic_config__: ClassVar[Any] = _FORBID
+    weight: Annotated[float, Ge(0)] = 0.5  # of cross entropy with its predictions; 0 = off
+    decay: Annotated[float, Ge(0), Le(1)] = 0.999  # a step, also where another part takes `ema` as its teacher
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnchorPart:
+    """A pull towards the received weights (kd-components.md 8 with v = 1; FedProx's)."""
+
+    __pydantic_config__: ClassVar[Any] = _FORBID
+    weight: Annotated[float, Ge(0)] = 0.01  # rho; half of it times the squared distance; 0 = off
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartsConfig:
+    """Hyper-parameters of the parts; of those that `parts` does not name they mean nothing."""
+
+    __pydantic_config__: ClassVar[Any] = _FORBID
+    teacher: TeacherPart = field(default_factory=TeacherPart)
+    mixup: MixupPart = field(default_factory=MixupPart)
+    layers: LayersPart = field(default_factory=LayersPart)
+    graph: GraphPart = field(default_factory=GraphPart)
+    ema: EmaPart = field(default_factory=EmaPart)
+    anchor: AnchorPart = field(default_factory=AnchorPart)
+
+
+@dataclass(frozen=True, kw_only=True)
 class AlgorithmConfig:
     """The part of `strategy` that all algorithms share; its other keys belong to the two halves."""
 
@@ -114,6 +199,10 @@ class RunConfig:
     students: StudentsConfig = field(default_factory=StudentsConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     strategy: dict[str, Any] = field(default_factory=lambda: {"name": "fedgen", "client": "fedgen"})
+    parts: list[Literal["teacher", "mixup", "layers", "graph", "ema", "anchor"]] = field(
+        default_factory=list
+    )  # terms added to any strategy's loss: docs/parts.md
+    part: PartsConfig = field(default_factory=PartsConfig)
     proxy: ProxyConfig = field(default_factory=ProxyConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)

@@ -65,3 +65,99 @@ def describe(trust_RKC: Tensor) -> Numbers:
     """For the ledger: the effective number of senders, exp of the entropy, averaged over receivers and labels."""
     entropy_RC = torch.special.entr(trust_RKC.double()).sum(1)
     return {"effective_senders": float(entropy_RC.exp().mean())}
+
+
+# --- knowledge about samples: N of them, trust by label (fedfuse.md 2) -------------------------------------------
+
+
+def by_holders(counts_KC: Tensor, cap: float = 1.0) -> Tensor:
+    """Trust by how much of a label the sender holds, (1, K, C) float64: T[k, y] = n_ky / sum_j n_jy (fedfuse.md 2).
+
+    The column of a label that nobody holds is 0: it is undefined, and the rules below leave that label out. `cap`
+    bounds what one sender weighs where others hold the label too: counts are a claim. Towards 0: all holders alike.
+    """
+    counts_KC = counts_KC.double()
+    trust_KC = counts_KC / counts_KC.sum(0).clamp(min=1)
+    return (trust_KC if cap >= 1 else _capped(trust_KC, cap))[None]
+
+
+def _capped(trust_KC: Tensor, cap: float) -> Tensor:
+    """min(cap, scale * T) with the scale that makes columns sum to 1; with m holders `cap` is at least 1/m."""
+    cap_C = (1 / (trust_KC > 0).sum(0).clamp(min=1)).clamp(min=cap)
+    sorted_KC = trust_KC.sort(0, descending=True).values
+    rest_KC = sorted_KC.flip(0).cumsum(0).flip(0)  # what the k-th largest and all smaller ones weigh together
+    above_K1 = torch.arange(len(trust_KC), dtype=trust_KC.dtype)[:, None]
+    scale_KC = (1 - above_K1 * cap_C) / rest_KC.clamp(min=1e-300)  # if the k largest are at the cap
+    fits_KC = (scale_KC * sorted_KC <= cap_C * (1 + 1e-12)) & (rest_KC > 0)
+    first_C = fits_KC.int().argmax(0)
+    scale_C = scale_KC.gather(0, first_C[None])[0]
+    largest_C = sorted_KC.gather(0, first_C[None])[0]  # larger ones are at the cap
+    return torch.where(trust_KC > largest_C, cap_C, scale_C * trust_KC) * (trust_KC > 0)
+
+
+def with_affinity(trust_1KC: Tensor, D_RK: Tensor, beta: float) -> Tensor:
+    """w[r, k, y] proportional to exp(-beta D[r, k]) T[k, y], over senders (R, K, C) (fedfuse.md 2; knfu.md 2.4).
+
+    In logarithms: where only a sender at a great distance holds a label, it is still trusted fully.
+    """
+    score_RKC = trust_1KC.double().log() - beta * D_RK.double()[:, :, None]
+    return torch.nan_to_num(score_RKC.softmax(1), nan=0.0)  # NaN: the column of a label that nobody holds
+
+
+def log_prior(counts_C: Tensor, smoothing: float) -> Tensor:
+    """log pi + a constant, (C,) float32, pi_y = (n_y + a) / (n + a C), a = `smoothing` > 0 (fedfuse.md 2).
+
+    The constant makes the largest 0: it changes no softmax, and where counts are equal all entries are exactly 0.
+    """
+    log_C = (counts_C.double() + smoothing).log()
+    return (log_C - log_C.max()).float()
+
+
+def trust_logit(log_KNC: Tensor, trust_RKC: Tensor) -> Tensor:
+    """F[r, i] = softmax_y(sum_k w[r, k, y] log S[k, i, y]), (R, N, C): a geometric mean, label by label.
+
+    As in all three rules: `log_KNC` are the senders' log-probabilities, rows of F sum to 1, and labels that nobody is
+    trusted on have probability 0, which says nothing about them: look at `held`. Senders trusted on nothing are not
+    looked at, so that theirs may be NaN.
+    """
+    log_KNC, trust_RKC = _heard(log_KNC, trust_RKC)
+    score_RNC = torch.einsum("rky,kny->rny", trust_RKC, log_KNC)
+    return score_RNC.masked_fill(~held(trust_RKC)[:, None], -torch.inf).softmax(2)
+
+
+def trust_prob(log_KNC: Tensor, trust_RKC: Tensor) -> Tensor:
+    """F[r, i, y] proportional to sum_k w[r, k, y] S[k, i, y], (R, N, C): an arithmetic mean, label by label."""
+    log_KNC, trust_RKC = _heard(log_KNC, trust_RKC)
+    return _as_law(torch.einsum("rky,kny->rny", trust_RKC, log_KNC.exp()), trust_RKC)
+
+
+def confident(log_KNC: Tensor, trust_RKC: Tensor) -> Tensor:
+    """F[r, i] = sum_k v S[k, i] / sum_k v, v = sum_y w[r, k, y] S[k, i, y]: senders by the trust in what they say."""
+    log_KNC, trust_RKC = _heard(log_KNC, trust_RKC)
+    prob_KNC = log_KNC.exp()
+    v_RKN = torch.einsum("rky,kny->rkn", trust_RKC, prob_KNC)
+    return _as_law(torch.einsum("rkn,kny->rny", v_RKN, prob_KNC), trust_RKC)
+
+
+RULES = {"trust_logit": trust_logit, "trust_prob": trust_prob, "confident": confident}
+
+
+def held(trust_RKC: Tensor) -> Tensor:
+    """Whether anybody is trusted on a label, (R, C)."""
+    return (trust_RKC > 0).any(1)
+
+
+def _heard(log_KNC: Tensor, trust_RKC: Tensor) -> tuple[Tensor, Tensor]:
+    """Only the senders that somebody trusts on something, for 0 * NaN is NaN; one trust for all labels is expanded."""
+    trust_RKC = trust_RKC.to(log_KNC.dtype).expand(-1, -1, log_KNC.shape[2])
+    senders_K = (trust_RKC > 0).any(2).any(0)
+    return log_KNC[senders_K], trust_RKC[:, senders_K]
+
+
+def _as_law(mass_RNC: Tensor, trust_RKC: Tensor) -> Tensor:
+    """Rows over held labels that sum to 1; a row whose mass has underflowed is uniform."""
+    held_R1C = held(trust_RKC)[:, None].to(mass_RNC.dtype)
+    mass_RNC = mass_RNC * held_R1C
+    total_RN1 = mass_RNC.sum(2, keepdim=True)
+    uniform_R1C = held_R1C / held_R1C.sum(2, keepdim=True).clamp(min=1)
+    return torch.where(total_RN1 > 0, mass_RNC / total_RN1.clamp(min=torch.finfo(mass_RNC.dtype).tiny), uniform_R1C)

@@ -70,3 +70,25 @@ def diversity(noise_Bn: Tensor, z_Bd: Tensor) -> Tensor:
 def kl_elementwise(student_BC: Tensor, target_BC: Tensor) -> Tensor:
     """KL(target || softmax(student)) averaged over samples *and* classes: FedGen's student term (fedgen.md 1.5)."""
     return F.kl_div(F.log_softmax(student_BC, 1), target_BC, reduction="none").mean()
+
+
+def linear(learnable: Mapping[str, Tensor], slope: Weights, start: Weights) -> Tensor:
+    """Inner product of `slope` with the way from `start`: its gradient is `slope`, wherever the entries are.
+
+    Corrections of the gradient are written so (SCAFFOLD, FedDyn). Only entries that have a slope count.
+    """
+    way = _flat({name: learnable[name] for name in slope}) - _flat({name: start[name] for name in slope})
+    return way @ _flat(slope)  # end to end: an entry at a time costs a small student a third of its step
+
+
+def _flat(entries: Weights) -> Tensor:
+    return torch.cat([entry.flatten() for entry in entries.values()])
+
+
+def softened_kl(teacher_BC: Tensor, logits_BC: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(softmax(teacher / T) || softmax(logits / T)), mean over the batch; both are logits, the first a constant.
+
+    T^2 keeps the gradient's size where T changes (Hinton et al., 2015).
+    """
+    target_BC = (teacher_BC.detach() / temperature).softmax(1)
+    return temperature**2 * kl(target_BC, logits_BC / temperature)

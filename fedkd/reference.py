@@ -44,14 +44,19 @@ def of(cls: type[Any]) -> list[Key]:
     return sorted((key for key in keys.values() if key.name not in nested), key=lambda key: key.name != "name")
 
 
+def nested(cls: type[Any]) -> Iterator[Key]:
+    """The keys of a dataclass, then those of the dataclasses in it, dotted: `teacher.tau`."""
+    yield from of(cls)
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(below := field.default_factory):
+            assert isinstance(below, type)
+            yield from (dataclasses.replace(key, name=f"{field.name}.{key.name}") for key in nested(below))
+
+
 def of_half(half: plugins.Half, name: str) -> list[Key] | None:
     """The keys of an algorithm's half without importing it; None where only an import can tell."""
-    module = plugins.modules(half).get(name)
-    spec = importlib.util.find_spec(module) if module else None
-    if spec is None or spec.origin is None:
-        return None
-    source = Path(spec.origin).read_text(encoding="utf-8")
-    owners = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and _base(node) in _BASES]
+    source = _source(half, name)
+    owners = [node for node in _classes(source) if _base(node) in _BASES]
     if len(owners) != 1:
         return None
     config = next((node for node in owners[0].body if isinstance(node, ast.ClassDef) and node.name == "Config"), None)
@@ -62,11 +67,58 @@ def of_half(half: plugins.Half, name: str) -> list[Key] | None:
     return _body(source, f"{owners[0].name}.Config") if is_known else None
 
 
+@cache
+def traits(strategy: str) -> dict[str, Any]:
+    """What a server half says of itself in plain class attributes (`knowledge`, `proxy`, `paper`, ...), not imported.
+
+    What it does not say is as in `fedkd.strategy`; empty for one that is not in our own package.
+    """
+    source = _source("strategies", strategy)
+    owner = next((node for node in _classes(source) if _base(node) == "Strategy"), None)
+    if owner is None:
+        return {}
+    return {**_common_traits(), **_literals(owner)}
+
+
 def of_algorithm(strategy: str, client: str) -> list[Key]:
     """The keys of both halves, imported if there is no other way. Raises ConfigError if there is no such half."""
     server, own = of_half("strategies", strategy), of_half("clients", client)
     server = of(plugins.strategy(strategy).Config) if server is None else server
     return server + (of(plugins.client(client).Config) if own is None else own)
+
+
+def _source(half: plugins.Half, name: str) -> str:
+    """The text of an algorithm's half; empty if it is not in our own package."""
+    module = plugins.modules(half).get(name)
+    return _read(module) if module else ""
+
+
+@cache
+def _read(module: str) -> str:
+    spec = importlib.util.find_spec(module)
+    return Path(spec.origin).read_text(encoding="utf-8") if spec is not None and spec.origin is not None else ""
+
+
+def _classes(source: str) -> list[ast.ClassDef]:
+    return [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
+
+
+@cache
+def _common_traits() -> dict[str, Any]:
+    return _literals(next(node for node in _classes(_read("fedkd.strategy")) if node.name == "Strategy"))
+
+
+def _literals(owner: ast.ClassDef) -> dict[str, Any]:
+    """Its class attributes that are plain literals."""
+    found = {}
+    for node in owner.body:
+        match node:
+            case (
+                ast.Assign(targets=[ast.Name(id=name)], value=ast.Constant(value=value))
+                | ast.AnnAssign(target=ast.Name(id=name), value=ast.Constant(value=value))
+            ):
+                found[name] = value
+    return found
 
 
 def _base(node: ast.ClassDef) -> str:
@@ -110,6 +162,8 @@ def _type(node: ast.expr) -> str:
         case ast.Subscript(value=ast.Name(id="Literal"), slice=choices):
             options = choices.elts if isinstance(choices, ast.Tuple) else [choices]
             return " | ".join(plainyaml.write(ast.literal_eval(option)) for option in options)
+        case ast.Subscript(value=ast.Name(id="list"), slice=kind):
+            return f"list of {_type(kind)}"
         case ast.Constant(value=None):
             return "null"
         case ast.Name(id="str"):
@@ -126,6 +180,8 @@ def _ranges(node: ast.expr) -> Iterator[str]:
 def _default(node: ast.expr | None) -> str:
     if node is None:
         return ""
+    if ast.unparse(node) == "field(default_factory=list)":
+        return "[]"
     try:
         return plainyaml.write(ast.literal_eval(node))
     except ValueError:  # an expression: shown as it stands

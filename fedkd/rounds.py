@@ -16,7 +16,7 @@ from fedkd import border, metrics, seeds
 from fedkd.config import RunConfig
 from fedkd.engine import ClientId, ClientState, Engine, Failure, Job, Reply, failed
 from fedkd.errors import RunError
-from fedkd.payload import KINDS, Payload
+from fedkd.payload import KINDS, Payload, Weights
 from fedkd.problem import Problem
 from fedkd.strategy import Cohort, Strategy
 from fedkd.training import num_pooled_parts
@@ -128,7 +128,8 @@ def _exchange(
     answered = time.perf_counter()
     replies, failures = _admit(experiment, server, cohort, jobs, results)
     _count(tally, jobs, replies, failures)
-    _check_quorum(config.quorum, cohort, len(jobs), replies, failures)
+    quorum = 1 if strategy.pools_data else config.quorum  # one client trains for all
+    _check_quorum(quorum, cohort, len(jobs), replies, failures)
     _measure_drift(experiment, tally, jobs, replies)
     stream = seeds.stream(config.seed, "aggregate", round=cohort.round).child(cohort.exchange)
     server, numbers = strategy.aggregate(server, replies, stream)
@@ -218,8 +219,12 @@ def _measure_drift(
         tally.forgetting = metrics.inside_and_outside(torch.stack(probes), labels, its)
     pairs = [(jobs[r.client].payload.weights, r.payload.weights) for r in replies]
     full = [(sent, back) for sent, back in pairs if sent and back and sent.keys() == back.keys()]
-    if full and all(sent.keys() == full[0][0].keys() for sent, _ in full):
+    if full and all(_shapes(sent) == _shapes(full[0][0]) for sent, _ in full):
         tally.drift |= metrics.weight_drift([sent for sent, _ in full], [back for _, back in full])
+
+
+def _shapes(weights: Weights) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in weights.items()}
 
 
 def _evaluate(experiment: Experiment, engine: Engine, state: RunState, tally: _Tally) -> dict[str, Any]:
@@ -287,12 +292,16 @@ def _accuracy(done: Sequence[tuple[Job, Reply]], num_pooled: int, tally: _Tally)
 
 
 def _with_statistics(problem: Problem, served: Payload, state: RunState) -> Payload:
-    """The global student with the mean of the clients' BatchNorm statistics, where these stay with the clients."""
-    if problem.statistics != "local" or not problem.statistic_names:
+    """The global student with the mean of the clients' BatchNorm statistics, where these stay with the clients.
+
+    A student that the server trained has its own, which fit it.
+    """
+    missing = [name for name in problem.statistic_names if name not in (served.weights or {})]
+    if problem.statistics != "local" or not missing:
         return served
     kept = [state.clients[client].kept for client in sorted(state.clients)]
-    statistics = metrics.mean_statistics(kept, problem.statistic_names)
-    return Payload(weights={**(served.weights or {}), **statistics})
+    statistics = metrics.mean_statistics(kept, missing)
+    return replace(served, weights={**(served.weights or {}), **statistics})
 
 
 def _is_due(number: int, every: int, rounds: int) -> bool:

@@ -28,6 +28,7 @@ _MESSAGES = {
     "string_type": "must be text; if it is, quote it",
     "bool_type": "must be true or false",
     "dict_type": "must be a mapping of keys",
+    "list_type": "must be a list, like '[a, b]'",
     "dataclass_type": "must be a mapping of keys",
 }
 

@@ -31,6 +31,8 @@ class Cohort:
 class Strategy(ABC, Generic[S]):
     """Transitions of a server state S: a frozen dataclass of tensors, numbers, text and dictionaries of these.
 
+    What it needs of the Problem when it trains students itself, its state holds too: `field(metadata=values.CONSTANT)`.
+
     An instance holds its frozen `config` and nothing else, so that resuming, repeating and parallel runs need no care.
     """
 

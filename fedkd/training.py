@@ -161,12 +161,19 @@ class Site:
         module = self._module(self.problem.architecture(client), "student")
         return module.load(self.initial(client), job.state.kept, job.payload.weights or {})
 
-    def frozen(self, client: int | None, *layers: Weights) -> Student:
+    def frozen(self, client: int | None, *layers: Weights, role: str = "frozen") -> Student:
         """A second student of the client's architecture in eval mode: initial entries, over them `layers`.
 
-        The next call overwrites it; `student` does not.
+        The next call with the same `role` overwrites it; `student` does not.
         """
-        return self._module(self.problem.architecture(client), "frozen").load(self.initial(client), *layers).eval()
+        return self._module(self.problem.architecture(client), role).load(self.initial(client), *layers).eval()
+
+    def beside(self, *layers: Weights) -> Student:
+        """A student of the server's architecture to train beside the client's own: initial entries, over them `layers`.
+
+        The next call overwrites it; `student` and `frozen` do not.
+        """
+        return self._module("", "beside").load(self.initial(None), *layers)
 
     def initial(self, client: int | None) -> Mapping[str, Tensor]:
         """The entries that a client's student starts from."""

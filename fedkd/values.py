@@ -1,7 +1,8 @@
 """Values of a state as tensors and plain JSON, and back: dataclasses, tensors, numbers, text, lists, dictionaries.
 
 The plain part names no type. `restore` takes dataclass types from a template (a state as our code makes it) and, where
-the template has nothing yet, from the annotations of the dataclass around it.
+the template has nothing yet, from the annotations of the dataclass around it. What follows from the configuration alone
+(a Problem) need not be stored: the template has it, and the field is declared `field(metadata=values.CONSTANT)`.
 """
 
 import math
@@ -11,6 +12,8 @@ from functools import cache
 from typing import Any, get_args, get_type_hints
 
 from torch import Tensor
+
+CONSTANT = {"is_stored": False}  # metadata of a field that every state of a run has alike
 
 
 class Misfit(Exception):
@@ -56,7 +59,7 @@ def _plain(value: Any, path: str, tensors: _Tensors) -> Any:
     if isinstance(value, Tensor):
         return {"tensor": tensors.add(value, path)}
     if is_dataclass(value) and not isinstance(value, type):
-        parts = ((f.name, getattr(value, f.name)) for f in fields(value))
+        parts = ((name, getattr(value, name)) for name in _stored(value))
         return {"fields": {name: _plain(part, _join(path, name), tensors) for name, part in parts}}
     if isinstance(value, Mapping):
         return {"map": [[_key(k, path), _plain(part, _join(path, k), tensors)] for k, part in value.items()]}
@@ -109,19 +112,28 @@ def _value(template: Any, hint: Any, plain: Any, tensors: Mapping[str, Tensor], 
 def _dataclass(template: Any, hint: Any, content: Mapping[str, Any], tensors: Mapping[str, Tensor], path: str) -> Any:
     known = is_dataclass(template) and not isinstance(template, type)
     candidates = _dataclasses(hint) | ({type(template)} if known else set())
-    matching = [c for c in candidates if [f.name for f in fields(c)] == list(content)]
+    matching = [c for c in candidates if _stored(c) == list(content)]
     if len(matching) != 1:
-        expected = " or ".join(sorted(f"{c.__name__}({', '.join(f.name for f in fields(c))})" for c in candidates))
+        expected = " or ".join(sorted(f"{c.__name__}({', '.join(_stored(c))})" for c in candidates))
         raise Misfit(f"'{path}' has fields {', '.join(content)}; expected {expected or 'no dataclass'}")
     hints = _hints(matching[0])
     parts = {
         name: _value(getattr(template, name, None), hints.get(name), part, tensors, _join(path, name))
         for name, part in content.items()
     }
+    for name in {f.name for f in fields(matching[0])} - set(parts):
+        if type(template) is not matching[0]:
+            raise Misfit(f"'{path}' has no '{name}', which is not stored, and the template neither")
+        parts[name] = getattr(template, name)
     made: Any = object.__new__(matching[0])  # as it was: neither defaults nor __post_init__ run again
     for name, part in parts.items():
         object.__setattr__(made, name, part)
     return made
+
+
+def _stored(value: Any) -> list[str]:
+    """Names of the fields of a dataclass, or of an instance, that are stored."""
+    return [f.name for f in fields(value) if f.metadata.get("is_stored", True)]
 
 
 def _dataclasses(hint: Any) -> set[type]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedkd import plugins, seeds
+from fedkd import compose, plugins, seeds
 from fedkd.client import Client
 from fedkd.config import RunConfig
 from fedkd.data import partition, proxy, sources
@@ -17,6 +17,7 @@ from fedkd.data.samples import Dataset
 from fedkd.errors import ConfigError
 from fedkd.groups import Grouped
 from fedkd.models import students
+from fedkd.parts import attach
 from fedkd.problem import Problem, Proxy
 from fedkd.rounds import Experiment
 from fedkd.strategy import Strategy
@@ -43,6 +44,7 @@ def assemble(config: RunConfig) -> Assembly:
     held, public = deal(config, dataset)
     problem = pose(config, dataset.shape, len(dataset.labels), tuple(map(len, held.train)), public)
     strategy = fit(strategy, problem, config)
+    client = attach.attach(client, config, problem, strategy)
     strategy.init(problem, seeds.stream(config.seed, "server"))  # an algorithm that does not fit says so now
     probe = draw_probe(config.seed, len(dataset.test), min(config.evaluate.probe, len(dataset.test)))
     site = Site(
@@ -58,6 +60,8 @@ def assemble(config: RunConfig) -> Assembly:
     if strategy.pools_data:
         site = replace(site, train_index={**site.train_index, 0: torch.cat(list(site.train_index.values()))})
     counts = torch.from_numpy(held.label_counts(dataset.train.y.numpy()).astype("float64"))
+    if strategy.pools_data:
+        counts[0] = counts.sum(0)
     experiment = Experiment(
         config,
         problem,
@@ -139,14 +143,21 @@ def fit(strategy: Strategy[Any], problem: Problem, config: RunConfig) -> Strateg
         )
     if not problem.is_mixed or strategy.works_across_students:
         return strategy
-    if config.students.mixed == "groups":
+    if config.students.mixed == "groups" and not strategy.pools_data:
         return Grouped(strategy)
-    able = [name for name in plugins.names("strategies") if plugins.strategy(name).works_across_students]
+    why = "trains one student on everybody's data" if strategy.pools_data else "averages weights"
+    within = "" if strategy.pools_data else "average within architectures, students.mixed=groups, or "
     raise ConfigError(
-        f"strategy '{name}' averages weights, so it cannot work with students of different architectures",
+        f"strategy '{name}' {why}, so it cannot work with students of different architectures",
         where="students.mix",
-        mend=f"choose one of {', '.join(able)}, or average within architectures: students.mixed=groups",
+        mend=f"{within}choose one of: {', '.join(_able())}",
     )
+
+
+def _able() -> list[str]:
+    """The algorithms, as conf/strategy names them, that work with students of different architectures."""
+    halves = {name: compose.node("strategy", name)["name"] for name in compose.options("strategy")}
+    return [name for name, half in halves.items() if plugins.strategy(half).works_across_students]
 
 
 def halves(chosen: Mapping[str, Any]) -> tuple[Strategy[Any], Client]:

@@ -60,10 +60,10 @@ class Board:
 
 def scalars(row: Mapping[str, Any], timings: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """Tags and values of a round: accuracy/global, bytes/up, bytes/up_weights, terms/ce, seconds/total, ..."""
-    tree = {group: row.get(group, {}) for group in ("accuracy", "terms", "server", "drift", "clients")}
+    tree = {group: row.get(group, {}) for group in ("accuracy", "terms", "server", "drift", "forgetting", "clients")}
     tree["seconds"] = {name: value for name, value in timings.items() if name not in {"round", "at"}}
     for tag, value in ledger.flat(tree).items():
-        if isinstance(value, int | float):
+        if isinstance(value, int | float):  # not null, not a list: who trusts whom is in the ledger
             yield tag.replace(".", "/", 1).replace(".", "_"), value
     for way, kinds in row["bytes"].items():
         yield f"bytes/{way}", sum(kinds.values())

@@ -16,6 +16,7 @@ _NODES = {
     "data": core.DataConfig,
     "students": core.StudentsConfig,
     "train": core.TrainConfig,
+    "part": core.PartsConfig,
     "proxy": core.ProxyConfig,
     "evaluate": core.EvaluateConfig,
     "engine": core.EngineConfig,
@@ -102,7 +103,7 @@ def _keys_of(node: str, draft: schema.Draft) -> Iterator[Key]:
         chosen = draft.values["strategy"]
         yield from reference.of_algorithm(chosen["name"], chosen.get("client", "supervised"))
     else:
-        yield from reference.of(_NODES[node])
+        yield from reference.nested(_NODES[node])
 
 
 def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:

@@ -1,10 +1,12 @@
 """`fedkd list`: what conf offers, a line each from the file's first comment; and the runs below a folder."""
 
+import re
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedkd import compose, plainyaml, schema
+from fedkd import compose, plainyaml, reference, schema
 from fedkd.errors import ConfigError
 
 GROUPS = {
@@ -17,7 +19,18 @@ GROUPS = {
     "engines": "engine",
 }
 
-Row = Mapping[str, Any]  # name, about and, for runs, more
+Row = Mapping[str, Any]  # name, about and, for strategies and runs, more
+
+_WIDTH = 80  # columns of a terminal that a table of strategies fills
+_TRAITS = {  # a row's keys, and the class attribute of the server half that each is read from
+    "knowledge": "knowledge",
+    "public_set": "proxy",
+    "across_architectures": "works_across_students",
+    "serves": "serves",
+    "paper": "paper",
+}
+_CITATION = re.compile(r"\(([^()]*\b(?:19|20)\d\d\b[^()]*)\)")  # in a strategy's line: authors, place and year
+_HEADINGS = ("name", "public set", "across", "serves", "what crosses")
 
 
 def of(what: str | None, runs: Path) -> dict[str, list[Row]]:
@@ -29,12 +42,21 @@ def of(what: str | None, runs: Path) -> dict[str, list[Row]]:
     if what not in GROUPS:
         known = [*GROUPS, "runs"]
         raise ConfigError(f"there is no list of '{what}'", where="command line", mend=schema.one_of(what, known))
-    return {what: of_group(GROUPS[what])}
+    return {what: of_strategies() if what == "strategies" else of_group(GROUPS[what])}
 
 
 def of_group(group: str) -> list[Row]:
     """The options of a group of conf."""
-    return [{"name": name, "about": _about(compose.CONF / group / f"{name}.yaml")} for name in compose.options(group)]
+    return [{"name": name, "about": _read(group, name)[1]} for name in compose.options(group)]
+
+
+def of_strategies() -> list[Row]:
+    """The strategies, each with what its server half says of itself."""
+    rows: list[Row] = []
+    for name in compose.options("strategy"):
+        content, about = _read("strategy", name)
+        rows.append({"name": name, "about": about, **_traits(str(content.get("name", name)), name, about)})
+    return rows
 
 
 def of_runs(runs: Path) -> list[Row]:
@@ -60,6 +82,8 @@ def _about_run(row: Row) -> str:
 
 def text(found: Mapping[str, list[Row]]) -> str:
     """The lists for people; several have headings."""
+    if list(found) == ["strategies"]:
+        return _table(found["strategies"])
     width = max((len(row["name"]) for rows in found.values() for row in rows), default=0)
     parts = []
     for name, rows in found.items():
@@ -69,9 +93,44 @@ def text(found: Mapping[str, list[Row]]) -> str:
     return "\n\n".join(parts)
 
 
-def _about(path: Path) -> str:
+def _table(rows: list[Row]) -> str:
+    """Strategies: a line of traits each, below it what it does, its variants and its paper."""
+    cells = [_HEADINGS, *(_cells(row) for row in rows)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(_HEADINGS) - 1)]
+    indent = sum(widths) + 2 * len(widths)
+    lines = []
+    for line, row in zip(cells, [None, *rows], strict=True):
+        first = "".join(f"{cell:<{width}}  " for cell, width in zip(line, widths, strict=False))
+        lines += textwrap.wrap(line[-1], _WIDTH, initial_indent=first, subsequent_indent=" " * indent)
+        if row is not None:
+            paper = "" if _CITATION.search(row["about"]) else row.get("paper", "")
+            below = f"{row['about']} ({paper})" if paper else row["about"]
+            lines += textwrap.wrap(below, _WIDTH, initial_indent="    ", subsequent_indent="    ")
+    return "\n".join(lines)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    across = {True: "yes", False: "no"}.get(row.get("across_architectures", ""), "?")
+    return (row["name"], row.get("public_set", "?"), across, row.get("serves", "?"), row.get("knowledge") or "?")
+
+
+def _traits(half: str, name: str, about: str) -> dict[str, Any]:
+    """What the server half says; nothing if it is not in our own package.
+
+    FedProx and others are a client half beside FedAvg's server half: their paper is the one that `about` cites.
+    """
+    said = reference.traits(half)
+    found = {key: said[attribute] for key, attribute in _TRAITS.items()} if said else {}
+    cited = _CITATION.findall(about)
+    return found | ({"paper": cited[-1]} if found and cited and half != name else {})
+
+
+def _read(group: str, name: str) -> tuple[Mapping[str, Any], str]:
+    """A file of conf, and the line that is shown of it."""
+    path = compose.CONF / group / f"{name}.yaml"
     text = path.read_text(encoding="utf-8")
     about = text.partition("\n")[0].removeprefix("#").strip() if text.startswith("#") else ""
     content = plainyaml.read(text, path.name).plain
-    variants = content.get("variants") if isinstance(content, dict) else None
-    return about + (f"; variants: {', '.join(variants)}" if variants else "")
+    content = content if isinstance(content, dict) else {}
+    variants = content.get("variants")
+    return content, about + (f"; variants: {', '.join(variants)}" if variants else "")

@@ -16,6 +16,11 @@ _STATISTICS = {  # with which of BatchNorm's students are evaluated
     "local": "   (BatchNorm statistics: each client's own; global student: their mean)",
 }
 
+_NAMES = {  # of the primary figure, and what it is the accuracy of
+    "global": ("global accuracy", ""),
+    "clients.mean": ("personal accuracy", "   (each client's own student on its own test split, mean)"),
+}
+
 Row = Mapping[str, Any]
 
 
@@ -45,9 +50,10 @@ class Story:
     """What has happened so far, added up from the rows of the ledger."""
 
     rounds: int = 0
-    accuracy: list[float] = field(default_factory=list)  # global, else pooled over the clients
+    accuracy: list[float] = field(default_factory=list)  # global, else personal
     latest: dict[str, Any] = field(default_factory=dict)  # the newest accuracy of each sort
     drift: Row = field(default_factory=dict)
+    forgetting: Row = field(default_factory=dict)
     server: Row = field(default_factory=dict)
     terms: Row = field(default_factory=dict)
     up: Counter[str] = field(default_factory=Counter)
@@ -64,6 +70,7 @@ class Story:
         if (value := headline(accuracy)) is not None:
             self.accuracy.append(value)
         self.drift, self.server, self.terms = row["drift"], row["server"], row["terms"]
+        self.forgetting = row.get("forgetting", {})  # older ledgers have none
         self.up.update(row["bytes"]["up"])
         self.down.update(row["bytes"]["down"])
         self.states.update(row["clients"])
@@ -75,8 +82,8 @@ class Story:
 
 
 def headline(accuracy: Row) -> float | None:
-    """The one number of a round: the global student's accuracy, else that of all clients' samples together."""
-    return accuracy["global"] if "global" in accuracy else accuracy.get("clients", {}).get("pooled")
+    """The one number of a round: the global student's accuracy, else the mean of the clients' own."""
+    return accuracy["global"] if "global" in accuracy else accuracy.get("clients", {}).get("mean")
 
 
 def panel(head: Head, story: Story, running: float, *, verbose: bool = False) -> list[str]:
@@ -87,10 +94,12 @@ def panel(head: Head, story: Story, running: float, *, verbose: bool = False) ->
         f" accuracy   {_accuracy(story)}",
         f" drift      {_numbers(story.drift) or '-'}",
     ]
-    if story.server:
-        lines.append(f" knowledge  {_numbers(story.server)}")
+    if knowledge := _numbers(story.server):
+        lines.append(f" knowledge  {knowledge}")
     if verbose and story.terms:
         lines.append(f" terms      {_numbers(story.terms)}")
+    if verbose and story.forgetting:
+        lines.append(f" labels     {_forgetting(story.forgetting)}")
     kinds = story.up + story.down
     lines += [
         f" traffic    up {mega(story.up.total())}   down {mega(story.down.total())}      {_by_kind(kinds)}",
@@ -106,15 +115,15 @@ def round_line(row: Row, seconds: float, failure: str, rounds: int, *, verbose: 
     parts = [f"round {row['round']}/{rounds}"]
     if "global" in accuracy:
         parts.append(f"accuracy {accuracy['global']:.3f}")
-    if clients := accuracy.get("clients"):
-        parts.append(f"per client {clients['mean']:.3f}   worst tenth {clients['worst_decile']:.3f}")
+    parts += _of_clients(accuracy)
     if "function" in drift:
         parts.append(f"drift {drift['function']:.2f}")
     parts.append(f"up {mega(sum(traffic['up'].values()))}   down {mega(sum(traffic['down'].values()))}")
     parts.append(_states({state: count for state, count in row["clients"].items() if count}))
     parts.append(f"{seconds:.1f} s")
     if verbose:
-        parts.append(_numbers({**row["terms"], **row["server"]}))
+        numbers = (_numbers({**row["terms"], **row["server"]}), _forgetting(row.get("forgetting", {})))
+        parts += filter(None, numbers)
     if failure:
         parts.append(f"({failure})")
     return "   ".join(parts)
@@ -155,10 +164,11 @@ def figures(summary: Row) -> list[str]:
     accuracy, clients, traffic = summary["accuracy"], summary["clients"], summary["bytes"]
     lines = []
     if accuracy:
-        name = "global accuracy" if summary["accuracy_of"] == "global" else "pooled accuracy"
-        last, mean, best = accuracy["last"], accuracy["last10"], accuracy["best"]
-        note = _STATISTICS.get(summary.get("statistics") or "", "")
-        lines.append(f"{name}   {last:.3f}   last 10 rounds {mean:.3f}   best {best:.3f}{note}")
+        name, of = _NAMES[summary["accuracy_of"]]
+        note = of + _STATISTICS.get(summary.get("statistics") or "", "")
+        lines.append(f"{name:<17} {_curve(accuracy)}{note}")
+    if common := summary.get("common"):
+        lines.append(f"common images     {_curve(common)}   (the same students on common test images, mean)")
     if clients:
         lines.append(f"clients           mean {clients['mean']:.3f}   worst tenth {clients['worst_decile']:.3f}")
     lines.append(f"traffic           up {mega(traffic['up'])}   down {mega(traffic['down'])}")
@@ -208,14 +218,36 @@ def _accuracy(story: Story) -> str:
     curve = sparkline(story.accuracy)
     if "global" in story.latest:
         parts.append(f"global {story.latest['global']:.3f} {curve}")
-    if clients := story.latest.get("clients"):
-        own = "" if "global" in story.latest else f" {curve}"
-        parts.append(f"per client {clients['mean']:.3f}{own}   worst tenth {clients['worst_decile']:.3f}")
-    return "   ".join(parts) or "-"
+        curve = ""
+    return "   ".join(parts + _of_clients(story.latest, curve)) or "-"
+
+
+def _of_clients(accuracy: Row, curve: str = "") -> list[str]:
+    """What clients reach: beside a global student as `per client`, without one as the figure that counts."""
+    clients, parts = accuracy.get("clients"), []
+    if clients:
+        name = "per client" if "global" in accuracy else "personal"
+        parts.append(f"{name} {clients['mean']:.3f} {curve}".rstrip())
+    if common := accuracy.get("common"):
+        parts.append(f"common {common['mean']:.3f}")
+    if clients:
+        parts.append(f"worst tenth {clients['worst_decile']:.3f}")
+    return parts
+
+
+def _curve(accuracy: Row) -> str:
+    return f"{accuracy['last']:.3f}   last 10 rounds {accuracy['last10']:.3f}   best {accuracy['best']:.3f}"
+
+
+def _forgetting(found: Row) -> str:
+    """Accuracy after local training on the labels that a client holds, and on those that it does not."""
+    return "   ".join(f"{name} {found[name]:.3f}" for name in ("inside", "outside") if found.get(name) is not None)
 
 
 def _numbers(numbers: Row) -> str:
-    return "   ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in numbers.items() if value is not None)
+    """What is a number: lists and what was not finite (null) are in the ledger alone."""
+    given = ((name, value) for name, value in numbers.items() if isinstance(value, int | float))
+    return "   ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in given)
 
 
 def _by_kind(kinds: Counter[str]) -> str:

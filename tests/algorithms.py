@@ -3,16 +3,20 @@
 A new algorithm joins the tests of tests/conformance by having such a file.
 """
 
+import ast
+import importlib.util
 import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import tiny
 from omegaconf import OmegaConf
 
-from fedkd import compose, rounds
+from fedkd import compose, plugins, reference, rounds
 from fedkd.config import RunConfig
 from fedkd.engine import Engine, Job, Reply
 from fedkd.payload import Payload
@@ -34,27 +38,84 @@ SMALL = (  # three rounds of this take a tenth of a second: whatever else a meth
     "train.lr=0.05",
     "evaluate.probe=8",
 )
-FEWER = {"generator_steps": 5}  # of what takes time and proves nothing more; where a half has such a key
+FEWER = {"_steps": 5, "_epochs": 2}  # of what takes time and proves nothing more: by the end of a key of either half
+PUBLIC = ("proxy=held-out", "proxy.size=20")  # of algorithms that need a public set, or can use one
+MIXED = "students={fedgen-cnn: 0.5, mlp: 0.5}"  # differ in all: entries, statistics, width of the latent
 
 
 def words() -> list[tuple[str, ...]]:
-    """What each algorithm is called on a command line."""
+    """What each algorithm is called on a command line. Imports none of them: one that is broken fails alone."""
     found = []
     for name in compose.options("strategy"):
-        variants = OmegaConf.load(compose.CONF / "strategy" / f"{name}.yaml").get("variants") or {None: {}}
+        node = OmegaConf.load(compose.CONF / "strategy" / f"{name}.yaml")
         base = f"strategy={name}"
-        found += [(base, f"strategy.variant={variant}") if variant else (base,) for variant in variants]
-        if "share" in {field.name for half in halves((base,)) for field in fields(half.config)}:
+        found += [
+            (base, f"strategy.variant={variant}") if variant else (base,) for variant in node.get("variants") or [None]
+        ]
+        theirs = reference.of_half("strategies", node["name"]), reference.of_half("clients", node.get("client", ""))
+        if "share" in {key.name for keys in theirs for key in keys or ()}:
             found.append((base, "strategy.share=head"))
+        if declared(node["name"]).get("proxy") == "optional":
+            found.append((base, *PUBLIC))
     return found
+
+
+@cache
+def server(algorithm: tuple[str, ...]) -> str:
+    """The name of its server half."""
+    name: str = compose.node("strategy", algorithm[0].removeprefix("strategy="))["name"]
+    return name
+
+
+@cache
+def declared(name: str) -> dict[str, Any]:
+    """What a server half says of itself in its class: attributes that are plain literals, read from the source."""
+    module = plugins.modules("strategies").get(name)
+    spec = importlib.util.find_spec(module) if module else None
+    if spec is None or spec.origin is None:
+        return {}
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    (body,) = [node.body for node in tree.body if isinstance(node, ast.ClassDef) and is_strategy(node)]
+    found = {}
+    for node in body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            found[node.targets[0].id] = literal(node.value)
+    return found
+
+
+def is_strategy(node: ast.ClassDef) -> bool:
+    return any(ast.unparse(base).partition("[")[0].endswith("Strategy") for base in node.bases)
+
+
+def literal(node: ast.expr) -> Any:
+    """Its value if it is a plain literal or a frozenset of one; else its text, marked as code."""
+    match node:
+        case ast.Call(func=ast.Name(id="frozenset"), args=[], keywords=[]):
+            return frozenset()
+        case ast.Call(func=ast.Name(id="frozenset"), args=[inner], keywords=[]):
+            return frozenset(ast.literal_eval(inner))
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return Code(ast.unparse(node))
+
+
+class Code(str):
+    """What only an import can tell."""
 
 
 @cache
 def configure(algorithm: tuple[str, ...], *more: str) -> RunConfig:
     """The small run of an algorithm, changed by more words."""
     chosen = compose.resolve([*SMALL, *algorithm]).config.strategy
-    fewer = [f"strategy.{key}={few}" for key, few in FEWER.items() if chosen.get(key, 0) > few]
-    return compose.resolve([*SMALL, *algorithm, *fewer, *more]).config
+    fewer = [
+        f"strategy.{key}={few}"
+        for key, value in chosen.items()
+        for end, few in FEWER.items()
+        if key.endswith(end) and isinstance(value, int) and value > few
+    ]
+    public = PUBLIC if declared(server(algorithm)).get("proxy") == "yes" else ()
+    return compose.resolve([*SMALL, *public, *algorithm, *fewer, *more]).config
 
 
 def halves(algorithm: tuple[str, ...]) -> tuple[Any, Any]:
@@ -72,7 +133,12 @@ class Exchange:
     replies: Sequence[Reply]
     stream: Stream
     after: Any
-    numbers: Mapping[str, float]
+    findings: Mapping[str, Any]
+
+    @property
+    def asked(self) -> tuple[int, ...]:
+        """The clients that got a job: those of the cohort, or some of them."""
+        return tuple(sorted(self.payloads))
 
 
 class Watched(Strategy[Any]):
@@ -80,12 +146,22 @@ class Watched(Strategy[Any]):
 
     def __init__(self, inner: Strategy[Any]) -> None:
         self.inner, self.config = inner, inner.config
-        self.needs, self.gives, self.exchanges = inner.needs, inner.gives, inner.exchanges  # type: ignore[misc]
+        for name in Strategy.__annotations__:  # what it says of itself
+            setattr(self, name, getattr(inner, name))
         self.seen: list[Exchange] = []
         self._planned: tuple[Cohort, Mapping[int, Payload]]
 
     def init(self, problem, stream):
         return self.inner.init(problem, stream)
+
+    def trips(self, round):
+        return self.inner.trips(round)
+
+    def asks(self, cohort):
+        return self.inner.asks(cohort)
+
+    def inspect(self, state, job, reply):
+        self.inner.inspect(state, job, reply)
 
     def plan(self, state, cohort):
         payloads = self.inner.plan(state, cohort)
@@ -93,9 +169,9 @@ class Watched(Strategy[Any]):
         return payloads
 
     def aggregate(self, state, replies, stream):
-        after, numbers = self.inner.aggregate(state, replies, stream)
-        self.seen.append(Exchange(state, *self._planned, list(replies), stream, after, numbers))
-        return after, numbers
+        after, findings = self.inner.aggregate(state, replies, stream)
+        self.seen.append(Exchange(state, *self._planned, list(replies), stream, after, findings))
+        return after, findings
 
     def served(self, state, client):
         return self.inner.served(state, client)
@@ -105,6 +181,7 @@ class Watched(Strategy[Any]):
 class Trail:
     """Three rounds of an algorithm and all that was said in them."""
 
+    words: tuple[str, ...]
     assembly: Assembly
     rounds: list[Round]
     exchanges: list[Exchange]
@@ -118,20 +195,30 @@ class Trail:
     def strategy(self) -> Strategy[Any]:
         return self.experiment.strategy
 
+    def round(self, number: int) -> list[Exchange]:
+        """The exchanges of one round."""
+        return [exchange for exchange in self.exchanges if exchange.cohort.round == number]
+
     @property
     def states(self) -> list[RunState]:
         """Before the first round, and after each."""
         return [rounds.begin(self.experiment), *(played.state for played in self.rounds)]
 
 
-def follow(assembly: Assembly) -> Trail:
+@cache
+def trail(algorithm: tuple[str, ...], *more: str) -> Trail:
+    """Three rounds of the small run of an algorithm, changed by more words."""
+    return follow(assemble.assemble(configure(algorithm, *more)), algorithm)
+
+
+def follow(assembly: Assembly, algorithm: tuple[str, ...] = ()) -> Trail:
     """Play the rounds of an assembly in this process and note all."""
     experiment = assembly.experiment
     watched = Watched(experiment.strategy)
     engine = tiny.FakeEngine(assembly.site)
     played = play(replace(experiment, strategy=watched), engine)
     jobs = [job for job in engine.jobs if job.task == "train"]
-    return Trail(assembly, played, watched.seen, jobs)
+    return Trail(algorithm, assembly, played, watched.seen, jobs)
 
 
 def play(experiment: Experiment, engine: Engine) -> list[Round]:
@@ -147,3 +234,15 @@ def what_counts(played: Sequence[Round]) -> Any:
 def distinct(values: Sequence[Any]) -> int:
     """How many of the values differ to `==`."""
     return sum(1 for _ in itertools.groupby(sorted(map(repr, values))))
+
+
+def numbers(findings: Any) -> Iterator[float]:
+    """All numbers in findings, at any depth; NaN for what is none."""
+    if isinstance(findings, Mapping):
+        findings = list(findings.values())
+    if isinstance(findings, list | tuple):
+        for item in findings:
+            yield from numbers(item)
+    else:
+        is_number = isinstance(findings, int | float) and not isinstance(findings, bool)
+        yield float(findings) if is_number else math.nan

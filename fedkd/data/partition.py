@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fedkd.data.recipes import RECIPES, Recipe, Rng, Shares
+from fedkd.data.recipes import RECIPES, ClientDirichlet, Recipe, Rng, Shares
 from fedkd.errors import ConfigError
 
 __all__ = ["RECIPES", "Partition", "Recipe", "split"]
@@ -101,6 +101,7 @@ def _matched(counts: np.ndarray, test_labels: np.ndarray, rng: Rng, recipe: Reci
 
 def _own_law(counts: np.ndarray, test_labels: np.ndarray, rng: Rng, recipe: Recipe) -> Shares:
     """As many test images for each client, of its own label distribution; clients may share images (knfu.md 4.3)."""
+    assert isinstance(recipe, ClientDirichlet)
     index = [np.flatnonzero(test_labels == label) for label in range(counts.shape[1])]
     have, shares = np.array([len(images) for images in index]), []
     for law in counts / counts.sum(1, keepdims=True):

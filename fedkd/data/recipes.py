@@ -1,4 +1,4 @@
-"""How training samples are dealt to clients: six recipes, each a schema and a pure function over the labels.
+"""How training samples are dealt to clients: seven recipes, each a schema and a pure function over the labels.
 
 A recipe draws only from the generator it is handed. NumPy's legacy RandomState is accepted too: published partitions
 were made with it. Sources: baselines.md section 5 (Partitions), fedgen.md section 2.2.
@@ -28,10 +28,7 @@ class Recipe(ABC):
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}  # pydantic: an unknown key is an error
     samples: Annotated[int, Ge(1)] | None = None  # training images used, a random subset; null: all
-    test: Literal["matched", "classes", "law"] = (
-        "matched"  # local test split: training proportions; equal parts of own classes; own law, images may be shared
-    )
-    tests: Annotated[int, Ge(1)] = 400  # test images a client gets under `law`
+    test: Literal["matched", "classes"] = "matched"  # local test split: training proportions; equal parts of own classes
 
     def generator(self, rng: Rng) -> Rng:
         """The generator this recipe draws from: the run's, unless its definition fixes another."""
@@ -77,7 +74,7 @@ class FedGenDirichlet(Recipe):
     ratio: Annotated[float, Gt(0), Le(1)] = 0.5  # at most this share of each class and of the training set is used
     min_size: Annotated[int, Ge(1)] = 10  # drawn anew until each client has as many; EMNIST's: 10 a class, 260
     seed: Annotated[int, Ge(0), Le(2**32 - 1)] = 42  # not the run's: one partition for all seeds
-    test: Literal["matched", "classes", "law"] = "classes"
+    test: Literal["matched", "classes"] = "classes"
 
     def generator(self, rng: Rng) -> Rng:
         return np.random.RandomState(self.seed)
@@ -103,7 +100,8 @@ class ClientDirichlet(Recipe):
     name: Literal["client-dirichlet"] = "client-dirichlet"
     alpha: Annotated[float, Gt(0)] = 0.5  # small is skewed; not the same skew as dirichlet's at the same alpha
     per_client: Annotated[int, Ge(1)] | None = None  # training images of each client; null: all that there are
-    test: Literal["matched", "classes", "law"] = "law"
+    test: Literal["matched", "classes", "law"] = "law"  # type: ignore[assignment]  # law: own law, images may be shared
+    tests: Annotated[int, Ge(1)] = 400  # test images a client gets under `law`
 
     def deal(self, labels: np.ndarray, num_clients: int, num_classes: int, rng: Rng) -> Shares:
         size = len(labels) // num_clients if self.per_client is None else self.per_client

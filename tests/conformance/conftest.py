@@ -4,8 +4,6 @@ import algorithms
 import pytest
 from algorithms import Trail
 
-from simulations import assemble
-
 
 @pytest.fixture(scope="package", params=algorithms.words(), ids=" ".join)
 def algorithm(request: pytest.FixtureRequest) -> tuple[str, ...]:
@@ -16,4 +14,4 @@ def algorithm(request: pytest.FixtureRequest) -> tuple[str, ...]:
 @pytest.fixture(scope="package")
 def trail(algorithm: tuple[str, ...]) -> Trail:
     """Three rounds of it on scikit-learn's digits."""
-    return algorithms.follow(assemble.assemble(algorithms.configure(algorithm)))
+    return algorithms.trail(algorithm)

@@ -26,7 +26,7 @@ def given(reply: Reply) -> dict[str, Any]:
 
 
 def spoil(change: Callable[[torch.Tensor], Any]) -> Lie:
-    """Every tensor of one kind changed; of scalars, all."""
+    """Every tensor of one kind changed; of scalars, all. Bytes of images say what they like."""
 
     def lie(reply: Reply, kind: str) -> Reply:
         value = given(reply)[kind]
@@ -40,7 +40,12 @@ def spoil(change: Callable[[torch.Tensor], Any]) -> Lie:
 
 
 def fill(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
-    return lambda t: torch.full_like(t, value) if t.is_floating_point() else torch.full_like(t, -1)
+    def change(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.dtype == torch.uint8:
+            return tensor
+        return torch.full_like(tensor, value if tensor.is_floating_point() else -1)
+
+    return change
 
 
 def extra(reply: Reply, kind: str) -> Reply:
@@ -55,7 +60,7 @@ def without(reply: Reply, kind: str) -> Reply:
 def misnamed(reply: Reply, kind: str) -> Reply:
     """One entry under another name; a kind without names is left out."""
     value = given(reply)[kind]
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, torch.Tensor) or not value:
         return without(reply, kind)
     renamed = dict(zip(["other", *list(value)[1:]], value.values(), strict=True))
     return replace(reply, payload=Payload(**{**given(reply), kind: renamed}))
@@ -102,8 +107,10 @@ class Told:
 
 @pytest.fixture(scope="package")
 def told(trail: Trail) -> Told:
-    said = [exchange for exchange in trail.exchanges if exchange.cohort.round == 2]
-    liar, without = said[0].cohort.clients[0], []
+    said = trail.round(2)
+    if len(said[0].replies) < 2:
+        pytest.skip("it asks one client only: without it there is no round")
+    liar, without = said[0].asked[0], []
     for exchange in said:
         honest = [reply for reply in exchange.replies if reply.client != liar]
         without.append(tiny.canonical(trail.strategy.aggregate(exchange.before, honest, exchange.stream)[0]))
@@ -112,30 +119,34 @@ def told(trail: Trail) -> Told:
 
 @pytest.mark.parametrize("lie", ABOUT_KNOWLEDGE)
 def test_a_lie_about_any_kind_of_knowledge_is_refused_and_the_round_goes_on(trail: Trail, told: Told, lie):
-    for kind in sorted(trail.strategy.needs):
-        check_refused(trail, told, ABOUT_KNOWLEDGE[lie], kind)
+    for number, exchange in enumerate(told.said):
+        for kind in sorted(exchange.replies[0].payload.kinds()):
+            check_refused(trail, told, number, ABOUT_KNOWLEDGE[lie], kind)
 
 
 @pytest.mark.parametrize("lie", ABOUT_THE_REST)
 def test_any_other_lie_is_refused_and_the_round_goes_on(trail: Trail, told: Told, lie):
-    check_refused(trail, told, ABOUT_THE_REST[lie], "")
-
-
-def check_refused(trail: Trail, told: Told, lie: Lie, kind: str) -> None:
-    """In every exchange of round 2, whose honest replies are replayed: the state is as if the liar had been silent."""
-    state, liar = trail.states[1], told.liar
     for number in range(len(told.said)):
+        check_refused(trail, told, number, ABOUT_THE_REST[lie], "")
 
-        def tell(reply: Reply, number: int = number) -> Any:
-            return lie(reply, kind) if (reply.client, reply.exchange) == (liar, number) else reply
 
-        played = rounds.play(once(trail, number + 1), Replay(told.said[: number + 1], tell), state)
-        (row,) = [row for row in played.clients if row["client"] == liar]
-        assert (row["state"], bool(row["reason"])) == ("rejected", True)
-        assert played.row["clients"] == {"ok": 3, "failed": 0, "late": 0, "rejected": 1}
-        tiny.assert_same(tiny.canonical(played.state.server), told.without[number])
-        if number == 0:
-            assert played.state.clients.get(liar) is state.clients.get(liar)
+def check_refused(trail: Trail, told: Told, number: int, lie: Lie, kind: str) -> None:
+    """In an exchange of round 2, whose honest replies are replayed: the state is as if the liar had been silent."""
+    state, liar, said = trail.states[1], told.liar, told.said[: number + 1]
+    truths = [reply for reply in said[-1].replies if reply.client == liar]
+    if all(tiny.lasting(lie(truth, kind)) == tiny.lasting(truth) for truth in truths):
+        return  # no lie: there is nothing to it, as in `empty` where nothing is asked for; or the liar was not asked
+
+    def tell(reply: Reply) -> Any:
+        return lie(reply, kind) if (reply.client, reply.exchange) == (liar, number) else reply
+
+    played = rounds.play(once(trail, number + 1), Replay(said, tell), state)
+    (row,) = [row for row in played.clients if row["client"] == liar]
+    assert (row["state"], bool(row["reason"])) == ("rejected", True)
+    assert played.row["clients"] == {"ok": len(told.said[0].asked) - 1, "failed": 0, "late": 0, "rejected": 1}
+    tiny.assert_same(tiny.canonical(played.state.server), told.without[number])
+    if number == 0:
+        assert played.state.clients.get(liar) is state.clients.get(liar)
 
 
 @dataclass
@@ -155,9 +166,9 @@ def once(trail: Trail, exchanges: int) -> Experiment:
     """The experiment without evaluations, and with the first exchanges of a round only."""
 
     class Cut(type(trail.strategy)):  # type: ignore[misc]
-        pass
+        def trips(self, round: int) -> int:
+            return exchanges
 
-    Cut.exchanges = exchanges
     config = replace(trail.experiment.config, rounds=99, evaluate=EvaluateConfig(every=99, pooled_every=99, probe=8))
     return replace(trail.experiment, config=config, strategy=Cut(trail.strategy.config))
 
@@ -165,6 +176,6 @@ def once(trail: Trail, exchanges: int) -> Experiment:
 def test_no_reply_at_all_ends_the_run_with_its_state_untouched(trail: Trail, told: Told):
     state = trail.states[1]
     before = tiny.canonical(state)
-    with pytest.raises(RunError, match="only 0 of 4 clients replied usefully"):
+    with pytest.raises(RunError, match=f"only 0 of {len(told.said[0].asked)} clients replied usefully"):
         rounds.play(once(trail, 1), Replay(told.said, lambda reply: extra(reply, "")), state)
     tiny.assert_same(tiny.canonical(state), before)

@@ -7,7 +7,6 @@ import pytest
 import tiny
 
 from clients.supervised import Supervised
-from simulations import assemble
 from simulations.ray_pool import RayPool
 
 
@@ -22,7 +21,7 @@ def pool() -> Iterator[RayPool]:
 # Parametrised here, not by the fixture `algorithm`: with that one, pytest would start a pool for each algorithm.
 @pytest.mark.parametrize("words", algorithms.words(), ids=" ".join)
 def test_two_workers_give_the_bytes_of_one_process(words: tuple[str, ...], pool: RayPool) -> None:
-    trail = algorithms.follow(assemble.assemble(algorithms.configure(words)))
+    trail = algorithms.trail(words)
     pool.serve(trail.assembly.site)
     played = algorithms.play(trail.experiment, pool)
     tiny.assert_same(algorithms.what_counts(played), algorithms.what_counts(trail.rounds))

@@ -21,6 +21,7 @@ EVALUATION = Job(task="evaluate", client=1, round=2, payload=Payload(weights=SEN
 
 HONEST: dict[str, Any] = {
     "weights": SENT,
+    "reference": SENT,
     "generator": {"out.weight": torch.zeros(2, 2)},
     "class_logits": torch.zeros(CLASSES, CLASSES),
     "prototypes": torch.zeros(CLASSES, LATENT),
@@ -32,7 +33,7 @@ HONEST: dict[str, Any] = {
 
 
 def expect(*kinds: str) -> Expectation:
-    return Expectation(kinds=frozenset(kinds), classes=CLASSES, latent=LATENT, weights=SENT, probe=PROBE)
+    return Expectation(kinds=frozenset(kinds), classes=CLASSES, latent=LATENT, weights=SENT, reference=SENT, probe=PROBE)
 
 
 def reply(knowledge: dict[str, Any], **changes: Any) -> Reply:

@@ -12,9 +12,9 @@ from fedkd.payload import Payload
 
 
 @pytest.fixture
-def trained(problem):
+def trained(problem, site):
     student = problem.initial().load({"head.bias": torch.full((tiny.CLASSES,), 5.0)})
-    return Trained(student, torch.ones(tiny.CLASSES, dtype=torch.int64), 10, {"memory": 1})
+    return Trained(student, torch.ones(tiny.CLASSES, dtype=torch.int64), 10, {"memory": 1}, site, 3, 0.1)
 
 
 def test_entries_that_came_down_go_up_as_trained(trained, job):

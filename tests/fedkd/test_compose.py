@@ -210,7 +210,7 @@ def test_one_unknown_key_is_told_with_what_was_meant_and_what_is_allowed(conf):
         ("alpha=1", "'partition.alpha'"),
         ("partition.alhpa=1", "'partition.alpha'"),
         ("batch=1", "'train.batch'"),
-        ("name=1", "'data.name' or 'partition.name' or 'students.name' or 'strategy.name' or 'engine.name'"),
+        ("name=1", "'data.name' or 'partition.name' or 'students.name' or 'strategy.name' or 'proxy.name' or 'engine.name'"),
     ],
 )
 def test_the_key_that_was_meant_is_found(conf, word, meant):
@@ -220,7 +220,7 @@ def test_the_key_that_was_meant_is_found(conf, word, meant):
 def test_an_unknown_key_like_nothing_lists_what_is_allowed(conf):
     message = problem(conf, "train.qqq=1")
     assert "did you mean" not in message
-    assert "allowed here: batch, steps, epochs, lr" in message
+    assert "allowed here: batch, steps, epochs, optimiser, lr" in message
 
 
 def test_an_unknown_option_names_the_nearest_and_all(conf):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from fedkd import fusion
+from fedkd import affinity, fusion
 
 sizes = st.lists(st.integers(1, 10**9), min_size=1, max_size=8)
 counts = st.lists(st.lists(st.integers(1, 10**6), min_size=3, max_size=3), min_size=1, max_size=6)
@@ -120,3 +120,150 @@ def test_effective_senders_are_the_exponential_of_the_entropy(trust, expected):
 def test_effective_senders_are_averaged_over_labels():
     trust = torch.tensor([[[1.0, 0.5], [0.0, 0.5]]])
     assert fusion.describe(trust) == {"effective_senders": pytest.approx(1.5)}
+
+
+# Knowledge about samples, trusted by label: invariants of specs/fedfuse.md 7
+
+RULES = pytest.mark.parametrize("rule", fusion.RULES.values(), ids=fusion.RULES)
+label_counts = st.lists(st.lists(st.integers(0, 500), min_size=3, max_size=3), min_size=1, max_size=5).filter(
+    lambda rows: any(any(row) for row in rows)
+)
+
+
+def log_probs(senders, samples=6, classes=3, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    return (3 * torch.randn(senders, samples, classes, generator=draw, dtype=torch.float64)).log_softmax(2)
+
+
+# 1
+@given(label_counts, st.sampled_from([0.0, 1.0, 30.0]))
+def test_trust_sums_to_one_for_each_receiver_and_label_that_somebody_holds(rows, beta):
+    counts = torch.tensor(rows)
+    distance = torch.rand(4, len(rows), generator=torch.Generator().manual_seed(1)) * 50
+    trust = fusion.with_affinity(fusion.by_holders(counts), distance, beta)
+    assert (trust >= 0).all()
+    assert_close(trust.sum(1), (counts.sum(0) > 0).double().expand(4, -1))
+
+
+@RULES
+@given(rows=label_counts)
+def test_fused_rows_are_laws_over_the_labels_that_somebody_holds(rule, rows):
+    trust = fusion.by_holders(torch.tensor(rows))
+    fused = rule(log_probs(len(rows)), trust)
+    assert_close(fused.sum(2), torch.ones(1, 6, dtype=torch.float64))
+    assert (fused[:, :, ~fusion.held(trust)[0]] == 0).all()
+
+
+# 2
+def test_equal_counts_give_the_plain_means():
+    log = log_probs(4)
+    trust = fusion.by_holders(torch.full((4, 3), 7))
+    assert_close(fusion.trust_logit(log, trust)[0], log.mean(0).softmax(1))
+    assert_close(fusion.trust_prob(log, trust)[0], log.exp().mean(0))
+    assert_close(fusion.confident(log, trust)[0], log.exp().mean(0))
+
+
+def test_no_distance_and_no_beta_leave_trust_as_it_is():
+    trust = fusion.by_holders(torch.tensor([[1, 0, 2], [3, 0, 5]]))
+    assert_close(fusion.with_affinity(trust, torch.rand(2, 2), 0.0), trust.expand(2, -1, -1))
+    assert_close(fusion.with_affinity(trust, torch.zeros(2, 2), 9.0), trust.expand(2, -1, -1))
+
+
+# 4
+@given(st.floats(0, 1e5))
+def test_who_alone_holds_a_label_is_trusted_on_it_by_all_at_any_distance(beta):
+    counts = torch.tensor([[5, 5, 0], [0, 3, 0], [0, 0, 8]])
+    distance = torch.tensor([[0.0, 1, 9], [1, 0, 700], [9, 700, 0]])
+    trust = fusion.with_affinity(fusion.by_holders(counts), distance, beta)
+    assert_close(trust[:, :, 2], torch.tensor([[0.0, 0, 1]] * 3, dtype=torch.float64))
+    assert_close(trust[:, :, 0], torch.tensor([[1.0, 0, 0]] * 3, dtype=torch.float64))
+
+
+def test_the_only_holders_word_is_what_trust_prob_starts_from():
+    log = log_probs(3)
+    fused = fusion.trust_prob(log, fusion.by_holders(torch.eye(3)))
+    own = torch.stack([log[k, :, k].exp() for k in range(3)], 1)
+    assert_close(fused[0], own / own.sum(1, keepdim=True))
+
+
+# 5
+@RULES
+def test_a_sender_without_counts_changes_nothing_even_if_it_says_nan(rule):
+    log, counts = log_probs(3), torch.tensor([[4, 0, 1], [0, 0, 0], [1, 2, 6]])
+    log[1] = torch.nan
+    expected = rule(log[[0, 2]], fusion.by_holders(counts[[0, 2]]))
+    tiny.assert_same(tiny.canonical(rule(log, fusion.by_holders(counts))), tiny.canonical(expected))
+
+
+# 6
+@RULES
+@given(order=st.permutations(range(4)), labels=st.permutations(range(3)))
+def test_permuting_clients_changes_nothing_and_permuting_labels_permutes(rule, order, labels):
+    log, counts = log_probs(4), torch.tensor([[4, 0, 1], [0, 9, 0], [1, 2, 6], [7, 7, 7]])
+    fused = rule(log, fusion.by_holders(counts))
+    assert_close(rule(log[order], fusion.by_holders(counts[order])), fused)
+    assert_close(rule(log[:, :, labels], fusion.by_holders(counts[:, labels])), fused[:, :, labels])
+
+
+@RULES
+def test_permuting_receivers_permutes_what_they_receive(rule):
+    log, counts = log_probs(3), torch.tensor([[4, 0, 1], [0, 9, 0], [1, 2, 6]])
+    distance = torch.tensor([[0.0, 0.3, 1], [0.2, 0, 0.5], [2, 0.1, 0]])
+    fused = rule(log, fusion.with_affinity(fusion.by_holders(counts), distance, 2.0))
+    moved = rule(log, fusion.with_affinity(fusion.by_holders(counts), distance[[2, 0, 1]], 2.0))
+    assert_close(moved, fused[[2, 0, 1]])
+
+
+# 7
+@RULES
+@pytest.mark.parametrize("beta", [0.0, 3.0])
+def test_clients_that_know_the_likelihood_fuse_to_it_and_predict_as_bayes_would(rule, beta):
+    """Finite x: students trained to the optimum have z_k(x)_y = log p(x | y) + c_k(x)."""
+    likelihood = torch.tensor([[0.5, 0.1, 0.2], [0.3, 0.2, 0.5], [0.2, 0.7, 0.3]], dtype=torch.float64)  # (x, y)
+    laws = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]], dtype=torch.float64)
+    posterior = likelihood * laws[:, None]
+    posterior = posterior / posterior.sum(2, keepdim=True)
+    z = posterior.log() - laws[:, None].log()  # what the optimum of CE(z + log pi, y) leaves
+    distance = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    trust = fusion.with_affinity(fusion.by_holders(laws * 100), distance, beta)
+    fused = rule(z.log_softmax(2), trust)
+    assert_close(fused, (likelihood / likelihood.sum(1, keepdim=True)).expand(2, -1, -1))
+    personal = fused * laws[:, None]
+    assert_close(personal / personal.sum(2, keepdim=True), posterior)
+
+
+# 8
+def test_affinity_alone_gives_knfus_weights():
+    distance = affinity.distance(affinity.epd(log_probs(3).exp()), "kl")
+    trust = fusion.with_affinity(fusion.by_holders(torch.ones(3, 3)), distance, 10.0)
+    assert_close(trust, affinity.weights(distance, 10.0)[:, :, None].expand(-1, -1, 3))
+
+
+@given(label_counts, st.floats(0.01, 1))
+def test_a_cap_holds_wherever_enough_others_hold_the_label(rows, cap):
+    counts = torch.tensor(rows)
+    trust = fusion.by_holders(counts, cap)[0]
+    holders = (counts > 0).sum(0)
+    assert_close(trust.sum(0), (holders > 0).double())
+    assert (trust <= (1 / holders.clamp(min=1)).clamp(min=cap) + 1e-9).all()
+    assert ((trust > 0) == (counts > 0)).all()
+
+
+def test_a_client_that_lies_about_its_counts_weighs_no_more_than_the_cap():
+    counts = torch.tensor([[10**9, 0], [30, 5], [10, 5]])
+    assert fusion.by_holders(counts)[0, 0, 0] > 0.999
+    assert_close(fusion.by_holders(counts, 0.4)[0, :, 0], torch.tensor([0.4, 0.4, 0.2], dtype=torch.float64))
+    assert_close(fusion.by_holders(counts, 1e-3)[0, :, 0], torch.full((3,), 1 / 3, dtype=torch.float64))
+    assert_close(fusion.by_holders(counts, 0.4)[0, :, 1], torch.tensor([0, 0.5, 0.5], dtype=torch.float64))
+
+
+def test_a_prior_is_the_smoothed_law_and_exactly_zero_where_counts_are_equal():
+    prior = fusion.log_prior(torch.tensor([599, 0, 1]), 1.0)
+    assert_close(prior.softmax(0), torch.tensor([600.0, 1, 2]) / 603)
+    assert (fusion.log_prior(torch.tensor([60, 60, 60]), 1.0) == 0).all()
+
+
+@RULES
+def test_a_hundred_clients_and_classes_fuse_at_once(rule):
+    log, counts = log_probs(100, 50, 100), torch.ones(100, 100)
+    assert rule(log.float(), fusion.by_holders(counts)).shape == (1, 50, 100)

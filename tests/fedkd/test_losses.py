@@ -127,3 +127,28 @@ def test_diversity_can_be_minimised_from_coinciding_latents_without_nan():
     z = torch.zeros(4, 5, requires_grad=True)
     losses.diversity(torch.rand(4, 3, generator=torch.Generator().manual_seed(0)), z).backward()
     assert torch.isfinite(z.grad).all()
+
+
+def test_a_linear_term_has_its_slope_as_gradient_wherever_the_entries_are():
+    entry, other = torch.tensor([3.0, 5.0], requires_grad=True), torch.tensor([1.0], requires_grad=True)
+    slope, start = {"a": torch.tensor([2.0, -1.0])}, {"a": torch.tensor([1.0, 1.0]), "b": torch.tensor([9.0])}
+    value = losses.linear({"a": entry, "b": other}, slope, start)
+    assert value.item() == 2 * 2 - 1 * 4
+    value.backward()
+    assert_close(entry.grad, slope["a"])
+    assert other.grad is None
+
+
+@given(seeds_of, st.floats(0.5, 20))
+def test_softened_kl_is_scaled_by_the_square_of_the_temperature(seed, temperature):
+    teacher, logits = normal(seed, 6, 4), normal(seed + 1, 6, 4)
+    expected = temperature**2 * losses.kl((teacher / temperature).softmax(1), logits / temperature)
+    assert_close(losses.softened_kl(teacher, logits, temperature), expected)
+    assert float(losses.softened_kl(logits + 3, logits, temperature)) == pytest.approx(0, abs=1e-9)
+
+
+def test_softened_kl_leaves_its_teacher_without_gradient():
+    teacher, logits = normal(0, 2, 3).requires_grad_(), normal(1, 2, 3).requires_grad_()
+    losses.softened_kl(teacher, logits, 2.0).backward()
+    assert teacher.grad is None
+    assert logits.grad is not None

@@ -11,6 +11,7 @@ from fedkd.payload import KINDS, Payload
 def full() -> Payload:
     return Payload(
         weights={"a": torch.zeros(2, 3), "b": torch.zeros(4, dtype=torch.float64)},
+        reference={"a": torch.zeros(2, 3)},
         generator={"g": torch.zeros(5)},
         class_logits=torch.zeros(3, 3),
         prototypes=torch.zeros(3, 4),
@@ -24,6 +25,7 @@ def full() -> Payload:
 def test_bytes_are_elements_times_their_size_by_kind():
     assert full().num_bytes() == {
         "weights": 6 * 4 + 4 * 8,
+        "reference": 6 * 4,
         "generator": 20,
         "class_logits": 36,
         "prototypes": 48,

@@ -152,7 +152,7 @@ def test_terms_that_yield_nothing_are_a_failure(site, job):
     found = replace(site, client=Silent()).run(job)
     assert isinstance(found, Failure)
     assert found.cause == "raised"
-    assert "Silent.terms yielded nothing" in found.what
+    assert "the client's terms yielded nothing" in found.what
 
 
 # What stays with a client

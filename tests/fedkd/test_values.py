@@ -3,7 +3,8 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
@@ -139,3 +140,18 @@ def test_tensors_that_do_not_fit_the_code_are_refused(stored, expected):
 def test_a_dataclass_that_is_declared_nowhere_is_refused():
     with pytest.raises(values.Misfit, match="no dataclass"):
         through_json({"a": Inner(torch.ones(1), ())})
+
+
+@dataclass(frozen=True)
+class Told:
+    seen: int
+    told: Any = field(metadata=values.CONSTANT)
+
+
+def test_what_a_run_is_told_is_not_stored_but_taken_from_the_template():
+    tensors, plain = values.flatten({"a": Told(3, object())})
+    assert plain == {"map": [["a", {"fields": {"seen": 3}}]]}
+    found = values.restore({"a": Told(0, "the problem")}, plain, tensors)
+    assert found == {"a": Told(3, "the problem")}
+    with pytest.raises(values.Misfit, match="not stored"):
+        values.restore({}, plain, tensors, hint=Mapping[str, Told])

@@ -18,7 +18,7 @@ from fedkd.models import students
 
 ROOT = Path(__file__).parents[3]
 DIGITS, MNIST, CIFAR = (1, 8, 8), (1, 28, 28), (3, 32, 32)
-NORMALISED = ("fedgen-cnn", "resnet8", "resnet20")
+NORMALISED = ("fedgen-cnn", "knfu-cnn-bn", "resnet8", "resnet20")
 
 every_student = pytest.mark.parametrize("name", students.names())
 every_shape = pytest.mark.parametrize("shape", [DIGITS, MNIST, CIFAR], ids=["digits", "mnist", "cifar"])
@@ -56,6 +56,8 @@ def documented():
         ("mcmahan-cnn", MNIST, 10, 1_663_370),  # baselines.md 2.2
         ("mlp", MNIST, 10, 199_210),  # McMahan et al. 2017, section 3
         ("lenet5", CIFAR, 10, 62_006),  # fedd2s.md 6.2
+        ("fedd2s-cnn", MNIST, 10, 215_370),  # the same
+        ("knfu-cnn", MNIST, 10, 416 + 12_832 + 1_568 * 64 + 64 + 650),  # of the layers in knfu.md 4.3
         ("resnet20", CIFAR, 10, 269_722 + 2_752),  # option A as published (0.27 M), and two shortcuts of option B
     ],
 )
@@ -205,7 +207,7 @@ def test_a_residual_unit_adds_its_input():
 def test_images_that_are_too_small_are_a_mistake_of_the_configuration():
     with pytest.raises(ConfigError, match="at least 5 x 5 pixels, these have 4 x 9") as error:
         students.make("resnet8", (1, 4, 9), 10)
-    assert error.value.mistakes[0].mend == "choose one of: mlp, lenet5, mcmahan-cnn"
+    assert error.value.mistakes[0].mend == "choose one of: mlp, lenet5, mcmahan-cnn, knfu-cnn, fedd2s-cnn"
 
 
 def test_an_unknown_student_is_a_mistake_with_a_proposal():

@@ -1,0 +1,47 @@
+"""Centralised, client half: supervised training for as many steps as a whole cohort would take. Server half: the same.
+
+Source: baselines.md 2.1: the budget is that of the FedAvg run beside it.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+from torch import Tensor
+
+from fedkd import losses, training
+from fedkd.client import Batch, Client
+from fedkd.config import TrainConfig
+from fedkd.engine import Job
+from fedkd.student import Student
+from fedkd.training import Outcome, Site
+
+STEPS_DRAWN = 100  # at a time: the images of all steps of a cohort may not fit in memory
+
+
+class Centralised(Client):
+    def terms(self, student: Student, batch: Batch, job: Job) -> Iterator[tuple[str, Tensor]]:
+        yield "ce", losses.cross_entropy(student(batch.x), batch.y)
+
+    def train(self, site: Site, job: Job) -> Outcome:
+        config, state = site.problem.train, job.state
+        student = site.student(job).train()
+        descent = site.descent(job, student.learnable)
+        budget = (job.payload.numbers or {}).get("budget", 1.0)
+        steps = num_steps(config, budget, len(site.train_index[job.client]), site.problem.clients)
+        sums: dict[str, float] = {}
+        for start in range(0, steps, STEPS_DRAWN):
+            count = min(STEPS_DRAWN, steps - start)
+            drawn = site.draw(replace(job, state=state), replace(config, steps=count))
+            batches = site.batches(self, job, drawn)
+            found = training.descend(descent, batches, lambda batch: self.terms(student, batch, job))
+            sums = {name: sums.get(name, 0.0) + count * value for name, value in found.items()}
+            state = replace(state, epoch=drawn.epoch, position=drawn.offset)
+        return site.close(self, job, student, drawn, {name: total / steps for name, total in sums.items()}, descent)
+
+
+def num_steps(config: TrainConfig, budget: float, num_samples: int, clients: int) -> int:
+    """SGD steps of a round: those of `budget` clients; if they count epochs, of clients that hold an equal share."""
+    if config.steps is not None:
+        return round(budget * config.steps)
+    return max(1, round(config.epochs * budget / clients * math.ceil(num_samples / config.batch)))

@@ -1,0 +1,59 @@
+"""Ditto, client half: the received weights are trained as in FedAvg, then the client's own student on the same batches.
+
+Source: Li et al., ICML 2021, algorithm 1; specs/baselines.md 2.11. Server half: ditto.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+from annotated_types import Ge
+from torch import Tensor
+
+from fedkd import losses, training
+from fedkd.client import Batch, Client
+from fedkd.engine import Job
+from fedkd.optimisers import Descent
+from fedkd.payload import Payload
+from fedkd.student import Student
+from fedkd.training import Drawn, Outcome, Site
+
+
+class Ditto(Client):
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Client.Config):
+        pull: Annotated[float, Ge(0)] = 1.0  # paper: lambda, 0.1 to 2. Own student towards the received one; 0 = off
+
+    def terms(self, student: Student, batch: Batch, job: Job) -> Iterator[tuple[str, Tensor]]:
+        """The loss of the client's own student."""
+        yield "ce", losses.cross_entropy(student(batch.x), batch.y)
+        if self.config.pull:
+            yield "proximal", self.config.pull * losses.proximal(student.learnable, job.payload.weights or {})
+
+    def train(self, site: Site, job: Job) -> Outcome:
+        """Both students start from what they are before this participation: the pull is to the weights as received."""
+        drawn = site.draw(job)
+        shared = self._train_received(site, job, drawn)
+        own = site.student(replace(job, payload=Payload())).train()  # the same module: it has been read out
+        descent = Descent(site.problem.train, own.learnable, training.learning_rate(site.problem.train, job), _own(job))
+        numbers = training.descend(descent, site.batches(self, job, drawn), lambda batch: self.terms(own, batch, job))
+        memory = {**shared.state.memory, "optimiser": descent.memory()}
+        state = replace(shared.state, kept=own.weights, memory=memory)
+        return replace(shared, state=state, numbers={**numbers, **shared.numbers}, student=own)
+
+    def _train_received(self, site: Site, job: Job, drawn: Drawn) -> Outcome:
+        """FedAvg's participation, to the last bit."""
+        student = site.student(job).train()
+        descent = site.descent(job, student.learnable)
+        numbers = training.descend(
+            descent,
+            site.batches(self, job, drawn),
+            lambda batch: iter([("received", losses.cross_entropy(student(batch.x), batch.y))]),
+        )
+        return site.close(self, job, student, drawn, numbers, descent)
+
+
+def _own(job: Job) -> Mapping[str, Any]:
+    """The moments of the client's own student, where Adam's are kept."""
+    moments: Mapping[str, Any] = job.state.memory.get("optimiser", {})
+    return moments

@@ -1,0 +1,58 @@
+"""DS-FL, client half: local training, its predictions of public images, and training on what all predict, sharpened.
+
+Source: Itahara et al., IEEE TMC 2021 (baselines.md 3.5). Server half: dsfl.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated
+
+from annotated_types import Ge, Gt
+from torch import Tensor
+
+from fedkd import losses, public, seeds, training
+from fedkd.client import Batch, Client
+from fedkd.engine import Job
+from fedkd.optimisers import Descent
+from fedkd.payload import Payload
+from fedkd.student import Student
+
+if TYPE_CHECKING:
+    from fedkd.training import Outcome, Site
+
+
+class DSFL(Client):
+    sends = frozenset({"probe_logits"})
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Client.Config):
+        distil_epochs: Annotated[int, Ge(1)] = 2  # passes over the round's public images
+        distil_batch: Annotated[int, Ge(1)] = 32  # images a step
+        distil_lr: Annotated[float, Gt(0)] | None = None  # null: that of local training
+
+    def terms(self, student: Student, batch: Batch, job: Job) -> Iterator[tuple[str, Tensor]]:
+        """Of both phases: public images come with their target, own images with labels."""
+        logits = student(batch.x)
+        if "target" in batch.known:
+            yield "distil", losses.cross_entropy(logits, batch.known["target"])
+        else:
+            yield "ce", losses.cross_entropy(logits, batch.y)
+
+    def train(self, site: "Site", job: Job) -> "Outcome":
+        x = public.look(site.problem, job.payload.numbers, job.round)
+        return self._learn_and_say(site, job, x) if job.exchange == 0 else self._distil(site, job, x)
+
+    def _learn_and_say(self, site: "Site", job: Job, x: Tensor) -> "Outcome":
+        outcome = site.fit(self, job)
+        assert outcome.student is not None
+        return replace(outcome, payload=Payload(probe_logits=training.logits(outcome.student, x).softmax(1)))
+
+    def _distil(self, site: "Site", job: Job, x: Tensor) -> "Outcome":
+        config, student = self.config, site.student(job).train()
+        stream = seeds.stream(site.problem.seed, "distil", round=job.round, client=job.client)
+        known = {"target": job.payload.probe_logits}
+        batches = public.batches(x, known, config.distil_batch, stream, epochs=config.distil_epochs)  # type: ignore[arg-type]
+        lr = config.distil_lr or training.learning_rate(site.problem.train, job)
+        descent = Descent(site.problem.train, student.learnable, lr)
+        numbers = training.descend(descent, batches, lambda batch: self.terms(student, batch, job))
+        return site.close(self, job, student, None, numbers)

@@ -1,0 +1,27 @@
+"""FedDF, client half: supervised training; beside the weights go the statistics that do not travel with them.
+
+Source: Lin et al., NeurIPS 2020. Server half: feddf, which asks the students as the clients have them.
+"""
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from fedkd import losses
+from fedkd.client import Batch, Client, Trained
+from fedkd.engine import Job
+from fedkd.payload import Payload
+from fedkd.student import Student
+
+
+class FedDF(Client):
+    sends = frozenset({"weights", "samples"})
+
+    def terms(self, student: Student, batch: Batch, job: Job) -> Iterator[tuple[str, Tensor]]:
+        yield "ce", losses.cross_entropy(student(batch.x), batch.y)
+
+    def report(self, trained: Trained, job: Job) -> Payload:
+        """Statistics (1, ...), one row each; none if they are averaged with the weights."""
+        weights = super().report(trained, job).weights
+        stay = {name: value for name, value in trained.student.statistics.items() if name not in (weights or {})}
+        return Payload(weights=weights, samples={name: value.detach().clone()[None] for name, value in stay.items()})

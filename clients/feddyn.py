@@ -1,0 +1,47 @@
+"""FedDyn, client half: cross entropy, a pull towards the received weights, and a tilt that lets local optima agree.
+
+Source: Acar et al., ICLR 2021, equation 1; baselines.md 2.7. Server half: feddyn.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+from annotated_types import Ge
+from torch import Tensor
+
+from fedkd import losses
+from fedkd.client import Batch, Client, Trained
+from fedkd.engine import Job
+from fedkd.student import Student
+from fedkd.training import Outcome, Site
+
+
+class FedDyn(Client):
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Client.Config):
+        alpha: Annotated[float, Ge(0)] = 0.01  # of pull and tilt; paper: 0.1 to 0.001, code on CIFAR-10: 0.01; 0 = off
+
+    def train(self, site: Site, job: Job) -> Outcome:
+        """Where sizes count, the client's own numbers say how its size stands to the mean: omega_k."""
+        numbers = job.payload.numbers or {}
+        if mean_size := numbers.get("mean_size"):
+            omega = len(site.train_index[job.client]) / mean_size
+            job = replace(job, payload=replace(job.payload, numbers={**numbers, "omega": omega}))
+        return site.fit(self, job)
+
+    def terms(self, student: Student, batch: Batch, job: Job) -> Iterator[tuple[str, Tensor]]:
+        yield "ce", losses.cross_entropy(student(batch.x), batch.y)
+        received, moved = job.payload.weights or {}, job.state.memory.get("moved")
+        if not self.config.alpha:
+            return
+        alpha = self.config.alpha / (job.payload.numbers or {}).get("omega", 1.0)
+        yield "proximal", alpha * losses.proximal(student.learnable, received)
+        if moved is not None:  # -h_k / alpha; 0 in a first participation
+            yield "tilt", alpha * losses.linear(student.learnable, moved, received)
+
+    def remember(self, trained: Trained, job: Job) -> Mapping[str, Any]:
+        """-h_k / alpha: how far the client has moved in all its participations."""
+        received, before = job.payload.weights or {}, job.state.memory.get("moved")
+        moved = {n: p.detach() - received[n] for n, p in trained.student.learnable.items() if n in received}
+        return {"moved": {n: before[n] + value if before else value for n, value in moved.items()}}

@@ -1,0 +1,174 @@
+"""FedFuse, client half: students that speak without their prior, and learn what the others know of transfer images.
+
+Our own method (specs/fedfuse.md 2 and 3). First exchange: CE(z + log pi, y) on the client's data, then its logits on
+the public set, or its weights where images are to be generated. Second: KL to the fused answers beside its own data.
+One student serves both: argmax z + log pi for the client's own law, argmax z for everybody's. Server half: fedfuse.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+from annotated_types import Ge
+from torch import Tensor, nn
+
+from fedkd import fusion, losses, seeds, training
+from fedkd.client import Batch, Client, Trained
+from fedkd.engine import Job
+from fedkd.models import image_generators
+from fedkd.payload import Payload
+from fedkd.student import Student
+from fedkd.training import EVALUATION_BATCH, Drawn, Outcome, Site
+
+
+class FedFuse(Client):
+    sends = frozenset({"probe_logits", "samples", "label_counts"})
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Client.Config):
+        gamma: Annotated[float, Ge(0)] = 1.0  # weight of the client's own data beside the transfer images; 0 = off
+        distil_epochs: Annotated[int, Ge(1)] = 1  # passes over the transfer images a round
+        distil_batch: Annotated[int, Ge(1)] = 64  # transfer images a step, and as many of its own
+        count_noise: Annotated[float, Ge(0)] = 0.0  # standard deviation of the noise on label counts; 0: exact counts
+        restore_statistics: bool = True  # BatchNorm's, from its own data once it has learned from transfer images
+
+    def consult(self, site: Site, job: Job, x: Tensor, y: Tensor, position: Tensor) -> Mapping[str, Tensor]:
+        """The prior; in the second exchange also transfer images and what is to be learned of them, in their order."""
+        known: dict[str, Tensor] = {}
+        if asked(job, "prior_free"):
+            prior_C = fusion.log_prior(site.label_counts(job.client), asked(job, "smoothing"))
+            known["log_prior"] = prior_C.expand(len(y), -1)
+        if job.payload.probe_logits is not None and job.payload.label_counts is not None:
+            order = self._order(site, job, len(job.payload.probe_logits))[: len(y)]
+            held = job.payload.label_counts.nonzero().flatten()
+            known["transfer"] = _transfer_images(site, job, order)
+            known["target"] = job.payload.probe_logits[order].index_select(1, held).softmax(1)
+        return known
+
+    def terms(self, student: Student, batch: Batch, job: Job) -> Iterator[tuple[str, Tensor]]:
+        prior = batch.known.get("log_prior", 0.0)
+        if "transfer" not in batch.known:
+            yield "ce", losses.cross_entropy(student(batch.x) + prior, batch.y)
+            return
+        held = job.payload.label_counts.nonzero().flatten()  # type: ignore[union-attr]
+        # Of labels that nobody holds, nothing is known: probability 0 would be a lesson too.
+        yield "distil", losses.kl(batch.known["target"], student(batch.known["transfer"]).index_select(1, held))
+        if self.config.gamma:
+            yield "own", self.config.gamma * losses.cross_entropy(student(batch.x) + prior, batch.y)
+
+    def train(self, site: Site, job: Job) -> Outcome:
+        if job.exchange:
+            return self._distil(site, job)
+        _check_agreement(site, job)
+        return site.fit(self, job)
+
+    def remember(self, trained: Trained, job: Job) -> Mapping[str, Any]:
+        """The prior, for evaluation, and the counts as released: they are drawn once, so that noise stays noise."""
+        if trained.memory or job.exchange:
+            return trained.memory
+        counts_C = trained.site.label_counts(job.client)
+        prior = {"log_prior": fusion.log_prior(counts_C, asked(job, "smoothing"))} if asked(job, "prior_free") else {}
+        return {**prior, "released": self._release(trained.site, job, counts_C)}
+
+    def report(self, trained: Trained, job: Job) -> Payload:
+        if job.exchange:
+            return Payload()
+        site, counts_C = trained.site, torch.zeros(trained.site.problem.classes, dtype=torch.int64)
+        if asked(job, "counts"):
+            counts_C = self.remember(trained, job)["released"]
+        if asked(job, "generated"):
+            entries = {name: entry[None] for name, entry in trained.student.weights.items()}
+            return Payload(samples=entries, probe_logits=torch.zeros(0, len(counts_C)), label_counts=counts_C)
+        x = _transfer_images(site, job, torch.arange(len(site.problem.proxy or ())))
+        return Payload(samples={}, probe_logits=training.logits(trained.student, x), label_counts=counts_C)
+
+    def logits(self, student: Student, x: Tensor, job: Job) -> Tensor:
+        """With the prior on the client's own law; without it on everybody's."""
+        prior = job.state.memory.get("log_prior") if job.task == "evaluate" else None
+        return student(x) if prior is None else student(x) + prior
+
+    def _distil(self, site: Site, job: Job) -> Outcome:
+        student = site.student(job)
+        descent = site.descent(job, student.learnable)
+        numbers: Mapping[str, float] = {}
+        if job.payload.probe_logits is not None:
+            drawn = self._beside(site, job, len(job.payload.probe_logits))
+            known = self.consult(site, job, drawn.x, drawn.y, drawn.position)
+            student.train()
+            batches = site.batches(self, job, drawn, known)
+            numbers = training.descend(descent, batches, lambda batch: self.terms(student, batch, job))
+            if self.config.restore_statistics:
+                restore_statistics(student, site.own(job.client)[0])
+        return site.close(self, job, student, None, numbers, descent)
+
+    def _beside(self, site: Site, job: Job, count: int) -> Drawn:
+        """As many of the client's own samples as transfer images, in random passes; batches end where theirs do.
+
+        From a stream of their own: what the first exchange draws is the same whatever happens in the second.
+        """
+        index, draws = site.train_index[job.client], self._stream(site, job, "own").torch()
+        total = count * self.config.distil_epochs
+        passes = [torch.randperm(len(index), generator=draws) for _ in range(-(-total // len(index)))]
+        position = torch.cat(passes)[:total]
+        sizes = tuple(map(len, torch.empty(count).split(self.config.distil_batch))) * self.config.distil_epochs
+        return Drawn(*site.train.take(index[position]), position, sizes, job.state.epoch, job.state.position)
+
+    def _order(self, site: Site, job: Job, count: int) -> Tensor:
+        """In which order the transfer images come, over all passes."""
+        draws = self._stream(site, job, "transfer").torch()
+        return torch.cat([torch.randperm(count, generator=draws) for _ in range(self.config.distil_epochs)])
+
+    def _release(self, site: Site, job: Job, counts_C: Tensor) -> Tensor:
+        """Counts with Gaussian noise, rounded, none negative. The same in every round of a run."""
+        if not self.config.count_noise:
+            return counts_C
+        draws = seeds.stream(site.problem.seed, "released counts", client=job.client).torch()
+        noise_C = self.config.count_noise * torch.randn(counts_C.shape, generator=draws, dtype=torch.float64)
+        return (counts_C + noise_C).round().clamp(min=0).long()
+
+    def _stream(self, site: Site, job: Job, purpose: str) -> seeds.Stream:
+        return seeds.stream(site.problem.seed, "distil", round=job.round, client=job.client).child(purpose)
+
+
+def asked(job: Job, name: str) -> float:
+    """What the server half said of its configuration; 0 where it said nothing."""
+    return float((job.payload.numbers or {}).get(name, 0.0))
+
+
+def restore_statistics(student: Student, x: Tensor) -> None:
+    """Set BatchNorm's statistics to their mean over one pass of `x`; the student is left in eval mode.
+
+    The limit of many passes in train mode, of which fedfuse.md 6 makes ten.
+    """
+    norms = [module for module in student.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
+    if norms:
+        momenta, seen = [norm.momentum for norm in norms], 0
+        student.train()
+        with torch.no_grad():
+            for part in x.split(EVALUATION_BATCH):
+                seen += len(part)
+                for norm in norms:
+                    norm.momentum = len(part) / seen
+                student(part)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+    student.eval()
+
+
+def _transfer_images(site: Site, job: Job, index: Tensor) -> Tensor:
+    """The images at `index` of the set that the round is about, as a student takes them."""
+    if job.payload.samples:
+        return image_generators.from_bytes(job.payload.samples["x"].index_select(0, index))
+    assert site.problem.proxy is not None
+    return site.problem.proxy.samples.take(index)[0]
+
+
+def _check_agreement(site: Site, job: Job) -> None:
+    """Raises ValueError where both ends would not speak of the same images."""
+    public = site.problem.proxy
+    if asked(job, "generated"):
+        if any(offset != -1 for offset in site.train.offset):
+            raise ValueError("generated images are in [-1, 1], these data are not: say data.scaling=symmetric")
+    elif public is None or float(public.checksum) != asked(job, "checksum"):
+        raise ValueError("the public set differs from the server's: its images, or their order")

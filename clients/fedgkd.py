@@ -1,0 +1,44 @@
+"""FedGKD, client half: distils the mean of past global students into the one being trained.
+
+Source: Yao et al., arXiv 2107.00051, equation 5; baselines.md 3.10. Server half: fedgkd.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch.nn.functional as F
+from annotated_types import Ge, Gt
+from torch import Tensor
+
+from fedkd import losses, teachers
+from fedkd.client import Batch, Client
+from fedkd.engine import Job
+from fedkd.student import Student
+from fedkd.training import Site
+
+
+class FedGKD(Client):
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Client.Config):
+        gamma: Annotated[float, Ge(0)] = 0.2  # gamma / 2 weighs the distillation; paper: 0.2, code: 0.1 whole; 0 = off
+        temperature: Annotated[float, Gt(0)] = 1.0  # of the KL, which is scaled by its square
+        distance: Literal["kl", "mse"] = "kl"  # of softmax outputs, or of logits
+        first_round: Annotated[int, Ge(1)] = 2  # with distillation; in 1 the only teacher is the untrained student
+
+    def consult(self, site: Site, job: Job, x: Tensor, y: Tensor, position: Tensor) -> Mapping[str, Tensor]:
+        """What the teacher says; without one of its own, the received student is the teacher."""
+        if not self.config.gamma or job.round < self.config.first_round:
+            return {}
+        return {"teacher": teachers.logits(site, job, position, job.payload.reference or {})}
+
+    def terms(self, student: Student, batch: Batch, job: Job) -> Iterator[tuple[str, Tensor]]:
+        logits = student(batch.x)
+        yield "ce", losses.cross_entropy(logits, batch.y)
+        if self.config.gamma and batch.known:
+            yield "distil", self.config.gamma / 2 * self._distance(batch.known["teacher"], logits)
+
+    def _distance(self, teacher: Tensor, logits: Tensor) -> Tensor:
+        if self.config.distance == "mse":
+            return F.mse_loss(logits, teacher)
+        return losses.softened_kl(teacher, logits, self.config.temperature)

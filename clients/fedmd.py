@@ -1,0 +1,100 @@
+"""FedMD, client half: says what it thinks of public images, digests what all think on average, revisits its own data.
+
+Source: Li and Wang, arXiv 1910.03581, Algorithm 1, and the authors' code (baselines.md 3.3). Server half: fedmd.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import torch
+from annotated_types import Ge, Gt
+from torch import Tensor
+
+from fedkd import divergences, losses, public, seeds, training
+from fedkd.client import Batch, Client
+from fedkd.engine import Job
+from fedkd.optimisers import Descent
+from fedkd.payload import Payload
+from fedkd.seeds import Stream
+from fedkd.student import Student
+
+if TYPE_CHECKING:
+    from fedkd.training import Outcome, Site
+
+
+class FedMD(Client):
+    sends = frozenset({"probe_logits"})
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Client.Config):
+        digest: Literal["l1", "mse", "kl"] = "l1"  # distance to the mean logits; code: l1, the paper leaves it open
+        digest_epochs: Annotated[int, Ge(1)] = 1  # passes over the round's public images
+        digest_batch: Annotated[int, Ge(1)] = 32  # images a step; code: 256 of 5000, so as many steps
+        digest_lr: Annotated[float, Gt(0)] | None = None  # null: that of local training
+
+    def terms(self, student: Student, batch: Batch, job: Job) -> Iterator[tuple[str, Tensor]]:
+        """Of both phases: public images come with what all think of them, own images with labels."""
+        logits = student(batch.x)
+        if "consensus" not in batch.known:
+            yield "ce", losses.cross_entropy(logits, batch.y)
+        elif self.config.digest == "kl":
+            yield "digest", divergences.forward_kl(batch.known["consensus"], logits)
+        else:
+            yield "digest", divergences.OF_LOGITS[self.config.digest](batch.known["consensus"], logits)
+
+    def train(self, site: "Site", job: Job) -> "Outcome":
+        x = public.look(site.problem, job.payload.numbers, job.round)
+        return self._say(site, job, x) if job.exchange == 0 else self._learn(site, job, x)
+
+    def _say(self, site: "Site", job: Job, x: Tensor) -> "Outcome":
+        """The first exchange trains nothing, but in a client's first round what comes before all rounds."""
+        student = site.student(job)
+        numbers = {} if "is_prepared" in job.state.memory else self._prepare(site, job, student)
+        outcome = site.close(self, job, student, None, numbers)
+        memory = {**outcome.state.memory, "is_prepared": 1}
+        # Not yet its last round: the learning rate of the second exchange may go by the one before.
+        state = replace(outcome.state, memory=memory, last_round=job.state.last_round)
+        return replace(outcome, payload=Payload(probe_logits=training.logits(student, x)), state=state, student=None)
+
+    def _prepare(self, site: "Site", job: Job, student: Student) -> dict[str, float]:
+        """Initial training: on the labelled public set, then on the client's own data."""
+        numbers, found = job.payload.numbers or {}, {}
+        if epochs := int(numbers["public_epochs"]):
+            images, labels = public.required(site.problem).samples, public.required(site.problem).samples.y
+            x, _ = images.take(torch.arange(len(labels)))
+            found["initial_public"] = self._pass_over(site, job, student, "initial-public", x, labels, epochs)
+        if epochs := int(numbers["private_epochs"]):
+            x, y = site.own(job.client)
+            found["initial_private"] = self._pass_over(site, job, student, "initial-private", x, y, epochs)
+        return found
+
+    def _pass_over(
+        self, site: "Site", job: Job, student: Student, purpose: str, x: Tensor, y: Tensor, epochs: int
+    ) -> float:
+        size, stream = site.problem.train.batch, self._stream(site, job, purpose)
+        labelled = public.batches(x, {"y": y}, size, stream, epochs=epochs)
+        batches = (replace(batch, y=batch.known["y"]) for batch in labelled)
+        descent = site.descent(replace(job, state=replace(job.state, optimiser={})), student.train().learnable)
+        return training.descend(descent, batches, lambda batch: self.terms(student, batch, job))["ce"]
+
+    def _learn(self, site: "Site", job: Job, x: Tensor) -> "Outcome":
+        student = site.student(job).train()
+        numbers = self._digest(site, job, student, x)
+        drawn = site.draw(job)
+        descent = site.descent(job, student.learnable)
+        batches = site.batches(self, job, drawn)
+        numbers |= training.descend(descent, batches, lambda batch: self.terms(student, batch, job))
+        return site.close(self, job, student, drawn, numbers, descent)
+
+    def _digest(self, site: "Site", job: Job, student: Student, x: Tensor) -> dict[str, float]:
+        """With an optimiser of its own: moments of one loss do not suit the other."""
+        known = {"consensus": job.payload.probe_logits}
+        config, stream = self.config, self._stream(site, job, "digest")
+        batches = public.batches(x, known, config.digest_batch, stream, epochs=config.digest_epochs)  # type: ignore[arg-type]
+        lr = config.digest_lr or training.learning_rate(site.problem.train, job)
+        descent = Descent(site.problem.train, student.learnable, lr)
+        return training.descend(descent, batches, lambda batch: self.terms(student, batch, job))
+
+    def _stream(self, site: "Site", job: Job, purpose: str) -> Stream:
+        return seeds.stream(site.problem.seed, purpose, round=job.round, client=job.client)

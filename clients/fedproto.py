@@ -1,0 +1,77 @@
+"""FedProto, client half: latents held near the federation's prototype of their label, and classification by these.
+
+Source: Tan et al., AAAI 2022, equations 3 and 7. Server half: fedproto.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import torch
+from annotated_types import Ge
+from torch import Tensor
+
+from fedkd import losses, tables, training
+from fedkd.client import Batch, Client
+from fedkd.engine import Job
+from fedkd.student import Student
+
+if TYPE_CHECKING:
+    from fedkd.training import Drawn, Outcome, Site
+
+FAR = -1e9  # the logit of a label without prototype: it is infinitely far, and a loss must be finite
+
+
+class FedProto(Client):
+    sends = frozenset({"prototypes", "label_counts"})
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Client.Config):
+        lam: Annotated[float, Ge(0)] = 1.0  # paper: lambda, 1 on MNIST and 0.1 on CIFAR-10. Pull of prototypes; 0 = off
+        source: Literal["all", "last_epoch"] = (
+            "all"  # of own prototypes: all samples after training; code: the last epoch's, as they were trained on
+        )
+        inference: Literal["prototype", "head"] = "prototype"  # label of the nearest prototype, or the head's
+
+    def terms(self, student: Student, batch: Batch, job: Job) -> Iterator[tuple[str, Tensor]]:
+        z = student.features(batch.x)
+        yield "ce", losses.cross_entropy(student.classify(z), batch.y)
+        prototypes, counts = job.payload.prototypes, job.payload.label_counts
+        if prototypes is None or counts is None or not self.config.lam:
+            return
+        # Means over coordinates and the whole batch: samples without a prototype count as 0 (baselines.md 3.7).
+        known = counts[batch.y] > 0
+        yield "prototype", self.config.lam * ((z - prototypes[batch.y]).square().mean(1) * known).mean()
+
+    def train(self, site: "Site", job: Job) -> "Outcome":
+        student = site.student(job).train()
+        drawn = site.draw(job)
+        outcome, heard = tables.descend(self, site, job, student, drawn)
+        if self.config.source == "all":
+            x, y = site.own(job.client)
+            z = training.latents(student, x)
+        else:
+            z = heard.latents(last_epoch(drawn, len(site.train_index[job.client])))
+            y = drawn.y[len(drawn.y) - len(z) :]
+        sums_Cd, counts_C = tables.sums(z, y, site.problem.classes)
+        payload = replace(outcome.payload, prototypes=tables.means(sums_Cd, counts_C), label_counts=counts_C)
+        return replace(outcome, payload=payload)
+
+    def logits(self, student: Student, x: Tensor, job: Job) -> Tensor:
+        """Minus the squared distance to each prototype; the head's logits if there are no prototypes yet."""
+        prototypes, counts = job.payload.prototypes, job.payload.label_counts
+        if self.config.inference == "head" or prototypes is None or counts is None:
+            return student(x)
+        z = student.features(x)
+        distance = torch.cdist(z, prototypes, compute_mode="donot_use_mm_for_euclid_dist").square()
+        return (-distance).masked_fill(counts == 0, FAR)
+
+
+def last_epoch(drawn: "Drawn", num_examples: int) -> int:
+    """The step from which on as many samples are drawn as the client has; 0 if they are fewer."""
+    samples = 0
+    for step in reversed(range(len(drawn.sizes))):
+        samples += drawn.sizes[step]
+        if samples >= num_examples:
+            return step
+    return 0

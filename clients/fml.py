@@ -1,0 +1,60 @@
+"""FML, client half: deep mutual learning between the client's private student and the meme that came down.
+
+Source: Shen et al. 2020 (arXiv 2006.16765); specs/baselines.md 3.8. Server half: fml.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+from annotated_types import Ge
+from torch import Tensor
+
+from fedkd import losses, training
+from fedkd.client import Batch, Client
+from fedkd.engine import Job
+from fedkd.payload import Payload
+from fedkd.student import Student
+from fedkd.training import Outcome, Site
+
+
+class FML(Client):
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Client.Config):
+        ce: Annotated[float, Ge(0)] = 0.5  # paper: alpha. Of the private student's cross entropy; 0 = off
+        kl: Annotated[float, Ge(0)] = 0.5  # paper: 1 - alpha. Of what it learns from the meme; 0 = off
+        meme_ce: Annotated[float, Ge(0)] = 0.5  # paper: beta. Of the meme's cross entropy; 0 = off
+        meme_kl: Annotated[float, Ge(0)] = 0.5  # paper: 1 - beta. Of what it learns from the private student; 0 = off
+
+    def train(self, site: Site, job: Job) -> Outcome:
+        alone = replace(job, payload=Payload())  # nothing received goes into the private student
+        private, meme = site.student(alone).train(), site.beside(job.payload.weights or {}).train()
+        drawn = site.draw(job)
+        # One descent on both: peers are detached, so the sum's gradients are each one's own. `train.clip` bounds them
+        # together.
+        learnable = _named("private", private) | _named("meme", meme)
+        descent = site.descent(job, learnable)
+        numbers = training.descend(
+            descent, site.batches(self, job, drawn), lambda batch: self.mutual(private, meme, batch)
+        )
+        outcome = site.close(self, alone, private, drawn, numbers, descent)
+        entries = meme.weights
+        return replace(outcome, payload=Payload(weights={name: entries[name] for name in job.payload.weights or {}}))
+
+    def mutual(self, private: Student, meme: Student, batch: Batch) -> Iterator[tuple[str, Tensor]]:
+        """Both losses: each student's labels, and the other's probabilities as a target without gradient."""
+        config = self.config
+        logits, meme_logits = private(batch.x), meme(batch.x)
+        if config.ce:
+            yield "ce", config.ce * losses.cross_entropy(logits, batch.y)
+        if config.kl:
+            yield "kl", config.kl * losses.kl(meme_logits.detach().softmax(1), logits)
+        if config.meme_ce:
+            yield "meme_ce", config.meme_ce * losses.cross_entropy(meme_logits, batch.y)
+        if config.meme_kl:
+            yield "meme_kl", config.meme_kl * losses.kl(logits.detach().softmax(1), meme_logits)
+
+
+def _named(whose: str, student: Student) -> dict[str, Tensor]:
+    """Its parameters under names that no other student's have."""
+    return {f"{whose}.{name}": parameter for name, parameter in student.learnable.items()}

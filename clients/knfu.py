@@ -1,0 +1,110 @@
+"""KnFu, client half, a reconstruction: trains on its own data, says what it thinks of a public set, learns its teacher.
+
+Source: Seyedmohammadi et al., arXiv 2403.11892; specs/knfu.md 1.1, 2.1 and 2.6. Server half: knfu.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+from annotated_types import Ge
+from torch import Tensor
+
+from fedkd import losses, public, seeds, training
+from fedkd.client import Batch, Client, Trained
+from fedkd.engine import Job
+from fedkd.payload import Payload
+from fedkd.student import Student
+from fedkd.training import Drawn, Outcome, Site
+
+
+class KnFu(Client):
+    sends = frozenset({"probe_logits", "label_counts"})
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Client.Config):
+        distill_epochs: Annotated[int, Ge(0)] = 1  # passes over the public set in a round; 0 = off: local training
+        distill_batch: Annotated[int, Ge(1)] = 64  # public images a step
+        distill_weight: Annotated[float, Ge(0)] = 1.0  # paper: lambda, of unknown value; 0 = off
+        common_before: bool = False  # whether the student before fine-tuning is also tried on the common test images
+
+    def train(self, site: Site, job: Job) -> Outcome:
+        """Exchange 0: private data; exchange 1: the teacher. With a teacher in exchange 0, that one first."""
+        x = public.look(site.problem, job.payload.numbers, job.round)  # all of them, in their order
+        student = site.student(job).train()
+        descent = site.descent(job, student.learnable)
+        private = self._private_share(job)
+        drawn = site.draw(job) if job.exchange == 0 or private else None
+        numbers: dict[str, float] = {}
+        if job.payload.probe_logits is not None:
+            batches = self._fine_tuning(site, job, x, drawn if private else None)
+            numbers |= training.descend(descent, batches, lambda batch: self.terms(student, batch, job))
+            numbers |= self._scores(site, job, student, "after") if job.exchange == 0 else {}
+        if job.exchange == 0 and drawn is not None:
+            student.train()
+            batches = site.batches(self, job, drawn)
+            local = training.descend(descent, batches, lambda batch: self.terms(student, batch, job))
+            numbers = local | numbers
+            numbers |= {} if "alma_after" in numbers else self._scores(site, job, student, "before")
+        return site.close(self, job, student, drawn, numbers, descent)
+
+    def terms(self, student: Student, batch: Batch, job: Job) -> Iterator[tuple[str, Tensor]]:
+        logits = student(batch.x)
+        if "teacher" in batch.known:
+            if weight := self.config.distill_weight:
+                temperature = number(job, "temperature")
+                kl = losses.kl(batch.known["teacher"], logits / temperature)
+                yield "distil", weight * temperature**2 * kl
+            if number(job, "transfer_ce"):
+                yield "transfer_ce", losses.cross_entropy(logits, batch.known["label"])
+        elif "beside" in batch.known:
+            yield "private_ce", self._private_share(job) * losses.cross_entropy(logits, batch.y)
+        else:
+            yield "ce", losses.cross_entropy(logits, batch.y)
+
+    def report(self, trained: Trained, job: Job) -> Payload:
+        if job.exchange == 1:
+            return Payload()
+        counts = trained.site.label_counts(job.client) if number(job, "report_counts") else None
+        x = public.look(trained.site.problem, job.payload.numbers, job.round)
+        return Payload(probe_logits=training.logits(trained.student, x), label_counts=counts)
+
+    def _private_share(self, job: Job) -> float:
+        """Weight of cross entropy on private batches that alternate with public ones: 1 - lambda; 0 = none."""
+        is_taught = job.payload.probe_logits is not None and self.config.distill_epochs > 0
+        if not number(job, "private_ce") or not is_taught:
+            return 0.0
+        return max(0.0, 1.0 - self.config.distill_weight)
+
+    def _fine_tuning(self, site: Site, job: Job, x: Tensor, private: Drawn | None) -> Iterator[Batch]:
+        """Public batches with the teacher's rows, in an order of their own; `private` ones between them."""
+        assert job.payload.probe_logits is not None
+        known = {
+            "teacher": job.payload.probe_logits.softmax(1),
+            "label": public.required(site.problem).samples.y,
+        }
+        order = seeds.stream(site.problem.seed, "transfer", round=job.round, client=job.client)
+        beside = list(site.batches(self, job, private)) if private is not None else []
+        is_public = bool(self.config.distill_weight or number(job, "transfer_ce"))
+        for batch in public.batches(x, known, self.config.distill_batch, order, epochs=self.config.distill_epochs):
+            if is_public:
+                yield batch
+            if beside:
+                own = beside[batch.step % len(beside)]
+                yield replace(own, known={"beside": own.y})
+
+    def _scores(self, site: Site, job: Job, student: Student, moment: str) -> dict[str, float]:
+        """ALMA of this client at another moment than the evaluation's: on its own test split, perhaps on the common."""
+        found = {}
+        if len(site.test_index[job.client]):
+            found[f"alma_{moment}"] = site.score(self, student, job)
+        if self.config.common_before and site.common is not None and len(site.common):
+            x, y = site.test.take(site.common)
+            found[f"common_{moment}"] = float((training.logits(student, x).argmax(1) == y).float().mean())
+        return found
+
+
+def number(job: Job, name: str) -> float:
+    """A number that the server sent; 0 if it did not."""
+    numbers: Mapping[str, float] = job.payload.numbers or {}
+    return numbers.get(name, 0.0)

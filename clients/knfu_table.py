@@ -1,0 +1,53 @@
+"""KnFu without a public set, client half: private training, held near what near owners of the same label say of it.
+
+Our design (specs/knfu.md, section 6a). Server half: knfu-table.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from annotated_types import Ge
+from torch import Tensor
+
+from fedkd import losses, training
+from fedkd.client import Batch, Client, Trained
+from fedkd.engine import Job
+from fedkd.payload import Payload
+from fedkd.student import Student
+
+
+class KnFuTable(Client):
+    sends = frozenset({"class_logits", "label_counts"})
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Client.Config):
+        gamma: Annotated[float, Ge(0)] = 1.0  # weight of the table, from a client's second round on; 0 = off
+
+    def terms(self, student: Student, batch: Batch, job: Job) -> Iterator[tuple[str, Tensor]]:
+        logits = student(batch.x)
+        yield "ce", losses.cross_entropy(logits, batch.y)
+        if self.config.gamma and job.payload.class_logits is not None:
+            temperature = (job.payload.numbers or {})["temperature"]
+            target = rows(job.payload, batch.y)
+            yield "table", self.config.gamma * temperature**2 * losses.kl(target, logits / temperature)
+
+    def report(self, trained: Trained, job: Job) -> Payload:
+        x, y = trained.site.own(job.client)
+        counts = trained.site.label_counts(job.client)
+        return Payload(class_logits=means(training.logits(trained.student, x), y, len(counts)), label_counts=counts)
+
+
+def rows(payload: Payload, y: Tensor) -> Tensor:
+    """F_k[y] (B, C); 0 for a label without a teacher, to which the divergence is 0 whatever the student says."""
+    table, owners = payload.class_logits, payload.label_counts
+    assert table is not None
+    assert owners is not None
+    return (table.softmax(1) * (owners > 0)[:, None]).index_select(0, y)
+
+
+def means(logits: Tensor, y: Tensor, classes: int) -> Tensor:
+    """M_k (C, C) float32: mean logits by label; 0 for labels that the client lacks, whose count tells."""
+    sums = torch.zeros(classes, logits.shape[1], dtype=torch.float64).index_add_(0, y, logits.double())
+    return (sums / torch.bincount(y, minlength=classes).clamp(min=1)[:, None]).float()

@@ -1,0 +1,177 @@
+"""Affinity: how near clients' knowledge lies to each other, and the trust that follows from it.
+
+K clients, N probe samples, C classes; row = receiver, column = sender. All in float64 (knfu.md 7: float32 leaves
+divergences of a distribution from itself at 2e-7). `...` are further leading axes: a matrix per class or per sample.
+"""
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fedkd.payload import Findings
+
+Divergence = Literal["kl", "kl_rev", "js", "l1", "l2", "cos"]
+
+TIE = 1e-12  # distances that differ by less are ties
+LEAST, MOST = 1.2, 0.95  # effective senders, and their share of all, outside which affinity plays no part
+MAX_BETA = 1e6  # where the search for beta ends
+
+
+def epd(probs_KNC: Tensor) -> Tensor:
+    """Estimated probability distributions (K, C): each client's mean prediction (knfu.md 2.2, `mean_soft`)."""
+    probs_KNC = probs_KNC.double()
+    return (probs_KNC / probs_KNC.sum(-1, keepdim=True)).mean(-2)
+
+
+def label_shares(labels_KN: Tensor, classes: int) -> Tensor:
+    """Shares (K, C) of the samples that a client gives each label (knfu.md 2.2, `argmax_hist`)."""
+    clients, samples = labels_KN.shape
+    hits_KC = torch.zeros(clients, classes, dtype=torch.float64)
+    return hits_KC.scatter_add_(1, labels_KN, torch.ones_like(labels_KN, dtype=torch.float64)) / samples
+
+
+def reported(counts_KC: Tensor, pseudo: float = 0.0) -> Tensor:
+    """Label laws (K, C) from label counts, `pseudo` of each label added (knfu.md 2.2, `reported`: a = pseudo).
+
+    A client without samples has the uniform law.
+    """
+    counts_KC = counts_KC.double() + pseudo
+    total_K1 = counts_KC.sum(-1, keepdim=True)
+    return torch.where(total_K1 > 0, counts_KC / total_K1.clamp(min=1e-300), 1 / counts_KC.shape[-1])
+
+
+def distance(P_KC: Tensor, kind: Divergence = "kl", eps: float = 1e-6) -> Tensor:
+    """D (..., K, K) >= 0 between distributions (..., K, C), in nats where that has a meaning; the diagonal is 0.
+
+    `kl`: D[k, j] = KL(P_k || P_j), large where j lacks a class that k has. The laws are smoothed by
+    (P + eps) / (1 + C eps) (knfu.md 2.2 and 2.3). Raises ValueError for an unknown kind.
+    """
+    P_KC = (P_KC.double() + eps) / (1 + P_KC.shape[-1] * eps)
+    if kind in {"kl", "kl_rev"}:
+        log_KC = P_KC.log()
+        D_KK = (P_KC * log_KC).sum(-1, keepdim=True) - P_KC @ log_KC.mT  # no (K, K, C) in memory
+        D_KK = D_KK if kind == "kl" else D_KK.mT
+    elif kind == "js":
+        entropy_K = torch.special.entr(P_KC).sum(-1)
+        middle_KKC = (P_KC.unsqueeze(-2) + P_KC.unsqueeze(-3)) / 2
+        middle_KK = torch.special.entr(middle_KKC).sum(-1)
+        D_KK = middle_KK - (entropy_K.unsqueeze(-1) + entropy_K.unsqueeze(-2)) / 2
+    elif kind in {"l1", "l2"}:
+        D_KK = torch.cdist(P_KC, P_KC, p=float(kind[1]), compute_mode="donot_use_mm_for_euclid_dist")
+    elif kind == "cos":
+        unit_KC = P_KC / P_KC.norm(dim=-1, keepdim=True)
+        D_KK = 1 - unit_KC @ unit_KC.mT
+    else:
+        raise ValueError(f"unknown divergence '{kind}'")
+    return D_KK.clamp(min=0) * (1 - torch.eye(P_KC.shape[-2], dtype=torch.float64))
+
+
+def table_distance(P_KCC: Tensor, defined_KC: Tensor, kind: Divergence = "kl", eps: float = 1e-6) -> Tensor:
+    """D (K, K) between conditional tables: the mean over the labels that both have (knfu.md 2.2, `class_table`).
+
+    P[k, y] is what client k predicts for label y; rows outside `defined_KC` are not looked at. Clients with no label
+    in common lie at an infinite distance.
+    """
+    both_CKK = (defined_KC[:, None] & defined_KC[None]).movedim(-1, 0)
+    uniform = torch.full((), 1 / P_KCC.shape[-1], dtype=torch.float64)
+    P_KCC = torch.where(defined_KC[..., None], P_KCC.double(), uniform)
+    D_CKK = distance(P_KCC.movedim(1, 0), kind, eps) * both_CKK
+    D_KK = torch.where(both_CKK.any(0), D_CKK.sum(0) / both_CKK.sum(0).clamp(min=1), math.inf)
+    return D_KK.fill_diagonal_(0.0)
+
+
+def weights(
+    D_KK: Tensor,
+    beta: float,
+    *,
+    include_self: bool = True,
+    prior_K: Tensor | None = None,
+    top: int | None = None,
+    allowed: Tensor | None = None,
+) -> Tensor:
+    """W (..., K, K) = softmax over senders of -beta * D, rows summing to 1 (knfu.md 2.4, equation 8).
+
+    `prior_K` multiplies before normalising; `top` keeps the nearest (ties: the lower client); `allowed`, broadcast
+    against D, says who may be a sender of whom: (C, 1, K) gives weights by label. beta = inf shares equally among the
+    nearest. A row without a sender is 0.
+    """
+    permitted = D_KK.isfinite()
+    if prior_K is not None:
+        permitted = permitted & (prior_K > 0)
+    if not include_self:
+        permitted = permitted & ~torch.eye(D_KK.shape[-1], dtype=torch.bool)
+    if allowed is not None:
+        permitted = permitted & allowed
+    far_KK = torch.where(permitted, D_KK.double(), math.inf)
+    if top is not None:
+        order_KK = far_KK.argsort(dim=-1, stable=True)
+        permitted = permitted & torch.zeros_like(permitted).scatter_(-1, order_KK[..., :top], True)
+        far_KK = torch.where(permitted, far_KK, math.inf)
+    beyond_KK = far_KK.sub_(far_KK.amin(-1, keepdim=True))  # NaN in rows without a sender
+    if math.isinf(beta):
+        scores_KK = torch.zeros_like(beyond_KK).masked_fill_(beyond_KK > TIE, -math.inf)
+    else:
+        scores_KK = beyond_KK.mul_(-beta)
+    if prior_K is not None:
+        scores_KK = scores_KK + prior_K.double().log()
+    forbidden = ~permitted
+    return torch.softmax(scores_KK.masked_fill_(forbidden, -math.inf), -1).masked_fill_(forbidden, 0.0)
+
+
+def effective_senders(W_KK: Tensor) -> Tensor:
+    """exp of the entropy of each row, (..., K): between 1 and K; 0 for a row without a sender."""
+    return torch.special.entr(W_KK).sum(-1).exp() * (W_KK.sum(-1) > 0)
+
+
+def describe(W_RK: Tensor, own_R: Tensor) -> Findings:
+    """For the ledger: weights (R, K) to 4 digits and effective senders; `own_R` is the column of each receiver itself.
+
+    is_local = 1: every teacher is the client's own knowledge, fusion is local training. is_untested = 1: so few or so
+    many senders count that the run says nothing about affinity (knfu.md 2.7). Weights by sample or by label
+    (..., R, K) are averaged. Receivers without a sender count for `without_sender` alone.
+    """
+    rows, columns = W_RK.shape[-2:]
+    own_WR = W_RK[..., torch.arange(rows), own_R]
+    senders = effective_senders(W_RK).flatten()
+    has_some = senders[senders > 0] if bool(senders.any()) else senders
+    possible = columns - float(not bool(own_WR.any()))
+    mean = float(has_some.mean())
+    return {
+        "effective_senders": mean,
+        "effective_senders_least": float(has_some.min()),
+        "effective_senders_most": float(has_some.max()),
+        "without_sender": float((senders == 0).double().mean()),
+        "is_local": float(columns > 1 and bool((own_WR >= 1 - TIE).all())),
+        "is_untested": float(not LEAST <= mean <= MOST * possible),
+        "weights": [[round(w, 4) for w in row] for row in W_RK.reshape(-1, rows, columns).mean(0).tolist()],
+    }
+
+
+def mix(W_RK: Tensor, values_KNC: Tensor) -> Tensor:
+    """Sums (R, N, C) of senders' values under weights (R, K), or (N, R, K) that differ by sample; in float64."""
+    if W_RK.dim() == 2:
+        return torch.tensordot(W_RK.double(), values_KNC.double(), 1)
+    return torch.einsum("nrk,knc->rnc", W_RK.double(), values_KNC.double())
+
+
+def beta_for(D_KK: Tensor, target: float, **rule: Any) -> float:
+    """The beta at which clients have `target` effective senders on average (knfu.md 2.7, `beta: auto`).
+
+    Found by bisection, since the mean falls as beta grows: 0 if there are no more than `target` senders anyway,
+    at most 1e6. `rule` is for `weights`.
+    """
+
+    def senders(beta: float) -> float:
+        return float(effective_senders(weights(D_KK, beta, **rule)).mean())
+
+    if senders(0.0) <= target + TIE:
+        return 0.0
+    low, high = 0.0, 1.0
+    while high < MAX_BETA and senders(high) > target:
+        low, high = high, high * 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if senders(middle) > target else (low, middle)
+    return high

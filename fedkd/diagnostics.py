@@ -1,0 +1,90 @@
+"""What knowledge is worth: fused against own predictions, and generated samples against their labels.
+
+Numbers for the ledger, never input of training. K clients that own, R that receive (R = K, or 1 if all receive the
+same), N probe samples, C classes, B generated samples of width D. All are finite, whatever comes in.
+"""
+
+import torch
+from torch import Tensor
+
+from fedkd.payload import Findings
+
+_BINS = 15  # of confidence, equally wide (Guo et al., ICML 2017)
+_DIGITS = 4  # of the numbers in lists
+
+
+def of_fused(own_KNC: Tensor, fused_RNC: Tensor, y_N: Tensor | None = None) -> Findings:
+    """How the knowledge that clients receive differs from their own: probabilities both, of the same samples.
+
+    teacher_agreement: how often both have the same most likely label. teacher_entropy: mean, in nats. With labels also
+    teacher_accuracy and own_accuracy, filter_gain (their difference, mean over clients), harmed (share of clients that
+    receive less accurate knowledge than their own), calibration (expected calibration error of the fused) and
+    coverage (accuracy of the fused by true label; 0 for a label without samples). Samples labelled below 0 have no
+    label. Nothing is found in nothing: no clients or no samples give no numbers. Raises ValueError if R fits neither.
+    """
+    if len(fused_RNC) not in {1, len(own_KNC)} or own_KNC.shape[1:] != fused_RNC.shape[1:]:
+        raise ValueError(f"fused is {tuple(fused_RNC.shape)}, own {tuple(own_KNC.shape)}: not the same clients")
+    if not own_KNC.numel():
+        return {}
+    fused_RNC = _clean(fused_RNC)
+    said_RN, own_KN = fused_RNC.argmax(2), _clean(own_KNC).argmax(2)
+    found: dict[str, object] = {
+        "teacher_agreement": _mean(said_RN == own_KN),
+        "teacher_entropy": _mean(torch.special.entr(fused_RNC).sum(2)),
+    }
+    return found if y_N is None else found | _with_labels(own_KN, said_RN, fused_RNC, y_N)
+
+
+def calibration(probs_MC: Tensor, y_M: Tensor) -> float:
+    """Expected calibration error: |accuracy - confidence| in 15 equal bins of confidence, weighted by their samples."""
+    confidence_M, said_M = _clean(probs_MC).double().max(1)
+    bin_M = (confidence_M * _BINS).ceil().long().clamp(1, _BINS) - 1  # a bin holds its upper edge
+    gap_M = (said_M == y_M).double() - confidence_M
+    return float(torch.bincount(bin_M, gap_M, _BINS).abs().sum() / max(1, len(y_M)))
+
+
+def of_generated(z_BD: Tensor, y_B: Tensor, probs_BC: Tensor) -> Findings:
+    """Whether generated samples are what they were asked to be, and whether they differ among themselves.
+
+    fidelity: how often the teacher gives a sample its label. variety: mean squared distance to the mean of its label,
+    over that to the mean of all; 0 = one sample a label (mode collapse), 1 = labels make no difference.
+    """
+    if not len(y_B):
+        return {}
+    z_BD = torch.nan_to_num(z_BD.flatten(1).double(), 0.0, 0.0, 0.0)
+    classes = int(y_B.max()) + 1
+    counts_C1 = torch.bincount(y_B, minlength=classes).clamp(min=1)[:, None]
+    mean_CD = torch.zeros(classes, z_BD.shape[1], dtype=torch.float64).index_add_(0, y_B, z_BD) / counts_C1
+    within, total = (float((z_BD - centre).square().sum()) for centre in (mean_CD[y_B], z_BD.mean(0)))
+    variety = min(1.0, within / total) if 0 < total < float("inf") else 0.0
+    return {"fidelity": _mean(_clean(probs_BC).argmax(1) == y_B), "variety": variety}
+
+
+def _with_labels(own_KN: Tensor, said_RN: Tensor, fused_RNC: Tensor, y_N: Tensor) -> dict[str, object]:
+    kept_N = y_N >= 0
+    if not bool(kept_N.any()):
+        return {}
+    y_N, own_KN, said_RN, fused_RNC = y_N[kept_N], own_KN[:, kept_N], said_RN[:, kept_N], fused_RNC[:, kept_N]
+    right_RN, own_right_KN = said_RN == y_N, own_KN == y_N
+    # Counts, not means: two clients that are right equally often must not differ in the last bit.
+    gain_K = right_RN.sum(1).expand(len(own_KN)) - own_right_KN.sum(1)
+    classes, receivers = fused_RNC.shape[2], len(fused_RNC)
+    right_C = torch.bincount(y_N, right_RN.sum(0).double(), classes)
+    coverage_C = right_C / (torch.bincount(y_N, minlength=classes) * receivers).clamp(min=1)
+    return {
+        "teacher_accuracy": _mean(right_RN),
+        "own_accuracy": _mean(own_right_KN),
+        "filter_gain": _mean(gain_K) / len(y_N),
+        "harmed": _mean(gain_K < 0),
+        "calibration": calibration(fused_RNC.flatten(0, 1), y_N.repeat(receivers)),
+        "coverage": [round(value, _DIGITS) for value in coverage_C.tolist()],
+    }
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.double().mean())
+
+
+def _clean(probs: Tensor) -> Tensor:
+    """Probabilities as they should be: finite, from 0 to 1."""
+    return torch.nan_to_num(probs, 0.0, 1.0, 0.0).clamp(0, 1)

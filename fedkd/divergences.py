@@ -1,0 +1,81 @@
+"""Divergences of a teacher and a student: pure functions of logits. B samples, C classes.
+
+Those of distributions are means over the batch, in nats, at a temperature tau and times tau^2, so that their gradients
+keep their size; they are 0 if and only if both logits are equal up to a constant a sample. Nothing here detaches the
+teacher: give it without gradient. Source: kd-components.md 6.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch.nn.functional as F
+from torch import Tensor
+
+_SMALLEST = 1e-12  # of a probability whose logarithm is taken: a teacher may say exactly 0
+
+
+def forward_kl(teacher_BC: Tensor, student_BC: Tensor, tau: float = 1.0) -> Tensor:
+    """tau^2 KL(teacher || student): covers all that the teacher holds possible."""
+    return _at_temperature("forward_kl", teacher_BC, student_BC, tau)
+
+
+def reverse_kl(teacher_BC: Tensor, student_BC: Tensor, tau: float = 1.0) -> Tensor:
+    """tau^2 KL(student || teacher): seeks one mode; of ensembles of skewed clients it keeps less."""
+    return _at_temperature("reverse_kl", teacher_BC, student_BC, tau)
+
+
+def js(teacher_BC: Tensor, student_BC: Tensor, tau: float = 1.0) -> Tensor:
+    """tau^2 times the Jensen-Shannon divergence: symmetric, at most ln 2."""
+    return _at_temperature("js", teacher_BC, student_BC, tau)
+
+
+def symmetric(teacher_BC: Tensor, student_BC: Tensor, tau: float = 1.0) -> Tensor:
+    """tau^2 times the mean of both KL divergences."""
+    return _at_temperature("symmetric", teacher_BC, student_BC, tau)
+
+
+def l1(teacher_BC: Tensor, student_BC: Tensor, tau: float = 1.0) -> Tensor:
+    """Mean absolute difference of logits over samples and classes; the temperature does not count."""
+    return (student_BC - teacher_BC).abs().mean()
+
+
+def mse(teacher_BC: Tensor, student_BC: Tensor, tau: float = 1.0) -> Tensor:
+    """Mean squared difference of logits over samples and classes; half of it is forward_kl's limit for large tau.
+
+    The limit holds for logits of mean 0 a sample. The temperature does not count.
+    """
+    return (student_BC - teacher_BC).square().mean()
+
+
+def between(kind: str, p_BC: Tensor, log_q_BC: Tensor) -> Tensor:
+    """A divergence of distributions by name: the teacher's probabilities, the logarithm of the student's."""
+    return _OF_PROBABILITIES[kind](p_BC, log_q_BC)
+
+
+def _at_temperature(kind: str, teacher_BC: Tensor, student_BC: Tensor, tau: float) -> Tensor:
+    return tau**2 * between(kind, (teacher_BC / tau).softmax(1), (student_BC / tau).log_softmax(1))
+
+
+def _forward(p_BC: Tensor, log_q_BC: Tensor) -> Tensor:
+    return F.kl_div(log_q_BC, p_BC, reduction="batchmean")
+
+
+def _reverse(p_BC: Tensor, log_q_BC: Tensor) -> Tensor:
+    return F.kl_div(p_BC.clamp(min=_SMALLEST).log(), log_q_BC, reduction="batchmean", log_target=True)
+
+
+def _js(p_BC: Tensor, log_q_BC: Tensor) -> Tensor:
+    log_m_BC = ((p_BC + log_q_BC.exp()) / 2).clamp(min=_SMALLEST).log()
+    return (_forward(p_BC, log_m_BC) + F.kl_div(log_m_BC, log_q_BC, reduction="batchmean", log_target=True)) / 2
+
+
+def _symmetric(p_BC: Tensor, log_q_BC: Tensor) -> Tensor:
+    return (_forward(p_BC, log_q_BC) + _reverse(p_BC, log_q_BC)) / 2
+
+
+_OF_PROBABILITIES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "forward_kl": _forward,
+    "reverse_kl": _reverse,
+    "js": _js,
+    "symmetric": _symmetric,
+}
+OF_LOGITS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"l1": l1, "mse": mse}  # have no probabilities in them

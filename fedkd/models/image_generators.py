@@ -1,0 +1,99 @@
+"""A conditional generator of images, as pure functions on named tensors (server-distillation.md 6.4).
+
+x = tanh(Conv(LReLU(BN(Conv(up(LReLU(BN(Conv(up(BN(Linear(concat(noise, one-hot label)))))))))))), images in [-1, 1].
+It starts on a grid of a quarter of the image's side, rounded up, and cuts off what is too much: 8 x 8, 28 x 28 and
+32 x 32 alike. Shapes: B images, N noise width, C classes, H height, W width.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedkd.payload import Weights
+from fedkd.seeds import Stream
+
+WIDE, NARROW = 32, 16  # channels before and after the second convolution
+SLOPE = 0.2  # of LeakyReLU below 0
+MOMENTUM, EPSILON = 0.1, 1e-5  # of BatchNorm: torch's defaults
+LEVELS = 255  # steps between -1 and 1 of an image that travels as bytes
+
+Shape = tuple[int, int, int]  # channels, height, width
+
+
+def init(stream: Stream, *, noise: int, classes: int, shape: Shape) -> Weights:
+    """Fresh entries by torch's laws, all from `stream`. 132 thousand for noise 64 and images of 1 x 28 x 28."""
+    channels, rows, columns = shape[0], *_grid(shape)
+    draw = stream.torch()
+    return {
+        **_affine("hidden", (WIDE * rows * columns, noise + classes), draw),
+        **_norm("norm1", WIDE),
+        **_affine("conv1", (WIDE, WIDE, 3, 3), draw),
+        **_norm("norm2", WIDE),
+        **_affine("conv2", (NARROW, WIDE, 3, 3), draw),
+        **_norm("norm3", NARROW),
+        **_affine("conv3", (channels, NARROW, 3, 3), draw),
+    }
+
+
+def generate(weights: Weights, y_B: Tensor, noise_BN: Tensor, shape: Shape, *, training: bool = False) -> Tensor:
+    """Images (B, channels, H, W) in (-1, 1) for labels `y_B` (int64) and noise.
+
+    In training the batch's own statistics normalise, and the running ones in `weights` are moved IN PLACE: hand in
+    copies of whatever must not change. Else the running statistics normalise and nothing changes.
+    """
+    label_BC = torch.eye(weights["hidden.weight"].shape[1] - noise_BN.shape[1], dtype=noise_BN.dtype)[y_B]
+    x = F.linear(torch.cat([noise_BN, label_BC], 1), weights["hidden.weight"], weights["hidden.bias"])
+    x = _normalise(weights, "norm1", x.view(len(y_B), WIDE, *_grid(shape)), training)
+    for conv, norm in (("conv1", "norm2"), ("conv2", "norm3")):
+        x = _convolve(weights, conv, F.interpolate(x, scale_factor=2, mode="nearest"))
+        x = F.leaky_relu(_normalise(weights, norm, x, training), SLOPE)
+    return _convolve(weights, "conv3", x)[:, :, : shape[1], : shape[2]].tanh()
+
+
+def learnable(weights: Weights) -> tuple[str, ...]:
+    """Names of the entries an optimiser steps: all but the running statistics."""
+    return tuple(name for name in weights if ".running_" not in name)
+
+
+def to_bytes(x: Tensor) -> Tensor:
+    """Images in [-1, 1] as uint8 for the wire: 0 is -1, 255 is 1, whatever the data set's own top byte is."""
+    return ((x + 1) * (LEVELS / 2)).round().clamp(0, LEVELS).to(torch.uint8)
+
+
+def from_bytes(x: Tensor) -> Tensor:
+    """The images in [-1, 1] (float32) that `to_bytes` made bytes of, to half a step."""
+    return x.float() * (2 / LEVELS) - 1
+
+
+def _grid(shape: Shape) -> tuple[int, int]:
+    return -(-shape[1] // 4), -(-shape[2] // 4)
+
+
+def _normalise(weights: Weights, name: str, x: Tensor, training: bool) -> Tensor:
+    mean, variance = weights[f"{name}.running_mean"], weights[f"{name}.running_var"]
+    weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
+    return F.batch_norm(x, mean, variance, weight, bias, training, MOMENTUM, EPSILON)
+
+
+def _convolve(weights: Weights, name: str, x: Tensor) -> Tensor:
+    return F.conv2d(x, weights[f"{name}.weight"], weights[f"{name}.bias"], padding=1)
+
+
+def _affine(name: str, size: tuple[int, ...], draw: torch.Generator) -> dict[str, Tensor]:
+    """Entries of a linear or convolutional layer by torch's default law: U(-1/sqrt(f), 1/sqrt(f)), f its fan-in."""
+    bound = 1 / math.sqrt(math.prod(size[1:]))
+    return {
+        f"{name}.weight": torch.empty(size).uniform_(-bound, bound, generator=draw),
+        f"{name}.bias": torch.empty(size[0]).uniform_(-bound, bound, generator=draw),
+    }
+
+
+def _norm(name: str, width: int) -> dict[str, Tensor]:
+    return {
+        f"{name}.weight": torch.ones(width),
+        f"{name}.bias": torch.zeros(width),
+        f"{name}.running_mean": torch.zeros(width),
+        f"{name}.running_var": torch.ones(width),
+    }

@@ -1,0 +1,240 @@
+"""Parts at a client: a class made from the client half's own, so that it keeps its phases, its reports and its name.
+
+The only place where parts meet a client half. `train` works on a copy of the client that knows the site and what parts
+remembered; the client itself, which serves all clients of a worker, stays as it was.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import torch
+from torch import Tensor
+
+from fedkd import seeds, training
+from fedkd.client import Batch, Client, Trained
+from fedkd.config import PartsConfig, RunConfig
+from fedkd.engine import Job
+from fedkd.errors import ConfigError
+from fedkd.parts import guards, part
+from fedkd.parts.graph import Graph
+from fedkd.parts.layers import Layers
+from fedkd.parts.mixup import Mixup
+from fedkd.parts.part import PREFIX, Part, Seen, Watch
+from fedkd.parts.teacher import Teacher
+from fedkd.payload import Weights
+from fedkd.problem import Problem
+from fedkd.strategy import Strategy
+from fedkd.student import Student
+
+if TYPE_CHECKING:
+    from fedkd.training import Outcome, Site
+
+Taps = Mapping[str, Mapping[str, tuple[str, ...]]]  # architecture -> frozen teacher -> blocks it is compared in
+
+MEMORY = "parts"  # where in a client's memory parts keep theirs: {"own": entries, "ema": entries}
+
+
+def attach(client: Client, config: RunConfig, problem: Problem, strategy: Strategy[Any]) -> Client:
+    """The client half with the parts that the configuration names; itself if there are none, or all are off.
+
+    Raises ConfigError where a part does not fit the strategy or a student.
+    """
+    parts = tuple(made for made in make(config.part, problem.seed) if made.name in config.parts and made.is_on)
+    if not parts:
+        return client
+    for made in parts:
+        if made.needs_weights and "weights" not in strategy.gives:
+            other = f", or say part.{made.name}.teacher=own or ema" if made.teacher == "broadcast" else ""
+            raise ConfigError(
+                f"part '{made.name}' needs the weights that clients receive, "
+                f"and strategy '{config.strategy['name']}' sends none",
+                where="parts",
+                mend=f"leave the part out{other}",
+            )
+        for architecture in _architectures(problem):
+            made.check(problem.alike(architecture))
+    taps = {name: _taps(parts, problem.alike(name)) for name in _architectures(problem)}
+    return _rebuild(type(client), client.config, parts, config.part.ema.decay, taps)
+
+
+def make(config: PartsConfig, seed: int) -> tuple[Part, ...]:
+    """All parts, in the order of kd-components.md's list in docs/parts.md."""
+    return (
+        Teacher(config.teacher),
+        Mixup(config.mixup),
+        Layers(config.layers, seed),
+        Graph(config.graph),
+        guards.Ema(config.ema),
+        guards.Anchor(config.anchor),
+    )
+
+
+@dataclass(frozen=True)
+class Acting:
+    """What the copy of a client that does one participation knows besides."""
+
+    site: "Site"
+    memory: Mapping[str, Weights]  # of parts
+
+
+class WithParts(Client):
+    """A client half with parts. A class of its own for each client half: see `_class_of`."""
+
+    inner: ClassVar[type[Client]]
+    parts: tuple[Part, ...] = ()
+    decay: float = 1.0  # of the moving average, a step
+    taps: Taps = MappingProxyType({})
+    acting: Acting | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (self.inner, self.config, self.parts, self.decay, self.taps)
+
+    def train(self, site: "Site", job: Job) -> "Outcome":
+        state = job.state
+        copy = _rebuild(self.inner, self.config, self.parts, self.decay, self.taps)
+        copy.acting = Acting(site, state.memory.get(MEMORY, {}))
+        return super(WithParts, copy).train(site, replace(job, state=replace(state, memory=_without(state.memory))))
+
+    def consult(self, site: "Site", job: Job, x: Tensor, y: Tensor, position: Tensor) -> Mapping[str, Tensor]:
+        return {**super().consult(site, job, x, y, position), **self._consult(job, x, y)}
+
+    def draw(self, job: Job, y: Tensor, step: int, generator: torch.Generator) -> Mapping[str, Tensor]:
+        drawn = dict(super().draw(job, y, step, generator))
+        for its in self.parts:
+            # Not from `generator`: what the client half draws must not depend on which parts are on.
+            own = seeds.stream(generator.initial_seed(), f"part {its.name}", round=step)
+            drawn |= its.draw(len(y), own.numpy())
+        return drawn
+
+    def terms(self, student: Student, batch: Batch, job: Job) -> Iterator[tuple[str, Tensor]]:
+        taken = set()
+        with Watch(student, batch.x) as watch:
+            for name, value in super().terms(student, _bare(batch), job):
+                taken.add(name)
+                yield name, value
+        outputs = watch.complete()
+        is_known = any(name.startswith(PREFIX) for name in batch.known)
+        known = batch.known if is_known else self._consult(job, batch.x, batch.y)  # a phase that consulted nobody
+        for its in self.parts:
+            ask = partial(self._ask, its.teacher, job)
+            for name, value in its.terms(Seen(student, batch, job, outputs, known, ask)):
+                yield (f"{name}_part" if name in taken else name), value
+
+    def remember(self, trained: Trained, job: Job) -> Mapping[str, Any]:
+        memory = super().remember(trained, job)
+        kept = self._kept(trained, job)
+        return {**memory, MEMORY: kept} if kept else memory
+
+    def logits(self, student: Student, x: Tensor, job: Job) -> Tensor:
+        if MEMORY in job.state.memory:
+            job = replace(job, state=replace(job.state, memory=_without(job.state.memory)))
+        return super().logits(student, x, job)
+
+    # --- frozen teachers -------------------------------------------------------------------------------------------
+
+    @property
+    def _sources(self) -> dict[str, list[Part]]:
+        """The frozen teachers that are asked, and the parts that ask each."""
+        found: dict[str, list[Part]] = {}
+        for its in self.parts:
+            if its.teacher is not None:
+                found.setdefault(its.teacher, []).append(its)
+        return found
+
+    def _consult(self, job: Job, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """What the frozen teachers say of all these images, each asked once."""
+        known: dict[str, Tensor] = {}
+        for source, parts in self._sources.items():
+            teacher = self._frozen(source, job)
+            if teacher is None:
+                continue
+            taps = self.taps[self._site.problem.architecture(job.client)].get(source, ())
+            known |= part.answers(source, teacher, x, taps, training.EVALUATION_BATCH)
+            for its in parts:
+                known |= its.prepare(teacher, known[part.logits_of(source)], y)
+        return known
+
+    def _ask(self, source: str | None, job: Job, x: Tensor) -> Tensor | None:
+        teacher = self._frozen(source, job) if source is not None else None
+        return training.logits(teacher, x) if teacher is not None else None
+
+    def _frozen(self, source: str, job: Job) -> Student | None:
+        """A frozen teacher as a student; None if there is none yet."""
+        memory = self._acting.memory
+        if source == "broadcast" and job.payload.weights is None:
+            return None
+        if source == "own" and "own" not in memory:
+            return None
+        layers = (memory[source],) if source in memory else (job.state.kept, job.payload.weights or {})
+        return self._site.frozen(job.client, *layers, role="part")
+
+    def _kept(self, trained: Trained, job: Job) -> dict[str, Weights]:
+        """What parts remember: the student as it was left, and the moving average, which a participation moves once."""
+        kept = dict(self._acting.memory)
+        if not trained.steps:
+            return kept
+        if "ema" in self._sources:
+            start = self._frozen("ema", job)
+            assert start is not None
+            kept["ema"] = average(start.weights, trained.student.weights, self.decay**trained.steps)
+        if "own" in self._sources:
+            kept["own"] = trained.student.weights
+        return kept
+
+    @property
+    def _acting(self) -> Acting:
+        if self.acting is None:
+            raise RuntimeError("parts know their teachers only within a participation: call train")
+        return self.acting
+
+    @property
+    def _site(self) -> "Site":
+        return self._acting.site
+
+
+def average(old: Weights, new: Weights, decay: float) -> Weights:
+    """decay * old + (1 - decay) * new, entry by entry; at decay 1 and 0 the very bytes of one of them."""
+    if decay in (0.0, 1.0):
+        return dict(old if decay else new)
+    return {name: decay * old[name] + (1 - decay) * value for name, value in new.items()}
+
+
+def _bare(batch: Batch) -> Batch:
+    """A client half must not find in a batch what it did not put there: some ask whether anything was drawn."""
+    drawn, known = (
+        {name: value for name, value in its.items() if not name.startswith(PREFIX)}
+        for its in (batch.drawn, batch.known)
+    )
+    return replace(batch, drawn=drawn, known=known)
+
+
+def _without(memory: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Nor in its memory."""
+    return {key: value for key, value in memory.items() if key != MEMORY}
+
+
+def _architectures(problem: Problem) -> list[str]:
+    return sorted(set(problem.assigned)) or [""]
+
+
+def _taps(parts: Sequence[Part], problem: Problem) -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    for its in parts:
+        if its.teacher is not None:
+            found[its.teacher] = tuple(dict.fromkeys((*found.get(its.teacher, ()), *its.taps(problem))))
+    return found
+
+
+def _rebuild(base: type[Client], config: Any, parts: Sequence[Part], decay: float, taps: Taps) -> WithParts:
+    made = _class_of(base)(config)  # type: ignore[arg-type]
+    made.parts, made.decay, made.taps = tuple(parts), decay, dict(taps)
+    return made
+
+
+@cache
+def _class_of(base: Any) -> type[WithParts]:
+    members = {"__module__": base.__module__, "inner": base}
+    return cast(type[WithParts], type(f"{base.__name__}WithParts", (WithParts, base), members))

@@ -1,0 +1,42 @@
+"""Guards against drift: a moving average of the client's students as a teacher, and a pull to the received weights.
+
+Source: Brahma, Rai, CVPR 2023 (PETAL) and kd-components.md 8, use (i): labels are there, and the variance v is 1.
+"""
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from fedkd import losses
+from fedkd.parts.part import Part, Seen, logits_of
+
+
+class Ema(Part):
+    """weight * CE(softmax of the average's logits, student): soft, so it is not 0 where both agree."""
+
+    name = "ema"
+
+    @property
+    def teacher(self) -> str | None:
+        return "ema"
+
+    def terms(self, seen: Seen) -> Iterator[tuple[str, Tensor]]:
+        told_BC = seen.known.get(logits_of("ema"))
+        if told_BC is not None:
+            yield self.name, -self.config.weight * (told_BC.softmax(1) * seen.logits.log_softmax(1)).sum(1).mean()
+
+
+class Anchor(Part):
+    """weight / 2 * squared distance to the received learnable entries: FedProx's term."""
+
+    name = "anchor"
+
+    @property
+    def needs_weights(self) -> bool:
+        return True
+
+    def terms(self, seen: Seen) -> Iterator[tuple[str, Tensor]]:
+        received = seen.job.payload.weights or {}
+        learnable = seen.student.learnable
+        if any(name in received for name in learnable):
+            yield self.name, self.config.weight * losses.proximal(learnable, received)

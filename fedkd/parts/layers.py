@@ -1,0 +1,96 @@
+"""Hidden layers like those of a frozen teacher of the same architecture.
+
+Source: Yu, Wen, Mou 2025 and kd-components.md 7. L_hid = sum_l MSE(F_S[l], F_T[m(l)]); projectors are the identity,
+maps are pooled to the smaller side, and layers of different width are refused.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedkd import seeds
+from fedkd.errors import ConfigError
+from fedkd.parts.part import Part, Seen, shapes, tap_of
+from fedkd.problem import Problem
+
+
+class Layers(Part):
+    name = "layers"
+
+    def __init__(self, config: object, seed: int = 0) -> None:
+        super().__init__(config)
+        self.seed = seed  # of the run: mapping `random` stays the same throughout
+
+    @property
+    def is_on(self) -> bool:
+        return bool(self.config.weight) and self.config.mapping != "none"
+
+    def check(self, problem: Problem) -> None:
+        found = shapes(problem)
+        if unknown := [name for name in self.config.taps or () if name not in found]:
+            mend = f"its blocks are {', '.join(found)}"
+            raise ConfigError(f"the student has no block {', '.join(unknown)}", where="part.layers.taps", mend=mend)
+        for own, its in self._pairs(self.taps(problem)):
+            if found[own][0] != found[its][0]:
+                raise ConfigError(
+                    f"layers '{own}' {found[own]} and '{its}' {found[its]} differ in width, and there is no projector",
+                    where="part.layers",
+                    mend="choose taps of one width, or part.layers.mapping=forward",
+                )
+
+    def taps(self, problem: Problem) -> tuple[str, ...]:
+        return self._taps([name for name, _ in problem.shape.named_children()])
+
+    def terms(self, seen: Seen) -> Iterator[tuple[str, Tensor]]:
+        taps, source = self._taps(list(seen.outputs)), self.config.teacher
+        if any(tap_of(source, name) not in seen.known for name in taps):
+            return
+        pairs = self._pairs(taps)
+        distances = [distance(seen.outputs[own], seen.known[tap_of(source, its)]) for own, its in pairs]
+        yield self.name, self.config.weight * torch.stack(distances).sum()
+
+    def _taps(self, blocks: Sequence[str]) -> tuple[str, ...]:
+        wanted = self.config.taps or blocks[-2:-1] or blocks
+        return tuple(name for name in blocks if name in wanted)
+
+    def _pairs(self, taps: Sequence[str]) -> list[tuple[str, str]]:
+        rng = seeds.stream(self.seed, "part layers").numpy()
+        chosen = mapping(self.config.mapping, len(taps), len(taps), rng)
+        return [(own, taps[its]) for own, its in zip(taps, chosen, strict=True)]
+
+
+def mapping(kind: str, own: int, its: int, rng: np.random.Generator) -> list[int]:
+    """For each of `own` layers of the student which of the teacher's `its` layers answers it; both count from 0.
+
+    forward: round((l + 1) * its / own) - 1. reverse: the same from the other end. all_to_one: the last. random: a
+    permutation, repeated if the student has more. none: an empty list.
+    """
+    if kind == "none":
+        return []
+    if kind == "all_to_one":
+        return [its - 1] * own
+    if kind == "random":
+        order = rng.permutation(its).tolist()
+        return [int(order[layer % its]) for layer in range(own)]
+    forward = [min(its, max(1, int((layer + 1) * its / own + 0.5))) - 1 for layer in range(own)]
+    return forward if kind == "forward" else forward[::-1]
+
+
+def distance(own: Tensor, its: Tensor) -> Tensor:
+    """Mean squared difference of two outputs: maps pooled to the smaller side, or to one place beside vectors."""
+    if own.dim() == its.dim() == 4:
+        side = (min(own.shape[2], its.shape[2]), min(own.shape[3], its.shape[3]))
+        return F.mse_loss(pool(own, side), pool(its, side))
+    return F.mse_loss(_vector(own), _vector(its))
+
+
+def _vector(value: Tensor) -> Tensor:
+    return pool(value, (1, 1)).flatten(1) if value.dim() == 4 else value
+
+
+def pool(maps: Tensor, side: tuple[int, int]) -> Tensor:
+    """Mean-pooled to `side`; the very same tensor where nothing is to do."""
+    return maps if tuple(maps.shape[2:]) == side else F.adaptive_avg_pool2d(maps, side)

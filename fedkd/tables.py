@@ -1,0 +1,155 @@
+"""Tables: one row a label, the mean of what a client's student says of its samples, and which rows anybody knows.
+
+K clients, C classes, m columns (C logits, or the d coordinates of a latent), S samples. A row that nobody knows has
+weight 0 and holds zeros; it is to be left out, never taken for knowledge (baselines.md 3.1).
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fedkd import training
+from fedkd.client import Batch, Client
+from fedkd.engine import ClientId, Job, Reply
+from fedkd.payload import Payload
+from fedkd.student import Student
+from fedkd.training import Drawn, Outcome, Site
+
+Mean = Literal["holders", "examples", "senders"]  # a row is the mean over whom, and whether by their samples
+
+
+@dataclass
+class Heard:
+    """What passed through a student's head while it trained, without gradient: the first pass of each step."""
+
+    passes: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # z (B, d) and logits (B, C) by step
+    step: int = 0
+
+    def attend(self, batch: Batch) -> None:
+        """What comes next belongs to this step. Later passes of it are others': of parts, on images of their own."""
+        self.step = batch.step
+        self.passes.pop(batch.step, None)
+
+    def latents(self, start: int = 0) -> Tensor:
+        """z (S, d) of all samples from step `start` on."""
+        return torch.cat([z for step, (z, _) in sorted(self.passes.items()) if step >= start])
+
+    def logits(self) -> Tensor:
+        """Logits (S, C) of all samples, in the order of the steps."""
+        return torch.cat([logits for _, (_, logits) in sorted(self.passes.items())])
+
+
+@contextmanager
+def listening(student: Student) -> Iterator[Heard]:
+    """Note what passes through the head while open: terms stay pure, and nothing is computed twice."""
+    heard = Heard()
+
+    def note(head: torch.nn.Module, given: tuple[Tensor, ...], said: Tensor) -> None:
+        heard.passes.setdefault(heard.step, (given[0].detach(), said.detach()))
+
+    handle = student.get_submodule("head").register_forward_hook(note)
+    try:
+        yield heard
+    finally:
+        handle.remove()
+
+
+def descend(client: Client, site: Site, job: Job, student: Student, drawn: Drawn) -> tuple[Outcome, Heard]:
+    """The default participation, `Site.fit`, with an ear at the student's head; `report` is still to be completed."""
+    descent = site.descent(job, student.learnable)
+    known = client.consult(site, job, drawn.x, drawn.y, drawn.position)
+    with listening(student) as heard:
+
+        def terms(batch: Batch) -> Iterator[tuple[str, Tensor]]:
+            heard.attend(batch)
+            return client.terms(student, batch, job)
+
+        numbers = training.descend(descent, site.batches(client, job, drawn, known), terms)
+    return site.close(client, job, student, drawn, numbers, descent), heard
+
+
+def sums(values_Sm: Tensor, y_S: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Sum of the values of each label (C, m), and how many there are (C,) int64."""
+    sums_Cm = torch.zeros(classes, values_Sm.shape[1], dtype=values_Sm.dtype).index_add_(0, y_S, values_Sm)
+    return sums_Cm, torch.bincount(y_S, minlength=classes)
+
+
+def means(sums_Cm: Tensor, counts_C: Tensor, first_count: float = 0.0) -> Tensor:
+    """Sums over counts (C, m), each count `first_count` higher than it is; zeros where nothing was counted."""
+    known_C1 = counts_C[:, None] > 0
+    return torch.where(known_C1, sums_Cm / (counts_C[:, None].clamp(min=1).to(sums_Cm.dtype) + first_count), 0.0)
+
+
+def weigh(counts_KC: Tensor, mean: Mean) -> Tensor:
+    """What a client's row counts in a mean, (K, C) int64: alike or by samples among those that have any, or alike.
+
+    `senders`: rows of clients without such a sample, zeros, count too; a label without any holder stays unknown.
+    """
+    if mean == "examples":
+        return counts_KC
+    held_KC = counts_KC > 0
+    return (held_KC if mean == "holders" else held_KC.any(0).expand_as(held_KC)).long()
+
+
+def combine(values_KCm: Tensor, weights_KC: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean row of each label (C, m), and the sum of its weights (C,); 0 marks a row that nobody knows."""
+    total_Cm = (values_KCm.double() * weights_KC[..., None]).sum(0)
+    weight_C = weights_KC.sum(0)
+    return means(total_Cm, weight_C).to(values_KCm.dtype), weight_C
+
+
+def without_own(values_KCm: Tensor, weights_KC: Tensor) -> tuple[Tensor, Tensor]:
+    """`combine` for each client of the tables of all others: (K, C, m) and (K, C)."""
+    weighted_KCm = values_KCm.double() * weights_KC[..., None]
+    total_KCm = weighted_KCm.sum(0) - weighted_KCm
+    weight_KC = weights_KC.sum(0) - weights_KC
+    found_KCm = torch.where(weight_KC[..., None] > 0, total_KCm / weight_KC.clamp(min=1)[..., None], 0.0)
+    return found_KCm.to(values_KCm.dtype), weight_KC
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The tables of the clients of one round, side by side; empty before the first."""
+
+    clients: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # (K,) ascending
+    values: Tensor = field(default_factory=lambda: torch.empty(0))  # (K, C, m)
+    weights: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # (K, C)
+
+
+def gather(replies: Sequence[Reply], mean: Mean) -> Tables:
+    """The tables of class logits that came back; replies are in the order of clients."""
+    tables = [(r.client, r.payload.class_logits, r.payload.label_counts) for r in replies]
+    values_KCC = torch.stack([value for _, value, _ in tables if value is not None])
+    counts_KC = torch.stack([counts for _, _, counts in tables if counts is not None])
+    return Tables(torch.tensor([client for client, _, _ in tables]), values_KCC, weigh(counts_KC, mean))
+
+
+def tell(
+    tables: Tables, cohort: Iterable[ClientId], leave_one_out: bool, make: Callable[[Tensor, Tensor], Payload]
+) -> Mapping[ClientId, Payload]:
+    """Payloads of the mean table (C, m) and its weights (C,), for those that sent one without their own share in it."""
+    everybodys = make(*combine(tables.values, tables.weights))
+    if not leave_one_out:
+        return dict.fromkeys(cohort, everybodys)
+    others_KCm, weights_KC = without_own(tables.values, tables.weights)
+    place = {client: k for k, client in enumerate(tables.clients.tolist())}
+    # Cloned: sent to a worker, a view would take the tables of all clients along.
+    return {
+        client: make(others_KCm[place[client]].clone(), weights_KC[place[client]].clone())
+        if client in place
+        else everybodys
+        for client in cohort
+    }
+
+
+def describe(tables: Tables) -> dict[str, float]:
+    """For the ledger: labels known, and how many of their rows are largest at their own label, as a share."""
+    table_CC, weight_C = combine(tables.values, tables.weights)
+    known_C = weight_C > 0
+    right_C = table_CC.argmax(1) == torch.arange(len(table_CC))
+    known = int(known_C.sum())
+    return {"labels_known": float(known), "table_accuracy": float((right_C & known_C).sum()) / max(1, known)}

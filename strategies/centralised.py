@@ -1,0 +1,45 @@
+"""Centralised, server half: no federation. One student on everybody's data, which client 0 holds.
+
+What FedAvg would be without heterogeneity (baselines.md 2.1). Client half: centralised.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from fedkd.engine import ClientId, Reply
+from fedkd.payload import Numbers, Payload, Weights
+from fedkd.problem import Problem
+from fedkd.seeds import Stream
+from fedkd.strategy import Cohort, Strategy
+
+HOLDER = 0  # the client whose training data are everybody's
+
+
+@dataclass(frozen=True)
+class State:
+    """The student's entries, BatchNorm statistics included: all clients are evaluated with them."""
+
+    weights: Weights
+
+
+class Centralised(Strategy[State]):
+    needs = frozenset({"weights"})
+    gives = frozenset({"weights", "numbers"})
+    knowledge = "everybody's data"
+    paper = "no paper: training on pooled data"
+    pools_data = True
+
+    def init(self, problem: Problem, stream: Stream) -> State:
+        return State(problem.initial().weights)
+
+    def plan(self, state: State, cohort: Cohort) -> Mapping[ClientId, Payload]:
+        """The holder trains for the whole cohort, whether or not it is in it."""
+        return {HOLDER: Payload(weights=state.weights, numbers={"budget": float(len(cohort))})}
+
+    def aggregate(self, state: State, replies: Sequence[Reply], stream: Stream) -> tuple[State, Numbers]:
+        (weights,) = (reply.payload.weights for reply in replies)
+        assert weights is not None
+        return State(weights), {}
+
+    def served(self, state: State, client: ClientId | None) -> Payload | None:
+        return Payload(weights=state.weights)

@@ -1,0 +1,64 @@
+"""FedBN, server half: FedAvg on everything but BatchNorm layers, which stay with the clients whole.
+
+Source: Li et al., ICLR 2021; specs/baselines.md 2.10. Client half: supervised.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fedkd import fusion
+from fedkd.engine import ClientId, Reply
+from fedkd.payload import Numbers, Payload, Weights
+from fedkd.problem import Problem
+from fedkd.seeds import Stream
+from fedkd.strategy import Cohort, Strategy
+from fedkd.student import Student
+
+
+@dataclass(frozen=True)
+class State:
+    """The entries that are shared, and whether they are a whole student: one without BatchNorm."""
+
+    weights: Weights
+    is_whole: bool
+
+
+class FedBN(Strategy[State]):
+    needs = frozenset({"weights"})
+    gives = frozenset({"weights"})
+    knowledge = "weights but BatchNorm's"
+    serves = "personal"
+    paper = "Li et al., ICLR 2021"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Strategy.Config):
+        weighting: Literal["examples", "uniform"] = "examples"  # by size of the client's data; authors' code: uniform
+
+    def init(self, problem: Problem, stream: Stream) -> State:
+        stays = batch_norm_entries(problem.shape)
+        entries = problem.shared(problem.initial().weights)
+        return State({name: value for name, value in entries.items() if name not in stays}, not stays)
+
+    def plan(self, state: State, cohort: Cohort) -> Mapping[ClientId, Payload]:
+        return dict.fromkeys(cohort, Payload(weights=state.weights))
+
+    def aggregate(self, state: State, replies: Sequence[Reply], stream: Stream) -> tuple[State, Numbers]:
+        trust_1K1 = fusion.by_examples(replies) if self.config.weighting == "examples" else fusion.uniformly(replies)
+        return State(fusion.fuse_weights(replies, trust_1K1), state.is_whole), fusion.describe(trust_1K1)
+
+    def served(self, state: State, client: ClientId | None) -> Payload | None:
+        if client is None and not state.is_whole:
+            return None
+        return Payload(weights=state.weights)
+
+
+def batch_norm_entries(student: Student) -> frozenset[str]:
+    """Names of all entries of BatchNorm layers: weights, biases and statistics.
+
+    By the type of the module: a rule on names ("bn") misses the norms of shortcuts and of sequences.
+    """
+    norms = {path for path, module in student.named_modules() if isinstance(module, _BatchNorm)}
+    return frozenset(name for name in student.learnable | student.statistics if name.rpartition(".")[0] in norms)

@@ -1,0 +1,185 @@
+"""FedDF, server half: averages weights, then teaches the average what all received students say of public images.
+
+Source: Lin et al., NeurIPS 2020, Algorithms 1 and 3, and the authors' code (baselines.md 3.4, fedgen.md 1.10). Client
+half: feddf.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import torch
+from annotated_types import Ge, Gt
+from torch import Tensor
+
+from fedkd import diagnostics, fusion, losses, metrics, public, training, values
+from fedkd.border import Refused
+from fedkd.client import Batch
+from fedkd.config import TrainConfig
+from fedkd.engine import ClientId, Job, Reply
+from fedkd.optimisers import Descent
+from fedkd.payload import Findings, Numbers, Payload, Weights
+from fedkd.problem import Problem
+from fedkd.seeds import Stream
+from fedkd.strategy import Cohort, Strategy
+from fedkd.student import Student
+
+NOTHING = 1e-9  # nats from the teacher below which there is nothing to learn: rounding, which Adam would magnify
+
+
+@dataclass(frozen=True)
+class State:
+    """The averaged and taught entries of each architecture (the empty name, if all clients are alike)."""
+
+    problem: Problem = field(metadata=values.CONSTANT)
+    weights: Mapping[str, Weights]
+
+
+class FedDF(Strategy[State]):
+    needs = frozenset({"weights", "samples"})
+    gives = frozenset({"weights"})
+    knowledge = "weights, then the mean of their logits on public images"
+    proxy = "yes"
+    works_across_students = True
+    paper = "Lin et al., NeurIPS 2020"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Strategy.Config):
+        weighting: Literal["examples", "uniform"] = "examples"  # of the average; teachers always count alike
+        distil_steps: Annotated[int, Ge(0)] = 100  # Adam's, a round; 0 = FedAvg. Code: up to 10000, stopped early
+        distil_batch: Annotated[int, Ge(1)] = 128  # public images a step
+        distil_lr: Annotated[float, Gt(0)] = 1e-3  # Adam's, annealed to 0 along a cosine within the round
+        distil_clip: Annotated[float, Gt(0)] | None = 5.0  # the gradient's norm is at most this; null: not clipped
+        statistics: Literal["frozen", "moving"] = (
+            "frozen"  # BatchNorm's while the student learns: the average's, or of public batches (train mode)
+        )
+
+    def init(self, problem: Problem, stream: Stream) -> State:
+        public.required(problem)
+        names = sorted(set(problem.assigned)) if problem.is_mixed else [problem.architecture(0)]
+        return State(problem, {name: shared(problem, name, problem.alike(name).initial()) for name in names})
+
+    def plan(self, state: State, cohort: Cohort) -> Mapping[ClientId, Payload]:
+        payloads = {name: Payload(weights=weights) for name, weights in state.weights.items()}
+        return {client: payloads[state.problem.architecture(client)] for client in cohort}
+
+    def inspect(self, state: State, job: Job, reply: Reply) -> None:
+        """`samples` are the statistics that do not travel with the weights, as one row each."""
+        sent, travels = reply.payload.samples or {}, job.payload.weights or {}
+        statistics = state.problem.of(job.client).shape.statistics
+        wanted = {name: value for name, value in statistics.items() if name not in travels}
+        if set(sent) != set(wanted):
+            raise Refused("names", f"samples has entries {sorted(sent)}, expected {sorted(wanted)}")
+        for name, value in wanted.items():
+            if sent[name].shape != (1, *value.shape) or sent[name].dtype != value.dtype:
+                raise Refused("shape", f"samples: '{name}' has shape {tuple(sent[name].shape)}")
+            if name.endswith("running_var") and bool((sent[name] < 0).any()):
+                raise Refused("range", f"samples: '{name}' has negative variances")
+
+    def aggregate(self, state: State, replies: Sequence[Reply], stream: Stream) -> tuple[State, Findings]:
+        """A group without replies stays as it is."""
+        groups = by_architecture(state.problem, replies)
+        weights = {name: self._average(theirs) for name, theirs in groups.items()}
+        findings: dict[str, Any] = dict(fusion.describe(self._trust(replies)))
+        if self.config.distil_steps:
+            proxy = public.required(state.problem)
+            x, y = proxy.samples.take(torch.arange(len(proxy)))
+            logits_KNC = said(state.problem, replies, x).double()
+            teacher_NC = logits_KNC.mean(0).softmax(1)  # the mean is of logits, not of probabilities
+            labels = y if proxy.is_labelled else None
+            findings |= diagnostics.of_fused(logits_KNC.softmax(2), teacher_NC[None], labels)
+            weights, numbers = self._teach(state.problem, groups, weights, x, teacher_NC, stream)
+            findings |= numbers
+        return State(state.problem, {**state.weights, **weights}), findings
+
+    def served(self, state: State, client: ClientId | None) -> Payload | None:
+        if client is not None:
+            return Payload(weights=state.weights[state.problem.architecture(client)])
+        # A student for each architecture is none for all.
+        return None if state.problem.assigned else Payload(weights=state.weights[""])
+
+    def _trust(self, replies: Sequence[Reply]) -> Tensor:
+        return fusion.by_examples(replies) if self.config.weighting == "examples" else fusion.uniformly(replies)
+
+    def _average(self, replies: Sequence[Reply]) -> Weights:
+        return fusion.fuse_weights(replies, self._trust(replies))
+
+    def _teach(
+        self,
+        problem: Problem,
+        groups: Mapping[str, Sequence[Reply]],
+        averages: Mapping[str, Weights],
+        x: Tensor,
+        teacher_NC: Tensor,
+        stream: Stream,
+    ) -> tuple[dict[str, Weights], Numbers]:
+        """Every group's average, taught by the same teacher; numbers are means over the groups."""
+        taught, numbers = {}, []
+        for name, theirs in groups.items():
+            student = problem.alike(name).initial().load(averages[name], mean_statistics(theirs))
+            numbers.append(self._distil(student, x, teacher_NC, stream.child(name)))
+            taught[name] = shared(problem, name, student)
+        return taught, metrics.mean_by_name(numbers)
+
+    def _distil(self, student: Student, x: Tensor, teacher_NC: Tensor, stream: Stream) -> dict[str, float]:
+        """Trains the student in place; gives its divergence from the teacher before and after, in nats."""
+        before = gap(teacher_NC, student, x)
+        if before < NOTHING:
+            return {"gap_before": before, "gap_after": before}
+        config = self.config
+        student.train(config.statistics == "moving")
+        settings = TrainConfig(optimiser="adam", lr=config.distil_lr, clip=config.distil_clip)
+        descent = Descent(settings, student.learnable, config.distil_lr)
+
+        def terms(batch: Batch) -> Iterator[tuple[str, Tensor]]:
+            descent.lr = config.distil_lr * (1 + math.cos(math.pi * batch.step / config.distil_steps)) / 2
+            yield "distil", losses.kl(batch.known["teacher"], student(batch.x))
+
+        known = {"teacher": teacher_NC.float()}
+        batches = public.batches(x, known, config.distil_batch, stream, steps=config.distil_steps)
+        training.descend(descent, batches, terms)
+        return {"gap_before": before, "gap_after": gap(teacher_NC, student, x)}
+
+
+def gap(teacher_NC: Tensor, student: Student, x: Tensor) -> float:
+    """KL(teacher || student) in nats, mean over the images; in float64, so that equals are 0."""
+    return float(losses.kl(teacher_NC, training.logits(student, x).double()).clamp(min=0))
+
+
+def shared(problem: Problem, architecture: str, student: Student) -> Weights:
+    """The entries that travel to clients of an architecture."""
+    return problem.alike(architecture).shared(student.weights)
+
+
+def by_architecture(problem: Problem, replies: Sequence[Reply]) -> Mapping[str, list[Reply]]:
+    """Replies by the architecture of their clients, in order of names."""
+    groups: dict[str, list[Reply]] = {}
+    for reply in replies:
+        groups.setdefault(problem.architecture(reply.client), []).append(reply)
+    return dict(sorted(groups.items()))
+
+
+def said(problem: Problem, replies: Sequence[Reply], x: Tensor) -> Tensor:
+    """Logits (K, N, C) of every received student, in eval mode and with its own statistics."""
+    modules = {name: problem.alike(name).initial() for name in by_architecture(problem, replies)}
+    return torch.stack(
+        [
+            training.logits(
+                modules[problem.architecture(r.client)].load(r.payload.weights or {}, statistics_of(r)),
+                x,
+            )
+            for r in replies
+        ]
+    )
+
+
+def statistics_of(reply: Reply) -> Weights:
+    """The statistics that a client sent beside its weights."""
+    return {name: value[0] for name, value in (reply.payload.samples or {}).items()}
+
+
+def mean_statistics(replies: Sequence[Reply]) -> Weights:
+    """Their mean over clients of one architecture: what the average starts to learn with."""
+    each = [statistics_of(reply) for reply in replies]
+    return metrics.mean_statistics(each, tuple(each[0]))

@@ -1,0 +1,104 @@
+"""FedEnsemble, server half: FedAvg whose prediction is that of all clients' students together.
+
+Source: FedGen's baseline (Zhu, Hong, Zhou, ICML 2021, authors' code): specs/fedgen.md 1.10, specs/baselines.md 3.2.
+Client half: fedensemble.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from fedkd import fusion
+from fedkd.engine import ClientId, Reply
+from fedkd.payload import Numbers, Payload, Weights
+from fedkd.problem import Problem
+from fedkd.seeds import Stream
+from fedkd.strategy import Cohort, Strategy
+
+COPIES = "copies"  # beside the members' entries, which all have a dot in their names
+
+
+@dataclass(frozen=True)
+class State:
+    """FedAvg's global entries and the ensemble of the last round.
+
+    Members are stacked: each entry (M, ...), and how many clients hold that member, `copies` (M,). BatchNorm's
+    statistics that are each client's own: (K, ...) by name, a row a client.
+    """
+
+    weights: Weights
+    statistics: Weights
+    members: Weights
+    clients: int  # K
+
+
+class FedEnsemble(Strategy[State]):
+    needs = frozenset({"weights"})
+    gives = frozenset({"weights"})
+    paper = "Zhu, Hong, Zhou, ICML 2021 (their baseline)"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Strategy.Config):
+        weighting: Literal["examples", "uniform"] = "examples"  # of the weights' mean; the ensemble has none
+
+    def init(self, problem: Problem, stream: Stream) -> State:
+        """With BatchNorm statistics of the clients' own, all members begin with the initial ones."""
+        entries = problem.initial().weights
+        shared = problem.shared(entries)
+        own = {n: v.expand(problem.clients, *v.shape).clone() for n, v in entries.items() if n not in shared}
+        return State(shared, own, {}, problem.clients)
+
+    def plan(self, state: State, cohort: Cohort) -> Mapping[ClientId, Payload]:
+        """One payload for all; or each gets back its own statistics, so that those of all clients come up."""
+        if not state.statistics:
+            return dict.fromkeys(cohort, Payload(weights=state.weights))
+        own = {client: {name: rows[client] for name, rows in state.statistics.items()} for client in cohort}
+        return {client: Payload(weights={**state.weights, **own[client]}) for client in cohort}
+
+    def aggregate(self, state: State, replies: Sequence[Reply], stream: Stream) -> tuple[State, Numbers]:
+        trust_1K1 = fusion.by_examples(replies) if self.config.weighting == "examples" else fusion.uniformly(replies)
+        fused = fusion.fuse_weights(replies, trust_1K1)
+        weights = {name: fused[name] for name in state.weights}
+        statistics = updated(state.statistics, replies)
+        members = gathered(state, statistics, replies)
+        return State(weights, statistics, members, state.clients), fusion.describe(trust_1K1)
+
+    def served(self, state: State, client: ClientId | None) -> Payload | None:
+        """The same for all; before the first round the global student."""
+        return Payload(samples=state.members) if state.members else Payload(weights=state.weights)
+
+
+def updated(statistics: Weights, replies: Sequence[Reply]) -> Weights:
+    """The rows of those who replied, as they sent them."""
+    if not statistics:
+        return {}
+    who = torch.tensor([reply.client for reply in replies])
+    fresh = _stacked(statistics, replies)
+    return {name: rows.index_copy(0, who, fresh[name]) for name, rows in statistics.items()}
+
+
+def gathered(state: State, statistics: Weights, replies: Sequence[Reply]) -> Weights:
+    """The students that clients hold now: those who replied what they trained, all others what was broadcast.
+
+    A student that several clients hold to the last entry is one member with so many copies.
+    """
+    fresh, idle = _stacked(state.weights, replies), state.clients - len(replies)
+    broadcast = {name: torch.cat([fresh[name], sent[None]]) for name, sent in state.weights.items()}
+    if not statistics:
+        held = broadcast if idle else fresh
+        copies = torch.tensor([1] * len(replies) + [idle] * bool(idle))
+        return {**held, COPIES: copies}
+    held_by = torch.full((state.clients,), len(replies))
+    held_by[[reply.client for reply in replies]] = torch.arange(len(replies))
+    return {
+        **{name: rows[held_by] for name, rows in broadcast.items()},
+        **statistics,
+        COPIES: torch.ones(state.clients, dtype=torch.int64),
+    }
+
+
+def _stacked(names: Weights, replies: Sequence[Reply]) -> Weights:
+    """These entries of all replies, (R, ...) by name."""
+    return {name: torch.stack([(reply.payload.weights or {})[name] for reply in replies]) for name in names}

@@ -1,0 +1,86 @@
+"""FedMD, server half: the mean of the clients' logits on public images; no weights cross.
+
+Source: Li and Wang, arXiv 1910.03581, and the authors' code (baselines.md 3.3). Client half: fedmd.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated
+
+import torch
+from annotated_types import Ge
+from torch import Tensor
+
+from fedkd import border, diagnostics, public, values
+from fedkd.engine import ClientId, Job, Reply
+from fedkd.errors import ConfigError
+from fedkd.payload import Findings, Payload
+from fedkd.problem import Problem
+from fedkd.seeds import Stream
+from fedkd.strategy import Cohort, Strategy
+
+
+@dataclass(frozen=True)
+class State:
+    """What the clients of the last round said on average, (N, C) logits; empty before the first."""
+
+    problem: Problem = field(metadata=values.CONSTANT)
+    consensus: Tensor
+
+
+class FedMD(Strategy[State]):
+    needs = frozenset({"probe_logits"})
+    gives = frozenset({"probe_logits", "numbers"})
+    exchanges = 2
+    knowledge = "mean logits on public images"
+    proxy = "yes"
+    works_across_students = True
+    serves = "personal"
+    paper = "Li and Wang, arXiv 1910.03581"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Strategy.Config):
+        public_size: Annotated[int, Ge(1)] = 500  # public images a round, chosen afresh; at most all. Paper: 5000
+        public_epochs: Annotated[int, Ge(0)] = 0  # on the public set, before a client's first round; 0: none. Paper: 20
+        private_epochs: Annotated[int, Ge(0)] = 0  # on its own data, after these; 0: none. Paper: 25
+
+    def init(self, problem: Problem, stream: Stream) -> State:
+        proxy = public.required(problem)
+        if self.config.public_epochs and not proxy.is_labelled:
+            raise ConfigError(
+                f"strategy.public_epochs = {self.config.public_epochs} needs labels, and proxy={proxy.name} has none",
+                where="strategy.public_epochs",
+                mend="say proxy=held-out or proxy=unused, or strategy.public_epochs=0",
+            )
+        return State(problem, torch.empty(0))
+
+    def asks(self, cohort: Cohort) -> frozenset[str]:
+        return self.needs if cohort.exchange == 0 else frozenset()
+
+    def plan(self, state: State, cohort: Cohort) -> Mapping[ClientId, Payload]:
+        numbers = dict(public.describe(state.problem, self._size(state)))
+        if cohort.exchange == 1:
+            return dict.fromkeys(cohort, Payload(probe_logits=state.consensus, numbers=numbers))
+        numbers["public_epochs"] = float(self.config.public_epochs)
+        numbers["private_epochs"] = float(self.config.private_epochs)
+        return dict.fromkeys(cohort, Payload(numbers=numbers))
+
+    def inspect(self, state: State, job: Job, reply: Reply) -> None:
+        border.check_rows(reply, self._size(state))
+
+    def aggregate(self, state: State, replies: Sequence[Reply], stream: Stream) -> tuple[State, Findings]:
+        if replies[0].exchange == 1:
+            return state, {}
+        logits_KNC = torch.stack([r.payload.probe_logits for r in replies if r.payload.probe_logits is not None])
+        mean_NC = logits_KNC.double().mean(0)
+        proxy = public.required(state.problem)
+        index = public.part(state.problem, self._size(state), replies[0].round)
+        y_N = proxy.samples.y[index] if proxy.is_labelled else None
+        findings = diagnostics.of_fused(logits_KNC.softmax(2), mean_NC.softmax(1)[None], y_N)
+        return replace(state, consensus=mean_NC.float()), findings
+
+    def served(self, state: State, client: ClientId | None) -> Payload | None:
+        return None
+
+    def _size(self, state: State) -> int:
+        return min(self.config.public_size, len(public.required(state.problem)))

@@ -1,0 +1,49 @@
+"""FedRep and FedPer, server half: the mean of the clients' bodies; heads stay with them.
+
+Sources: Collins et al., ICML 2021; Arivazhagan et al. 2019 (arXiv 1912.00818); specs/baselines.md 2.12. Client half:
+fedrep, which says in what order body and head are trained.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from fedkd import fusion
+from fedkd.engine import ClientId, Reply
+from fedkd.payload import Numbers, Payload, Weights
+from fedkd.problem import Problem
+from fedkd.seeds import Stream
+from fedkd.strategy import Cohort, Strategy
+
+
+@dataclass(frozen=True)
+class State:
+    """The body: all entries but the head's."""
+
+    weights: Weights
+
+
+class FedRep(Strategy[State]):
+    needs = frozenset({"weights"})
+    gives = frozenset({"weights"})
+    knowledge = "weights but the head's"
+    serves = "personal"
+    paper = "Collins et al., ICML 2021"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Strategy.Config):
+        weighting: Literal["examples", "uniform"] = "examples"  # by size of the client's data, or alike
+
+    def init(self, problem: Problem, stream: Stream) -> State:
+        entries = problem.shared(problem.initial().weights)
+        return State({name: value for name, value in entries.items() if not name.startswith("head.")})
+
+    def plan(self, state: State, cohort: Cohort) -> Mapping[ClientId, Payload]:
+        return dict.fromkeys(cohort, Payload(weights=state.weights))
+
+    def aggregate(self, state: State, replies: Sequence[Reply], stream: Stream) -> tuple[State, Numbers]:
+        trust_1K1 = fusion.by_examples(replies) if self.config.weighting == "examples" else fusion.uniformly(replies)
+        return State(fusion.fuse_weights(replies, trust_1K1)), fusion.describe(trust_1K1)
+
+    def served(self, state: State, client: ClientId | None) -> Payload | None:
+        return None if client is None else Payload(weights=state.weights)

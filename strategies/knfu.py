@@ -1,0 +1,239 @@
+"""KnFu, server half, a reconstruction: a teacher for each client, fused from the knowledge of those near to it.
+
+Source: Seyedmohammadi et al., arXiv 2403.11892, of which only the abstract was found; equations of specs/knfu.md,
+sections 1 and 2. Client half: knfu.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal
+
+import torch
+from annotated_types import Ge, Gt, Le
+from torch import Tensor
+
+from fedkd import affinity, border, diagnostics, public, values
+from fedkd.engine import ClientId, Job, Reply
+from fedkd.errors import ConfigError
+from fedkd.payload import Findings, Payload
+from fedkd.problem import Problem
+from fedkd.seeds import Stream
+from fedkd.strategy import Cohort, Strategy
+
+SAMPLES_AT_ONCE = 64  # of weights by sample: their distances are (samples, K, K, C) in memory
+LOWEST = 1e-38  # of a fused probability that travels as a logarithm
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What a client last said: N transfer samples, C classes."""
+
+    round: int
+    logits: Tensor  # (N, C)
+    examples: int
+    counts: Tensor  # (C,) int64: its label counts; empty unless they are reported
+
+
+@dataclass(frozen=True)
+class State:
+    """Between exchanges: teachers. Between rounds: what the configuration wants remembered."""
+
+    problem: Problem = field(metadata=values.CONSTANT)
+    round: int  # rounds heard of
+    beta: float | None  # chosen in the first round, if it is `auto`
+    laws: Mapping[int, Tensor]  # by client: its first estimate, where that is to stay
+    heard: Mapping[int, Heard]  # by client: for rounds in which it is absent
+    teachers: Mapping[int, Tensor]  # by client: log F_k (N, C); equal ones are one tensor
+
+
+class KnFu(Strategy[State]):
+    needs = frozenset({"probe_logits", "label_counts"})
+    gives = frozenset({"probe_logits", "numbers"})
+    exchanges = 2
+    knowledge = "logits on a public set, fused for each client"
+    proxy = "yes"
+    works_across_students = True
+    serves = "personal"
+    paper = "reconstruction of Seyedmohammadi et al., arXiv 2403.11892"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Strategy.Config):
+        order: Literal["two_phase", "distill_first"] = "two_phase"  # fine-tune at once, or before the next training
+        epd: Literal["mean_soft", "argmax_hist", "reported", "class_table"] = (
+            "mean_soft"  # a client's label law: mean prediction, share of decisions, its counts, means by public label
+        )
+        epd_when: Literal["every", "first"] = "every"  # round; first: before any fine-tuning, then kept
+        pseudo_count: Annotated[int, Ge(0), Le(1)] = 0  # added to each reported count
+        divergence: Literal["kl", "kl_rev", "js", "l1", "l2", "cos"] = "kl"  # of label laws; kl: receiver || sender
+        beta: Annotated[float, Ge(0)] | Literal["inf", "auto"] = 10.0  # paper: 10, of an unknown distance; 0: FedMD
+        beta_senders: Annotated[float, Ge(1)] = 3.0  # mean effective senders that beta=auto aims at, in round 1
+        include_self: bool = True  # whether a client's own knowledge is part of its teacher
+        size_prior: bool = False  # weights also by the size of the sender's data
+        top_m: Annotated[int, Ge(1)] | None = None  # only the nearest senders count; null: all
+        min_samples: Annotated[int, Ge(0)] = 0  # clients with fewer receive and are nobody's source
+        stale: Annotated[int, Ge(0)] = 0  # rounds for which an absent client's knowledge still counts
+        weight_level: Literal["client", "sample"] = "client"  # one weight a pair, or one for each transfer sample
+        fuse: Literal["prob", "logit"] = "prob"  # mean of probabilities, or of logits
+        temperature: Annotated[float, Gt(0)] = 1.0  # of teacher and student; the label laws stay at 1
+        fine_tune_ce: Literal["none", "private", "transfer"] = "none"  # beside distilling: on own or on public labels
+
+    def init(self, problem: Problem, stream: Stream) -> State:
+        wants_labels = self.config.fine_tune_ce == "transfer" or self.config.epd == "class_table"
+        if wants_labels and not public.required(problem).is_labelled:
+            key = "fine_tune_ce" if self.config.fine_tune_ce == "transfer" else "epd"
+            raise ConfigError(
+                f"strategy.{key} = {getattr(self.config, key)} needs labels, and proxy={public.required(problem).name} "
+                "has none",
+                where=f"strategy.{key}",
+                mend="say proxy=held-out or proxy=unused",
+            )
+        return State(problem, 0, None, {}, {}, {})
+
+    def trips(self, round: int) -> int:
+        return 1 if self.config.order == "distill_first" else self.exchanges
+
+    def asks(self, cohort: Cohort) -> frozenset[str]:
+        if cohort.exchange == 1:
+            return frozenset()
+        return frozenset({"probe_logits", "label_counts"} if self.config.epd == "reported" else {"probe_logits"})
+
+    def plan(self, state: State, cohort: Cohort) -> Mapping[ClientId, Payload]:
+        numbers = self._numbers(state, cohort)
+        without = Payload(numbers=numbers)
+        distinct = {id(teacher): teacher for teacher in state.teachers.values()}
+        payloads = {key: Payload(probe_logits=teacher, numbers=numbers) for key, teacher in distinct.items()}
+        return {client: payloads.get(id(state.teachers.get(client)), without) for client in cohort}
+
+    def inspect(self, state: State, job: Job, reply: Reply) -> None:
+        border.check_rows(reply, len(public.required(state.problem)))
+
+    def aggregate(self, state: State, replies: Sequence[Reply], stream: Stream) -> tuple[State, Findings]:
+        if replies[0].exchange == 1:  # they have taken what was fused
+            return replace(state, teachers={}), {}
+        heard = self._heard(state, replies)
+        logits_KNC = torch.stack([said.logits for said in heard.values()]).double()
+        laws = self._laws(state, heard, logits_KNC)
+        D_KK = self._distance(state, torch.stack([laws[client] for client in heard]), logits_KNC)
+        rule = self._rule(heard)
+        beta = self._beta(state, D_KK, rule)
+        rows = torch.tensor([list(heard).index(reply.client) for reply in replies])
+        W_RK = affinity.weights(D_KK, beta, **rule)[..., rows, :]
+        fused_RNC, own_RNC = self._fused(W_RK, logits_KNC), logits_KNC[rows].softmax(-1)
+        after = State(
+            problem=state.problem,
+            round=replies[0].round,
+            beta=beta if self.config.beta == "auto" else None,
+            laws=laws if self.config.epd_when == "first" else {},
+            heard=heard if self.config.stale else {},
+            teachers=waiting(state, replies) | teachers([reply.client for reply in replies], W_RK, fused_RNC),
+        )
+        chosen = {"beta": beta} if self.config.beta == "auto" else {}
+        against = against_own(state.problem, W_RK, own_RNC, fused_RNC)
+        return after, {**affinity.describe(W_RK, rows), **chosen, **against}
+
+    def served(self, state: State, client: ClientId | None) -> Payload | None:
+        return None  # each client has a student of its own
+
+    def _numbers(self, state: State, cohort: Cohort) -> dict[str, float]:
+        """What clients must know: the public set they must have, and how to teach with it."""
+        numbers = {**public.describe(state.problem, len(public.required(state.problem)))}
+        if cohort.exchange == 0 and self.config.epd == "reported":
+            numbers["report_counts"] = 1.0
+        if state.teachers:
+            numbers["temperature"] = self.config.temperature
+            if self.config.fine_tune_ce != "none":
+                numbers[f"{self.config.fine_tune_ce}_ce"] = 1.0
+        return numbers
+
+    def _heard(self, state: State, replies: Sequence[Reply]) -> dict[int, Heard]:
+        """All whose knowledge counts now, by client ascending: those who replied, and absent ones not too old."""
+        now = replies[0].round
+        recent = {client: said for client, said in state.heard.items() if now - said.round <= self.config.stale}
+        fresh = {reply.client: of_reply(reply) for reply in replies}
+        return dict(sorted((recent | fresh).items()))
+
+    def _laws(self, state: State, heard: Mapping[int, Heard], logits_KNC: Tensor) -> dict[int, Tensor]:
+        """The estimated label law of each client, (C,), or its mean predictions by public label, (C, C)."""
+        if self.config.epd == "mean_soft":
+            found = affinity.epd(logits_KNC.softmax(-1))
+        elif self.config.epd == "argmax_hist":
+            found = affinity.label_shares(logits_KNC.argmax(-1), logits_KNC.shape[-1])
+        elif self.config.epd == "reported":
+            counts_KC = torch.stack([said.counts for said in heard.values()])
+            found = affinity.reported(counts_KC, self.config.pseudo_count)
+        else:
+            found = by_public_label(logits_KNC.softmax(-1), public.required(state.problem).samples.y)
+        laws = dict(zip(heard, found, strict=True))
+        return {**laws, **state.laws} if self.config.epd_when == "first" else laws
+
+    def _distance(self, state: State, laws: Tensor, logits_KNC: Tensor) -> Tensor:
+        """D (K, K) between those heard, or (N, K, K) where it differs by sample."""
+        kind = self.config.divergence
+        if self.config.weight_level == "sample":
+            parts = logits_KNC.softmax(-1).movedim(1, 0).split(SAMPLES_AT_ONCE)
+            return torch.cat([affinity.distance(part, kind) for part in parts])
+        if self.config.epd == "class_table":
+            labels = public.required(state.problem).samples.y
+            has_label_C = torch.bincount(labels, minlength=state.problem.classes) > 0
+            return affinity.table_distance(laws, has_label_C.expand(len(laws), -1), kind)
+        return affinity.distance(laws, kind)
+
+    def _rule(self, heard: Mapping[int, Heard]) -> dict[str, Any]:
+        """Who may be whose source, beside the distance: arguments of `affinity.weights`."""
+        examples_K = torch.tensor([said.examples for said in heard.values()])
+        return {
+            "include_self": self.config.include_self,
+            "prior_K": examples_K if self.config.size_prior else None,
+            "top": self.config.top_m,
+            "allowed": examples_K >= self.config.min_samples,
+        }
+
+    def _beta(self, state: State, D_KK: Tensor, rule: Mapping[str, Any]) -> float:
+        if self.config.beta != "auto":
+            return float(self.config.beta)
+        return affinity.beta_for(D_KK, self.config.beta_senders, **rule) if state.beta is None else state.beta
+
+    def _fused(self, W_RK: Tensor, logits_KNC: Tensor) -> Tensor:
+        """F (R, N, C) of knfu.md 2.5, in float64: probabilities at the configured temperature."""
+        if self.config.fuse == "logit":
+            return (affinity.mix(W_RK, logits_KNC) / self.config.temperature).softmax(-1)
+        return affinity.mix(W_RK, (logits_KNC / self.config.temperature).softmax(-1))
+
+
+def of_reply(reply: Reply) -> Heard:
+    """What a reply says, for this and later rounds."""
+    logits, counts = reply.payload.probe_logits, reply.payload.label_counts
+    assert logits is not None
+    return Heard(reply.round, logits, reply.num_examples, torch.empty(0) if counts is None else counts)
+
+
+def waiting(state: State, replies: Sequence[Reply]) -> dict[int, Tensor]:
+    """Teachers that clients absent now have not taken yet (`order: distill_first`)."""
+    present = {reply.client for reply in replies}
+    return {client: teacher for client, teacher in state.teachers.items() if client not in present}
+
+
+def by_public_label(probs_KNC: Tensor, y_N: Tensor) -> Tensor:
+    """Each client's mean prediction (K, C, C) by true label of the public sample; 0 for labels without one."""
+    is_label_CN = (y_N == torch.arange(probs_KNC.shape[-1])[:, None]).double()
+    share_CN = is_label_CN / is_label_CN.sum(1, keepdim=True).clamp(min=1)
+    return torch.einsum("yn,knc->kyc", share_CN, probs_KNC)
+
+
+def teachers(clients: Sequence[int], W_RK: Tensor, fused_RNC: Tensor) -> dict[int, Tensor]:
+    """log F_k by client, of those who have a teacher; receivers with the same weights share one tensor."""
+    of_row: dict[bytes, Tensor] = {}
+    found = {}
+    for row, client in enumerate(clients):
+        its = W_RK[..., row, :]
+        if bool(its.any()):
+            key = its.numpy().tobytes()
+            found[client] = of_row.setdefault(key, fused_RNC[row].clamp(min=LOWEST).log().float())
+    return found
+
+
+def against_own(problem: Problem, W_RK: Tensor, own_RNC: Tensor, fused_RNC: Tensor) -> Findings:
+    """How the teachers of those who have one differ from their own knowledge; labels are for this measure only."""
+    taught_R = W_RK.sum(-1).reshape(-1, len(own_RNC)).amax(0) > 0
+    labels = public.required(problem).samples.y if public.required(problem).is_labelled else None
+    return diagnostics.of_fused(own_RNC[taught_R], fused_RNC[taught_R], labels)

@@ -1,0 +1,207 @@
+"""KnFu without a public set, server half: generated latents stand for the public images, and heads never hear of them.
+
+Our design (specs/knfu.md, section 6b) on what is known of Seyedmohammadi et al., arXiv 2403.11892, with FedGen's
+generator (Zhu et al., ICML 2021; fedgen.md 1.3 to 1.5): nothing of it is in the paper. Client half: knfu-generated.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+from annotated_types import Ge, Gt, Le
+from torch import Tensor
+
+from fedkd import affinity, diagnostics, fusion, losses
+from fedkd.engine import ClientId, Reply
+from fedkd.errors import ConfigError
+from fedkd.models import generators
+from fedkd.optimisers import Adam
+from fedkd.payload import Findings, Payload, Weights
+from fedkd.problem import Problem
+from fedkd.seeds import Stream
+from fedkd.strategy import Cohort, Strategy
+
+LOWEST = 1e-38  # of a fused probability that travels as a logarithm
+COMPARED = 200  # latents by whose pairs a collapse of the generator is recognised
+
+
+@dataclass(frozen=True)
+class State:
+    """Every client's head, the generator with its optimiser's memory, and what waits for the next round."""
+
+    first: Weights  # the head that all start from
+    heads: Mapping[int, Weights]  # by client, of those heard: they have only that one copy
+    generator: Weights
+    adam: Mapping[str, Any]
+    labels_seen: Tensor  # (C,) int64: labels drawn so far by all clients
+    latents: Weights  # "z" (N, d) and "y" (N,): they play the public set; empty before the first
+    teachers: Mapping[int, Tensor]  # by client: log F_k (N, C); equal ones are one tensor
+    round: int  # rounds aggregated
+
+
+class KnFuGenerated(Strategy[State]):
+    needs = frozenset({"weights", "label_counts"})
+    gives = frozenset({"weights", "samples", "probe_logits", "numbers"})
+    knowledge = "heads; generated latents and what they mean, fused for each client"
+    works_across_students = True
+    serves = "personal"
+    paper = "our data-free form of Seyedmohammadi et al., arXiv 2403.11892"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Strategy.Config):
+        divergence: Literal["kl", "kl_rev", "js", "l1", "l2", "cos"] = "kl"  # kl: receiver || sender
+        beta: Annotated[float, Ge(0)] | Literal["inf"] = 10.0  # paper: 10, of an unknown distance; 0: all alike
+        include_self: bool = True  # whether a client's own head is part of its teacher
+        top_m: Annotated[int, Ge(1)] | None = None  # only the nearest senders count; null: all
+        temperature: Annotated[float, Gt(0)] = 1.0  # of teacher and student
+        latents: Annotated[int, Ge(1)] = 1000  # generated a round, as many of each label seen so far
+        least_variety: Annotated[float, Ge(0), Le(1)] = 0.05  # total variation below which latents teach nothing
+        noise: Annotated[int, Ge(1)] = 32  # width of the generator's noise
+        hidden: Annotated[int, Ge(1)] = 256  # width of the generator's hidden layer
+        generator_steps: Annotated[int, Ge(0)] = 50  # a round
+        generator_batch: Annotated[int, Ge(2)] = 32  # latents a step
+        generator_lr: Annotated[float, Gt(0)] = 3e-4  # Adam's
+        generator_weight_decay: Annotated[float, Ge(0)] = 1e-2  # classical L2
+        diversity_weight: Annotated[float, Ge(0)] = 1.0  # of noise that tells in the latents; 0: none
+
+    def init(self, problem: Problem, stream: Stream) -> State:
+        widths = {name: problem.alike(name).latent for name in sorted(set(problem.assigned))} or {"": problem.latent}
+        if len(set(widths.values())) > 1:
+            listed = ", ".join(f"{name} {width}" for name, width in widths.items())
+            raise ConfigError(
+                f"knfu-generated needs students of equal latent width, got {listed}",
+                where="students.mix",
+                mend="choose students of one latent width, or strategy=knfu-table",
+            )
+        config, width = self.config, next(iter(widths.values()))
+        generator = generators.init(
+            stream.child("generator"), noise=config.noise, hidden=config.hidden, latent=width, classes=problem.classes
+        )
+        member = 0 if problem.assigned else None
+        first = problem.of(member).shared(problem.initial(member).weights, "head")
+        seen = torch.zeros(problem.classes, dtype=torch.int64)
+        return State(first, {}, generator, {"step": 0, "mean": {}, "square": {}}, seen, {}, {}, 0)
+
+    def plan(self, state: State, cohort: Cohort) -> Mapping[ClientId, Payload]:
+        """Heads come down too: the server has them anyway, and they start alike whatever the students are."""
+        new = Payload(weights=state.first)
+        numbers = {"temperature": self.config.temperature}
+        payloads = {}
+        for client in cohort:
+            head, teacher = state.heads.get(client), state.teachers.get(client)
+            if head is None:
+                payloads[client] = new
+            elif teacher is None:
+                payloads[client] = Payload(weights=head)
+            else:
+                payloads[client] = Payload(weights=head, samples=state.latents, probe_logits=teacher, numbers=numbers)
+        return payloads
+
+    def aggregate(self, state: State, replies: Sequence[Reply], stream: Stream) -> tuple[State, Findings]:
+        counts_KC = torch.stack([r.payload.label_counts for r in replies if r.payload.label_counts is not None])
+        seen = state.labels_seen + counts_KC.sum(0)
+        fresh = {reply.client: reply.payload.weights for reply in replies if reply.payload.weights is not None}
+        heads = dict(sorted({**state.heads, **fresh}.items()))
+        generator, adam, terms = self._train_generator(state, stack(list(fresh.values())), counts_KC, stream)
+        latents = self._generate(generator, seen, stream)
+        logits_KNC = head_logits(stack(list(heads.values())), latents["z"]).double()
+        is_here_K = torch.tensor([client in fresh for client in heads])
+        W_KK, found = self._weights(logits_KNC.softmax(-1), is_here_K)
+        fused_KNC = affinity.mix(W_KK, (logits_KNC / self.config.temperature).softmax(-1))
+        is_taught = int((seen > 0).sum()) > 1
+        after = State(
+            first=state.first,
+            heads=heads,
+            generator=generator,
+            adam=adam,
+            labels_seen=seen,
+            latents=latents,
+            teachers=teachers(list(heads), W_KK, fused_KNC) if is_taught else {},
+            round=replies[0].round,
+        )
+        return after, {**found, **terms, **measure(latents, logits_KNC.softmax(-1), fused_KNC, W_KK)}
+
+    def served(self, state: State, client: ClientId | None) -> Payload | None:
+        return None if client is None else Payload(weights=state.heads.get(client, state.first))
+
+    def _weights(self, probs_KNC: Tensor, is_here_K: Tensor) -> tuple[Tensor, Findings]:
+        """W (K, K) over those who are here. While the generator is collapsed, everybody is its own source."""
+        config = self.config
+        D_KK = affinity.distance(affinity.epd(probs_KNC), config.divergence)
+        beta = math.inf if config.beta == "inf" else config.beta
+        W_KK = affinity.weights(D_KK, beta, include_self=config.include_self, top=config.top_m, allowed=is_here_K)
+        spread = variety(probs_KNC[:, :COMPARED])
+        if spread < config.least_variety:
+            W_KK = torch.eye(len(D_KK), dtype=W_KK.dtype)
+        return W_KK, {**affinity.describe(W_KK, torch.arange(len(D_KK))), "head_variety": spread}
+
+    def _generate(self, generator: Weights, seen_C: Tensor, stream: Stream) -> Weights:
+        """Z and its labels, as many of each label seen so far."""
+        draws = stream.child("latents").torch()
+        labels = seen_C.nonzero().flatten() if bool(seen_C.any()) else torch.arange(len(seen_C))
+        y_N = labels[torch.arange(self.config.latents) % len(labels)]
+        noise_N = generators.draw_noise((len(y_N), self.config.noise), draws)
+        return {"z": generators.generate(generator, y_N, noise_N), "y": y_N}
+
+    def _train_generator(
+        self, state: State, heads: tuple[Tensor, Tensor], counts_KC: Tensor, stream: Stream
+    ) -> tuple[Weights, Mapping[str, Any], Findings]:
+        """FedGen's: latents that the heads, trusted by label, recognise, and that noise spreads (fedgen.md 1.5)."""
+        config, draws = self.config, stream.child("generator").torch()
+        entries = {name: entry.clone() for name, entry in state.generator.items()}
+        adam = Adam({name: entries[name].requires_grad_() for name in generators.learnable(entries)}, state.adam)
+        trust_KC = fusion.by_label_counts(counts_KC.clamp(min=1))[0]
+        drawn_C = counts_KC.sum(0) > 0
+        labels_C = drawn_C.double() if bool(drawn_C.any()) else torch.ones(len(drawn_C), dtype=torch.float64)
+        recent: list[Tensor] = []
+        for _ in range(config.generator_steps):
+            y_B = torch.multinomial(labels_C, config.generator_batch, replacement=True, generator=draws)
+            noise_B = generators.draw_noise((len(y_B), config.noise), draws)
+            z_Bd = generators.generate(entries, y_B, noise_B, training=True)
+            teacher = losses.ensemble_cross_entropy(head_logits(heads, z_Bd), y_B, trust_KC)
+            diversity = config.diversity_weight * losses.diversity(noise_B, z_Bd) if config.diversity_weight else 0.0
+            gradients = torch.autograd.grad(teacher + diversity, adam.parameters)
+            adam.step(gradients, config.generator_lr, config.generator_weight_decay)
+            recent.append(teacher.detach())
+        found = {"teacher": float(torch.stack(recent[-10:]).mean())} if recent else {}
+        return {name: entry.detach() for name, entry in entries.items()}, adam.memory(), found
+
+
+def stack(heads: Sequence[Weights]) -> tuple[Tensor, Tensor]:
+    """Heads side by side: (K, C, d) and (K, C)."""
+    return torch.stack([h["head.weight"] for h in heads]), torch.stack([h["head.bias"] for h in heads])
+
+
+def head_logits(heads: tuple[Tensor, Tensor], z_Nd: Tensor) -> Tensor:
+    """Logits (K, N, C) of every head on every latent."""
+    weight_KCd, bias_KC = heads
+    return torch.baddbmm(bias_KC[:, None], z_Nd.expand(len(weight_KCd), -1, -1), weight_KCd.mT)
+
+
+def variety(probs_KNC: Tensor) -> float:
+    """Mean total variation between two latents' predictions of the same head; 0: a collapsed generator."""
+    samples = probs_KNC.shape[1]
+    if samples < 2:
+        return 0.0
+    pairs = torch.cdist(probs_KNC, probs_KNC, p=1.0).sum((1, 2)) / 2
+    return float((pairs / (samples * (samples - 1))).mean())
+
+
+def teachers(clients: Sequence[int], W_KK: Tensor, fused_KNC: Tensor) -> dict[int, Tensor]:
+    """log F_k by client, of those who have a teacher; receivers with the same weights share one tensor."""
+    of_row: dict[bytes, Tensor] = {}
+    found = {}
+    for row, client in enumerate(clients):
+        if bool(W_KK[row].any()):
+            key = W_KK[row].numpy().tobytes()
+            found[client] = of_row.setdefault(key, fused_KNC[row].clamp(min=LOWEST).log().float())
+    return found
+
+
+def measure(latents: Weights, own_KNC: Tensor, fused_KNC: Tensor, W_KK: Tensor) -> Findings:
+    """Latents against their labels, and teachers against own heads, for those who have a teacher."""
+    taught_K = W_KK.sum(1) > 0
+    generated = diagnostics.of_generated(latents["z"], latents["y"], own_KNC.mean(0))
+    return {**generated, **diagnostics.of_fused(own_KNC[taught_K], fused_KNC[taught_K], latents["y"])}

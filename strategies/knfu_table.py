@@ -1,0 +1,138 @@
+"""KnFu without a public set, server half: tables of mean logits by label, fused for each client from near owners.
+
+Our design (specs/knfu.md, section 6a) on what is known of Seyedmohammadi et al., arXiv 2403.11892: nothing of it is in
+the paper. Client half: knfu-table.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Ge, Gt, Le
+from torch import Tensor
+
+from fedkd import affinity, fusion
+from fedkd.engine import ClientId, Reply
+from fedkd.payload import Findings, Payload
+from fedkd.problem import Problem
+from fedkd.seeds import Stream
+from fedkd.strategy import Cohort, Strategy
+
+LOWEST = 1e-38  # of a fused probability that travels as a logarithm
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """What one client is taught in its next round. C classes."""
+
+    logits: Tensor  # (C, C): log F_k, rows by true label; rows that nobody may teach are 0
+    owners: Tensor  # (C,) int64: from how many clients a row comes; 0 = there is none
+
+
+@dataclass(frozen=True)
+class State:
+    """By client: what waits for its next participation."""
+
+    teachers: Mapping[int, Teacher]
+    round: int  # rounds aggregated
+
+
+class KnFuTable(Strategy[State]):
+    needs = frozenset({"class_logits", "label_counts"})
+    gives = frozenset({"class_logits", "label_counts", "numbers"})
+    knowledge = "mean logits by label, fused for each client"
+    works_across_students = True
+    serves = "personal"
+    paper = "our data-free form of Seyedmohammadi et al., arXiv 2403.11892"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Strategy.Config):
+        epd: Literal["reported", "class_table"] = "reported"  # what clients are compared by: counts, or tables
+        pseudo_count: Annotated[int, Ge(0), Le(1)] = 1  # added to each reported count
+        divergence: Literal["kl", "kl_rev", "js", "l1", "l2", "cos"] = "kl"  # kl: receiver || sender
+        beta: Annotated[float, Ge(0)] | Literal["inf"] = 10.0  # paper: 10, of an unknown distance; 0: all owners alike
+        include_self: bool = False  # whether a client's own table is part of its teacher
+        top_m: Annotated[int, Ge(1)] | None = None  # only the nearest owners of a label count; null: all
+        min_owned: Annotated[int, Ge(1)] = 1  # samples of a label from which on a client has a say on it
+        temperature: Annotated[float, Gt(0)] = 1.0  # of teacher and student
+
+    def init(self, problem: Problem, stream: Stream) -> State:
+        return State({}, 0)
+
+    def plan(self, state: State, cohort: Cohort) -> Mapping[ClientId, Payload]:
+        without = Payload()
+        numbers = {"temperature": self.config.temperature}
+        payloads = {}
+        for key, teacher in {id(each): each for each in state.teachers.values()}.items():
+            payloads[key] = Payload(class_logits=teacher.logits, label_counts=teacher.owners, numbers=numbers)
+        return {client: payloads.get(id(state.teachers.get(client)), without) for client in cohort}
+
+    def aggregate(self, state: State, replies: Sequence[Reply], stream: Stream) -> tuple[State, Findings]:
+        tables_KCC, counts_KC = stack(replies)
+        owns_KC = counts_KC >= self.config.min_owned
+        W_CKK = self._weights(tables_KCC, counts_KC, owns_KC)
+        fused_KCC = fuse(tables_KCC, owns_KC, W_CKK, self.config.temperature)
+        fresh = teachers([reply.client for reply in replies], W_CKK, fused_KCC)
+        found = affinity.describe(W_CKK, torch.arange(len(replies)))
+        after = replace(state, teachers={**state.teachers, **fresh}, round=replies[0].round)
+        return after, {**found, **measure(W_CKK, fused_KCC, owns_KC)}
+
+    def served(self, state: State, client: ClientId | None) -> Payload | None:
+        return None  # each client has a student of its own
+
+    def _weights(self, tables_KCC: Tensor, counts_KC: Tensor, owns_KC: Tensor) -> Tensor:
+        """W (C, K, K): for each label, whom a receiver trusts among those who own it."""
+        config = self.config
+        if config.epd == "reported":
+            law_KC = affinity.reported(counts_KC, config.pseudo_count)
+            D_KK = affinity.distance(law_KC, config.divergence)
+        else:
+            D_KK = affinity.table_distance(tables_KCC.double().softmax(-1), owns_KC, config.divergence)
+        return affinity.weights(
+            D_KK,
+            math.inf if config.beta == "inf" else config.beta,
+            include_self=config.include_self,
+            top=config.top_m,
+            allowed=owns_KC.T[:, None],
+        )
+
+
+def stack(replies: Sequence[Reply]) -> tuple[Tensor, Tensor]:
+    """The clients' tables (K, C, C) and label counts (K, C)."""
+    tables = [reply.payload.class_logits for reply in replies]
+    counts = [reply.payload.label_counts for reply in replies]
+    return torch.stack([t for t in tables if t is not None]), torch.stack([c for c in counts if c is not None])
+
+
+def fuse(tables_KCC: Tensor, owns_KC: Tensor, W_CKK: Tensor, temperature: float) -> Tensor:
+    """F (K, C, C) float64: row y of receiver k is sum_j W[y, k, j] softmax(M[j, y] / T); 0 where nobody may teach.
+
+    Rows of labels that a sender does not own are put aside first: weight 0 times NaN would be NaN.
+    """
+    S_KCC = (tables_KCC.double() / temperature).softmax(-1)
+    S_KCC = torch.where(owns_KC[..., None], S_KCC, 0.0)
+    return fusion.fuse(S_KCC, W_CKK.movedim(0, -1))
+
+
+def teachers(clients: Sequence[int], W_CKK: Tensor, fused_KCC: Tensor) -> dict[int, Teacher]:
+    """What each client is taught next; receivers with the same weights share one teacher."""
+    of_row: dict[bytes, Teacher] = {}
+    found = {}
+    for row, client in enumerate(clients):
+        owners = (W_CKK[:, row] > 0).sum(1)
+        logits = fused_KCC[row].clamp(min=LOWEST).log().masked_fill((owners == 0)[:, None], 0.0).float()
+        found[client] = of_row.setdefault(W_CKK[:, row].numpy().tobytes(), Teacher(logits, owners))
+    return found
+
+
+def measure(W_CKK: Tensor, fused_KCC: Tensor, owns_KC: Tensor) -> Findings:
+    """taught: share of the labels that clients own for which they have a teacher; and how often that is right."""
+    has_KC = (W_CKK.sum(-1) > 0).T & owns_KC
+    right_KC = fused_KCC.argmax(-1) == torch.arange(owns_KC.shape[1])
+    taught = int(has_KC.sum())
+    return {
+        "taught": taught / max(1, int(owns_KC.sum())),
+        "teacher_accuracy": int((right_KC & has_KC).sum()) / max(1, taught),
+    }

@@ -1,0 +1,41 @@
+"""Local, server half: no server. Every client trains alone, in the rounds in which it would be selected.
+
+The floor that any exchange of knowledge must beat (baselines.md 2.1). Client half: supervised.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from fedkd.engine import ClientId, Reply
+from fedkd.payload import Numbers, Payload
+from fedkd.problem import Problem
+from fedkd.seeds import Stream
+from fedkd.strategy import Cohort, Strategy
+
+
+@dataclass(frozen=True)
+class State:
+    """Rounds over: all else stays with the clients."""
+
+    round: int
+
+
+class Local(Strategy[State]):
+    needs = frozenset()
+    gives = frozenset()
+    knowledge = "nothing"
+    works_across_students = True
+    serves = "personal"
+    paper = "no paper: training without federation"
+
+    def init(self, problem: Problem, stream: Stream) -> State:
+        return State(0)
+
+    def plan(self, state: State, cohort: Cohort) -> Mapping[ClientId, Payload]:
+        return dict.fromkeys(cohort, Payload())
+
+    def aggregate(self, state: State, replies: Sequence[Reply], stream: Stream) -> tuple[State, Numbers]:
+        return State(state.round + 1), {}
+
+    def served(self, state: State, client: ClientId | None) -> Payload | None:
+        return None

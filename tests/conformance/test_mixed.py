@@ -1,0 +1,68 @@
+"""Students of different architectures: who says that it works across them does, and who does not is refused."""
+
+import json
+
+import algorithms
+import pytest
+import tiny
+from algorithms import MIXED
+
+from fedkd import compose
+from fedkd.config import RunConfig
+from fedkd.errors import ConfigError
+from simulations import assemble
+
+SAME_LATENT = "students={knfu-cnn: 0.5, knfu-cnn-bn: 0.5}"  # for those that compare latents
+
+
+def is_able(algorithm: tuple[str, ...]) -> bool:
+    return bool(algorithms.declared(algorithms.server(algorithm)).get("works_across_students"))
+
+
+def refusal(config: RunConfig) -> ConfigError | None:
+    try:
+        assemble.assemble(config)
+    except ConfigError as error:
+        return error
+    return None
+
+
+def check_three_rounds(config: RunConfig) -> None:
+    assembly = assemble.assemble(config)
+    assert assembly.experiment.problem.is_mixed
+    played = algorithms.play(assembly.experiment, tiny.FakeEngine(assembly.site))
+    assert not [failure for each in played for failure in each.failures]
+    assert json.dumps([[each.row, each.clients] for each in played], allow_nan=False)
+
+
+def mixed(algorithm: tuple[str, ...], *more: str) -> RunConfig:
+    return algorithms.configure(algorithm, MIXED, *more)
+
+
+def test_it_works_across_students_as_it_says(algorithm):
+    """If it compares latents, these must have the same width, and it says so."""
+    if not is_able(algorithm):
+        pytest.skip("it says that it does not")
+    refused = refusal(mixed(algorithm))
+    assert refused is None or "latent" in str(refused)
+    check_three_rounds(algorithms.configure(algorithm, SAME_LATENT) if refused else mixed(algorithm))
+
+
+def test_if_not_it_is_refused_with_the_names_of_those_that_do(algorithm):
+    if is_able(algorithm):
+        pytest.skip("it works across students")
+    with pytest.raises(ConfigError, match="students of different architectures") as caught:
+        assemble.assemble(mixed(algorithm))
+    others = [other for other in compose.options("strategy") if is_able((f"strategy={other}",))]
+    assert all(other in caught.value.mistakes[0].mend for other in others)
+
+
+def test_if_not_it_works_within_architectures_or_says_why_not(algorithm):
+    if is_able(algorithm):
+        pytest.skip("it works across students")
+    config = mixed(algorithm, "students.mixed=groups")
+    refused = refusal(config)
+    if refused is None:
+        check_three_rounds(config)
+    else:
+        assert refused.mistakes[0].mend

@@ -1,0 +1,519 @@
+"""FedD2S's server half: schedules in a run, uploads, heads; invariants of fedd2s.md 9 and edge cases of 7."""
+
+import math
+from collections import OrderedDict
+from dataclasses import replace
+
+import pytest
+import tiny
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from clients.fedd2s import FedD2S as Half
+from fedkd import checkpoint, heads, rounds, seeds, training
+from fedkd.border import Refused
+from fedkd.config import EvaluateConfig
+from fedkd.engine import Job, Reply
+from fedkd.errors import ConfigError
+from fedkd.payload import Payload
+from fedkd.problem import Problem
+from fedkd.strategy import Cohort
+from fedkd.student import Student
+from strategies import fedd2s
+from strategies.fedd2s import FedD2S
+
+STREAM = seeds.stream(0, "test")
+SIZES = (20, 12, 7)
+TAPS = {1: (2, 2, 2), 2: (tiny.LATENT,), 3: (tiny.LATENT,)}
+
+
+def deep() -> Student:
+    """Three blocks: conv, hidden, head."""
+    conv = nn.Sequential(nn.Conv2d(1, 2, 3, stride=2), nn.ReLU())
+    hidden = nn.Sequential(nn.Flatten(), nn.Linear(8, tiny.LATENT), nn.ReLU())
+    return Student(OrderedDict(conv=conv, hidden=hidden, head=nn.Linear(tiny.LATENT, tiny.CLASSES)))
+
+
+def wide() -> Student:
+    """Two more blocks, whose first tap has the shape of `deep`'s second."""
+    blocks: OrderedDict[str, nn.Module] = OrderedDict()
+    blocks["hidden"] = nn.Sequential(nn.Flatten(), nn.Linear(tiny.SIDE**2, tiny.LATENT), nn.ReLU())
+    for name in ("second", "third"):
+        blocks[name] = nn.Sequential(nn.Linear(tiny.LATENT, tiny.LATENT), nn.ReLU())
+    return Student(OrderedDict(blocks, head=nn.Linear(tiny.LATENT, tiny.CLASSES)))
+
+
+def one_block() -> Student:
+    return Student(OrderedDict(head=nn.Linear(4, tiny.CLASSES)))
+
+
+def strategy(**changes) -> FedD2S:
+    return FedD2S(FedD2S.Config(**{"server_batch": 8, **changes}))
+
+
+def task(**changes) -> Problem:
+    train = replace(tiny.TRAIN, steps=None, epochs=1, momentum=0.9)
+    return tiny.problem(**{"make": deep, "rounds": 6, "train": train, **changes})
+
+
+def begun(half: FedD2S, problem: Problem | None = None) -> fedd2s.State:
+    return half.init(problem or task(), STREAM)
+
+
+def ordered(half: FedD2S, state, client=0, number=1, exchange=0) -> Job:
+    payload = half.plan(state, Cohort((0, 1, 2), number, exchange))[client]
+    return Job(task="train", client=client, round=number, exchange=exchange, payload=payload)
+
+
+def reply(client=0, depth=3, rows=None, seed=0, number=1, **samples) -> Reply:
+    rows = SIZES[client] if rows is None else rows
+    draw = seeds.stream(seed, "reply", client=client).torch()
+    found = {
+        "taps": torch.randn(rows, *TAPS[depth], generator=draw),
+        "logits": torch.randn(rows, tiny.CLASSES, generator=draw),
+        "labels": (torch.arange(rows) % tiny.CLASSES).to(torch.uint8),
+    }
+    payload = Payload(samples={**found, **samples}, numbers={"depth": float(depth)})
+    return Reply(client=client, round=number, payload=payload, num_examples=SIZES[client])
+
+
+def run(half: FedD2S, count: int, client=None, problem=None, **config):
+    problem = problem or task()
+    site = tiny.site(client or Half(), problem)
+    engine = tiny.FakeEngine(site)
+    config = {"evaluate": EvaluateConfig(probe=0, common=0), **config}
+    return tiny.play(tiny.experiment(half, site, **config), engine, count), engine
+
+
+# Schedule in a run
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, [3, 3, 2, 2, 1, 1]),
+        ({"drop_mode": "none"}, [3] * 6),
+        ({"drop_set": []}, [3] * 6),
+        ({"drop_mode": "constant"}, [2] * 6),
+        ({"drop_mode": "constant", "depth": 1}, [1] * 6),
+        ({"drop_mode": "reverse"}, [1, 1, 2, 2, 3, 3]),
+        ({"drop_mode": "stop"}, [3, 3, 3, 3, 0, 0]),
+        ({"drop_set": [3, 1], "drop_period": 1, "drop_start": 1}, [3, 3, 2, 0, 0, 0]),
+    ],
+)
+def test_the_depth_is_that_of_the_schedule_for_every_client(changes, expected):
+    half = strategy(**changes)
+    state = begun(half)
+    for number, depth in enumerate(expected, start=1):
+        plan = half.plan(state, Cohort((0, 2), number))
+        assert {(p.numbers or {}).get("depth", 0) for p in plan.values()} == {depth}
+
+
+def test_a_run_visits_the_depths_and_sends_less_than_nothing_nowhere():
+    played, engine = run(strategy(), 6)
+    assert [p.row["server"]["depth"] for p in played] == [3, 3, 2, 2, 1, 1]
+    assert not [failure for p in played for failure in p.failures]
+    n = sum(SIZES)
+    for p, width in zip(played, (4, 4, 4, 4, 8, 8), strict=True):
+        assert p.row["bytes"]["up"]["samples"] == n * (4 * width + 4 * tiny.CLASSES + 1)
+    assert [p.row["bytes"]["down"].get("samples", 0) for p in played] == [0, *[4 * tiny.CLASSES * n] * 5]
+    kept = played[-1].state.clients[0].memory["heads"]
+    assert set(kept) == {"hidden", "conv"}
+    assert set(played[-1].state.server.heads) == {"hidden", "conv"}
+    assert not [job for job in engine.jobs if job.payload.weights]
+
+
+def test_nothing_travels_and_no_head_is_taught_once_everything_is_dropped():
+    played, _ = run(strategy(drop_set=[3, 1], drop_period=1), 4)
+    assert [p.row["server"]["depth"] for p in played] == [3, 2, 0, 0]
+    for p in played[2:]:
+        assert sum(p.row["bytes"]["up"].values()) == sum(p.row["bytes"]["down"].values()) == 0
+        assert not p.failures
+    tiny.assert_same(tiny.canonical(played[1].state.server.heads), tiny.canonical(played[3].state.server.heads))
+
+
+def test_a_plateau_drops_once_accuracy_stands_still():
+    half = strategy(drop_mode="plateau", drop_patience=1, drop_delta=2.0)  # nothing is ever progress
+    played, _ = run(half, 5)
+    assert [p.row["server"]["depth"] for p in played] == [3, 3, 2, 2, 1]
+    assert not [failure for p in played for failure in p.failures]
+    assert played[-1].state.server.plateau.dropped == 2
+
+
+def test_clients_that_were_away_jump_to_the_depth_of_the_round():
+    half = strategy()
+    state, _ = half.aggregate(begun(half), [reply(0), reply(1)], STREAM)
+    plan = half.plan(state, Cohort((0, 2), 3))
+    assert plan[0].samples["logits"].shape == (20, tiny.CLASSES)
+    assert plan[2].samples is None
+    assert {p.numbers["depth"] for p in plan.values()} == {2}
+
+
+# Configuration
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"drop_set": [2, 3]}, "drop_set"),
+        ({"drop_set": [4]}, "drop_set"),
+        ({"drop_set": [3, 0]}, "drop_set"),
+        ({"drop_mode": "constant", "depth": 4}, "depth"),
+        ({"head_arch": "gap", "head_init": "copy"}, "head_init"),
+        ({"tap_pool": 2}, "tap_pool"),
+    ],
+)
+def test_what_cannot_work_says_so_at_the_start(changes, word):
+    with pytest.raises(ConfigError, match=word):
+        begun(strategy(**changes))
+
+
+def test_a_student_of_one_block_is_refused():
+    with pytest.raises(ConfigError, match="no tap"):
+        begun(strategy(), task(make=one_block))
+
+
+# Uploads
+
+
+def test_an_honest_report_passes():
+    half = strategy()
+    state = begun(half)
+    for depth, number in ((3, 1), (2, 3), (1, 5)):
+        half.inspect(state, ordered(half, state, number=number), reply(depth=depth, number=number))
+
+
+def numbered(**numbers) -> Reply:
+    return replace(reply(), payload=replace(reply().payload, numbers=numbers))
+
+
+BAD = {
+    "another depth": (reply(depth=2), "stale"),
+    "no depth": (numbered(), "stale"),
+    "a number more": (
+        replace(reply(), payload=replace(reply().payload, numbers={"depth": 3.0, "held_out": 0.5})),
+        "stale",
+    ),
+    "fewer rows": (reply(rows=19), "shape"),
+    "no rows": (reply(rows=0), "range"),
+    "label out of range": (reply(labels=torch.full((20,), tiny.CLASSES, dtype=torch.uint8)), "range"),
+    "wide labels": (reply(labels=torch.zeros(20, dtype=torch.int64)), "shape"),
+    "float labels": (reply(labels=torch.zeros(20)), "shape"),
+    "other taps": (reply(taps=torch.zeros(20, 5)), "shape"),
+    "other classes": (reply(logits=torch.zeros(20, 4)), "shape"),
+    "rows that differ": (reply(logits=torch.zeros(19, tiny.CLASSES)), "shape"),
+    "an entry more": (reply(counts=torch.ones(20, dtype=torch.int64)), "names"),
+    "nothing": (replace(reply(), payload=replace(reply().payload, samples={})), "names"),
+}
+
+
+@pytest.mark.parametrize("lie", BAD)
+def test_a_report_that_is_not_what_was_asked_for_is_refused(lie):
+    half = strategy()
+    state = begun(half)
+    bad, cause = BAD[lie]
+    with pytest.raises(Refused) as refused:
+        half.inspect(state, ordered(half, state), bad)
+    assert refused.value.cause == cause
+
+
+@pytest.mark.parametrize(
+    ("labels", "counts"),
+    [([0, 2], [10, 9]), ([2, 0], [10, 10]), ([0, 0], [10, 10]), ([0, 2], [20, 0]), ([0, 3], [10, 10])],
+)
+def test_class_means_must_be_of_all_samples_in_rising_order(labels, counts):
+    half = strategy(knowledge="per_class")
+    state = begun(half)
+    sent = reply(rows=2, labels=torch.tensor(labels, dtype=torch.uint8), counts=torch.tensor(counts))
+    with pytest.raises(Refused):
+        half.inspect(state, ordered(half, state), sent)
+    fine = reply(rows=2, labels=torch.tensor([0, 2], dtype=torch.uint8), counts=torch.tensor([15, 5]))
+    half.inspect(state, ordered(half, state), fine)
+
+
+def test_what_nobody_asked_for_is_refused():
+    half = strategy(knowledge="smoothing")
+    state = begun(half)
+    with pytest.raises(Refused):
+        half.inspect(state, ordered(half, state), reply())
+    half.inspect(state, ordered(half, state), replace(reply(), payload=replace(reply().payload, samples={})))
+
+
+def test_a_head_that_is_none_is_refused():
+    half = strategy(head_up=True, drop_mode="constant")
+    state = begun(half)
+    good = heads.build(task(), 2, "tail", TAPS[2], STREAM).weights
+
+    def tell(generator):
+        sent = reply(depth=2)
+        half.inspect(state, ordered(half, state), replace(sent, payload=replace(sent.payload, generator=generator)))
+
+    tell(good)
+    tell({})
+    for bad in ({"head.weight": good["head.weight"]}, {**good, "head.bias": torch.zeros(9)}):
+        with pytest.raises(Refused):
+            tell(bad)
+
+
+def test_one_poisoned_report_changes_nothing_but_the_count_of_refusals():
+    half, problem = strategy(), task()
+    site = tiny.site(Half(), problem)
+    experiment = tiny.experiment(half, site)
+    first = tiny.play(experiment, tiny.FakeEngine(site), 1)[0].state
+
+    def poison(job, result):
+        if job.task != "train" or job.client != 1:
+            return result
+        samples = dict(result.payload.samples)
+        samples["logits"] = samples["logits"].clone()
+        samples["logits"][0, 0] = math.nan
+        return replace(result, payload=replace(result.payload, samples=samples))
+
+    honest = rounds.play(experiment, tiny.FakeEngine(site), first)
+    spoiled = rounds.play(experiment, tiny.FakeEngine(site, spoil=poison), first)
+    assert (honest.row["clients"]["rejected"], spoiled.row["clients"]["rejected"]) == (0, 1)
+    # what a round without client 1 gives
+    state = first.server
+    jobs = {c: ordered(half, state, c, 2) for c in (0, 2)}
+    replies = [tiny.fit(Half(), replace(jobs[c], state=first.clients[c]), site) for c in (0, 2)]
+    stream = seeds.stream(problem.seed, "aggregate", round=2).child(0)
+    expected, _ = half.aggregate(state, replies, stream)
+    tiny.assert_same(tiny.canonical(spoiled.state.server), tiny.canonical(expected))
+    assert torch.equal(spoiled.state.server.tables[1], state.tables[1])
+
+
+# Teaching
+
+
+def test_the_server_changes_its_heads_and_tables_only():
+    half = strategy()
+    state, replies = begun(half), [reply(0), reply(1), reply(2)]
+    before = tiny.canonical([state, replies])
+    after, findings = half.aggregate(state, replies, STREAM)
+    tiny.assert_same(tiny.canonical([state, replies]), before)
+    assert {k: len(v) for k, v in after.tables.items()} == {0: 20, 1: 12, 2: 7}
+    assert not any(entry.requires_grad for entry in after.heads["hidden"].values())
+    assert findings["rows"] == 39
+    assert {"head_ce", "head_kl", "teacher_accuracy", "filter_gain", "harmed", "own_max", "teacher_max"} <= set(
+        findings
+    )
+
+
+def test_tables_are_what_the_taught_head_says_in_eval_mode():
+    half = strategy()
+    after, _ = half.aggregate(begun(half), [reply(0), reply(1)], STREAM)
+    head = heads.build(task(), 3, "tail", TAPS[3], STREAM).load(after.heads["hidden"])
+    for client in (0, 1):
+        assert_close(after.tables[client], training.logits(head, reply(client).payload.samples["taps"]))
+
+
+def test_a_head_goes_on_where_it_stopped_in_the_last_round():
+    half = strategy()
+    one, _ = half.aggregate(begun(half), [reply(0)], STREAM)
+    _, first = half.aggregate(begun(half), [reply(0)], STREAM)
+    later = one
+    for i in range(20):
+        later, last = half.aggregate(later, [reply(0)], STREAM.child(i))
+    assert last["head_ce"] < first["head_ce"]
+
+
+def test_permuting_a_clients_rows_permutes_its_table():
+    """One full batch a pass: the order within it only moves the last bits."""
+    half = strategy(server_batch=100, server_epochs=1)
+    order = torch.randperm(20, generator=STREAM.torch())
+    sent = reply(0)
+    moved = replace(sent, payload=replace(sent.payload, samples={n: t[order] for n, t in sent.payload.samples.items()}))
+    one, _ = half.aggregate(begun(half), [sent, reply(1)], STREAM)
+    other, _ = half.aggregate(begun(half), [moved, reply(1)], STREAM)
+    assert_close(other.tables[0], one.tables[0][order])
+
+
+def test_identical_clients_get_identical_tables():
+    half = strategy()
+    twin = replace(reply(0), client=1)
+    after, _ = half.aggregate(begun(half), [reply(0), twin], STREAM)
+    assert torch.equal(after.tables[0], after.tables[1])
+
+
+def test_one_client_alone_teaches_itself_and_is_counted():
+    half = strategy()
+    after, findings = half.aggregate(begun(half), [reply(0)], STREAM)
+    assert findings["alone"] == 1
+    assert torch.isfinite(after.tables[0]).all()
+
+
+def test_a_head_that_diverges_is_put_back_and_tells_nobody_anything():
+    half, wild = strategy(), strategy(server_lr=1e30)
+    state, _ = half.aggregate(begun(half), [reply(0), reply(1)], STREAM)
+    after, findings = wild.aggregate(state, [reply(0, seed=5), reply(1, seed=5)], STREAM)
+    assert findings["restored"] == 1
+    tiny.assert_same(tiny.canonical([after.heads, after.tables]), tiny.canonical([state.heads, state.tables]))
+    assert all(math.isfinite(v) for v in findings.values())
+    fresh, _ = wild.aggregate(begun(wild), [reply(0)], STREAM)
+    assert (fresh.heads, fresh.tables) == ({}, {})
+
+
+def test_all_clients_weigh_alike_if_they_are_to():
+    by_sample, alike = (
+        strategy(client_weight=how)._lesson([fedd2s.Upload(3, reply(c).payload.samples) for c in (0, 2)])
+        for how in ("samples", "uniform")
+    )
+    assert_close(by_sample.weight, torch.ones(27))
+    assert_close(alike.weight, torch.tensor([27 / (2 * 20)] * 20 + [27 / (2 * 7)] * 7))
+
+
+def test_class_means_weigh_by_their_counts():
+    def means(client, counts):
+        labels = torch.arange(len(counts), dtype=torch.uint8)
+        return fedd2s.Upload(
+            3, reply(client, rows=len(counts), labels=labels, counts=torch.tensor(counts)).payload.samples
+        )
+
+    lesson = strategy(knowledge="per_class")._lesson([means(0, [15, 5]), means(2, [7])])
+    assert_close(lesson.weight, torch.tensor([15.0, 5, 7]) * 3 / 27)
+    lesson = strategy(knowledge="per_class", client_weight="uniform")._lesson([means(0, [15, 5]), means(2, [7])])
+    assert_close(lesson.weight, torch.tensor([0.75, 0.25, 1.0]) * 3 / 2)
+
+
+def test_a_copy_begins_with_the_head_that_was_taught_one_block_deeper():
+    half, quiet = strategy(head_init="copy"), strategy(head_init="copy", server_lr=1e-30)
+    state, _ = half.aggregate(begun(half), [reply(0)], STREAM)
+    after, _ = quiet.aggregate(state, [reply(0, depth=1, number=5)], STREAM)
+    assert set(after.heads) == {"hidden", "conv"}
+    for name, entry in state.heads["hidden"].items():
+        assert torch.equal(after.heads["conv"][name], entry)
+    fresh, _ = strategy(server_lr=1e-30).aggregate(state, [reply(0, depth=1, number=5)], STREAM)
+    assert not torch.equal(fresh.heads["conv"]["head.weight"], state.heads["hidden"]["head.weight"])
+
+
+def test_the_head_begins_as_the_mean_of_those_that_clients_sent():
+    half = strategy(head_up=True, drop_mode="constant", server_lr=1e-30)
+
+    def sent(client, value):
+        own = reply(client, depth=2)
+        head = {"head.weight": torch.full((3, tiny.LATENT), value), "head.bias": torch.full((3,), value)}
+        return replace(own, payload=replace(own.payload, generator=head))
+
+    after, _ = half.aggregate(begun(half), [sent(0, 1.0), sent(1, 9.0)], STREAM)
+    assert_close(after.heads["hidden"]["head.bias"], torch.full((3,), (20 * 1 + 12 * 9) / 32))
+
+
+# What clients are told
+
+
+def test_equal_payloads_are_one_object_and_a_table_goes_to_its_owner():
+    half = strategy()
+    state = begun(half)
+    plan = half.plan(state, Cohort((0, 1, 2), 1))
+    assert plan[0] is plan[1] is plan[2]
+    state, _ = half.aggregate(state, [reply(0), reply(1)], STREAM)
+    plan = half.plan(state, Cohort((0, 1), 2))
+    assert plan[0].samples["logits"] is state.tables[0]
+    assert plan[1].samples["logits"] is state.tables[1]
+
+
+def test_logits_of_another_depth_are_used_or_skipped():
+    state, _ = strategy().aggregate(begun(strategy()), [reply(0)], STREAM)
+    for how, expected in (("use", {"samples", "numbers"}), ("skip", {"numbers"})):
+        assert strategy(stale=how).plan(state, Cohort((0,), 3))[0].kinds() == expected
+        assert "samples" in strategy(stale=how).plan(state, Cohort((0,), 2))[0].kinds()
+
+
+def test_absent_clients_reports_are_taught_again_if_kept():
+    half = strategy(replay=True)
+    state, _ = half.aggregate(begun(half), [reply(0), reply(1)], STREAM)
+    after, findings = half.aggregate(state, [reply(0, seed=9)], STREAM)
+    assert not torch.equal(after.tables[1], state.tables[1])
+    assert (findings["rows"], findings["alone"]) == (20, 0)
+    moved, _ = half.aggregate(state, [reply(0, depth=1, number=5)], STREAM)
+    assert torch.equal(moved.tables[1], state.tables[1]), "its report is of another tap"
+    plain, _ = strategy().aggregate(state, [reply(0, seed=9)], STREAM)
+    assert torch.equal(plain.tables[1], state.tables[1])
+
+
+def test_a_class_table_is_the_mean_of_what_the_head_said_by_label():
+    half = strategy(knowledge="class_soft")
+    state, _ = half.aggregate(begun(half), [reply(0), reply(2)], STREAM)
+    said = torch.cat([state.tables[0], state.tables[2]])
+    y = torch.cat([reply(c).payload.samples["labels"] for c in (0, 2)])
+    for row, label in enumerate(state.classes["labels"]):
+        assert_close(state.classes["logits"][row], said[y == label].mean(0))
+    plan = half.plan(state, Cohort((0, 1), 2))
+    assert plan[0] is plan[1]
+
+
+# Other readings, in whole runs
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"knowledge": "per_class"},
+        {"knowledge": "class_soft"},
+        {"knowledge": "smoothing"},
+        {"student": "through"},
+        {"student": "global_head"},
+        {"exchange": "two_step"},
+        {"exchange": "two_step", "student": "global_head"},
+        {"exchange": "two_step", "drop_mode": "stop"},
+        {"head_init": "copy"},
+        {"head_up": True},
+        {"head_arch": "flat", "tap_pool": 1},
+        {"head_arch": "gap"},
+        {"head_arch": "pool4"},
+        {"max_samples": 5},
+        {"max_samples": 5, "knowledge": "per_class"},
+        {"replay": True, "stale": "skip"},
+        {"drop_mode": "plateau", "drop_patience": 1, "drop_delta": 0.5, "knowledge": "per_class"},
+    ],
+)
+def test_a_run_of_each_reading_has_no_failures(changes):
+    played, _ = run(strategy(**changes), 6, clients_per_round=2)
+    assert not [failure for p in played for failure in p.failures]
+    assert all(math.isfinite(v) for p in played for v in p.row["server"].values())
+
+
+def test_in_two_steps_the_teacher_is_of_this_round():
+    half = strategy(exchange="two_step")
+    _, engine = run(half, 1)
+    first, second = ([j for j in engine.jobs if j.task == "train" and j.exchange == e] for e in (0, 1))
+    assert [j.payload.samples for j in first] == [None] * 3
+    assert [len(j.payload.samples["logits"]) for j in second] == list(SIZES)
+
+
+def test_students_that_differ_share_no_head_even_at_taps_of_one_shape():
+    problem = task(mixture={"deep": deep, "wide": wide}, assigned=("deep", "wide", "deep"))
+    half = strategy(drop_period=1)
+    played, engine = run(half, 6, problem=problem)
+    assert not [failure for p in played for failure in p.failures]
+    depths = [
+        tuple(int(j.payload.numbers["depth"]) for j in engine.jobs if (j.task, j.round) == ("train", n + 1))
+        for n in range(6)
+    ]
+    assert depths == [(3, 4, 3), (3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1), (1, 1, 1)]
+    state = played[-1].state.server
+    assert {"deep:conv", "deep:hidden", "wide:hidden"} <= set(state.heads)
+    assert state.shapes["deep"]["hidden"] == state.shapes["wide"]["hidden"]
+    assert {p.row["server"]["alone"] for p in played} == {1}
+
+
+@pytest.mark.parametrize("changes", [{}, {"replay": True, "drop_mode": "plateau", "drop_patience": 1}])
+def test_a_run_resumed_at_any_round_gives_the_same_bytes(changes, tmp_path):
+    problem = task()
+    site = tiny.site(Half(), problem)
+    experiment = tiny.experiment(strategy(**changes), site)
+    played = tiny.play(experiment, tiny.FakeEngine(site), 6)
+    for at in range(5):
+        folder = tmp_path / str(at)
+        checkpoint.commit(folder, played[at].state, {}, "digest")
+        loaded = checkpoint.load(folder, experiment, "digest", warn=pytest.fail)
+        again = rounds.play(experiment, tiny.FakeEngine(site), loaded.state)
+        assert tiny.as_bytes(again) == tiny.as_bytes(played[at + 1])
+        tiny.assert_same(tiny.canonical(again.state), tiny.canonical(played[at + 1].state))
+
+
+def test_it_serves_what_clients_keep_and_no_global_student():
+    half = strategy()
+    assert half.served(begun(half), None) is None
+    assert half.served(begun(half), 0) is None
