@@ -132,7 +132,7 @@ def terms(lesson: Lesson, logits: Tensor, temperature: float, weight: float) -> 
         yield "kl", weight * temperature**2 * (lesson.weight * each).mean()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Teaching:
     """How a head is taught."""
 

@@ -142,10 +142,8 @@ class FedD2S(Strategy[State]):
             orders.check_head(reply.payload.generator, head)
 
     def aggregate(self, state: State, replies: Sequence[Reply], stream: Stream) -> tuple[State, Findings]:
-        uploads = {}
-        for reply in replies:
-            if samples := reply.payload.samples:
-                uploads[reply.client] = Upload(int((reply.payload.numbers or {})["depth"]), samples)
+        told = [(reply.client, reply.payload.numbers or {}, reply.payload.samples) for reply in replies]
+        uploads = {client: Upload(int(numbers["depth"]), samples) for client, numbers, samples in told if samples}
         state, findings = self._distil(state, uploads, replies, stream) if uploads else (state, {})
         number = replies[0].round
         if self.config.exchange == "two_step" and not replies[0].exchange:
@@ -231,35 +229,34 @@ class FedD2S(Strategy[State]):
     ) -> tuple[State, Findings]:
         """Teach one head a group; then each says what it thinks of its clients' rows."""
         uploads = {**state.uploads, **fresh} if self.config.replay else fresh
-        groups: dict[str, list[ClientId]] = {}
-        for client in sorted(uploads):
-            groups.setdefault(_key(state.problem, client, uploads[client].depth), []).append(client)
-        trained, found, restored = dict(state.heads), [], 0
+        groups = _groups(state.problem, uploads)
+        current = sorted(_groups(state.problem, fresh))
+        found: list[Mapping[str, float]] = []
+        taught: dict[str, Weights] = {}
         tables: dict[ClientId, Tensor] = {}
-        current = {_key(state.problem, client, upload.depth) for client, upload in fresh.items()}
-        for key in sorted(current):
+        for key in current:
             members = groups[key]
             head = self._start(state, key, members[0], uploads[members[0]].depth, replies)
             lesson = self._lesson([uploads[client] for client in members])
-            numbers = self._teach(head, lesson, stream.child("lesson", key))
+            found.append(self._teach(head, lesson, stream.child("lesson", key)))
             said = training.logits(head, lesson.taps)
-            if not heads.is_finite({**head.weights, "said": said}):
-                restored += 1
-                continue
-            trained[key] = head.weights
-            sizes = [len(uploads[client].samples["labels"]) for client in members]
-            tables |= dict(zip(members, (part.clone() for part in said.split(sizes)), strict=True))
-            found.append(numbers)
+            if heads.is_finite({**head.weights, "said": said}):
+                taught[key] = head.weights
+                sizes = [len(uploads[client].samples["labels"]) for client in members]
+                tables |= dict(zip(members, (part.clone() for part in said.split(sizes)), strict=True))
         after = replace(
             state,
-            heads=trained,
+            heads={**state.heads, **taught},
             tables={**state.tables, **tables},
             depths={**state.depths, **{client: uploads[client].depth for client in tables}},
             classes=_of_classes(tables, uploads) if self.config.knowledge == "class_soft" and tables else state.classes,
             uploads=uploads if self.config.replay else {},
         )
-        alone = sum(len(groups[key]) == 1 for key in current)
-        counts = {"restored": restored, "alone": alone, "rows": sum(len(u.samples["labels"]) for u in fresh.values())}
+        counts = {
+            "restored": len(current) - len(taught),
+            "alone": sum(len(groups[key]) == 1 for key in current),
+            "rows": sum(len(upload.samples["labels"]) for upload in fresh.values()),
+        }
         return after, {**metrics.mean_by_name(found), **_judge(tables, uploads), **counts}
 
     def _start(self, state: State, key: str, client: ClientId, depth: int, replies: Sequence[Reply]) -> heads.Student:
@@ -284,20 +281,13 @@ class FedD2S(Strategy[State]):
             counts = upload.samples.get("counts", torch.ones(len(upload.samples["labels"])))
             weights.append(counts / counts.sum() if self.config.client_weight == "uniform" else counts.float())
         weight = torch.cat(weights)
-        taps, logits, labels = (
-            torch.cat([upload.samples[name] for upload in uploads]) for name in ("taps", "logits", "labels")
-        )
-        return Lesson(taps, logits, labels.long(), weight * (len(weight) / weight.sum()))
+        rows = {name: torch.cat([u.samples[name] for u in uploads]) for name in ("taps", "logits", "labels")}
+        return Lesson(rows["taps"], rows["logits"], rows["labels"].long(), weight * (len(weight) / weight.sum()))
 
     def _teach(self, head: heads.Student, lesson: Lesson, stream: Stream) -> Mapping[str, float]:
         config = self.config
         sgd = Sgd(list(head.parameters()), config.server_lr, config.server_momentum, config.server_weight_decay)
-        how = Teaching(
-            epochs=config.server_epochs,
-            batch=config.server_batch,
-            temperature=config.temperature,
-            weight=config.lambda_s,
-        )
+        how = Teaching(config.server_epochs, config.server_batch, config.temperature, config.lambda_s)
         found = heads.teach(head, lesson, sgd, how, stream)
         return {f"head_{name}": value for name, value in found.items() if torch.isfinite(torch.tensor(value))}
 
@@ -310,7 +300,7 @@ class FedD2S(Strategy[State]):
                 where="strategy.head_init",
                 mend="say strategy.head_arch=tail, or strategy.head_init=fresh",
             )
-        if config.tap_pool and config.head_arch == "tail" and config.student != "through":
+        if config.tap_pool and config.head_arch == "tail":
             raise ConfigError(
                 "strategy.tap_pool changes the size of taps, which the blocks of a tail cannot take",
                 where="strategy.tap_pool",
@@ -327,6 +317,14 @@ def _key(problem: Problem, client: ClientId, depth: int) -> str:
     """A head's name: clients of one architecture share it at one tap, others never do."""
     architecture, tap = problem.architecture(client), heads.tap(problem.of(client).shape, depth)
     return f"{architecture}:{tap}" if architecture else tap
+
+
+def _groups(problem: Problem, uploads: Mapping[ClientId, Upload]) -> Mapping[str, list[ClientId]]:
+    """Who shares a head, each group in order of client."""
+    groups: dict[str, list[ClientId]] = {}
+    for client, upload in sorted(uploads.items()):
+        groups.setdefault(_key(problem, client, upload.depth), []).append(client)
+    return groups
 
 
 def _of_classes(tables: Mapping[ClientId, Tensor], uploads: Mapping[ClientId, Upload]) -> Weights:

@@ -40,11 +40,18 @@ MEMORY = "parts"  # where in a client's memory parts keep theirs: {"own": entrie
 def attach(client: Client, config: RunConfig, problem: Problem, strategy: Strategy[Any]) -> Client:
     """The client half with the parts that the configuration names; itself if there are none, or all are off.
 
-    Raises ConfigError where a part does not fit the strategy or a student.
+    Raises ConfigError where a part does not fit the strategy, the client half or a student.
     """
     parts = tuple(made for made in make(config.part, problem.seed) if made.name in config.parts and made.is_on)
     if not parts:
         return client
+    if type(client).terms is Client.terms:
+        half = config.strategy.get("client")
+        raise ConfigError(
+            f"client '{half}' trains several students at once with losses of its own, which parts cannot join",
+            where="parts",
+            mend="leave `parts` out, or choose another strategy",
+        )
     for made in parts:
         if made.needs_weights and "weights" not in strategy.gives:
             other = f", or say part.{made.name}.teacher=own or ema" if made.teacher == "broadcast" else ""

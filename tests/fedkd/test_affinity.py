@@ -256,3 +256,38 @@ def test_a_matrix_for_each_sample_comes_from_one_call():
 def test_an_unknown_divergence_is_refused():
     with pytest.raises(ValueError, match="hellinger"):
         affinity.distance(LAWS, "hellinger")
+
+
+def test_distances_stay_as_they_are():
+    D = affinity.distance(LAWS)
+    before = D.clone()
+    for beta in (0.0, 10.0, math.inf):
+        affinity.weights(D, beta, include_self=False, top=1, prior_K=torch.ones(3))
+    assert torch.equal(D, before)
+
+
+def test_weights_by_label_come_from_one_matrix():
+    D, owns = affinity.distance(LAWS), torch.tensor([[True, True, False], [False, True, True]])
+    W = affinity.weights(D, 10, allowed=owns[:, None])
+    for label in range(2):
+        assert_close(W[label], affinity.weights(D, 10, allowed=owns[label]))
+
+
+def test_samples_may_have_weights_of_their_own():
+    values = torch.arange(12.0).view(2, 3, 2).double()
+    W = torch.tensor([[0.25, 0.75]], dtype=torch.float64)
+    near(affinity.mix(W, values)[0], 0.25 * values[0] + 0.75 * values[1])
+    by_sample = torch.stack([W, W.flip(1), W])
+    near(affinity.mix(by_sample, values)[0, 1], 0.75 * values[0, 1] + 0.25 * values[1, 1])
+
+
+def test_the_ledger_is_told_who_is_heard():
+    found = affinity.describe(torch.tensor([[0.5, 0.5, 0], [0, 1, 0], [0, 0, 0]]).double(), torch.arange(3))
+    assert [found[f"effective_senders{end}"] for end in ("", "_least", "_most")] == [1.5, 1, 2]
+    assert found["without_sender"] == pytest.approx(1 / 3)
+    assert (found["is_local"], found["is_untested"]) == (0, 0)
+    local = affinity.describe(torch.eye(3).double(), torch.arange(3))
+    assert (local["is_local"], local["is_untested"]) == (1, 1)
+    uniform = affinity.describe(torch.full((3, 3), 1 / 3).double(), torch.arange(3))
+    others = affinity.describe((torch.ones(3, 3) - torch.eye(3)).double() / 2, torch.arange(3))
+    assert uniform["is_untested"] == others["is_untested"] == 1

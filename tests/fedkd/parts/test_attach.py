@@ -211,6 +211,11 @@ def test_outputs_are_those_of_the_batch_whatever_else_the_student_is_given(job):
     tiny.assert_same_weights(one, other)
 
 
+def test_a_client_half_without_terms_has_nothing_that_parts_could_join():
+    with pytest.raises(ConfigError, match="parts cannot join"):
+        with_parts("teacher", client=Client())
+
+
 class Taken(Supervised):
     def terms(self, student, batch, job):
         yield "teacher", nn.functional.cross_entropy(student(batch.x), batch.y)
