@@ -1,6 +1,6 @@
 """FedDyn, client half: cross entropy, a pull towards the received weights, and a tilt that lets local optima agree.
 
-Source: Acar et al., ICLR 2021, equation 1; baselines.md 2.7. Server half: feddyn.
+Source: Acar et al., ICLR 2021; baselines.md 2.7. Server half: feddyn.
 """
 
 from collections.abc import Iterator, Mapping

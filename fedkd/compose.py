@@ -23,6 +23,7 @@ GROUPS = ("strategy", "data", "partition", "students", "engine", "proxy")
 CONF = Path(__file__).parent.parent / "conf"  # in a checkout and in an installed wheel alike
 COMMAND_LINE = "command line"
 
+_STUDENT_KEYS = {field.name for field in fields(StudentsConfig)}
 _VARIANT = ("strategy", "variant")
 _MOST_PRESETS = 20  # within each other: more is a circle
 
@@ -116,7 +117,8 @@ def _draft(tree: _Tree) -> schema.Draft:
 def _finish(tree: _Tree, announce: Callable[[], None] = lambda: None) -> Resolved:
     draft = _draft(tree)
     config, mistakes = schema.check_run(draft)
-    _raise(mistakes)
+    known = {group: options(group) for group in ("students", "proxy")}  # of our own: they are named after the code
+    _raise([*mistakes, *schema.unknown_options(draft, known)])
     announce()
     strategy, mistakes = schema.check_strategy(draft)
     _raise(mistakes)
@@ -181,23 +183,39 @@ def _document(path: Path, name: str) -> dict[str, Value]:
 def _entries(path: schema.Path, value: Any, source: str, file: str = "") -> Iterator[Entry]:
     """One entry for each plain value. In a group's node that has a `name`, the first one gives it a new base."""
     content = value.content if isinstance(value, Value) else value
-    if path == ("students",) and _is_mixture(content):
-        yield Entry((*path, "mix"), value.plain if isinstance(value, Value) else value, source)
-        return
+    if path == ("students",):
+        mixture, content = _mixture(content)
+        if mixture is not None:
+            yield Entry((*path, "mix"), _plain(mixture), source)
     if not isinstance(content, dict):
         yield Entry(path, content, source)
         return
     if len(path) == 1 and path[0] in GROUPS and "name" in content:
-        yield Entry(path, value.plain if isinstance(value, Value) else value, source)
+        yield Entry(path, _plain(content), source)
     for key, below in content.items():
         place = f"{file}:{below.line}" if file and isinstance(below, Value) else source
         yield from _entries(path + _path(key, place), below, place, file)
 
 
-def _is_mixture(content: Any) -> bool:
-    """Whether `students` is a list of architectures, or shares by architecture, and not a student's own keys."""
-    keys = {field.name for field in fields(StudentsConfig)}
-    return isinstance(content, list) or (isinstance(content, dict) and bool(content) and not keys & set(content))
+def _mixture(content: Any) -> tuple[Any, Any]:
+    """What of `students` is a mixture, a list of architectures or their shares, or None; and what are its own keys."""
+    if isinstance(content, list):
+        return content, {}
+    if not isinstance(content, dict):
+        return None, content
+    strangers = {key: value for key, value in content.items() if key not in _STUDENT_KEYS}
+    known = options("students")
+    is_mixture = any(key in known or isinstance(_plain(of), int | float) for key, of in strangers.items())
+    if not is_mixture:
+        return None, content
+    return strangers, {key: value for key, value in content.items() if key in _STUDENT_KEYS}
+
+
+def _plain(content: Any) -> Any:
+    """Content without lines, of whatever holds it."""
+    if isinstance(content, dict):
+        return {key: _plain(below) for key, below in content.items()}
+    return content.plain if isinstance(content, Value) else content
 
 
 def _path(key: str, source: str) -> schema.Path:

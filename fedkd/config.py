@@ -138,7 +138,7 @@ class GraphPart:
     """Relations between the places of a feature map like the frozen teacher's (kd-components.md 3, L_inner)."""
 
     __pydantic_config__: ClassVar[Any] = _FORBID
-    weight: Annotated[float, Ge(0)] = 1.0  # of the term; 0 = off
+    weight: Annotated[float, Ge(0)] = 100.0  # of the term, whose size falls with the square of the places; 0 = off
     teacher: Literal["broadcast", "own", "ema"] = "broadcast"  # whose map
     tap: str | None = None  # a block that gives a feature map; null: the deepest with more than one place
     side: Annotated[int, Ge(2)] = 7  # larger maps are pooled to this many places a side

@@ -29,6 +29,7 @@ _MESSAGES = {
     "bool_type": "must be true or false",
     "dict_type": "must be a mapping of keys",
     "list_type": "must be a list, like '[a, b]'",
+    "mixture_type": "must be a mapping or a list, like '{{mlp: 0.5, lenet5: 0.5}}' or '[mlp, lenet5]'",
     "dataclass_type": "must be a mapping of keys",
 }
 
@@ -41,8 +42,10 @@ class Draft:
     sources: Mapping[Path, str] = field(default_factory=dict)
 
     def source(self, path: Path) -> str:
-        """Where `path`, or else the first value below it, was written."""
-        return self.sources.get(path) or next((s for p, s in self.sources.items() if p[: len(path)] == path), "")
+        """Where `path`, or else the first value below it, or the one it is within, was written."""
+        below = (source for at, source in self.sources.items() if at[: len(path)] == path)
+        around = (source for at, source in self.sources.items() if path[: len(at)] == at)
+        return self.sources.get(path) or next(below, "") or next(around, "")
 
     def show(self, path: Path) -> str:
         """`rounds = 0`."""
@@ -68,6 +71,21 @@ def check_run(draft: Draft) -> Checked:
     mistakes += more + _check_data_name(draft) + _check_algorithm_names(draft)
     mistakes = mistakes or _crossed(core, draft)
     return None if mistakes else dataclasses.replace(core, partition={"name": "", **plain(recipe)}), mistakes
+
+
+def unknown_options(draft: Draft, known: Mapping[str, tuple[str, ...]]) -> Iterator[Mistake]:
+    """Students and public sets that do not exist, where a value names them; `known` are the options of both groups."""
+    students: Mapping[str, Any] = draft.values.get("students", {})
+    named: list[tuple[Path, Any]] = [
+        (("students", "name"), students.get("name")),
+        (("proxy", "name"), draft.name("proxy")),
+    ]
+    mix = students.get("mix")
+    named += [(("students", "mix"), name) for name in (mix if isinstance(mix, dict | list) else ())]
+    for path, name in named:
+        if known[path[0]] and name and isinstance(name, str) and name not in known[path[0]]:
+            what = f"students.mix names {plainyaml.write(name)}" if path[1] == "mix" else draft.show(path)
+            yield Mistake(what, draft.source(path), one_of(name, known[path[0]]))
 
 
 def check_strategy(draft: Draft) -> Checked:
@@ -100,7 +118,7 @@ def check(cls: type[Any], draft: Draft, prefix: Path, only: list[str] | None = N
         # Once more: defaults have not been checked, and of `alpha: float = 10` would be read back another text, 10.0.
         return (None if mistakes else adapter.validate_json(adapter.dump_json(value), strict=True)), mistakes
     except ValidationError as error:
-        return None, mistakes + [_translate(e, draft, prefix) for e in error.errors()]
+        return None, mistakes + [_translate(e, draft, prefix) for e in _of_branch(error.errors())]
 
 
 def plain(value: Any) -> dict[str, Any]:
@@ -188,6 +206,19 @@ def _leaves(value: Any, path: Path) -> list[Path]:
     if not isinstance(value, Mapping) or not value:
         return [path]
     return [leaf for key, below in value.items() for leaf in _leaves(below, (*path, key))]
+
+
+def _of_branch(errors: Iterable[Any]) -> Iterator[Any]:
+    """Of a value that may be a mapping or a list, the mistakes of what it is, at the path that people write."""
+    for error in errors:
+        loc = error["loc"]
+        tag = next((part for part in loc if str(part).startswith(("dict[", "list["))), None)
+        if tag is None:
+            yield error
+        elif loc[-1] != tag:
+            yield {**error, "loc": tuple(part for part in loc if part != tag)}
+        elif tag.startswith("dict[") and not isinstance(error["input"], dict | list):
+            yield {**error, "loc": loc[:-1], "type": "mixture_type"}
 
 
 def _translate(error: Any, draft: Draft, prefix: Path) -> Mistake:

@@ -76,14 +76,16 @@ def assemble(config: RunConfig) -> Assembly:
 def deal(config: RunConfig, dataset: Dataset) -> tuple[Partition, Proxy | None]:
     """Who holds what of a data set, and the public set beside it. Raises ConfigError if a recipe cannot be followed."""
     taken = proxy.hold_out(config, dataset)
-    left = np.setdiff1d(np.arange(len(dataset.train)), taken)
-    held = split(config, dataset, left)
+    held = _split(config, dataset, taken)
     return held, proxy.load(config, dataset, held, taken)
 
 
-def split(config: RunConfig, dataset: Dataset, left: np.ndarray | None = None) -> Partition:
-    """Who holds what of a data set, of which `left` can be dealt (null: all). Raises ConfigError."""
-    left = np.arange(len(dataset.train)) if left is None else left
+def split(config: RunConfig, dataset: Dataset) -> Partition:
+    """Who holds what of a data set, beside a public set that is held out. Raises ConfigError."""
+    return _split(config, dataset, proxy.hold_out(config, dataset))
+
+
+def _split(config: RunConfig, dataset: Dataset, taken: np.ndarray) -> Partition:
     return partition.split(
         partition.RECIPES[config.partition["name"]](**config.partition),
         dataset.train.y.numpy(),
@@ -91,7 +93,7 @@ def split(config: RunConfig, dataset: Dataset, left: np.ndarray | None = None) -
         config.clients,
         len(dataset.labels),
         seeds.stream(config.seed, "partition").numpy(),
-        left,
+        np.setdiff1d(np.arange(len(dataset.train)), taken),
     )
 
 

@@ -9,19 +9,18 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
 
-import numpy as np
 import torch
 
 from fedkd import checkpoint, ledger, rounds
 from fedkd.config import RunConfig
 from fedkd.engine import Engine, Failure
-from fedkd.errors import CheckpointError, FedkdError, FolderError, RunError
+from fedkd.errors import FedkdError, FolderError, RunError
 from fedkd.ledger import Ledger
 from fedkd.problem import Problem
 from fedkd.resolved import Resolved
 from fedkd.rounds import Round, RunState
 from fedkd.training import Site
-from simulations import assemble, engines, run_folder, summary
+from simulations import assemble, assigned, engines, run_folder, summary
 from simulations.assemble import Assembly
 from simulations.board import Board
 from simulations.interrupts import Interrupts, Stop
@@ -82,7 +81,7 @@ class Driver:
         config = self.config
         self.screen.phase(f"loading {config.data.name} for {config.clients} clients")
         assembly = assemble.assemble(config)
-        self._keep_partition(assembly)
+        assigned.keep(self.folder, assembly, config.students.name)
         self.folder.note(statistics=statistics_policy(assembly.experiment.problem))
         self._compare_arithmetic()
         state = self._state(assembly)
@@ -105,31 +104,6 @@ class Driver:
         return self._finish()
 
     # --- beginning -------------------------------------------------------------------------------------------------
-
-    def _keep_partition(self, assembly: Assembly) -> None:
-        """Write partition.json; on a resume, see that the split is still the same."""
-        split = assembly.partition
-        sha256, known = split.digest(), self.folder.info().get("partition_sha256")
-        if known is not None and known != sha256:
-            raise CheckpointError(
-                "the partition is not the one this run began with: the data or a library has changed",
-                where=str(self.folder.path),
-                mend="restore the data set and the versions in run.json, or start the run again",
-            )
-        counts = split.label_counts(assembly.dataset.train.y.numpy())
-        self.folder.write_json(
-            "partition.json",
-            {
-                "schema": run_folder.SCHEMAS["schema"],
-                "recipe": split.recipe,
-                "train": [len(part) for part in split.train],
-                "test": [len(part) for part in split.test],
-                "labels": np.asarray(counts).tolist(),
-                "classes": list(assembly.dataset.labels),
-                "sha256": sha256,
-            },
-        )
-        self.folder.note(partition_sha256=sha256)
 
     def _compare_arithmetic(self) -> None:
         """Record what decides the last bits of a sum; on a resume, warn if it has changed."""

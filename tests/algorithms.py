@@ -38,7 +38,8 @@ SMALL = (  # three rounds of this take a tenth of a second: whatever else a meth
     "train.lr=0.05",
     "evaluate.probe=8",
 )
-FEWER = {"_steps": 5, "_epochs": 2}  # of what takes time and proves nothing more: by the end of a key of either half
+FEWER = {"_steps": 5, "_epochs": 2, "images": 60}  # of what takes time and proves nothing more: by the end of a key
+AT_ONCE = {"least_variation": 0.0}  # what waits until students know something; by key
 PUBLIC = ("proxy=held-out", "proxy.size=20")  # of algorithms that need a public set, or can use one
 MIXED = "students={fedgen-cnn: 0.5, mlp: 0.5}"  # differ in all: entries, statistics, width of the latent
 
@@ -108,14 +109,15 @@ class Code(str):
 def configure(algorithm: tuple[str, ...], *more: str) -> RunConfig:
     """The small run of an algorithm, changed by more words."""
     chosen = compose.resolve([*SMALL, *algorithm]).config.strategy
-    fewer = [
+    less = [
         f"strategy.{key}={few}"
         for key, value in chosen.items()
         for end, few in FEWER.items()
         if key.endswith(end) and isinstance(value, int) and value > few
     ]
+    less += [f"strategy.{key}={value}" for key, value in AT_ONCE.items() if key in chosen]
     public = PUBLIC if declared(server(algorithm)).get("proxy") == "yes" else ()
-    return compose.resolve([*SMALL, *public, *algorithm, *fewer, *more]).config
+    return compose.resolve([*SMALL, *public, *algorithm, *less, *more]).config
 
 
 def halves(algorithm: tuple[str, ...]) -> tuple[Any, Any]:

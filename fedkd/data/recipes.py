@@ -28,7 +28,9 @@ class Recipe(ABC):
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}  # pydantic: an unknown key is an error
     samples: Annotated[int, Ge(1)] | None = None  # training images used, a random subset; null: all
-    test: Literal["matched", "classes"] = "matched"  # local test split: training proportions; equal parts of own classes
+    test: Literal["matched", "classes"] = (
+        "matched"  # local test split: training proportions; equal parts of own classes
+    )
 
     def generator(self, rng: Rng) -> Rng:
         """The generator this recipe draws from: the run's, unless its definition fixes another."""

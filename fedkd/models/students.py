@@ -101,8 +101,9 @@ def assign(chosen: StudentsConfig, sizes: Sequence[int], clients: int, rng: np.r
             )
         return tuple(mix)
     shares = np.array([float(share) for share in mix.values()])
-    if not len(shares) or (shares < 0).any() or not np.isfinite(shares).all() or not shares.sum() > 0:
-        raise ConfigError("the shares of students.mix must be positive", where="students.mix")
+    if not len(shares) or not np.isfinite(shares).all() or not (shares > 0).all():
+        what = f"the shares of students.mix must be positive numbers: {dict(mix)}"
+        raise ConfigError(what, where="students.mix", mend="leave out who has none, as in '{mlp: 0.5, lenet5: 0.5}'")
     quota = shares / shares.sum() * clients
     counts = np.floor(quota).astype(int)
     counts[np.argsort(counts - quota, kind="stable")[: clients - counts.sum()]] += 1

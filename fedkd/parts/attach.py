@@ -5,7 +5,7 @@ remembered; the client itself, which serves all clients of a worker, stays as it
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -84,7 +84,19 @@ class Acting:
     """What the copy of a client that does one participation knows besides."""
 
     site: "Site"
+    job: Job  # as it came; phases of a client half may change theirs
     memory: Mapping[str, Weights]  # of parts
+    loaded: dict[str, Student] = field(default_factory=dict)  # frozen teachers, each loaded once a participation
+
+    def frozen(self, source: str) -> Student | None:
+        """A frozen teacher; None if there is none yet."""
+        job, memory = self.job, self.memory
+        if (source == "broadcast" and job.payload.weights is None) or (source == "own" and "own" not in memory):
+            return None
+        if source not in self.loaded:
+            layers = (memory[source],) if source in memory else (job.state.kept, job.payload.weights or {})
+            self.loaded[source] = self.site.frozen(job.client, *layers, role=f"part {source}")
+        return self.loaded[source]
 
 
 class WithParts(Client):
@@ -102,11 +114,11 @@ class WithParts(Client):
     def train(self, site: "Site", job: Job) -> "Outcome":
         state = job.state
         copy = _rebuild(self.inner, self.config, self.parts, self.decay, self.taps)
-        copy.acting = Acting(site, state.memory.get(MEMORY, {}))
+        copy.acting = Acting(site, job, state.memory.get(MEMORY, {}))
         return super(WithParts, copy).train(site, replace(job, state=replace(state, memory=_without(state.memory))))
 
     def consult(self, site: "Site", job: Job, x: Tensor, y: Tensor, position: Tensor) -> Mapping[str, Tensor]:
-        return {**super().consult(site, job, x, y, position), **self._consult(job, x, y)}
+        return {**super().consult(site, job, x, y, position), **self._consult(x, y)}
 
     def draw(self, job: Job, y: Tensor, step: int, generator: torch.Generator) -> Mapping[str, Tensor]:
         drawn = dict(super().draw(job, y, step, generator))
@@ -124,15 +136,15 @@ class WithParts(Client):
                 yield name, value
         outputs = watch.complete()
         is_known = any(name.startswith(PREFIX) for name in batch.known)
-        known = batch.known if is_known else self._consult(job, batch.x, batch.y)  # a phase that consulted nobody
+        known = batch.known if is_known else self._consult(batch.x, batch.y)  # a phase that consulted nobody
         for its in self.parts:
-            ask = partial(self._ask, its.teacher, job)
+            ask = partial(self._ask, its.teacher)
             for name, value in its.terms(Seen(student, batch, job, outputs, known, ask)):
                 yield (f"{name}_part" if name in taken else name), value
 
     def remember(self, trained: Trained, job: Job) -> Mapping[str, Any]:
         memory = super().remember(trained, job)
-        kept = self._kept(trained, job)
+        kept = self._kept(trained)
         return {**memory, MEMORY: kept} if kept else memory
 
     def logits(self, student: Student, x: Tensor, job: Job) -> Tensor:
@@ -151,41 +163,34 @@ class WithParts(Client):
                 found.setdefault(its.teacher, []).append(its)
         return found
 
-    def _consult(self, job: Job, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    def _consult(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         """What the frozen teachers say of all these images, each asked once."""
         known: dict[str, Tensor] = {}
+        if not self._sources:
+            return known
+        acting = self._acting
+        taps = self.taps[acting.site.problem.architecture(acting.job.client)]
         for source, parts in self._sources.items():
-            teacher = self._frozen(source, job)
+            teacher = acting.frozen(source)
             if teacher is None:
                 continue
-            taps = self.taps[self._site.problem.architecture(job.client)].get(source, ())
-            known |= part.answers(source, teacher, x, taps, training.EVALUATION_BATCH)
+            known |= part.answers(source, teacher, x, taps.get(source, ()), training.EVALUATION_BATCH)
             for its in parts:
                 known |= its.prepare(teacher, known[part.logits_of(source)], y)
         return known
 
-    def _ask(self, source: str | None, job: Job, x: Tensor) -> Tensor | None:
-        teacher = self._frozen(source, job) if source is not None else None
+    def _ask(self, source: str | None, x: Tensor) -> Tensor | None:
+        teacher = self._acting.frozen(source) if source is not None else None
         return training.logits(teacher, x) if teacher is not None else None
 
-    def _frozen(self, source: str, job: Job) -> Student | None:
-        """A frozen teacher as a student; None if there is none yet."""
-        memory = self._acting.memory
-        if source == "broadcast" and job.payload.weights is None:
-            return None
-        if source == "own" and "own" not in memory:
-            return None
-        layers = (memory[source],) if source in memory else (job.state.kept, job.payload.weights or {})
-        return self._site.frozen(job.client, *layers, role="part")
-
-    def _kept(self, trained: Trained, job: Job) -> dict[str, Weights]:
+    def _kept(self, trained: Trained) -> dict[str, Weights]:
         """What parts remember: the student as it was left, and the moving average, which a participation moves once."""
         kept = dict(self._acting.memory)
         if not trained.steps:
             return kept
         if "ema" in self._sources:
-            start = self._frozen("ema", job)
-            assert start is not None
+            start = self._acting.frozen("ema")
+            assert start is not None  # it begins as the received student
             kept["ema"] = average(start.weights, trained.student.weights, self.decay**trained.steps)
         if "own" in self._sources:
             kept["own"] = trained.student.weights
@@ -196,10 +201,6 @@ class WithParts(Client):
         if self.acting is None:
             raise RuntimeError("parts know their teachers only within a participation: call train")
         return self.acting
-
-    @property
-    def _site(self) -> "Site":
-        return self._acting.site
 
 
 def average(old: Weights, new: Weights, decay: float) -> Weights:

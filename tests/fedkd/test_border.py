@@ -33,7 +33,9 @@ HONEST: dict[str, Any] = {
 
 
 def expect(*kinds: str) -> Expectation:
-    return Expectation(kinds=frozenset(kinds), classes=CLASSES, latent=LATENT, weights=SENT, reference=SENT, probe=PROBE)
+    return Expectation(
+        kinds=frozenset(kinds), classes=CLASSES, latent=LATENT, weights=SENT, reference=SENT, probe=PROBE
+    )
 
 
 def reply(knowledge: dict[str, Any], **changes: Any) -> Reply:
@@ -287,3 +289,53 @@ def test_a_hostile_evaluation_is_refused(expected, changes):
 def test_a_client_state_is_not_the_borders_business():
     """Devices keep their own; in a simulation it never crosses a border of trust."""
     assert isinstance(admit({"weights": SENT}, state=ClientState(last_round=2)), Reply)
+
+
+# What only the algorithm can judge
+
+
+def inspect(reply: Reply) -> None:
+    border.check_rows(reply, 9)
+
+
+def test_rows_are_those_that_were_asked_for():
+    sent = reply({"probe_logits": torch.zeros(9, CLASSES)})
+    assert border.admit(sent, JOB, expect("probe_logits"), inspect) is sent
+    for rows in (0, 8, 10):
+        found = border.admit(reply({"probe_logits": torch.zeros(rows, CLASSES)}), JOB, expect("probe_logits"), inspect)
+        assert cause(found) == "shape"
+        assert found.what == f"probe_logits has {rows} rows, expected 9"
+
+
+def test_of_a_reply_without_logits_no_rows_are_asked():
+    sent = reply({"weights": SENT})
+    assert border.admit(sent, JOB, expect("weights"), inspect) is sent
+
+
+def test_the_algorithm_looks_last():
+    seen = []
+    border.admit(reply({"label_counts": torch.tensor([1, -1, 1])}), JOB, expect("label_counts"), seen.append)
+    assert seen == []
+    admitted = border.admit(reply({"label_counts": torch.tensor([1, 1, 1])}), JOB, expect("label_counts"), seen.append)
+    assert seen == [admitted]
+
+
+def test_what_it_refuses_is_a_failure_with_its_cause_and_a_reason_of_bounded_length():
+    def refuse(reply: Reply) -> None:
+        raise border.Refused("range", "x" * 10_000)
+
+    found = border.admit(reply({"weights": SENT}), JOB, expect("weights"), refuse)
+    assert cause(found) == "range"
+    assert len(found.what) == border.MAX_REASON
+
+
+def test_what_it_stumbles_on_is_unreadable():
+    def stumble(reply: Reply) -> None:
+        raise KeyError("x")
+
+    assert cause(border.admit(reply({"weights": SENT}), JOB, expect("weights"), stumble)) == "unreadable"
+
+
+@pytest.mark.parametrize(("what", "knowledge"), [(w, k["weights"]) for w, k in HOSTILE if "weights" in k])
+def test_a_reference_is_checked_as_weights_are(what, knowledge):
+    assert cause(admit({"reference": knowledge})) == what

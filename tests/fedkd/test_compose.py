@@ -210,7 +210,10 @@ def test_one_unknown_key_is_told_with_what_was_meant_and_what_is_allowed(conf):
         ("alpha=1", "'partition.alpha'"),
         ("partition.alhpa=1", "'partition.alpha'"),
         ("batch=1", "'train.batch'"),
-        ("name=1", "'data.name' or 'partition.name' or 'students.name' or 'strategy.name' or 'proxy.name' or 'engine.name'"),
+        (
+            "name=1",
+            "'data.name' or 'partition.name' or 'students.name' or 'strategy.name' or 'proxy.name' or 'engine.name'",
+        ),
     ],
 )
 def test_the_key_that_was_meant_is_found(conf, word, meant):

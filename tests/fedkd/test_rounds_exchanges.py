@@ -8,7 +8,9 @@ import tiny
 import torch
 
 from clients.supervised import Supervised
+from fedkd import border
 from fedkd.engine import Reply, failed
+from fedkd.errors import RunError
 from fedkd.payload import Payload
 from fedkd.strategy import Cohort, Strategy
 
@@ -123,3 +125,64 @@ def test_each_exchange_has_its_own_stream(two_trips):
 def test_a_strategy_without_a_student_reports_the_clients_own_accuracy_only(two_trips):
     accuracy = tiny.play(*two_trips)[0].row["accuracy"]
     assert set(accuracy) == {"clients"}
+
+
+# Exchanges that differ
+
+
+class Alternating(TwoTrips):
+    """One exchange in odd rounds, two in even ones; the second asks for nothing."""
+
+    def trips(self, round):
+        return 2 if round % 2 == 0 else 1
+
+    def asks(self, cohort: Cohort):
+        return self.needs if cohort.exchange == 0 else frozenset()
+
+    def aggregate(self, state, replies: Sequence[Reply], stream):
+        if replies[0].exchange:
+            return Sums(state.totals, (*state.met, f"{replies[0].round}.1")), {"heard": [len(replies), [0.5]]}
+        return super().aggregate(state, replies, stream)
+
+
+class Answering(Remembering):
+    def report(self, trained, job):
+        return Payload() if job.exchange else super().report(trained, job)
+
+
+@pytest.fixture
+def alternating(problem):
+    site = tiny.site(Answering(), problem)
+    return tiny.experiment(Alternating(), site), tiny.FakeEngine(site)
+
+
+def test_a_round_has_as_many_exchanges_as_the_strategy_says(alternating):
+    played = tiny.play(*alternating, count=3)
+    assert played[2].state.server.met == ("1.0:0,1,2", "2.0:0,1,2", "2.1", "3.0:0,1,2")
+    assert not [failure for each in played for failure in each.failures if failure.task == "train"]
+
+
+def test_findings_may_be_lists_and_those_of_all_exchanges_are_in_the_row(alternating):
+    played = tiny.play(*alternating, count=2)
+    assert set(played[0].row["server"]) == {"draw0"}
+    assert set(played[1].row["server"]) == {"draw0", "heard"}
+    assert played[1].row["server"]["heard"] == [3, [0.5]]
+
+
+def test_a_reply_brings_what_its_exchange_asks_for_neither_more_nor_less(problem):
+    site = tiny.site(Remembering(), problem)  # answers in both exchanges
+    with pytest.raises(RunError, match=r"payload has kinds \['numbers'\], expected \[\]"):
+        tiny.play(tiny.experiment(Alternating(), site), tiny.FakeEngine(site), count=2)
+
+
+def test_a_reply_that_the_strategy_refuses_is_left_out(problem):
+    class Strict(TwoTrips):
+        def inspect(self, state, job, reply):
+            if job.exchange == 0 and reply.client == 1:
+                raise border.Refused("range", f"{reply.payload.numbers['number']} after {len(state.totals)}")
+
+    site = tiny.site(Remembering(), problem)
+    (played,) = tiny.play(tiny.experiment(Strict(), site), tiny.FakeEngine(site))
+    assert played.state.server.met == ("1.0:0,2", "1.1:0,2")
+    assert played.row["clients"] == {"ok": 2, "failed": 0, "late": 0, "rejected": 1}
+    assert [failure.what for failure in played.failures if failure.task == "train"] == ["10.0 after 0"]

@@ -62,7 +62,7 @@ def test_what_parts_remember_survives_a_commit_and_flowers_messages(tmp_path):
     found = checkpoint.load(tmp_path, assembly.experiment, "digest", warn=print)
     tiny.assert_same(tiny.canonical(found.state), tiny.canonical(state))
     flower_codec = pytest.importorskip("simulations.flower_codec", reason="Flower is not installed")
-    from flwr.common import RecordDict
+    from flwr.app import RecordDict
 
     for its in state.clients.values():
         message = RecordDict(flower_codec.encode_state(its))

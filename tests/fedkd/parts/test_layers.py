@@ -174,6 +174,14 @@ def test_the_distance_of_relations_does_not_depend_on_the_order_of_places(seed):
     assert_close(after, before)
 
 
+def test_relations_by_hand():
+    maps = torch.zeros(1, 4, 1, 2)
+    maps[0, :, 0, 0] = 1  # a place with four features of 1 beside one of 0: products 4 and 0, over sqrt(4)
+    e2 = torch.tensor(2.0).exp()
+    expected = torch.stack([torch.stack([e2, torch.tensor(1.0)]) / (1 + e2), torch.tensor([0.5, 0.5])])
+    assert_close(graph.relations(maps, 7)[0], expected)
+
+
 def test_larger_maps_are_pooled():
     assert graph.relations(torch.rand(2, 3, 14, 10), 7).shape == (2, 49, 49)
     assert graph.relations(torch.rand(2, 3, 4, 4), 7).shape == (2, 16, 16)

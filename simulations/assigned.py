@@ -1,0 +1,67 @@
+"""Who has what in a run: samples, student and public set. Written at its start, compared when it is resumed."""
+
+from typing import Any
+
+import numpy as np
+
+from fedkd.errors import CheckpointError
+from fedkd.problem import Problem, Proxy
+from simulations import run_folder
+from simulations.assemble import Assembly
+from simulations.run_folder import RunFolder
+
+
+def keep(folder: RunFolder, assembly: Assembly, student: str) -> None:
+    """Write partition.json and the facts in run.json; `student` is everybody's where students are alike.
+
+    Raises CheckpointError if the run began with others.
+    """
+    _keep_partition(folder, assembly)
+    problem = assembly.experiment.problem
+    facts = {"students": architectures(problem, student), "proxy": public_set(problem.proxy)}
+    known = folder.info()
+    for name, fact in facts.items():
+        if known.get(name, fact) != fact:
+            raise _changed(folder, "the clients' students are" if name == "students" else "the public set is")
+    folder.note(**facts)
+
+
+def architectures(problem: Problem, student: str) -> list[str]:
+    """The architecture of each client."""
+    return list(problem.assigned) or [student] * problem.clients
+
+
+def public_set(proxy: Proxy | None) -> dict[str, Any] | None:
+    """What to report of a public set; None if there is none."""
+    if proxy is None:
+        return None
+    return {"name": proxy.name, "size": len(proxy), "labelled": proxy.is_labelled, "checksum": proxy.checksum}
+
+
+def _keep_partition(folder: RunFolder, assembly: Assembly) -> None:
+    split = assembly.partition
+    sha256 = split.digest()
+    if folder.info().get("partition_sha256", sha256) != sha256:
+        raise _changed(folder, "the partition is")
+    counts = split.label_counts(assembly.dataset.train.y.numpy())
+    folder.write_json(
+        "partition.json",
+        {
+            "schema": run_folder.SCHEMAS["schema"],
+            "recipe": split.recipe,
+            "train": [len(part) for part in split.train],
+            "test": [len(part) for part in split.test],
+            "labels": np.asarray(counts).tolist(),
+            "classes": list(assembly.dataset.labels),
+            "sha256": sha256,
+        },
+    )
+    folder.note(partition_sha256=sha256)
+
+
+def _changed(folder: RunFolder, what: str) -> CheckpointError:
+    return CheckpointError(
+        f"{what} not what this run began with: the data or a library has changed",
+        where=str(folder.path),
+        mend="restore the data set and the versions in run.json, or start the run again",
+    )
