@@ -54,11 +54,16 @@ def words() -> list[tuple[str, ...]]:
             (base, f"strategy.variant={variant}") if variant else (base,) for variant in node.get("variants") or [None]
         ]
         theirs = reference.of_half("strategies", node["name"]), reference.of_half("clients", node.get("client", ""))
-        if "share" in {key.name for keys in theirs for key in keys or ()}:
+        if name == node["name"] and "share" in {key.name for keys in theirs for key in keys or ()}:
             found.append((base, "strategy.share=head"))
         if declared(node["name"]).get("proxy") == "optional":
             found.append((base, *PUBLIC))
     return found
+
+
+def names() -> list[tuple[str, ...]]:
+    """Of the same, the first of each file."""
+    return list({algorithm[0]: algorithm for algorithm in reversed(words())}.values())[::-1]
 
 
 @cache

@@ -105,7 +105,18 @@ class Told:
     without: list[Any]
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module", params=algorithms.names(), ids=" ".join)
+def algorithm(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """Once a file of conf/strategy: what the border refuses does not depend on variants."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def trail(algorithm: tuple[str, ...]) -> Trail:
+    return algorithms.trail(algorithm)
+
+
+@pytest.fixture(scope="module")
 def told(trail: Trail) -> Told:
     said = trail.round(2)
     if len(said[0].replies) < 2:

@@ -102,3 +102,20 @@ def test_a_reply_is_inspected_by_its_group(problem, site):
     play(Grouped(Looking()), site, 1)
     first = {k: next(iter(problem.initial(k).weights)) for k in range(4)}
     assert seen == list(first.items())
+
+
+def test_each_group_draws_from_a_stream_of_its_own(problem):
+    drawn = []
+
+    class Drawing(FedAvg):
+        def aggregate(self, state, replies, stream):
+            drawn.append(float(stream.numpy().random()))
+            return state, {}
+
+    strategy = Grouped(Drawing())
+    state = strategy.init(problem, seeds.stream(0, "server"))
+    for clients in ((0, 1), (1, 2), (2,)):
+        strategy.aggregate(state, [tiny.reply(client) for client in clients], seeds.stream(0, "aggregate"))
+    normed, plain = drawn[:2]
+    assert normed != plain
+    assert drawn == [normed, plain, normed, plain, plain]
