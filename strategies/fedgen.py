@@ -52,6 +52,7 @@ class Heads:
 class FedGen(Strategy[State]):
     needs = frozenset({"weights", "label_counts"})
     gives = frozenset({"weights", "generator", "label_counts", "numbers"})
+    knowledge = "weights, and a generator of latents"
     paper = "Zhu, Hong, Zhou, ICML 2021"
 
     @dataclass(frozen=True, kw_only=True)
