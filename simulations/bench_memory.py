@@ -76,14 +76,14 @@ def crowd(config: RunConfig, plan: Plan) -> tuple[Experiment, Site]:
         train=train,
         evaluate=replace(config.evaluate, every=plan.rounds, pooled_every=plan.rounds),
     )
-    problem = replace(made.site.problem, clients=plan.clients, rounds=plan.rounds, train=train)
+    problem = replace(made.site.problem, clients=plan.clients, rounds=plan.rounds, train=train, mixture={}, assigned=())
     site = replace(
         made.site,
         problem=problem,
         train_index=_deal(plan.clients, SAMPLES, len(made.site.train)),
         test_index=_deal(plan.clients, SAMPLES // 4, len(made.site.test)),
     )
-    return replace(made.experiment, config=few, problem=problem), site
+    return replace(made.experiment, config=few, problem=problem, label_laws=None), site
 
 
 def of_process(pid: int | str) -> dict[str, int]:
