@@ -135,10 +135,11 @@ def closing(summary: Row, head: Head) -> list[str]:
     lines = [f"done   {summary['rounds']} rounds in {clock(summary['seconds']['total'])}" + _failures(failures)]
     lines += [f"       {line}" for line in figures(summary)]
     lines.append(f"files  {head.folder}   curves: tensorboard --logdir {shlex.quote(_parent(head.folder))}")
-    if head.strategy.split("/")[0] != "fedavg":
-        lines.append(
-            f"next   compare with FedAvg: fedkd run {shlex.quote(head.folder + '/config.yaml')} strategy=fedavg"
-        )
+    # Personal students may differ in architecture: what they must beat is training alone.
+    other, name = ("local", "local training") if summary["accuracy_of"] == "clients.mean" else ("fedavg", "FedAvg")
+    if head.strategy.split("/")[0] != other:
+        config = shlex.quote(head.folder + "/config.yaml")
+        lines.append(f"next   compare with {name}: fedkd run {config} strategy={other}")
     return lines
 
 
