@@ -1,4 +1,4 @@
-"""FedDyn, client half: cross entropy, a pull towards the received weights, and a tilt that lets local optima agree.
+"""FedDyn, client half: cross entropy, and a pull towards the received weights less what the client has moved so far.
 
 Source: Acar et al., ICLR 2021; baselines.md 2.7. Server half: feddyn.
 """
@@ -28,20 +28,26 @@ class FedDyn(Client):
         if mean_size := numbers.get("mean_size"):
             omega = len(site.train_index[job.client]) / mean_size
             job = replace(job, payload=replace(job.payload, numbers={**numbers, "omega": omega}))
-        return site.fit(self, job)
+        return site.fit(self, anchored(job))
 
     def terms(self, student: Student, batch: Batch, job: Job) -> Iterator[tuple[str, Tensor]]:
         yield "ce", losses.cross_entropy(student(batch.x), batch.y)
-        received, moved = job.payload.weights or {}, job.state.memory.get("moved")
-        if not self.config.alpha:
-            return
-        alpha = self.config.alpha / (job.payload.numbers or {}).get("omega", 1.0)
-        yield "proximal", alpha * losses.proximal(student.learnable, received)
-        if moved is not None:  # -h_k / alpha; 0 in a first participation
-            yield "tilt", alpha * losses.linear(student.learnable, moved, received)
+        if self.config.alpha:
+            alpha = self.config.alpha / (job.payload.numbers or {}).get("omega", 1.0)
+            yield "proximal", alpha * losses.proximal(student.learnable, job.payload.reference or {})
 
     def remember(self, trained: Trained, job: Job) -> Mapping[str, Any]:
         """-h_k / alpha: how far the client has moved in all its participations."""
         received, before = job.payload.weights or {}, job.state.memory.get("moved")
         moved = {n: p.detach() - received[n] for n, p in trained.student.learnable.items() if n in received}
         return {"moved": {n: before[n] + value if before else value for n, value in moved.items()}}
+
+
+def anchored(job: Job) -> Job:
+    """The job with the place that its client is pulled towards as `reference`: received weights + h_k / alpha.
+
+    alpha / 2 |w - w_t|^2 - <h_k, w> and alpha / 2 |w - w_t - h_k / alpha|^2 differ by a constant: pull and tilt are one.
+    """
+    received, moved = job.payload.weights or {}, job.state.memory.get("moved")
+    anchor = received if moved is None else {n: received[n] - value for n, value in moved.items()}
+    return replace(job, payload=replace(job.payload, reference=anchor))

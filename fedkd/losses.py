@@ -19,12 +19,15 @@ def proximal(learnable: Mapping[str, Tensor], received: Weights) -> Tensor:
 
     Entries not received (a private extractor) and buffers are left out.
     """
-    return 0.5 * torch.stack([(p - received[n]).square().sum() for n, p in learnable.items() if n in received]).sum()
+    names = [name for name in learnable if name in received]
+    way = _flat({name: learnable[name] for name in names}) - _flat({name: received[name] for name in names})
+    return 0.5 * (way @ way)
 
 
 def squared_norm(learnable: Mapping[str, Tensor]) -> Tensor:
     """Half the squared norm of the learnable entries: its gradient is plain weight decay."""
-    return 0.5 * torch.stack([p.square().sum() for p in learnable.values()]).sum()
+    flat = _flat(learnable)
+    return 0.5 * (flat @ flat)
 
 
 def kl(target_BC: Tensor, logits_BC: Tensor) -> Tensor:
@@ -78,10 +81,11 @@ def linear(learnable: Mapping[str, Tensor], slope: Weights, start: Weights) -> T
     Corrections of the gradient are written so (SCAFFOLD, FedDyn). Only entries that have a slope count.
     """
     way = _flat({name: learnable[name] for name in slope}) - _flat({name: start[name] for name in slope})
-    return way @ _flat(slope)  # end to end: an entry at a time costs a small student a third of its step
+    return way @ _flat(slope)
 
 
-def _flat(entries: Weights) -> Tensor:
+def _flat(entries: Mapping[str, Tensor]) -> Tensor:
+    """All entries end to end: an entry at a time, a sum over them costs a small student a third of its step."""
     return torch.cat([entry.flatten() for entry in entries.values()])
 
 
