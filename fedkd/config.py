@@ -54,6 +54,10 @@ class TrainConfig:
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     __pydantic_config__: ClassVar[Any] = _FORBID
+    on: Literal["test", "validation"] = (
+        "test"  # validation: a share of each client's training data in the place of all test data; for choices
+    )
+    validation: Annotated[float, Gt(0), Lt(1)] = 0.2  # that share; on test nothing is held out
     every: Annotated[int, Ge(1)] = 1  # rounds between evaluations on the clients' own test splits; the last always
     pooled_every: Annotated[int, Ge(1)] = 1  # rounds between evaluations on the pooled test set; the last always
     probe: Annotated[int, Ge(0)] = 64  # test images on which function drift and forgetting are measured; 0: neither is

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -102,10 +103,14 @@ class Site:
             yield Batch(drawn.x[rows], y, step, self.problem.train.batch, client.draw(job, y, step, noise), its)
             start += size
 
-    def descent(self, job: Job, learnable: Mapping[str, Tensor]) -> Descent:
-        """The configured optimiser on some parameters; with the client's moments, where these are kept."""
+    def descent(self, job: Job, learnable: Mapping[str, Tensor], memory: Mapping[str, Any] | None = None) -> Descent:
+        """The configured optimiser on some parameters; with the client's moments, where these are kept.
+
+        `memory` are other moments to go on with; empty: none.
+        """
         config = self.problem.train
-        return Descent(config, learnable, learning_rate(config, job), job.state.optimiser)
+        moments = job.state.optimiser if memory is None else memory
+        return Descent(config, learnable, learning_rate(config, job), moments)
 
     def close(
         self,
@@ -312,13 +317,17 @@ def draw_batches(seed: int, config: TrainConfig, job: Job, num_samples: int) -> 
         epoch, position = (epoch + 1, 0) if position else (epoch, 0)
     total = config.steps if config.steps is not None else config.epochs * -(-num_samples // config.batch)
     batches: list[Tensor] = []
-    order = None
+    pass_over = None
     for _ in range(total):
-        if order is None:
-            generator = seeds.stream(seed, "batches", round=epoch, client=job.client).torch()
-            order = torch.randperm(num_samples, generator=generator)
-        batches.append(order[position : position + config.batch])
+        if pass_over is None:
+            pass_over = pass_order(seed, job.client, epoch, num_samples)
+        batches.append(pass_over[position : position + config.batch])
         position += config.batch
         if position >= num_samples:
-            epoch, position, order = epoch + 1, 0, None
+            epoch, position, pass_over = epoch + 1, 0, None
     return batches, epoch, position
+
+
+def pass_order(seed: int, client: int, epoch: int, num_samples: int) -> Tensor:
+    """The order in which a client passes over its training samples in one epoch, (num_samples,) int64."""
+    return torch.randperm(num_samples, generator=seeds.stream(seed, "batches", round=epoch, client=client).torch())

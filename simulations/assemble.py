@@ -11,7 +11,7 @@ import torch
 from fedkd import compose, plugins, seeds
 from fedkd.client import Client
 from fedkd.config import RunConfig
-from fedkd.data import partition, proxy, sources
+from fedkd.data import partition, proxy, sources, validation
 from fedkd.data.partition import Partition
 from fedkd.data.samples import Dataset
 from fedkd.errors import ConfigError
@@ -42,6 +42,8 @@ def assemble(config: RunConfig) -> Assembly:
     strategy, client = halves(config.strategy)
     dataset = sources.load(config.data)
     held, public = deal(config, dataset)
+    if config.evaluate.on == "validation":
+        dataset, held = validation.instead_of_test(dataset, held, config.evaluate.validation, config.seed)
     problem = pose(config, dataset.shape, len(dataset.labels), tuple(map(len, held.train)), public)
     strategy = fit(strategy, problem, config)
     client = attach.attach(client, config, problem, strategy)

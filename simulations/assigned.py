@@ -1,9 +1,13 @@
 """Who has what in a run: samples, student and public set. Written at its start, compared when it is resumed."""
 
+import hashlib
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
+from fedkd import training
 from fedkd.errors import CheckpointError
 from fedkd.problem import Problem, Proxy
 from simulations import run_folder
@@ -19,11 +23,32 @@ def keep(folder: RunFolder, assembly: Assembly, student: str) -> None:
     _keep_partition(folder, assembly)
     problem = assembly.experiment.problem
     facts = {"students": architectures(problem, student), "proxy": public_set(problem.proxy)}
+    folder.note(**pairing(assembly, student))
     known = folder.info()
     for name, fact in facts.items():
         if known.get(name, fact) != fact:
             raise _changed(folder, "the clients' students are" if name == "students" else "the public set is")
     folder.note(**facts)
+
+
+def pairing(assembly: Assembly, student: str) -> dict[str, Any]:
+    """What runs of one seed share whatever their strategy, as SHA-256: first weights, and the clients' first passes.
+
+    Beside the partition's digest and the cohorts of the ledger this is what a paired comparison rests on.
+    """
+    problem, held = assembly.experiment.problem, assembly.partition
+    first = {
+        name or student: _sha256(problem.alike(name).initial().weights.values()) for name in ("", *problem.mixture)
+    }
+    orders = [training.pass_order(problem.seed, client, 0, len(index)) for client, index in enumerate(held.train)]
+    return {"initial_sha256": first, "batches_sha256": _sha256(orders)}
+
+
+def _sha256(tensors: Iterable[Tensor]) -> str:
+    sha = hashlib.sha256()
+    for tensor in tensors:
+        sha.update(tensor.contiguous().numpy().tobytes())
+    return sha.hexdigest()
 
 
 def architectures(problem: Problem, student: str) -> list[str]:
