@@ -3,9 +3,9 @@
 Source: Li et al., ICML 2021, algorithm 1; specs/baselines.md 2.11. Server half: ditto.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated
 
 from annotated_types import Ge
 from torch import Tensor
@@ -13,7 +13,6 @@ from torch import Tensor
 from fedkd import losses, training
 from fedkd.client import Batch, Client
 from fedkd.engine import Job
-from fedkd.optimisers import Descent
 from fedkd.payload import Payload
 from fedkd.student import Student
 from fedkd.training import Drawn, Outcome, Site
@@ -35,7 +34,7 @@ class Ditto(Client):
         drawn = site.draw(job)
         shared = self._train_received(site, job, drawn)
         own = site.student(replace(job, payload=Payload())).train()  # the same module: it has been read out
-        descent = Descent(site.problem.train, own.learnable, training.learning_rate(site.problem.train, job), _own(job))
+        descent = site.descent(job, own.learnable, job.state.memory.get("optimiser", {}))
         numbers = training.descend(descent, site.batches(self, job, drawn), lambda batch: self.terms(own, batch, job))
         memory = {**shared.state.memory, "optimiser": descent.memory()}
         state = replace(shared.state, kept=own.weights, memory=memory)
@@ -51,9 +50,3 @@ class Ditto(Client):
             lambda batch: iter([("received", losses.cross_entropy(student(batch.x), batch.y))]),
         )
         return site.close(self, job, student, drawn, numbers, descent)
-
-
-def _own(job: Job) -> Mapping[str, Any]:
-    """The moments of the client's own student, where Adam's are kept."""
-    moments: Mapping[str, Any] = job.state.memory.get("optimiser", {})
-    return moments

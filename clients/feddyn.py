@@ -46,7 +46,7 @@ class FedDyn(Client):
 def anchored(job: Job) -> Job:
     """The job with the place that its client is pulled towards as `reference`: received weights + h_k / alpha.
 
-    alpha / 2 |w - w_t|^2 - <h_k, w> and alpha / 2 |w - w_t - h_k / alpha|^2 differ by a constant: pull and tilt are one.
+    alpha / 2 |w - w_t|^2 - <h_k, w> and alpha / 2 |w - w_t - h_k / alpha|^2 differ by a constant: both are one.
     """
     received, moved = job.payload.weights or {}, job.state.memory.get("moved")
     anchor = received if moved is None else {n: received[n] - value for n, value in moved.items()}

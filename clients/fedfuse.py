@@ -13,7 +13,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from fedkd import fusion, losses, seeds, training
+from fedkd import fusion, losses, public, seeds, training
 from fedkd.client import Batch, Client, Trained
 from fedkd.engine import Job
 from fedkd.models import image_generators
@@ -36,8 +36,8 @@ class FedFuse(Client):
     def consult(self, site: Site, job: Job, x: Tensor, y: Tensor, position: Tensor) -> Mapping[str, Tensor]:
         """The prior; in the second exchange also transfer images and what is to be learned of them, in their order."""
         known: dict[str, Tensor] = {}
-        if asked(job, "prior_free"):
-            prior_C = fusion.log_prior(site.label_counts(job.client), asked(job, "smoothing"))
+        if job.payload.number("prior_free"):
+            prior_C = fusion.log_prior(site.label_counts(job.client), job.payload.number("smoothing"))
             known["log_prior"] = prior_C.expand(len(y), -1)
         if job.payload.probe_logits is not None and job.payload.label_counts is not None:
             order = self._order(site, job, len(job.payload.probe_logits))[: len(y)]
@@ -67,20 +67,21 @@ class FedFuse(Client):
         """The prior, for evaluation, and the counts as released: they are drawn once, so that noise stays noise."""
         if trained.memory or job.exchange:
             return trained.memory
-        counts_C = trained.site.label_counts(job.client)
-        prior = {"log_prior": fusion.log_prior(counts_C, asked(job, "smoothing"))} if asked(job, "prior_free") else {}
-        return {**prior, "released": self._release(trained.site, job, counts_C)}
+        counts_C, found = trained.site.label_counts(job.client), {}
+        if job.payload.number("prior_free"):
+            found["log_prior"] = fusion.log_prior(counts_C, job.payload.number("smoothing"))
+        return {**found, "released": self._release(trained.site, job, counts_C)}
 
     def report(self, trained: Trained, job: Job) -> Payload:
         if job.exchange:
             return Payload()
         site, counts_C = trained.site, torch.zeros(trained.site.problem.classes, dtype=torch.int64)
-        if asked(job, "counts"):
+        if job.payload.number("counts"):
             counts_C = self.remember(trained, job)["released"]
-        if asked(job, "generated"):
+        if job.payload.number("generated"):
             entries = {name: entry[None] for name, entry in trained.student.weights.items()}
             return Payload(samples=entries, probe_logits=torch.zeros(0, len(counts_C)), label_counts=counts_C)
-        x = _transfer_images(site, job, torch.arange(len(site.problem.proxy or ())))
+        x = _transfer_images(site, job, torch.arange(public.size(site.problem)))
         return Payload(samples={}, probe_logits=training.logits(trained.student, x), label_counts=counts_C)
 
     def logits(self, student: Student, x: Tensor, job: Job) -> Tensor:
@@ -131,11 +132,6 @@ class FedFuse(Client):
         return seeds.stream(site.problem.seed, "distil", round=job.round, client=job.client).child(purpose)
 
 
-def asked(job: Job, name: str) -> float:
-    """What the server half said of its configuration; 0 where it said nothing."""
-    return float((job.payload.numbers or {}).get(name, 0.0))
-
-
 def restore_statistics(student: Student, x: Tensor) -> None:
     """Set BatchNorm's statistics to their mean over one pass of `x`; the student is left in eval mode.
 
@@ -160,15 +156,14 @@ def _transfer_images(site: Site, job: Job, index: Tensor) -> Tensor:
     """The images at `index` of the set that the round is about, as a student takes them."""
     if job.payload.samples:
         return image_generators.from_bytes(job.payload.samples["x"].index_select(0, index))
-    assert site.problem.proxy is not None
-    return site.problem.proxy.samples.take(index)[0]
+    return public.images(site.problem, index)
 
 
 def _check_agreement(site: Site, job: Job) -> None:
     """Raises ValueError where both ends would not speak of the same images."""
-    public = site.problem.proxy
-    if asked(job, "generated"):
+    proxy = site.problem.proxy
+    if job.payload.number("generated"):
         if any(offset != -1 for offset in site.train.offset):
             raise ValueError("generated images are in [-1, 1], these data are not: say data.scaling=symmetric")
-    elif public is None or float(public.checksum) != asked(job, "checksum"):
+    elif proxy is None or float(proxy.checksum) != job.payload.number("checksum"):
         raise ValueError("the public set differs from the server's: its images, or their order")

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
@@ -61,9 +60,8 @@ class FedMD(Client):
         """Initial training: on the labelled public set, then on the client's own data."""
         numbers, found = job.payload.numbers or {}, {}
         if epochs := int(numbers["public_epochs"]):
-            images, labels = public.required(site.problem).samples, public.required(site.problem).samples.y
-            x, _ = images.take(torch.arange(len(labels)))
-            found["initial_public"] = self._pass_over(site, job, student, "initial-public", x, labels, epochs)
+            x, y = public.images(site.problem), public.required(site.problem).samples.y
+            found["initial_public"] = self._pass_over(site, job, student, "initial-public", x, y, epochs)
         if epochs := int(numbers["private_epochs"]):
             x, y = site.own(job.client)
             found["initial_private"] = self._pass_over(site, job, student, "initial-private", x, y, epochs)
@@ -75,7 +73,7 @@ class FedMD(Client):
         size, stream = site.problem.train.batch, self._stream(site, job, purpose)
         labelled = public.batches(x, {"y": y}, size, stream, epochs=epochs)
         batches = (replace(batch, y=batch.known["y"]) for batch in labelled)
-        descent = site.descent(replace(job, state=replace(job.state, optimiser={})), student.train().learnable)
+        descent = site.descent(job, student.train().learnable, {})
         return training.descend(descent, batches, lambda batch: self.terms(student, batch, job))["ce"]
 
     def _learn(self, site: "Site", job: Job, x: Tensor) -> "Outcome":

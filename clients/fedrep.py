@@ -48,8 +48,7 @@ class FedRep(Client):
 def _descent(phase: str, site: Site, student: Student, job: Job) -> Descent:
     """On the entries of one phase alone: weight decay would go on shrinking frozen ones."""
     chosen = {name: p for name, p in student.learnable.items() if name.startswith("head.") == (phase == "head")}
-    config = site.problem.train
-    return Descent(config, chosen, training.learning_rate(config, job), job.state.optimiser.get(phase))
+    return site.descent(job, chosen, job.state.optimiser.get(phase, {}))
 
 
 def _split(drawn: Drawn, head_share: float) -> tuple[Drawn, Drawn]:

@@ -3,7 +3,7 @@
 Source: Seyedmohammadi et al., arXiv 2403.11892; specs/knfu.md 1.1, 2.1 and 2.6. Server half: knfu.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -52,10 +52,10 @@ class KnFu(Client):
         logits = student(batch.x)
         if "teacher" in batch.known:
             if weight := self.config.distill_weight:
-                temperature = number(job, "temperature")
+                temperature = job.payload.number("temperature")
                 kl = losses.kl(batch.known["teacher"], logits / temperature)
                 yield "distil", weight * temperature**2 * kl
-            if number(job, "transfer_ce"):
+            if job.payload.number("transfer_ce"):
                 yield "transfer_ce", losses.cross_entropy(logits, batch.known["label"])
         elif "beside" in batch.known:
             yield "private_ce", self._private_share(job) * losses.cross_entropy(logits, batch.y)
@@ -65,14 +65,14 @@ class KnFu(Client):
     def report(self, trained: Trained, job: Job) -> Payload:
         if job.exchange == 1:
             return Payload()
-        counts = trained.site.label_counts(job.client) if number(job, "report_counts") else None
+        counts = trained.site.label_counts(job.client) if job.payload.number("report_counts") else None
         x = public.look(trained.site.problem, job.payload.numbers, job.round)
         return Payload(probe_logits=training.logits(trained.student, x), label_counts=counts)
 
     def _private_share(self, job: Job) -> float:
         """Weight of cross entropy on private batches that alternate with public ones: 1 - lambda; 0 = none."""
         is_taught = job.payload.probe_logits is not None and self.config.distill_epochs > 0
-        if not number(job, "private_ce") or not is_taught:
+        if not job.payload.number("private_ce") or not is_taught:
             return 0.0
         return max(0.0, 1.0 - self.config.distill_weight)
 
@@ -85,7 +85,7 @@ class KnFu(Client):
         }
         order = seeds.stream(site.problem.seed, "transfer", round=job.round, client=job.client)
         beside = list(site.batches(self, job, private)) if private is not None else []
-        is_public = bool(self.config.distill_weight or number(job, "transfer_ce"))
+        is_public = bool(self.config.distill_weight or job.payload.number("transfer_ce"))
         for batch in public.batches(x, known, self.config.distill_batch, order, epochs=self.config.distill_epochs):
             if is_public:
                 yield batch
@@ -102,9 +102,3 @@ class KnFu(Client):
             x, y = site.test.take(site.common)
             found[f"common_{moment}"] = float((training.logits(student, x).argmax(1) == y).float().mean())
         return found
-
-
-def number(job: Job, name: str) -> float:
-    """A number that the server sent; 0 if it did not."""
-    numbers: Mapping[str, float] = job.payload.numbers or {}
-    return numbers.get(name, 0.0)

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
-import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from fedkd import losses, training
+from fedkd import losses, tables, training
 from fedkd.client import Batch, Client, Trained
 from fedkd.engine import Job
 from fedkd.payload import Payload
@@ -34,9 +33,10 @@ class KnFuTable(Client):
             yield "table", self.config.gamma * temperature**2 * losses.kl(target, logits / temperature)
 
     def report(self, trained: Trained, job: Job) -> Payload:
+        """M_k (C, C) float32: mean logits by label, summed in float64; 0 for labels that the client lacks."""
         x, y = trained.site.own(job.client)
-        counts = trained.site.label_counts(job.client)
-        return Payload(class_logits=means(training.logits(trained.student, x), y, len(counts)), label_counts=counts)
+        sums_CC, counts_C = tables.sums(training.logits(trained.student, x).double(), y, trained.site.problem.classes)
+        return Payload(class_logits=tables.means(sums_CC, counts_C).float(), label_counts=counts_C)
 
 
 def rows(payload: Payload, y: Tensor) -> Tensor:
@@ -45,9 +45,3 @@ def rows(payload: Payload, y: Tensor) -> Tensor:
     assert table is not None
     assert owners is not None
     return (table.softmax(1) * (owners > 0)[:, None]).index_select(0, y)
-
-
-def means(logits: Tensor, y: Tensor, classes: int) -> Tensor:
-    """M_k (C, C) float32: mean logits by label; 0 for labels that the client lacks, whose count tells."""
-    sums = torch.zeros(classes, logits.shape[1], dtype=torch.float64).index_add_(0, y, logits.double())
-    return (sums / torch.bincount(y, minlength=classes).clamp(min=1)[:, None]).float()

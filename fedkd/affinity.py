@@ -5,6 +5,7 @@ divergences of a distribution from itself at 2e-7). `...` are further leading ax
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,7 @@ Divergence = Literal["kl", "kl_rev", "js", "l1", "l2", "cos"]
 TIE = 1e-12  # distances that differ by less are ties
 LEAST, MOST = 1.2, 0.95  # effective senders, and their share of all, outside which affinity plays no part
 MAX_BETA = 1e6  # where the search for beta ends
+LOWEST = 1e-38  # of a fused probability that travels as a logarithm
 
 
 def epd(probs_KNC: Tensor) -> Tensor:
@@ -154,6 +156,25 @@ def mix(W_RK: Tensor, values_KNC: Tensor) -> Tensor:
     if W_RK.dim() == 2:
         return torch.tensordot(W_RK.double(), values_KNC.double(), 1)
     return torch.einsum("nrk,knc->rnc", W_RK.double(), values_KNC.double())
+
+
+def as_logits(probs: Tensor) -> Tensor:
+    """Fused probabilities as they travel: float32 logarithms, all of them finite."""
+    return probs.clamp(min=LOWEST).log().float()
+
+
+def teachers(clients: Sequence[int], W_RK: Tensor, fused_RNC: Tensor) -> dict[int, Tensor]:
+    """log F_k (N, C) by client, of those who have a teacher; receivers with the same weights share one tensor.
+
+    Weights may differ by sample: (N, R, K).
+    """
+    of_row: dict[bytes, Tensor] = {}
+    found = {}
+    for row, client in enumerate(clients):
+        its = W_RK[..., row, :]
+        if bool(its.any()):
+            found[client] = of_row.setdefault(its.numpy().tobytes(), as_logits(fused_RNC[row]))
+    return found
 
 
 def beta_for(D_KK: Tensor, target: float, **rule: Any) -> float:

@@ -5,13 +5,16 @@ over k it sums to 1. Axes of size 1 mean "the same for all": `(1, K, 1)` is one 
 product and renormalisation.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fedkd.engine import Reply
 from fedkd.payload import Numbers, Weights
+
+Weighting = Literal["examples", "uniform"]  # of senders: by the size of their data, or alike
 
 
 def by_examples(replies: Sequence[Reply]) -> Tensor:
@@ -22,6 +25,16 @@ def by_examples(replies: Sequence[Reply]) -> Tensor:
 def uniformly(replies: Sequence[Reply]) -> Tensor:
     """The same trust in every sender: (1, K, 1)."""
     return torch.full((1, len(replies), 1), 1 / len(replies))
+
+
+def by_weighting(weighting: Weighting, replies: Sequence[Reply]) -> Tensor:
+    """The rule of these two that a configuration names: (1, K, 1)."""
+    return by_examples(replies) if weighting == "examples" else uniformly(replies)
+
+
+def mean_size(sizes: Mapping[str, int]) -> float:
+    """Mean number of training samples of the clients heard so far, n_k by number; 1 if there are none."""
+    return sum(sizes.values()) / len(sizes) if sizes else 1.0
 
 
 def by_label_counts(counts_KC: Tensor) -> Tensor:

@@ -44,6 +44,10 @@ class Payload:
         """The kinds of knowledge that are present."""
         return frozenset(kind for kind in KINDS if getattr(self, kind) is not None)
 
+    def number(self, name: str) -> float:
+        """One of `numbers`; 0 where it was not sent."""
+        return (self.numbers or {}).get(name, 0.0)
+
     def num_bytes(self) -> Mapping[str, int]:
         """Bytes on the wire by kind: elements times their size; encoding adds about 1.6 kB a message (flower.py)."""
         present = ((kind, getattr(self, kind)) for kind in KINDS)

@@ -22,6 +22,26 @@ def required(problem: Problem) -> Proxy:
     return problem.proxy
 
 
+def size(problem: Problem, most: int | None = None) -> int:
+    """How many images a round's part has: `most`, if there are as many; else, or without a bound, all."""
+    count = len(required(problem))
+    return count if most is None else min(most, count)
+
+
+def images(problem: Problem, index: Tensor | None = None) -> Tensor:
+    """Images (N, channels, height, width), scaled: all in their order, or those at `index` (N,) int64."""
+    samples = required(problem).samples
+    return samples.take(torch.arange(len(samples)) if index is None else index)[0]
+
+
+def labels(problem: Problem, index: Tensor | None = None) -> Tensor | None:
+    """True labels (N,) of the same, by which knowledge is measured; None if the set has no labels of the task."""
+    proxy = required(problem)
+    if not proxy.is_labelled:
+        return None
+    return proxy.samples.y if index is None else proxy.samples.y[index]
+
+
 def part(problem: Problem, size: int, round: int) -> Tensor:
     """The images (N,) int64 of one round, ascending: `size` of them, as many of each label as there are labels.
 
@@ -44,7 +64,7 @@ def look(problem: Problem, numbers: Numbers | None, round: int) -> Tensor:
     proxy, numbers = required(problem), numbers or {}
     if numbers.get("checksum") != float(proxy.checksum):
         raise ValueError(f"the server's public set is not this one: checksum {numbers.get('checksum')}")
-    return proxy.samples.take(part(problem, int(numbers["samples"]), round))[0]
+    return images(problem, part(problem, int(numbers["samples"]), round))
 
 
 def batches(

@@ -16,9 +16,9 @@ from fedkd.config import RunConfig
 from fedkd.engine import Engine, Failure
 from fedkd.errors import FedkdError, FolderError, RunError
 from fedkd.ledger import Ledger
-from fedkd.problem import Problem
+from fedkd.payload import Payload
 from fedkd.resolved import Resolved
-from fedkd.rounds import Round, RunState
+from fedkd.rounds import Experiment, Round, RunState
 from fedkd.training import Site
 from simulations import assemble, assigned, engines, run_folder, summary
 from simulations.assemble import Assembly
@@ -82,9 +82,9 @@ class Driver:
         self.screen.phase(f"loading {config.data.name} for {config.clients} clients")
         assembly = assemble.assemble(config)
         assigned.keep(self.folder, assembly, config.students.name)
-        self.folder.note(statistics=statistics_policy(assembly.experiment.problem))
         self._compare_arithmetic()
         state = self._state(assembly)
+        self.folder.note(statistics=statistics_policy(assembly.experiment, state))
         self.screen.phase("starting the engine")
         engine, sentence = self._engine(assembly.site)
         stack.callback(engine.close)
@@ -255,9 +255,21 @@ class Driver:
         self._event("warn", what=text)
 
 
-def statistics_policy(problem: Problem) -> str:
-    """Which BatchNorm statistics students are evaluated with: `average`, `local`, or `none` where there are none."""
-    return problem.statistics if problem.statistic_names else "none"
+def statistics_policy(experiment: Experiment, state: RunState) -> str:
+    """Which BatchNorm statistics students are evaluated with: `average`, `local`, or `none` where there are none.
+
+    `local` too where they could travel and the strategy serves none: what it does not serve, clients keep.
+    """
+    problem, strategy = experiment.problem, experiment.strategy
+    has_global = strategy.served(state.server, None) is not None
+    named = {who: problem.of(who).statistic_names for who in ([None] if has_global else range(problem.clients))}
+    if not any(named.values()):
+        return "none"
+    for who, names in named.items():
+        served = strategy.served(state.server, who) or Payload()
+        if {*names} & {*(served.weights or {}), *(served.samples or {})}:
+            return problem.statistics
+    return "local"
 
 
 def strategy_label(strategy: Mapping[str, Any]) -> str:

@@ -11,9 +11,11 @@ import fedkd
 _BARS = "▁▂▃▄▅▆▇█"
 _ETA_ROUNDS = 10  # rounds whose mean duration predicts the rest
 
-_STATISTICS = {  # with which of BatchNorm's students are evaluated
-    "average": "   (BatchNorm statistics averaged)",
-    "local": "   (BatchNorm statistics: each client's own; global student: their mean)",
+_STATISTICS = {  # with which of BatchNorm's students are evaluated; of the primary figure
+    ("global", "average"): "   (BatchNorm statistics averaged)",
+    ("global", "local"): "   (BatchNorm statistics: each client's own; global student: their mean)",
+    ("clients.mean", "average"): "   (BatchNorm statistics averaged)",
+    ("clients.mean", "local"): "   (BatchNorm statistics: each client's own)",
 }
 
 _NAMES = {  # of the primary figure, and what it is the accuracy of
@@ -166,7 +168,7 @@ def figures(summary: Row) -> list[str]:
     lines = []
     if accuracy:
         name, of = _NAMES[summary["accuracy_of"]]
-        note = of + _STATISTICS.get(summary.get("statistics") or "", "")
+        note = of + _STATISTICS.get((summary["accuracy_of"], summary.get("statistics") or ""), "")
         lines.append(f"{name:<17} {_curve(accuracy)}{note}")
     if common := summary.get("common"):
         lines.append(f"common images     {_curve(common)}   (the same students on common test images, mean)")

@@ -42,7 +42,7 @@ class Ditto(Strategy[State]):
         return dict.fromkeys(cohort, Payload(weights=state.weights))
 
     def aggregate(self, state: State, replies: Sequence[Reply], stream: Stream) -> tuple[State, Numbers]:
-        trust_1K1 = fusion.by_examples(replies) if self.config.weighting == "examples" else fusion.uniformly(replies)
+        trust_1K1 = fusion.by_weighting(self.config.weighting, replies)
         return State(fusion.fuse_weights(replies, trust_1K1), state.is_whole), fusion.describe(trust_1K1)
 
     def served(self, state: State, client: ClientId | None) -> Payload | None:

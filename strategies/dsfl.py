@@ -78,14 +78,13 @@ class DSFL(Strategy[State]):
         probs_KNC = torch.stack([r.payload.probe_logits for r in replies if r.payload.probe_logits is not None])
         mean_NC = probs_KNC.double().mean(0)
         target_NC = sharpen(mean_NC, self.config.temperature) if self.config.aggregation == "era" else mean_NC
-        proxy = public.required(state.problem)
         index = public.part(state.problem, self._size(state), replies[0].round)
         findings = {
             "entropy_before": entropy(mean_NC),
             "entropy_after": entropy(target_NC),
-            **diagnostics.of_fused(probs_KNC, target_NC[None], proxy.samples.y[index] if proxy.is_labelled else None),
+            **diagnostics.of_fused(probs_KNC, target_NC[None], public.labels(state.problem, index)),
         }
-        weights, numbers = self._teach(state, proxy.samples.take(index)[0], target_NC.float(), stream)
+        weights, numbers = self._teach(state, public.images(state.problem, index), target_NC.float(), stream)
         return State(state.problem, weights, target_NC.float()), {**findings, **numbers}
 
     def served(self, state: State, client: ClientId | None) -> Payload | None:
@@ -108,7 +107,7 @@ class DSFL(Strategy[State]):
         return student.weights, numbers
 
     def _size(self, state: State) -> int:
-        return min(self.config.public_size, len(public.required(state.problem)))
+        return public.size(state.problem, self.config.public_size)
 
 
 def sharpen(probs_NC: Tensor, temperature: float) -> Tensor:

@@ -83,12 +83,10 @@ class FedDF(Strategy[State]):
         weights = {name: self._average(theirs) for name, theirs in groups.items()}
         findings: dict[str, Any] = dict(fusion.describe(self._trust(replies)))
         if self.config.distil_steps:
-            proxy = public.required(state.problem)
-            x, y = proxy.samples.take(torch.arange(len(proxy)))
+            x = public.images(state.problem)
             logits_KNC = said(state.problem, replies, x).double()
             teacher_NC = logits_KNC.mean(0).softmax(1)  # the mean is of logits, not of probabilities
-            labels = y if proxy.is_labelled else None
-            findings |= diagnostics.of_fused(logits_KNC.softmax(2), teacher_NC[None], labels)
+            findings |= diagnostics.of_fused(logits_KNC.softmax(2), teacher_NC[None], public.labels(state.problem))
             weights, numbers = self._teach(state.problem, groups, weights, x, teacher_NC, stream)
             findings |= numbers
         return State(state.problem, {**state.weights, **weights}), findings
@@ -100,7 +98,7 @@ class FedDF(Strategy[State]):
         return None if state.problem.assigned else Payload(weights=state.weights[""])
 
     def _trust(self, replies: Sequence[Reply]) -> Tensor:
-        return fusion.by_examples(replies) if self.config.weighting == "examples" else fusion.uniformly(replies)
+        return fusion.by_weighting(self.config.weighting, replies)
 
     def _average(self, replies: Sequence[Reply]) -> Weights:
         return fusion.fuse_weights(replies, self._trust(replies))

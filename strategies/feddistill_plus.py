@@ -53,7 +53,7 @@ class FedDistillPlus(Strategy[State]):
         )
 
     def aggregate(self, state: State, replies: Sequence[Reply], stream: Stream) -> tuple[State, Findings]:
-        trust_1K1 = fusion.by_examples(replies) if self.config.weighting == "examples" else fusion.uniformly(replies)
+        trust_1K1 = fusion.by_weighting(self.config.weighting, replies)
         found = tables.gather(replies, self.config.mean)
         after = State(fusion.fuse_weights(replies, trust_1K1), found)
         return after, {**fusion.describe(trust_1K1), **tables.describe(found)}

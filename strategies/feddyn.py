@@ -49,7 +49,7 @@ class FedDyn(Strategy[State]):
 
     def plan(self, state: State, cohort: Cohort) -> Mapping[ClientId, Payload]:
         by_size = self.config.weighting == "examples" and state.sizes
-        numbers = {"mean_size": sum(state.sizes.values()) / len(state.sizes)} if by_size else None
+        numbers = {"mean_size": fusion.mean_size(state.sizes)} if by_size else None
         return dict.fromkeys(cohort, Payload(weights=state.weights, numbers=numbers))
 
     def aggregate(self, state: State, replies: Sequence[Reply], stream: Stream) -> tuple[State, Numbers]:

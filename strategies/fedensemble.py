@@ -58,7 +58,7 @@ class FedEnsemble(Strategy[State]):
         return {client: Payload(weights={**state.weights, **own[client]}) for client in cohort}
 
     def aggregate(self, state: State, replies: Sequence[Reply], stream: Stream) -> tuple[State, Numbers]:
-        trust_1K1 = fusion.by_examples(replies) if self.config.weighting == "examples" else fusion.uniformly(replies)
+        trust_1K1 = fusion.by_weighting(self.config.weighting, replies)
         fused = fusion.fuse_weights(replies, trust_1K1)
         weights = {name: fused[name] for name in state.weights}
         statistics = updated(state.statistics, replies)

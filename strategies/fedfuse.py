@@ -13,7 +13,7 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from fedkd import affinity, border, diagnostics, fusion, image_distillation, values
+from fedkd import affinity, border, diagnostics, fusion, image_distillation, public, values
 from fedkd.engine import ClientId, Job, Reply
 from fedkd.errors import ConfigError
 from fedkd.image_distillation import Recipe, Witness
@@ -114,8 +114,7 @@ class FedFuse(Strategy[State]):
         if job.exchange:
             return
         generates, samples = self._generates(state.problem), reply.payload.samples or {}
-        public = state.problem.proxy
-        border.check_rows(reply, 0 if generates or public is None else len(public))
+        border.check_rows(reply, 0 if generates else public.size(state.problem))
         if generates:
             image_distillation.check_upload(state.problem, job.client, samples)
         elif samples:
@@ -173,8 +172,8 @@ class FedFuse(Strategy[State]):
         held_C = fusion.held(trust_RKC)[0]
         log_RNC = fused_RNC.clamp(min=torch.finfo(torch.float32).tiny).log()
         known = Knowledge(log_RNC, tuple(reply.client for reply in replies), held_C.long(), {})
-        if y_N is None and problem.proxy is not None and problem.proxy.is_labelled:
-            y_N = problem.proxy.samples.y
+        if y_N is None:
+            y_N = public.labels(problem)
         found: dict[str, Any] = {
             **fusion.describe(trust_RKC[:, :, held_C]),
             **diagnostics.of_fused(log_KNC.exp(), fused_RNC, y_N),

@@ -102,10 +102,8 @@ class FedGen(Strategy[State]):
         counts_KC = stack_counts(replies)
         heads = stack_heads(replies, counts_KC)
         generator, adam, numbers = self._train_generator(state, heads, counts_KC, stream)
-        by_size = self.config.weighting == "examples"
-        trust_1K1 = fusion.by_examples(replies) if by_size else fusion.uniformly(replies)
         after = State(
-            weights=fusion.fuse_weights(replies, trust_1K1),
+            weights=fusion.fuse_weights(replies, fusion.by_weighting(self.config.weighting, replies)),
             generator=generator,
             adam=adam,
             labels_seen=state.labels_seen + (counts_KC - 1).sum(0),

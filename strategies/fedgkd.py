@@ -48,7 +48,7 @@ class FedGKD(Strategy[State]):
         return dict.fromkeys(cohort, payload)
 
     def aggregate(self, state: State, replies: Sequence[Reply], stream: Stream) -> tuple[State, Numbers]:
-        trust_1K1 = fusion.by_examples(replies) if self.config.weighting == "examples" else fusion.uniformly(replies)
+        trust_1K1 = fusion.by_weighting(self.config.weighting, replies)
         weights = fusion.fuse_weights(replies, trust_1K1)
         seen = students(state)
         past = {name: value[max(0, len(value) + 1 - self.config.buffer) :] for name, value in seen.items()}

@@ -73,9 +73,7 @@ class FedMD(Strategy[State]):
             return state, {}
         logits_KNC = torch.stack([r.payload.probe_logits for r in replies if r.payload.probe_logits is not None])
         mean_NC = logits_KNC.double().mean(0)
-        proxy = public.required(state.problem)
-        index = public.part(state.problem, self._size(state), replies[0].round)
-        y_N = proxy.samples.y[index] if proxy.is_labelled else None
+        y_N = public.labels(state.problem, public.part(state.problem, self._size(state), replies[0].round))
         findings = diagnostics.of_fused(logits_KNC.softmax(2), mean_NC.softmax(1)[None], y_N)
         return replace(state, consensus=mean_NC.float()), findings
 
@@ -83,4 +81,4 @@ class FedMD(Strategy[State]):
         return None
 
     def _size(self, state: State) -> int:
-        return min(self.config.public_size, len(public.required(state.problem)))
+        return public.size(state.problem, self.config.public_size)

@@ -21,7 +21,6 @@ from fedkd.seeds import Stream
 from fedkd.strategy import Cohort, Strategy
 
 SAMPLES_AT_ONCE = 64  # of weights by sample: their distances are (samples, K, K, C) in memory
-LOWEST = 1e-38  # of a fused probability that travels as a logarithm
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ class KnFu(Strategy[State]):
         return {client: payloads.get(id(state.teachers.get(client)), without) for client in cohort}
 
     def inspect(self, state: State, job: Job, reply: Reply) -> None:
-        border.check_rows(reply, len(public.required(state.problem)))
+        border.check_rows(reply, public.size(state.problem))
 
     def aggregate(self, state: State, replies: Sequence[Reply], stream: Stream) -> tuple[State, Findings]:
         if replies[0].exchange == 1:  # they have taken what was fused
@@ -119,13 +118,14 @@ class KnFu(Strategy[State]):
         rows = torch.tensor([list(heard).index(reply.client) for reply in replies])
         W_RK = affinity.weights(D_KK, beta, **rule)[..., rows, :]
         fused_RNC, own_RNC = self._fused(W_RK, logits_KNC), logits_KNC[rows].softmax(-1)
+        fresh = affinity.teachers([reply.client for reply in replies], W_RK, fused_RNC)
         after = State(
             problem=state.problem,
             round=replies[0].round,
             beta=beta if self.config.beta == "auto" else None,
             laws=laws if self.config.epd_when == "first" else {},
             heard=heard if self.config.stale else {},
-            teachers=waiting(state, replies) | teachers([reply.client for reply in replies], W_RK, fused_RNC),
+            teachers=waiting(state, replies) | fresh,
         )
         chosen = {"beta": beta} if self.config.beta == "auto" else {}
         against = against_own(state.problem, W_RK, own_RNC, fused_RNC)
@@ -136,7 +136,7 @@ class KnFu(Strategy[State]):
 
     def _numbers(self, state: State, cohort: Cohort) -> dict[str, float]:
         """What clients must know: the public set they must have, and how to teach with it."""
-        numbers = {**public.describe(state.problem, len(public.required(state.problem)))}
+        numbers = {**public.describe(state.problem, public.size(state.problem))}
         if cohort.exchange == 0 and self.config.epd == "reported":
             numbers["report_counts"] = 1.0
         if state.teachers:
@@ -220,20 +220,7 @@ def by_public_label(probs_KNC: Tensor, y_N: Tensor) -> Tensor:
     return torch.einsum("yn,knc->kyc", share_CN, probs_KNC)
 
 
-def teachers(clients: Sequence[int], W_RK: Tensor, fused_RNC: Tensor) -> dict[int, Tensor]:
-    """log F_k by client, of those who have a teacher; receivers with the same weights share one tensor."""
-    of_row: dict[bytes, Tensor] = {}
-    found = {}
-    for row, client in enumerate(clients):
-        its = W_RK[..., row, :]
-        if bool(its.any()):
-            key = its.numpy().tobytes()
-            found[client] = of_row.setdefault(key, fused_RNC[row].clamp(min=LOWEST).log().float())
-    return found
-
-
 def against_own(problem: Problem, W_RK: Tensor, own_RNC: Tensor, fused_RNC: Tensor) -> Findings:
     """How the teachers of those who have one differ from their own knowledge; labels are for this measure only."""
     taught_R = W_RK.sum(-1).reshape(-1, len(own_RNC)).amax(0) > 0
-    labels = public.required(problem).samples.y if public.required(problem).is_labelled else None
-    return diagnostics.of_fused(own_RNC[taught_R], fused_RNC[taught_R], labels)
+    return diagnostics.of_fused(own_RNC[taught_R], fused_RNC[taught_R], public.labels(problem))

@@ -23,7 +23,6 @@ from fedkd.problem import Problem
 from fedkd.seeds import Stream
 from fedkd.strategy import Cohort, Strategy
 
-LOWEST = 1e-38  # of a fused probability that travels as a logarithm
 COMPARED = 200  # latents by whose pairs a collapse of the generator is recognised
 
 
@@ -118,7 +117,7 @@ class KnFuGenerated(Strategy[State]):
             adam=adam,
             labels_seen=seen,
             latents=latents,
-            teachers=teachers(list(heads), W_KK, fused_KNC) if is_taught else {},
+            teachers=affinity.teachers(list(heads), W_KK, fused_KNC) if is_taught else {},
             round=replies[0].round,
         )
         return after, {**found, **terms, **measure(latents, logits_KNC.softmax(-1), fused_KNC, W_KK)}
@@ -187,17 +186,6 @@ def variety(probs_KNC: Tensor) -> float:
         return 0.0
     pairs = torch.cdist(probs_KNC, probs_KNC, p=1.0).sum((1, 2)) / 2
     return float((pairs / (samples * (samples - 1))).mean())
-
-
-def teachers(clients: Sequence[int], W_KK: Tensor, fused_KNC: Tensor) -> dict[int, Tensor]:
-    """log F_k by client, of those who have a teacher; receivers with the same weights share one tensor."""
-    of_row: dict[bytes, Tensor] = {}
-    found = {}
-    for row, client in enumerate(clients):
-        if bool(W_KK[row].any()):
-            key = W_KK[row].numpy().tobytes()
-            found[client] = of_row.setdefault(key, fused_KNC[row].clamp(min=LOWEST).log().float())
-    return found
 
 
 def measure(latents: Weights, own_KNC: Tensor, fused_KNC: Tensor, W_KK: Tensor) -> Findings:

@@ -20,8 +20,6 @@ from fedkd.problem import Problem
 from fedkd.seeds import Stream
 from fedkd.strategy import Cohort, Strategy
 
-LOWEST = 1e-38  # of a fused probability that travels as a logarithm
-
 
 @dataclass(frozen=True)
 class Teacher:
@@ -122,7 +120,7 @@ def teachers(clients: Sequence[int], W_CKK: Tensor, fused_KCC: Tensor) -> dict[i
     found = {}
     for row, client in enumerate(clients):
         owners = (W_CKK[:, row] > 0).sum(1)
-        logits = fused_KCC[row].clamp(min=LOWEST).log().masked_fill((owners == 0)[:, None], 0.0).float()
+        logits = affinity.as_logits(fused_KCC[row]).masked_fill((owners == 0)[:, None], 0.0)
         found[client] = of_row.setdefault(W_CKK[:, row].numpy().tobytes(), Teacher(logits, owners))
     return found
 

@@ -54,13 +54,13 @@ class Scaffold(Strategy[State]):
 
     def plan(self, state: State, cohort: Cohort) -> Mapping[ClientId, Payload]:
         by_size = self.config.weighting == "examples" and state.sizes
-        numbers = {"mean_size": mean_size(state.sizes)} if by_size else None
+        numbers = {"mean_size": fusion.mean_size(state.sizes)} if by_size else None
         payload = Payload(weights=state.weights, reference=self._control(state), numbers=numbers)
         return dict.fromkeys(cohort, payload)
 
     def aggregate(self, state: State, replies: Sequence[Reply], stream: Stream) -> tuple[State, Numbers]:
         by_size = self.config.weighting == "examples"
-        trust_1K1 = fusion.by_examples(replies) if by_size else fusion.uniformly(replies)
+        trust_1K1 = fusion.by_weighting(self.config.weighting, replies)
         weights = self._step(state, fusion.fuse_weights(replies, trust_1K1))
         total = {name: value.clone() for name, value in state.total.items()}
         for reply in replies:  # in order of client
@@ -76,7 +76,7 @@ class Scaffold(Strategy[State]):
 
     def _control(self, state: State) -> Weights:
         """c, the mean of all clients' variates; of those never heard it is 0."""
-        scale = mean_size(state.sizes) if self.config.weighting == "examples" else 1.0
+        scale = fusion.mean_size(state.sizes) if self.config.weighting == "examples" else 1.0
         return {name: total / (state.clients * scale) for name, total in state.total.items()}
 
     def _step(self, state: State, mean: Weights) -> Weights:
@@ -85,8 +85,3 @@ class Scaffold(Strategy[State]):
         if lr == 1:
             return mean
         return {n: state.weights[n].lerp(value, lr) if n in state.total else value for n, value in mean.items()}
-
-
-def mean_size(sizes: Mapping[str, int]) -> float:
-    """Mean number of training samples of the clients heard so far; 1 if there are none."""
-    return sum(sizes.values()) / len(sizes) if sizes else 1.0

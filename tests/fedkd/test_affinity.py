@@ -291,3 +291,26 @@ def test_the_ledger_is_told_who_is_heard():
     uniform = affinity.describe(torch.full((3, 3), 1 / 3).double(), torch.arange(3))
     others = affinity.describe((torch.ones(3, 3) - torch.eye(3)).double() / 2, torch.arange(3))
     assert uniform["is_untested"] == others["is_untested"] == 1
+
+
+def test_what_travels_are_finite_logarithms():
+    found = affinity.as_logits(torch.tensor([0.0, 0.25, 1.0], dtype=torch.float64))
+    assert found.dtype == torch.float32
+    near(found.double(), [math.log(1e-38), math.log(0.25), 0], atol=1e-5)
+
+
+def test_teachers_are_by_client_and_equal_ones_are_one_tensor():
+    W = torch.tensor([[0.5, 0.5, 0], [0.5, 0.5, 0], [0, 0, 0]], dtype=torch.float64)
+    fused = affinity.mix(W, LOGITS.softmax(-1))
+    found = affinity.teachers([4, 7, 9], W, fused)
+    assert sorted(found) == [4, 7]  # nobody teaches 9
+    assert found[4] is found[7]
+    assert torch.equal(found[4], affinity.as_logits(fused[0]))
+
+
+def test_receivers_whose_weights_differ_on_one_sample_have_teachers_of_their_own():
+    W = torch.eye(2, dtype=torch.float64).repeat(2, 1, 1)
+    W[0] = 0.5
+    found = affinity.teachers([0, 1], W, affinity.mix(W, LOGITS[:2].softmax(-1)))
+    assert torch.equal(found[0][0], found[1][0])
+    assert not torch.equal(found[0][1], found[1][1])

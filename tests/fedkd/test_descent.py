@@ -169,3 +169,12 @@ def test_kept_moments_survive_a_checkpoint(tmp_path):
     loaded = checkpoint.load(tmp_path, experiment, "digest", warn=pytest.fail)
     again = rounds.play(experiment, engine, loaded.state)
     tiny.assert_same(tiny.canonical(again.state), tiny.canonical(second.state))
+
+
+def test_a_site_goes_on_with_the_clients_moments_or_those_it_is_given(site):
+    site = replace(site, problem=replace(site.problem, train=replace(tiny.TRAIN, optimiser="adam", moments="keep")))
+    state = tiny.fit(site.client, tiny.job(site.problem), site).state
+    job, learnable = tiny.job(site.problem, state=state), site.problem.initial().learnable
+    assert site.descent(job, learnable).memory()["step"] == 3
+    assert site.descent(job, learnable, {**state.optimiser, "step": 8}).memory()["step"] == 8
+    assert site.descent(job, learnable, {}).memory()["step"] == 0

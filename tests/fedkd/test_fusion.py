@@ -90,6 +90,17 @@ def test_order_changes_the_mean_by_rounding_at_most(order):
     assert_close(one, other, rtol=1e-6, atol=1e-6)
 
 
+def test_a_weighting_names_its_rule():
+    sent = replies_of([1, 3])
+    assert torch.equal(fusion.by_weighting("examples", sent), fusion.by_examples(sent))
+    assert torch.equal(fusion.by_weighting("uniform", sent), fusion.uniformly(sent))
+
+
+def test_the_mean_size_is_of_those_heard():
+    assert fusion.mean_size({"0": 1, "7": 4}) == 2.5
+    assert fusion.mean_size({}) == 1
+
+
 @pytest.mark.parametrize(("rule", "expected"), [(fusion.by_examples, 1.66425), (fusion.uniformly, 1.3525)])
 def test_two_scalar_clients_average_to_the_golden_value(rule, expected):
     """Golden: baselines.md 7.1."""

@@ -40,6 +40,11 @@ def test_every_kind_has_a_byte_count():
     assert set(full().num_bytes()) == full().kinds() == set(KINDS)
 
 
+def test_a_number_that_was_not_sent_is_zero():
+    assert full().number("lr") == 0.1
+    assert full().number("steps") == Payload().number("lr") == 0
+
+
 def test_an_empty_payload_has_no_kinds_and_no_bytes():
     assert Payload().kinds() == frozenset()
     assert not Payload().num_bytes()

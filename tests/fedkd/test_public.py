@@ -48,6 +48,24 @@ def test_the_whole_set_is_the_part_of_every_round():
     assert torch.equal(public.part(posed(), 30, 3), torch.arange(30))
 
 
+def test_a_part_has_as_many_images_as_there_are_at_most():
+    assert [public.size(posed(), most) for most in (None, 40, 30, 7)] == [30, 30, 30, 7]
+
+
+def test_images_and_labels_are_those_of_the_set_in_its_order_or_as_asked_for():
+    problem, index = posed(), torch.tensor([7, 2])
+    samples = problem.proxy.samples
+    assert torch.equal(public.images(problem), samples.take(torch.arange(30))[0])
+    assert torch.equal(public.images(problem, index), samples.take(index)[0])
+    assert torch.equal(public.labels(problem), samples.y)
+    assert torch.equal(public.labels(problem, index), samples.y[[7, 2]])
+
+
+def test_what_is_not_labelled_has_no_labels():
+    assert public.labels(posed(is_labelled=False)) is None
+    assert public.labels(posed(is_labelled=False), torch.tensor([1])) is None
+
+
 def test_a_client_looks_at_the_images_that_the_server_means():
     problem = posed()
     x = public.look(problem, public.describe(problem, 10), 2)

@@ -72,6 +72,25 @@ def test_the_last_lines_say_whose_accuracy_it_is():
     assert text.isascii()
 
 
+@pytest.mark.parametrize(
+    ("statistics", "personal", "of_global"),
+    [
+        ("average", "   (BatchNorm statistics averaged)", "   (BatchNorm statistics averaged)"),
+        (
+            "local",
+            "   (BatchNorm statistics: each client's own)",
+            "   (BatchNorm statistics: each client's own; global student: their mean)",
+        ),
+        ("none", "on its own test split, mean)", "best 0.700"),
+    ],
+)
+def test_the_figures_say_which_statistics_students_had(statistics, personal, of_global):
+    """Of a global student only where there is one."""
+    accuracy = {"global": 0.7, "clients": {"mean": 0.6, "worst_decile": 0.4, "pooled": 0.65}}
+    for its, end in ((found(row(1)), personal), (found(row(1, accuracy=accuracy)), of_global)):
+        assert story.figures({**its, "statistics": statistics})[0].endswith(end)
+
+
 def test_the_panel_shows_personal_and_common_accuracy():
     told = Story()
     for number in (1, 2):
