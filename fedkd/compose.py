@@ -80,6 +80,12 @@ def draft(args: Sequence[str], *, conf: Path | None = None) -> schema.Draft:
     return _draft(_compose(args, conf or CONF))
 
 
+def check(args: Sequence[str], *, conf: Path | None = None) -> Mapping[str, str]:
+    """The option chosen in each group. Raises ConfigError for all that is wrong and can be told without torch."""
+    _checked(tree := _compose(args, conf or CONF))
+    return dict(tree.choices)
+
+
 def from_yaml_file(path: Path, *, conf: Path | None = None) -> Resolved:
     """The configuration that a run has written: complete, so conf/config.yaml has no say in it."""
     conf = conf or CONF
@@ -115,15 +121,21 @@ def _draft(tree: _Tree) -> schema.Draft:
 
 
 def _finish(tree: _Tree, announce: Callable[[], None] = lambda: None) -> Resolved:
-    draft = _draft(tree)
-    config, mistakes = schema.check_run(draft)
-    known = {group: options(group) for group in ("students", "proxy")}  # of our own: they are named after the code
-    _raise([*mistakes, *schema.unknown_options(draft, known)])
+    draft, config = _checked(tree)
     announce()
     strategy, mistakes = schema.check_strategy(draft)
     _raise(mistakes)
     sources = {".".join(path): source for path, source in draft.sources.items()}
     return Resolved.of(replace(config, strategy=strategy), sources, tree.choices)
+
+
+def _checked(tree: _Tree) -> tuple[schema.Draft, Any]:
+    """All but the strategy's own keys against the schema. Raises ConfigError."""
+    draft = _draft(tree)
+    config, mistakes = schema.check_run(draft)
+    known = {group: options(group) for group in ("students", "proxy")}  # of our own: they are named after the code
+    _raise([*mistakes, *schema.unknown_options(draft, known)])
+    return draft, config
 
 
 def _raise(mistakes: Sequence[Mistake]) -> None:
@@ -177,7 +189,7 @@ def _document(path: Path, name: str) -> dict[str, Value]:
         raise ConfigError(f"cannot be read: {error}", where=name) from error
     if not isinstance(content, dict):
         raise ConfigError("the file is no mapping of keys", where=name, mend="write lines like `rounds: 20`")
-    return content
+    return dict(content)
 
 
 def _entries(path: schema.Path, value: Any, source: str, file: str = "") -> Iterator[Entry]:

@@ -6,6 +6,7 @@ Scalars follow YAML 1.2: `1e-3` is a number; `on`, `yes`, `1:30` and dates are t
 import math
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import yaml
@@ -93,8 +94,12 @@ _Dumper.add_representer(str, _text)
 _Dumper.add_representer(float, _number)
 
 
+@lru_cache(maxsize=128)  # a comparison reads the same files for each of its cells
 def read(text: str, where: str) -> Value:
-    """The one document in `text`. `where` (a file name) heads the errors. Raises ConfigError with `where:line`."""
+    """The one document in `text`, not to be changed. `where` (a file name) heads the errors.
+
+    Raises ConfigError with `where:line`.
+    """
     if len(text) > _LONGEST:
         raise ConfigError(f"the file has {len(text)} characters, at most {_LONGEST} are read", where=where)
     try:

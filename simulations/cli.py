@@ -39,6 +39,41 @@ class Verb:
 
 
 _DOWNLOAD = ("--download", {"action": "store_true", "help": "fetch missing data sets with torchvision"})
+_COMPARE: tuple[tuple[str, dict[str, Any]], ...] = (
+    (
+        "words",
+        {
+            "nargs": "*",
+            "metavar": "WORD",
+            "help": "key=value as for run, where a value may be a list: a,b,c or 1..8; or comparison=NAME",
+        },
+    ),
+    ("--jobs", {"type": int, "metavar": "N", "help": "runs side by side (default: one a core)"}),
+    (
+        "--baseline",
+        {"metavar": "METHOD", "help": "what the others are compared with (default: fedavg, else the first)"},
+    ),
+    ("--metric", {"metavar": "METRIC", "help": "what decides, e.g. 'clients.mean last10', 'global last10'"}),
+    ("--target", {"type": float, "metavar": "ACCURACY", "help": "ask what it costs to reach this, e.g. 0.9"}),
+    (
+        "--tune",
+        {
+            "action": "append",
+            "default": [],
+            "metavar": "KEY=A,B,C",
+            "help": "choose a value for each method, on validation data; may be given again",
+        },
+    ),
+    ("--tune-seeds", {"type": int, "default": 1, "metavar": "N", "help": "seeds that --tune tries (default: 1)"}),
+    ("--dry-run", {"action": "store_true", "help": "print the plan and about how long it takes; play nothing"}),
+)
+_REPORT: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("places", {"nargs": "+", "metavar": "RUN_OR_COMPARISON", "help": "a run, a folder of runs or a comparison"}),
+    ("--metric", {"metavar": "METRIC", "help": "what decides, e.g. 'clients.mean last10', 'global last10'"}),
+    ("--baseline", {"metavar": "METHOD", "help": "what the others are compared with"}),
+    ("--target", {"type": float, "metavar": "ACCURACY", "help": "ask what it costs to reach this, e.g. 0.9"}),
+    ("--open", {"action": "store_true", "help": "show the page in a browser"}),
+)
 _RUN = "a run folder, a run's id or the beginning of one"
 
 VERBS = {
@@ -53,6 +88,27 @@ VERBS = {
         ),
         verbs.run,
         (_WORDS, _DOWNLOAD),
+    ),
+    "compare": Verb(
+        "compare strategies over settings and seeds; the same command goes on where it was stopped",
+        (
+            "fedkd compare strategy=fedavg,fedprox,fedgen seed=1..8",
+            "fedkd compare preset=fedgen-mnist strategy=fedavg,knfu partition.alpha=0.1,0.5 seed=1..8 --name skew",
+            "fedkd compare strategy=fedavg,fedgen --tune lr=0.003,0.01,0.03 --dry-run",
+            "fedkd compare comparison=fedgen-mnist seed=1..5",
+        ),
+        verbs.compare,
+        _COMPARE,
+    ),
+    "report": Verb(
+        "report on a comparison, or on runs made anywhere: one page, tables and figures",
+        (
+            "fedkd report runs/skew --open                  # a comparison, again",
+            "fedkd report runs                              # all runs below a folder",
+            "fedkd report 1124-1830-fedgen-a3f9 runs/pilot --metric 'clients.mean last10' --out report",
+        ),
+        verbs.report,
+        _REPORT,
     ),
     "resume": Verb(
         "go on with a stopped run",

@@ -21,8 +21,9 @@ import fedkd
 from fedkd import ledger
 from fedkd.errors import ConfigError, FolderError
 
+FULL = "the disk is full"  # what the error then says
 STATES = ("running", "stopped", "failed", "done")
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 _LONGEST_LOG = 1 << 20  # bytes of one client's errors.log
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")
@@ -102,16 +103,26 @@ def create(runs: Path, strategy: str, digest: str, *, name: str | None = None, o
         path = out
         _refuse_used(path, "choose another --out")
     elif name is not None:
-        if not _NAME.fullmatch(name):
-            raise ConfigError(
-                f"--name {name!r} is not a folder name", mend="use letters, digits and . _ + -, e.g. pilot-2"
-            )
-        path = runs / name
+        path = named(runs, name)
         _refuse_used(path, "choose another --name")
     else:
         path = _free(runs, f"{datetime.now():%m%d-%H%M}-{re.sub(r'[^A-Za-z0-9_.+-]', '_', strategy)}-{digest[:4]}")
     with writing(path):
         path.mkdir(parents=True, exist_ok=out is not None)
+    return RunFolder(path, _take_lock(path))
+
+
+def named(runs: Path, name: str) -> Path:
+    """The folder that `--name` means. Raises ConfigError for what is no name."""
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"--name {name!r} is not a folder name", mend="use letters, digits and . _ + -, e.g. pilot-2")
+    return runs / name
+
+
+def hold(path: Path) -> RunFolder:
+    """A folder of another kind, made if need be, locked like one of a run. Raises FolderError."""
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
     return RunFolder(path, _take_lock(path))
 
 
@@ -194,10 +205,10 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in _FULL_DISK:
             resume = f", then: fedkd resume {path}" if (path / "run.json").exists() else ""
             mend = f"what was written before is kept; free some space{resume}"
-            raise FolderError("the disk is full", where=str(path), mend=mend) from error
+            raise FolderError(FULL, where=str(path), mend=mend) from error
         if error.errno in _FORBIDDEN:
             mend = "change its owner or rights, or choose --runs DIR"
             raise FolderError("it is not writable", where=str(path), mend=mend) from error

@@ -37,6 +37,20 @@ def show(args: Namespace, options: Options) -> int:
     return 0
 
 
+def compare(args: Namespace, options: Options) -> int:
+    from simulations.compare import command
+
+    names = ("words", "jobs", "baseline", "metric", "target", "tune", "tune_seeds", "dry_run")
+    return command.main(command.Request(**{name: getattr(args, name) for name in names}), options)
+
+
+def report(args: Namespace, options: Options) -> int:
+    from simulations.report import command
+
+    names = ("metric", "baseline", "target", "open")
+    return command.main(command.Request(args.places, **{name: getattr(args, name) for name in names}), options)
+
+
 def list_(args: Namespace, options: Options) -> int:
     from simulations import listing
 

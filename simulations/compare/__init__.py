@@ -1,0 +1,1 @@
+"""Comparison of strategies: a grid of runs, their paired statistics and the verdict."""

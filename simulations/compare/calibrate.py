@@ -1,0 +1,161 @@
+"""`fedkd compare --dry-run`: what would be played, and about how long it would take. Leaves nothing on the disk."""
+
+import heapq
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fedkd.config import RunConfig
+from fedkd.errors import RunError
+from simulations.compare import plan
+from simulations.compare.plan import Cell, Plan
+from simulations.options import Options
+
+_NEVER = 10**9  # rounds
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds of a run's parts on one core."""
+
+    start: float
+    round: float  # training and aggregation
+    own: float  # an evaluation on the clients' own test splits
+    pooled: float  # one on the pooled test set
+
+    def run(self, config: RunConfig) -> float:
+        """Seconds of a whole run."""
+        every, pooled_every = config.evaluate.every, config.evaluate.pooled_every
+        own, pooled = (-(-config.rounds // each) for each in (every, pooled_every))  # the last round always counts
+        return self.start + config.rounds * self.round + own * self.own + pooled * self.pooled
+
+
+def measure(config: RunConfig) -> Pace:
+    """Play three rounds in this process: one to warm up, then one with each evaluation. Raises FedkdError."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in a run
+    try:
+        return _measure(config)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _measure(config: RunConfig) -> Pace:
+    from fedkd import rounds
+    from simulations import assemble
+    from simulations.inline import Inline
+
+    began = time.perf_counter()
+    assembly = assemble.assemble(config)
+    state = rounds.begin(assembly.experiment)
+    start = time.perf_counter() - began
+    found = []
+    with_engine = Inline(assembly.site)
+    for every, pooled_every in ((_NEVER, _NEVER), (1, _NEVER), (1, 1)):
+        asked = replace(config.evaluate, every=every, pooled_every=pooled_every)
+        experiment = replace(assembly.experiment, config=replace(config, rounds=_NEVER, evaluate=asked))
+        played = rounds.play(experiment, with_engine, state)
+        state = played.state
+        found.append(played.timings)
+    own, both = found[1]["evaluation"], found[2]["evaluation"]
+    usual = sum(each["total"] - each["evaluation"] for each in found[1:]) / 2
+    return Pace(start, usual, own, max(0.0, both - own))
+
+
+def spread(seconds: Iterable[float], jobs: int) -> float:
+    """When the last of these is done if `jobs` work side by side, each taking the next as it gets free."""
+    free = [0.0] * jobs
+    for each in seconds:
+        heapq.heapreplace(free, free[0] + each)
+    return max(free)
+
+
+def show(
+    found: Plan, cells: Sequence[Cell], configs: Mapping[str, RunConfig], folder: Path, jobs: int, options: Options
+) -> int:
+    """Print the plan and the estimate; `cells` are all that would be played, `configs` theirs by folder."""
+    missing = [cell for cell in cells if not plan.is_done(folder / cell.folder, cell.digest)]
+    seconds = estimate(missing, configs, found.settings[0], jobs)
+    note = seeds_note(found)
+    if options.json:
+        facts: dict[str, Any] = {
+            key: getattr(found, key) for key in ("settings", "methods", "seeds", "metric", "baseline")
+        }
+        counts = {"cells": len(cells), "done": len(cells) - len(missing), "jobs": jobs, "seconds": seconds}
+        print(json.dumps({"comparison": str(folder), "status": "planned", **counts, **facts, "note": note}))
+        return 0
+    print("\n".join(_lines(found, cells, missing, folder)))
+    if missing:
+        where = "1 core" if jobs == 1 else f"{jobs} cores"
+        print(f"time      {'cannot be estimated' if seconds is None else f'about {duration(seconds)} on {where}'}")
+    if note:
+        print(f"note      {note}")
+    return 0
+
+
+def estimate(cells: Sequence[Cell], configs: Mapping[str, RunConfig], setting: str, jobs: int) -> float | None:
+    """Seconds until all are played; None if a method cannot be timed. One cell of each method is measured."""
+    paces: dict[str, Pace] = {}
+    for cell in sorted(cells, key=lambda cell: cell.setting != setting):
+        if cell.method not in paces:
+            try:
+                paces[cell.method] = measure(configs[cell.folder])
+            except RunError:
+                return None
+    return spread((paces[cell.method].run(configs[cell.folder]) for cell in cells), jobs)
+
+
+def seeds_note(found: Plan) -> str:
+    """What so few seeds cannot show; empty if they are enough."""
+    from simulations import stats
+
+    family = (len(found.methods) - 1) * len(found.settings)
+    count = len(found.seeds)
+    if not family or stats.can_reach(count, family, stats.LEVEL):
+        return ""
+    among = "the comparison with the baseline" if family == 1 else f"{family} comparisons with the baseline"
+    seeds = "1 seed" if count == 1 else f"{count} seeds"
+    return (
+        f"with {seeds} no difference can be significant at p < {stats.LEVEL:g} in {among}, however large: "
+        f"that needs {stats.seeds_needed(family, stats.LEVEL)} seeds"
+    )
+
+
+def duration(seconds: float) -> str:
+    """`40 s`, `6 min`, `2 h 10 min`."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def spans(seeds: Sequence[int]) -> str:
+    """`1..3,7`."""
+    parts: list[list[int]] = []
+    for seed in seeds:
+        if parts and seed == parts[-1][-1] + 1:
+            parts[-1].append(seed)
+        else:
+            parts.append([seed])
+    return ",".join(f"{part[0]}..{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
+
+
+def _lines(found: Plan, cells: Sequence[Cell], missing: Sequence[Cell], folder: Path) -> Iterator[str]:
+    sizes = [(len(found.settings), "setting"), (len(found.methods), "method"), (len(found.seeds), "seed")]
+    product = " x ".join(f"{size} {noun}{'s'[: size > 1]}" for size, noun in sizes)
+    done = f", {len(cells) - len(missing)} of all done before" if len(missing) < len(cells) else ""
+    yield f"{folder.name}: {product} = {len(found.cells)} runs{done}"
+    if any(found.settings):
+        yield f"settings  {'; '.join(found.settings)}"
+    yield f"methods   {', '.join(method + ' (baseline)' * (method == found.baseline) for method in found.methods)}"
+    yield f"seeds     {spans(found.seeds)}"
+    yield f"metric    {found.metric}"
+    if found.tuning:
+        tried = "; ".join(" ".join(words) for words in found.tuning["words"])
+        on = f"on validation data, seeds {spans(found.tuning['seeds'])}"
+        yield f"tuning    {tried}: {on}, {len(cells) - len(found.cells)} runs"

@@ -1,0 +1,131 @@
+"""Plays the cells of a comparison side by side, each in a process of its own. Free of torch: only the children run."""
+
+import multiprocessing
+import signal
+import time
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from simulations.compare import child
+from simulations.compare.board import Board
+from simulations.compare.child import Outcome
+from simulations.compare.plan import Cell
+
+TICK = 0.5  # seconds between looks at the ledgers of running cells
+PATIENCE = 60.0  # seconds that children are given to save
+
+_PRELOAD = "simulations.compare.preload"
+
+
+@dataclass
+class _Running:
+    cell: Cell
+    process: BaseProcess
+    answer: "connection.Connection"
+
+    def outcome(self) -> Outcome:
+        """What the child said, or how it died."""
+        with suppress(EOFError, OSError):
+            if self.answer.poll():
+                found: Outcome = self.answer.recv()
+                return found
+        code = self.process.exitcode or 0
+        how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with code {code}"
+        return Outcome("failed", 1, f"its process ended {how}; out of memory? See log.txt")
+
+
+def warm_up(data: Collection[str]) -> None:
+    """Begin to load, in a process from which the cells' are forked, what all of them need; returns at once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([_PRELOAD, *(["sklearn.datasets"] if "digits" in data else [])])
+    with _without_interrupts():
+        from multiprocessing import forkserver
+
+        forkserver.ensure_running()
+
+
+def play(cells: Sequence[Cell], folder: Path, jobs: int, board: Board) -> dict[str, Outcome]:
+    """Play cells, `jobs` at a time; how each ended, by folder. A failing one does not stop the rest, a full disk does.
+
+    KeyboardInterrupt passes when all children have saved; a second one kills them.
+    """
+    waiting, running, outcomes = deque(cells), list[_Running](), dict[str, Outcome]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs and not any(each.is_disk_full for each in outcomes.values()):
+                _start(waiting.popleft(), folder, running, board)
+            if not running:
+                break
+            connection.wait([each.process.sentinel for each in running], timeout=TICK)
+            for each in [each for each in running if not each.process.is_alive()]:
+                running.remove(each)
+                outcomes[each.cell.folder] = outcome = each.outcome()
+                board.ended(each.cell, outcome)
+            board.tick()
+    finally:
+        _stop(running)
+    return outcomes
+
+
+def play_here(cells: Sequence[Cell], folder: Path, board: Board) -> dict[str, Outcome]:
+    """The same one after the other in this process: --debug."""
+    outcomes = {}
+    for cell in cells:
+        board.started(cell)
+        outcomes[cell.folder] = outcome = child.play(_words(cell), folder / cell.folder)
+        board.ended(cell, outcome)
+        if outcome.status == "stopped":
+            raise KeyboardInterrupt
+    return outcomes
+
+
+def _start(cell: Cell, folder: Path, running: list[_Running], board: Board) -> None:
+    context = multiprocessing.get_context("forkserver")
+    here, there = context.Pipe(duplex=False)
+    task: Mapping[str, Any] = {
+        "target": child.main,
+        "args": (_words(cell), folder / cell.folder, folder / "log.txt", there),
+        "name": cell.name,
+        "daemon": True,  # ended with this process, if nothing else ends it
+    }
+    process = context.Process(**task)
+    with _without_interrupts():  # a child of which nobody knows could not be stopped
+        process.start()
+        running.append(_Running(cell, process, here))
+    there.close()
+    board.started(cell)
+
+
+def _words(cell: Cell) -> list[str]:
+    """An ordinary run in one process, without the choice of an engine: cells are what is played side by side."""
+    return [*cell.words, f"seed={cell.seed}", "engine=inline"]
+
+
+def _stop(running: Sequence[_Running]) -> None:
+    """Let children save and end."""
+    for each in running:
+        each.process.terminate()
+    end = time.monotonic() + PATIENCE
+    try:
+        for each in running:
+            each.process.join(max(0.0, end - time.monotonic()))
+    finally:
+        for each in running:
+            if each.process.is_alive():
+                each.process.kill()
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Ctrl-C reaches all processes of a terminal; those begun in this context leave it to their parent."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,16 @@
+"""Imports, once, what every cell needs: processes forked from the one that did need not do it again.
+
+Nothing here may run an operation of torch: its threads do not survive a fork.
+"""
+
+import importlib
+from contextlib import suppress
+
+from fedkd import plugins
+
+_MODULES = ("simulations.compare.child", "simulations.driver", "simulations.inline")
+_LATE = ("tensorboard.compat.proto.event_pb2", "tensorboard.summary.writer.record_writer")  # simulations.board's
+
+for _name in (*_MODULES, *_LATE, *plugins.modules("strategies").values(), *plugins.modules("clients").values()):
+    with suppress(Exception):
+        importlib.import_module(_name)

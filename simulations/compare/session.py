@@ -1,0 +1,173 @@
+"""One command's work on a comparison: plays what is missing, judges, reports, and says how to go on."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedkd.config import RunConfig
+from fedkd.errors import FolderError
+from simulations import run_folder
+from simulations.compare import board, calibrate, plan, player, tune
+from simulations.compare.board import Board, Progress
+from simulations.compare.child import Outcome
+from simulations.compare.plan import Cell, Plan
+from simulations.compare.tune import Tuning
+from simulations.options import Options
+from simulations.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from simulations.compare.verdict import Verdict
+
+NOT_ALL = 4  # the exit code if a run is missing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """What one command plays, where, and how it is shown."""
+
+    plan: Plan
+    tuning: Tuning
+    folder: Path
+    jobs: int
+    options: Options
+
+    def all_cells(self) -> list[Cell]:
+        return [*self.tuning.trials(), *self.plan.cells]
+
+    def configs(self) -> dict[str, RunConfig]:
+        """Folder -> configuration of every cell; what a trial is judged on changes neither its rounds nor its data."""
+        grids = [*zip(self.tuning.candidates, self.tuning.grids, strict=True)]
+        known = {(pair, words): each.resolved[pair].config for _, each in grids for pair, words in each.words.items()}
+        found = {}
+        for cell in self.all_cells():
+            words = tuple(word for word in cell.words if word != tune.VALIDATION)
+            found[cell.folder] = replace(known[(cell.setting, cell.method), words], seed=cell.seed)
+        return found
+
+    def show(self) -> int:
+        """--dry-run."""
+        return calibrate.show(self.plan, self.all_cells(), self.configs(), self.folder, self.jobs, self.options)
+
+    def play(self) -> int:
+        """Play, judge, report; gives the exit code. Raises FedkdError; KeyboardInterrupt passes when all is saved."""
+        return _play(self)
+
+
+def _play(session: Session) -> int:
+    held = run_folder.hold(session.folder)
+    shown = board.make(session.options)
+    try:
+        if note := calibrate.seeds_note(session.plan):
+            shown.say(f"note    {note}")
+        found = _run(session, held, shown)
+        shown.close()
+        return _conclude(found, session)
+    except KeyboardInterrupt:
+        shown.close()
+        _say_stopped(session)
+        raise
+    finally:
+        shown.close()
+        held.release()
+
+
+def _run(session: Session, held: RunFolder, shown: Board) -> Plan:
+    """Play the trials, choose, play the cells; the plan with what was chosen and what failed."""
+    session.plan.write(held)
+    found, trials = session.plan, session.tuning.trials()
+    if trials:
+        _play_cells(trials, session, shown, f"{session.folder.name}, tuning")
+        rows = session.tuning.rows(session.folder)
+        grid = session.tuning.grid(rows)
+        found = replace(found, tuned=rows, cells=plan.cells(grid, found.seeds))
+        found.write(held)
+    session = replace(session, plan=found)
+    outcomes = _play_cells(found.cells, session, shown, session.folder.name)
+    found = replace(found, failed={place: each.error for place, each in outcomes.items() if each.status == "failed"})
+    found.write(held)
+    return found
+
+
+def _play_cells(its: Sequence[Cell], session: Session, shown: Board, name: str) -> dict[str, Outcome]:
+    """Play what is missing of some cells. Raises FolderError if the disk is full."""
+    folder, configs = session.folder, session.configs()
+    done = {cell.folder for cell in its if plan.is_done(folder / cell.folder, cell.digest)}
+    shown.begin(
+        name, [_progress(cell, folder, configs[cell.folder], cell.folder in done) for cell in its], session.jobs
+    )
+    missing = [cell for cell in its if cell.folder not in done]
+    if session.options.debug:
+        outcomes = player.play_here(missing, folder, shown)
+    else:
+        player.warm_up(sorted({configs[cell.folder].data.name for cell in missing}))
+        alone = _downloading(missing, configs)  # two processes must not fetch the same files
+        outcomes = player.play(alone, folder, 1, shown)
+        outcomes |= player.play([cell for cell in missing if cell not in alone], folder, session.jobs, shown)
+    shown.close()
+    shown.say(f"done    {shown.summary()}")
+    if any(each.is_disk_full for each in outcomes.values()):
+        mend = f"free some space, then go on with the same command: {session.plan.command}"
+        raise FolderError(run_folder.FULL, where=str(folder), mend=mend)
+    return outcomes
+
+
+def _downloading(its: Sequence[Cell], configs: Mapping[str, RunConfig]) -> list[Cell]:
+    """The first cell of each data set that may have to be fetched."""
+    first: dict[str, Cell] = {}
+    for cell in its:
+        if configs[cell.folder].data.download:
+            first.setdefault(configs[cell.folder].data.name, cell)
+    return list(first.values())
+
+
+def _progress(cell: Cell, folder: Path, config: RunConfig, is_done: bool) -> Progress:
+    state = "done" if is_done else "waiting"
+    return Progress(cell, folder / cell.folder / "metrics.jsonl", config.rounds, state)
+
+
+def _conclude(found: Plan, session: Session) -> int:
+    """The verdict and the report on what was played; gives the exit code."""
+    from simulations import report
+    from simulations.compare import judging
+
+    folder, options = session.folder, session.options
+    judged = judging.judge(plan.question(found, folder.name), plan.members(found, folder))
+    paths = report.write(judged, folder)
+    page = next((path for path in paths if path.suffix == ".html"), folder)
+    if not (options.json and options.quiet):
+        lines = ["", *report.screen(judged), f"report  {page}"]
+        print("\n".join(lines), file=sys.stderr if options.json else sys.stdout, flush=True)
+    if options.json:
+        failed = [f"{member.name}: {member.reason}" for member in judged.failed]
+        done = {"status": "failed" if failed else "done", "failed": failed}
+        print(json.dumps({**_counts(found, session), **done, "report": str(page), "verdict": list(judged.sentences)}))
+    if judged.failed:
+        print(f"error  {_missing(judged, found)}\n       {_again(found)}", file=sys.stderr)
+    return NOT_ALL if judged.failed else 0
+
+
+def _missing(judged: "Verdict", found: Plan) -> str:
+    first = judged.failed[0]
+    count = "none" if len(judged.failed) == len(found.cells) else f"only {len(found.cells) - len(judged.failed)}"
+    why = board.one_line(f"{first.name}: {first.reason}")
+    return f"comparison: {count} of {len(found.cells)} runs could be played; {why}"
+
+
+def _again(found: Plan) -> str:
+    return f"what is done is kept; the same command goes on: {found.command}"
+
+
+def _say_stopped(session: Session) -> None:
+    """How to go on, before the interrupt ends the command."""
+    print(f"stopped  {_again(session.plan)}", file=sys.stderr)
+    if session.options.json:
+        facts: dict[str, Any] = {"status": "stopped", "failed": [], "report": None, "verdict": []}
+        print(json.dumps({**_counts(session.plan, session), **facts}))
+
+
+def _counts(found: Plan, session: Session) -> dict[str, Any]:
+    done = sum(plan.is_done(session.folder / cell.folder, cell.digest) for cell in found.cells)
+    return {"comparison": str(session.folder), "cells": len(found.cells), "done": done}

@@ -1,0 +1,183 @@
+"""The verdict in words: plain sentences with their uncertainty, and what cannot be concluded."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+from simulations import stats
+from simulations.compare.member import Member
+from simulations.compare.metric import Metric
+from simulations.compare.verdict import LEVEL, Entry, Verdict, in_setting
+
+_MANY = 4  # runs that a sentence names; more are counted
+
+
+def sentences(verdict: Verdict) -> Iterator[str]:
+    """What was found: a sentence or two a setting, then one over settings."""
+    if not any(entry.interval for entry in verdict.entries.values()):
+        yield "No run is done: there is nothing to conclude."
+        return
+    for setting in verdict.question.settings:
+        yield from _of_setting(verdict, setting)
+    yield from _over_settings(verdict)
+
+
+def cautions(verdict: Verdict) -> Iterator[str]:
+    """What cannot be concluded, and why."""
+    yield from _few_seeds(verdict)
+    yield from _resolved(verdict)
+    question = verdict.question
+    if question.metric.is_optimistic:
+        yield (
+            f"'{question.metric}' picks rounds by the test accuracy that it reports: it is optimistic, and fit for "
+            "comparison with published figures of the same rule only."
+        )
+    if any(entry.members and not entry.values for entry in verdict.entries.values() if entry.done):
+        without = [entry.method for entry in verdict.entries.values() if entry.done and not entry.values]
+        yield f"{_list(without)}: no `{question.metric.path}` in the ledger, so no place in the table."
+    if verdict.failed:
+        which = _list([member.name for member in verdict.failed])
+        yield f"{len(verdict.failed)} of {_asked(verdict)} runs do not count: {which}."
+    yield from _pairing(verdict)
+    yield from _resources(verdict)
+
+
+def value(number: float, metric: Metric) -> str:
+    """A value as people read it: `95.87` (percent), `12.3`."""
+    return "-" if not math.isfinite(number) else f"{number * metric.scale:.2f}"
+
+
+def difference(pair: stats.Paired, metric: Metric) -> str:
+    """`+3.01 [+2.11, +3.90]`: mean and 95 % interval."""
+    mean, low, high = (each * metric.scale for each in (pair.mean, pair.low, pair.high))
+    return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+def probability(p: float) -> str:
+    """`0.023`, `< 0.001`, or `-` where none can be given."""
+    if math.isnan(p):
+        return "-"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _of_setting(verdict: Verdict, setting: str) -> Iterator[str]:
+    question, metric = verdict.question, verdict.question.metric
+    order = [entry for entry in in_setting(verdict, setting) if entry.interval]
+    head = f"{setting[0].upper()}{setting[1:]}: " if setting else ""
+    if not order:
+        yield f"{head}No run is done."
+        return
+    best = order[0]
+    yield f"{head}{best.method} has the best {metric}, {_with_interval(best, metric)}{_runner_up(order, metric)}."
+    sure = [entry for entry in order if entry.is_sure and entry.versus]
+    better = [e for e in sure if e.versus and e.versus.mean > 0]
+    worse = [e for e in sure if e.versus and e.versus.mean < 0]
+    for found, how in ((better, "above"), (worse, "below")):
+        if found:
+            yield f"{head}Significantly {how} {question.baseline}: {'; '.join(_against(e, metric) for e in found)}."
+    unsure = [entry for entry in order if entry.versus and entry.p > LEVEL]
+    if unsure:
+        which = "; ".join(_against(entry, metric) for entry in unsure)
+        yield f"{head}Not shown to differ from {question.baseline}: {which}."
+    untested = [entry for entry in order if entry.versus and math.isnan(entry.p)]
+    if untested:
+        which = "; ".join(_against(entry, metric) for entry in untested)
+        yield f"{head}Difference from {question.baseline}, with 95 % interval and too few seeds for a test: {which}."
+
+
+def _with_interval(entry: Entry, metric: Metric) -> str:
+    interval = entry.interval
+    assert interval is not None  # the caller asked
+    text = value(interval.mean, metric)
+    if not interval.is_known:
+        return f"{text} (one seed)"
+    return f"{text} (95 % interval {value(interval.low, metric)} to {value(interval.high, metric)})"
+
+
+def _runner_up(order: Sequence[Entry], metric: Metric) -> str:
+    if len(order) < 2 or order[1].interval is None:
+        return ""
+    return f", before {order[1].method} with {value(order[1].interval.mean, metric)}"
+
+
+def _against(entry: Entry, metric: Metric) -> str:
+    pair = entry.versus
+    assert pair is not None  # the caller asked
+    unit = f" {metric.unit}" if metric.unit else ""
+    p = "" if math.isnan(entry.p) else f", p {probability(entry.p)}"
+    return f"{entry.method} {difference(pair, metric)}{unit}{p}"
+
+
+def _over_settings(verdict: Verdict) -> Iterator[str]:
+    ranks = verdict.ranks
+    if ranks is None or ranks.settings < 2 or not ranks.mean:
+        return
+    listed = "  ".join(f"{method} {rank:.1f}" for method, rank in ranks.mean.items())
+    differ = (
+        ""
+        if math.isnan(ranks.critical_difference)
+        else f"; ranks closer than {ranks.critical_difference:.1f} are not told apart"
+    )
+    yield f"Average rank over {ranks.settings} settings: {listed}{differ}."
+
+
+def _few_seeds(verdict: Verdict) -> Iterator[str]:
+    pairs = [entry.versus for entry in verdict.entries.values() if entry.versus]
+    if not pairs:
+        if len(verdict.question.methods) > 1:
+            yield "Fewer than two seeds are shared with the baseline: differences have no interval, none is concluded."
+        return
+    family, least = len(pairs), min(pair.n for pair in pairs)
+    if not stats.can_reach(least, family, LEVEL):
+        needed = stats.seeds_needed(family, LEVEL)
+        times = f", times {family} comparisons" if family > 1 else ""
+        yield (
+            f"{least} paired seeds cannot be significant: the smallest p that they can reach is "
+            f"{stats.smallest_p(least):.3g}{times}. {needed} seeds would do."
+        )
+
+
+def _resolved(verdict: Verdict) -> Iterator[str]:
+    limit, metric = verdict.resolution, verdict.question.metric
+    if math.isfinite(limit):
+        seeds = min(entry.versus.n for entry in verdict.entries.values() if entry.versus)
+        amount = f"{limit * metric.scale:.2g} {metric.unit}".strip()
+        yield f"With {seeds} seeds, differences below {amount} are not resolved."
+
+
+def _pairing(verdict: Verdict) -> Iterator[str]:
+    """Runs of one setting and seed that do not share what pairing rests on."""
+    for what, key in (("split", "partition_sha256"), ("initial weights", "initial_sha256"), ("cohorts", "cohorts")):
+        odd = [member.name for members in _by_seed(verdict) for member in _strangers(members, key)]
+        if odd:
+            left_out = " and is not paired" if key == "partition_sha256" else ""
+            yield f"Another {what} than the baseline's{left_out}: {_list(odd)}."
+
+
+def _by_seed(verdict: Verdict) -> Iterator[list[Member]]:
+    """The runs of a setting and seed, the baseline's first, where that is done."""
+    for setting in verdict.question.settings:
+        base = verdict.entries.get((setting, verdict.question.baseline))
+        for first in base.done if base else ():
+            others = [entry for (at, _), entry in verdict.entries.items() if at == setting and entry is not base]
+            yield [first, *(member for entry in others for member in entry.done if member.seed == first.seed)]
+
+
+def _strangers(members: Sequence[Member], key: str) -> list[Member]:
+    first = members[0].pairing[key]
+    return [m for m in members[1:] if first is not None and m.pairing[key] is not None and m.pairing[key] != first]
+
+
+def _resources(verdict: Verdict) -> Iterator[str]:
+    """Methods that had more than the clients' own data."""
+    public = {e.method for e in verdict.entries.values() for member in e.done if member.info.get("proxy")}
+    if public and len(public) < len(verdict.question.methods):
+        yield f"With a public set of images beside the clients' data: {_list(sorted(public))}; the others had none."
+
+
+def _asked(verdict: Verdict) -> int:
+    return sum(len(entry.members) for entry in verdict.entries.values())
+
+
+def _list(names: Sequence[str]) -> str:
+    shown = "; ".join(names[:_MANY])
+    return shown if len(names) <= _MANY else f"{shown}; and {len(names) - _MANY} more"

@@ -1,0 +1,118 @@
+"""The closing table of a comparison, the same on the screen, in report.md and on the page."""
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from simulations.compare.verdict import Entry, Question, Verdict
+from simulations.report import wording
+
+
+@dataclass(frozen=True)
+class Table:
+    """Headings and rows of text."""
+
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    title: str = ""
+
+
+def screen(verdict: Verdict) -> list[str]:
+    """What `fedkd compare` and `fedkd report` end with: the table, the verdict, what failed. Plain lines."""
+    lines = [headline(verdict), *aligned(table(verdict)), *verdict.sentences]
+    lines += [f"note  {caution}" for caution in verdict.cautions]
+    return lines + [f"{member.state}  {member.name}: {member.reason}" for member in verdict.failed]
+
+
+def headline(verdict: Verdict) -> str:
+    """`skew: 64 of 64 runs   baseline fedavg   8 paired seeds   ...`."""
+    return f"{verdict.question.name}: {'   '.join(facts(verdict))}"
+
+
+def facts(verdict: Verdict) -> list[str]:
+    """How much was played, and what is told."""
+    question = verdict.question
+    asked = sum(len(entry.members) for entry in verdict.entries.values())
+    done = sum(len(entry.done) for entry in verdict.entries.values())
+    baseline = [f"baseline {question.baseline}"] if len(question.methods) > 1 else []
+    measured = f"{question.metric}, mean" + (" ± 95% interval" if _has_intervals(verdict) else "")
+    optimistic = " (optimistic: picks rounds by what it reports)" if question.metric.is_optimistic else ""
+    return [f"{done} of {wording.count(asked, 'run')}", *baseline, _seeds(verdict), measured + optimistic]
+
+
+def table(verdict: Verdict) -> Table:
+    """A row for each method in each setting, in the order of the question."""
+    question, entries = verdict.question, ordered(verdict)
+    has_harmed = any(entry.harmed is not None for entry in entries)
+    headings = ["strategy", "runs", f"{question.metric.path}{wording.unit(question.metric)}"]
+    if len(question.methods) > 1:
+        headings += [f"vs {question.baseline}", "p (Holm)"]
+    headings += [f"{title}{wording.unit(each)}" for title, each in question.columns.items()]
+    headings += [*(["harmed"] if has_harmed else []), *_price_heading(question), "s/round"]
+    rows = [_row(entry, question, has_harmed) for entry in entries]
+    if not any(question.settings):
+        return Table(tuple(headings), tuple(rows))
+    settings = [(entry.setting,) for entry in entries]
+    return Table(("setting", *headings), tuple(s + row for s, row in zip(settings, rows, strict=True)))
+
+
+def ordered(verdict: Verdict) -> list[Entry]:
+    """All entries, by setting, then method."""
+    question = verdict.question
+    places = ((setting, method) for setting in question.settings for method in question.methods)
+    return [verdict.entries[place] for place in places if place in verdict.entries]
+
+
+def aligned(found: Table) -> list[str]:
+    """As lines of text, columns below each other. Nothing is left out that repeats: lines can be searched."""
+    widths = [max(map(len, column)) for column in zip(found.headings, *found.rows, strict=True)]
+    rows: Iterable[Sequence[str]] = (found.headings, *found.rows)
+    return [
+        (" " + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))).rstrip() for row in rows
+    ]
+
+
+def seconds_a_round(entry: Entry) -> float | None:
+    """Mean wall time of a round; None before the first."""
+    found = [row["total"] for member in entry.done for row in member.timings if row.get("total") is not None]
+    return statistics.fmean(found) if found else None
+
+
+def _row(entry: Entry, question: Question, has_harmed: bool) -> tuple[str, ...]:
+    metric = question.metric
+    cells = [entry.method, f"{len(entry.done)} of {len(entry.members)}", wording.spread(entry.interval, metric)]
+    if len(question.methods) > 1:
+        cells += [wording.gap(entry.versus, metric), wording.chance(entry)]
+    cells += [wording.figure(entry.columns.get(title), each) for title, each in question.columns.items()]
+    cells += [wording.share(entry.harmed)] * has_harmed
+    cells += _price(entry, question)
+    return (*cells, wording.figure(seconds_a_round(entry)))
+
+
+def _price_heading(question: Question) -> list[str]:
+    return [] if question.target is None else [f"rounds, MB, s to {question.target:g}"]
+
+
+def _price(entry: Entry, question: Question) -> list[str]:
+    if question.target is None:
+        return []
+    price = entry.price
+    if price is None or not price.of:
+        return [wording.NOTHING]
+    some = "" if price.reached == price.of else f" ({price.reached} of {price.of} runs)"
+    if price.rounds is None:
+        return [f"never{some if price.reached else ''}"]
+    return [", ".join(map(wording.figure, (price.rounds, price.megabytes, price.seconds))) + some]
+
+
+def _seeds(verdict: Verdict) -> str:
+    """Pairs where there are pairs, else seeds: the fewest of any entry, `5 to 8` if they differ."""
+    pairs = [entry.versus.n for entry in verdict.entries.values() if entry.versus is not None]
+    counts = pairs or [len(entry.values) for entry in verdict.entries.values()] or [0]
+    least, most = min(counts), max(counts)
+    kind = "paired seed" if pairs else "seed"
+    return wording.count(most, kind) if least == most else f"{least} to {wording.count(most, kind)}"
+
+
+def _has_intervals(verdict: Verdict) -> bool:
+    return any(entry.interval is not None and entry.interval.is_known for entry in verdict.entries.values())

@@ -1,0 +1,76 @@
+"""Writes a report's files, each whole or not at all: what was there before is replaced last, or kept."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from simulations import run_folder
+from simulations.compare.verdict import Verdict
+from simulations.report import knowledge, page, people, results, spending, tables, vega
+from simulations.report.chart import Chart
+
+# Of all charts that there are: other pictures in the folder are the user's.
+_NAMES = frozenset(
+    ("differences", "ranks", "curves", "pareto", "clients", "gain", "partition", "drift", "forgetting", "knowledge")
+) | {"matrices", "classes", "seconds", "bytes"}
+
+
+def write(verdict: Verdict, folder: Path) -> list[Path]:
+    """report.html, report.md, table.csv, table.tex and figures/*.svg. Raises FolderError if they cannot be written.
+
+    All is made before anything is replaced, so a full disk or an error leaves the old report whole.
+    """
+    charts = drawn(verdict)
+    texts = {
+        "report.html": page.render(verdict, charts),
+        "report.md": tables.markdown(verdict, charts),
+        "table.csv": tables.comma_separated(verdict),
+        "table.tex": tables.latex(verdict),
+        **{f"figures/{chart.name}.svg": vega.svg(chart) for chart in charts},
+    }
+    with run_folder.writing(folder):
+        _replace(folder, texts)
+    return [folder / name for name in texts]
+
+
+def drawn(verdict: Verdict) -> list[Chart]:
+    """All charts that there is something to draw for, in reading order."""
+    return [chart for part in (results, people, knowledge, spending) for chart in part.charts(verdict)]
+
+
+def _replace(folder: Path, texts: Mapping[str, str]) -> None:
+    written = []
+    try:
+        for name, text in texts.items():
+            written.append(_beside(folder / name))
+            _write(written[-1], text)
+    except BaseException:
+        for temporary in written:
+            with suppress(OSError):
+                temporary.unlink()
+        raise
+    for name, temporary in zip(texts, written, strict=True):
+        os.replace(temporary, folder / name)
+    for old in _outdated(folder, texts):
+        with suppress(OSError):
+            old.unlink()
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.new")
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _outdated(folder: Path, texts: Mapping[str, str]) -> Iterator[Path]:
+    """Figures of an earlier report that this one does not have."""
+    for name in _NAMES:
+        if f"figures/{name}.svg" not in texts:
+            yield folder / "figures" / f"{name}.svg"

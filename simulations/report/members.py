@@ -1,0 +1,160 @@
+"""Tables of the runs themselves: where each stands, what sets its configuration apart, what failed, where it ran."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from fedkd import ledger
+from fedkd.errors import FedkdError
+from simulations.compare.member import Member
+from simulations.compare.metric import Metric
+from simulations.compare.verdict import Verdict
+from simulations.report import closing, wording
+from simulations.report.closing import Table
+
+_BYTES, _SECONDS = Metric("bytes.all", "sum"), Metric("seconds.total", "sum")
+_LONGEST = 160  # characters of a value or a reason in a table
+
+
+def every(verdict: Verdict) -> list[Member]:
+    """All runs, in the order of the closing table; those without an entry last."""
+    found = [member for entry in closing.ordered(verdict) for member in entry.members]
+    return found + [member for member in verdict.failed if member not in found]
+
+
+def runs(verdict: Verdict) -> Table:
+    """A row a run."""
+    question, rows = verdict.question, []
+    titles = {str(question.metric): question.metric, **question.columns}
+    for member in every(verdict):
+        figures = [wording.figure(_value(member, each), each) for each in titles.values()]
+        cost = [wording.figure(_value(member, each)) for each in (_BYTES, _SECONDS)]
+        played = f"{len(member.rows)} of {member.info.get('num_rounds', '?')}"
+        where = (member.setting, member.method, str(member.seed), member.state, played)
+        rows.append((*where, *figures, *cost, cut(remark(member)), str(member.folder)))
+    measured = (f"{title}{wording.unit(each)}" for title, each in titles.items())
+    headings = ("setting", "strategy", "seed", "state", "rounds", *measured, "MB", "s")
+    return Table((*headings, "remark", "folder"), tuple(rows))
+
+
+def remark(member: Member) -> str:
+    """Why a run does not count, and how many replies of its clients did not."""
+    return "; ".join(part for part in (member.reason, lost_replies(member)) if part)
+
+
+def lost_replies(member: Member) -> str:
+    """`3 replies failed, 1 late`."""
+    found = Counter(row["state"] for row in member.clients if row.get("state", "ok") != "ok")
+    parts = [f"{number} {state}" for state, number in sorted(found.items())]
+    return f"client replies: {', '.join(parts)}" if parts else ""
+
+
+def failures(verdict: Verdict) -> Table | None:
+    """Runs that do not count, and the clients' failures of all, alike ones together."""
+    rows = [(member.name, member.state, "run", cut(member.reason)) for member in verdict.failed]
+    for member in every(verdict):
+        for (state, why), clients in _lost(member).items():
+            rows.append((member.name, state, f"{len(clients)} of its replies", cut(why)))
+    return Table(("run", "state", "how many", "reason"), tuple(rows)) if rows else None
+
+
+def configuration(verdict: Verdict) -> Table | None:
+    """Keys whose values are not the same in all runs: first what most have, then others by kind."""
+    found = [member for member in every(verdict) if member.config]
+    keys = differing([member.config for member in found])
+    if not keys:
+        return None
+    most = {key: value for key in keys if (value := _usual(key, found)) is not None}
+    kinds: dict[tuple[str, str, str], list[int]] = {}
+    for member in found:
+        own = ((key, _plain(member.config[key])) for key in keys if key in member.config)
+        said = ", ".join(f"{key} = {value}" for key, value in own if most.get(key) != value)
+        kinds.setdefault((member.setting, member.method, said), []).append(member.seed)
+    rows = [(setting, method, _seeds(seeds), said) for (setting, method, said), seeds in kinds.items()]
+    usual = ", ".join(f"{key} = {value}" for key, value in most.items())
+    head = [("most runs", "", "", usual)] if usual else []
+    return Table(("setting", "strategy", "seeds", "what differs"), (*head, *rows))
+
+
+def differing(configs: Sequence[Mapping[str, Any]], ignored: Iterable[str] = ("seed",)) -> list[str]:
+    """Keys that decide results and whose values differ, in the order of the schema.
+
+    Keys of a strategy that only one strategy has say nothing but its name, so they count only if two values are seen.
+    """
+    from fedkd.resolved import MACHINE_FACTS
+
+    keys = dict.fromkeys(key for config in configs for key in config)
+    left_out = {*MACHINE_FACTS, *ignored}
+    return [key for key in keys if key not in left_out and _differs(key, configs)]
+
+
+def environments(verdict: Verdict) -> Table:
+    """Versions, machine and commit of the code; a row for each that is not the same."""
+    found: dict[tuple[str, ...], int] = {}
+    for member in every(verdict):
+        if member.info:
+            place = _environment(member.info)
+            found[place] = found.get(place, 0) + 1
+    headings = ("runs", "versions", "commit of the code", "host", "machine", "arithmetic")
+    return Table(headings, tuple((str(number), *place) for place, number in found.items()))
+
+
+def cut(text: str) -> str:
+    """One line, not too long."""
+    line = " ".join(text.split())
+    return line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "…"
+
+
+def _value(member: Member, metric: Metric) -> float | None:
+    return metric.of(member) if member.rows else None
+
+
+def _lost(member: Member) -> dict[tuple[str, str], list[int]]:
+    """(state, reason) -> clients; words of events.jsonl where the ledger has only a type."""
+    found: dict[tuple[str, str], list[int]] = {}
+    lost = [row for row in member.clients if row.get("state", "ok") != "ok"]
+    words = _words(member) if lost else {}
+    for row in lost:
+        said = str(row.get("reason") or row.get("cause") or "")
+        why = words.get((row.get("round"), row.get("client")), said)
+        found.setdefault((str(row["state"]), why), []).append(row["client"])
+    return found
+
+
+def _words(member: Member) -> dict[tuple[Any, Any], str]:
+    with suppress(FedkdError, OSError):
+        events = ledger.rows(member.folder / ledger.EVENTS)
+        failed = (row for row in events if row.get("event") == "failure")
+        return {(row.get("round"), row.get("client")): str(row.get("what", "")) for row in failed}
+    return {}
+
+
+def _usual(key: str, found: Sequence[Member]) -> str | None:
+    """The value that more than half of the runs have."""
+    value, times = Counter(_plain(member.config[key]) for member in found if key in member.config).most_common(1)[0]
+    return value if 2 * times > len(found) else None
+
+
+def _differs(key: str, configs: Sequence[Mapping[str, Any]]) -> bool:
+    values = {_plain(config[key]) for config in configs if key in config}
+    return len(values) > 1 or (not key.startswith("strategy.") and any(key not in config for config in configs))
+
+
+def _plain(value: Any) -> str:
+    return cut(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    ordered = sorted(seeds)
+    is_range = len(ordered) > 2 and ordered == list(range(ordered[0], ordered[-1] + 1))
+    return f"{ordered[0]} to {ordered[-1]}" if is_range else ", ".join(map(str, ordered))
+
+
+def _environment(info: Mapping[str, Any]) -> tuple[str, ...]:
+    versions = info.get("versions") or {}
+    said = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    arithmetic = ", ".join(f"{key} {value}" for key, value in (info.get("arithmetic") or {}).items())
+    machine = f"{info.get('machine', '?')}, {wording.count(info.get('cores') or 0, 'core')}"
+    return said, str(info.get("git") or "not a checkout"), str(info.get("host", "?")), machine, arithmetic

@@ -1,0 +1,45 @@
+"""Published figures beside ours: the difference, and the interval that our seeds give it."""
+
+import math
+import re
+
+from simulations.compare.verdict import Entry, Verdict
+from simulations.report import closing, wording
+from simulations.report.closing import Table
+
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+
+
+def table(verdict: Verdict) -> Table | None:
+    """A row for each figure that was published; None where there is none."""
+    rows = []
+    for entry in closing.ordered(verdict):
+        printed = ((verdict.question.published or {}).get(entry.setting) or {}).get(entry.method)
+        if printed is not None:
+            rows.append(_row(entry, verdict, printed))
+    if not rows:
+        return None
+    metric = verdict.question.metric
+    unit = wording.unit(metric)
+    return Table(
+        ("setting", "strategy", f"published{unit}", f"ours{unit}", "seeds", "ours minus published"), tuple(rows)
+    )
+
+
+def _row(entry: Entry, verdict: Verdict, printed: str) -> tuple[str, ...]:
+    """Published figures are percent for accuracies; their own spread is not in the interval of the difference."""
+    if entry.interval is None:
+        return entry.setting, entry.method, printed, wording.NOTHING, "0", wording.NOTHING
+    ends = (entry.interval.mean, entry.interval.low, entry.interval.high)
+    mean, low, high = (verdict.question.metric.scale * each for each in ends)
+    number = _NUMBER.search(printed)
+    there = float(number.group()) if number else math.nan
+    ours, gap = _text(mean, low, high), _text(mean - there, low - there, high - there, "+")
+    return entry.setting, entry.method, printed, ours, str(len(entry.values)), gap
+
+
+def _text(mean: float, low: float, high: float, sign: str = "") -> str:
+    if not math.isfinite(mean):
+        return wording.NOTHING
+    ends = f" [{low:.2f}, {high:.2f}]" if math.isfinite(low + high) else ""
+    return f"{mean:{sign}.2f}{ends}"

@@ -1,0 +1,94 @@
+"""What runs recorded by round, joined over seeds: means with bands, and what a round had cost by then."""
+
+import math
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from simulations.compare.member import Member
+from simulations.compare.metric import Metric, megabytes
+from simulations.compare.verdict import Entry
+from simulations.report import chart
+from simulations.report.chart import Row
+
+SEEDS_FOR_INTERVAL = 3  # with fewer, a band is all that was seen
+_LEAST_POINTS, _MOST_POINTS = 12, 60  # of a curve
+
+
+@dataclass(frozen=True)
+class Point:
+    """The runs of an entry at one round: mean and band of a number, and what was spent by then."""
+
+    round: int
+    megabytes: float
+    seconds: float
+    mean: float
+    low: float
+    high: float
+    seeds: int
+
+
+def points(entry: Entry, metric: Metric, most: int) -> list[Point]:
+    """At most so many rounds, over the runs that count and have the number in that round."""
+    found: dict[int, list[tuple[Member, float]]] = {}
+    for member in entry.done:
+        for number, value in metric.curve(member):
+            found.setdefault(number, []).append((member, value))
+    spent = {id(member): costs(member) for member in entry.done} if found else {}
+    kept = chart.thinned(sorted(found.items()), most)
+    return [_point(number, at, [spent[id(m)] for m, _ in at]) for number, at in kept]
+
+
+def costs(member: Member) -> Mapping[int, tuple[float, float]]:
+    """Round -> megabytes and seconds from the start to its end."""
+    seconds = {row["round"]: float(row.get("total") or 0.0) for row in member.timings}
+    found, sent, passed = {}, 0.0, 0.0
+    for row in member.rows:
+        sent += megabytes(row, "all")
+        passed += seconds.get(row["round"], 0.0)
+        found[row["round"]] = sent, passed
+    return found
+
+
+def rows(entries: Sequence[Entry], metric: Metric, panel: Callable[[Entry], str]) -> Iterator[Row]:
+    """Rows of a chart with bands, thinned so that all curves together keep to a chart's size."""
+    most = min(max(chart.MOST_ROWS // max(len(entries), 1), _LEAST_POINTS), _MOST_POINTS)
+    factor = metric.scale
+    for entry in entries:
+        for at in points(entry, metric, most):
+            yield {
+                "panel": panel(entry),
+                "method": entry.method,
+                "round": at.round,
+                "mb": chart.short(at.megabytes),
+                "s": chart.short(at.seconds),
+                "mean": chart.short(factor * at.mean),
+                "low": chart.short(factor * at.low),
+                "high": chart.short(factor * at.high),
+            }
+
+
+def band(values: Sequence[float]) -> tuple[float, float]:
+    """Student's 95 % interval of the mean, or least and most with fewer than three values."""
+    n, mean = len(values), statistics.fmean(values)
+    if n < SEEDS_FOR_INTERVAL:
+        return min(values), max(values)
+    half = _quantile(n) * statistics.stdev(values) / math.sqrt(n)
+    return mean - half, mean + half
+
+
+def _point(
+    number: int, at: Sequence[tuple[Member, float]], spent: Sequence[Mapping[int, tuple[float, float]]]
+) -> Point:
+    values = [value for _, value in at]
+    paid = [costs[number] for costs in spent if number in costs] or [(0.0, 0.0)]
+    sent, passed = (statistics.fmean(each) for each in zip(*paid, strict=True))
+    return Point(number, sent, passed, statistics.fmean(values), *band(values), len(values))
+
+
+@lru_cache
+def _quantile(n: int) -> float:
+    from scipy import special  # 0.1 s; with the whole of scipy.stats, a second
+
+    return float(special.stdtrit(n - 1, 0.975))

@@ -1,0 +1,87 @@
+"""The report as text: report.md, table.csv with a row a run, table.tex for papers."""
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+
+from simulations.compare.metric import Metric
+from simulations.compare.verdict import Verdict
+from simulations.report import closing, members, published, wording
+from simulations.report.chart import Chart
+from simulations.report.closing import Table
+
+_UP, _DOWN, _SECONDS = Metric("bytes.up", "sum"), Metric("bytes.down", "sum"), Metric("seconds.total", "sum")
+_TEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "<": r"$<$",
+    ">": r"$>$",
+    **{sign: "\\" + sign for sign in "&%$#_{}"},
+}
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#])")
+
+
+def markdown(verdict: Verdict, charts: Sequence[Chart]) -> str:
+    """The same as the page without its pictures; those are named."""
+    question = verdict.question
+    parts = [f"# {_escaped(question.name)}", _escaped(question.about), *map(_escaped, verdict.sentences)]
+    parts += [f"- Not concluded: {_escaped(caution)}" for caution in verdict.cautions]
+    parts += [_escaped(closing.headline(verdict)), _piped(closing.table(verdict))]
+    if (found := published.table(verdict)) is not None:
+        parts += ["## Beside published figures", _piped(found)]
+    for chart in charts:
+        name = f"figures/{chart.name}.svg"
+        parts += [f"## {_escaped(chart.title)}", f"![{_escaped(chart.title)}]({name})", _escaped(chart.summary)]
+        if chart.name in ("differences", "ranks") and chart.table:
+            parts.append(_piped(chart.table))
+    parts += ["## Runs", _piped(members.runs(verdict))]
+    for title, table in (("Configuration", members.configuration(verdict)), ("Failures", members.failures(verdict))):
+        parts += [f"## {title}", _piped(table)] if table else []
+    parts += ["## Environment", _piped(members.environments(verdict))]
+    if question.command:
+        parts += ["## Again", f"```\n{question.command}\n```"]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def comma_separated(verdict: Verdict) -> str:
+    """A row a run, numbers as measured: fractions, bytes, seconds."""
+    question, file = verdict.question, io.StringIO(newline="")
+    writer = csv.writer(file, lineterminator="\n")
+    heads = ("setting", "method", "seed", "state", str(question.metric), *question.columns)
+    writer.writerow((*heads, "bytes_up", "bytes_down", "seconds", "reason"))
+    for member in members.every(verdict):
+        metrics = (question.metric, *question.columns.values())
+        values = [each.of(member) if member.rows else None for each in metrics]
+        sent = [None if (found := each.of(member)) is None else round(1e6 * found) for each in (_UP, _DOWN)]
+        place = (member.setting, member.method, member.seed, member.state)
+        writer.writerow((*place, *values, *sent, _SECONDS.of(member) if member.rows else None, member.reason))
+    return file.getvalue()
+
+
+def latex(verdict: Verdict) -> str:
+    """The closing table for a paper; needs booktabs."""
+    found = closing.table(verdict)
+    spec = "".join("l" if heading in ("setting", "strategy") else "r" for heading in found.headings)
+    lines = [f"% {wording.count(len(members.every(verdict)), 'run')}; \\usepackage{{booktabs}}"]
+    lines += [f"\\begin{{tabular}}{{{spec}}}", "\\toprule", _ampersands(found.headings), "\\midrule"]
+    for index, row in enumerate(found.rows):
+        if index and found.headings[0] == "setting" and row[0] != found.rows[index - 1][0]:
+            lines.append("\\midrule")
+        lines.append(_ampersands(row))
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
+
+
+def _ampersands(cells: Sequence[str]) -> str:
+    return " & ".join("".join(_TEX.get(sign, sign) for sign in cell) for cell in cells) + r" \\"
+
+
+def _piped(table: Table) -> str:
+    lines = [table.headings, tuple("---" for _ in table.headings), *table.rows]
+    return "\n".join("| " + " | ".join(map(_escaped, line)) + " |" for line in lines)
+
+
+def _escaped(text: str) -> str:
+    return _MARKDOWN.sub(r"\\\1", " ".join(text.split()))

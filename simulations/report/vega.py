@@ -1,0 +1,96 @@
+"""Drawing with Vega-Lite: the look of charts in light and dark, SVG files, and the script that draws in a browser."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from simulations.report import chart
+from simulations.report.chart import Chart, Spec
+
+GAP = 28  # pixels between panels
+FIGURE_WIDTH = 900
+_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
+_INKS = {
+    "light": {"ink": "#1b1f24", "soft": "#57606a", "line": "#e3e6ea", "ramp": ["#e3eef9", "#6aaed6", "#08306b"]},
+    "dark": {"ink": "#e8eaed", "soft": "#a3abb5", "line": "#333a43", "ramp": ["#10243c", "#2f7fc1", "#d6ecff"]},
+}
+
+
+def look(theme: str) -> Spec:
+    """Vega-Lite's configuration of a theme; the background stays the page's."""
+    inks: Any = _INKS[theme]
+    ink, soft, line = inks["ink"], inks["soft"], inks["line"]
+    words = {
+        "labelColor": ink,
+        "titleColor": ink,
+        "labelFontSize": 12,
+        "titleFontSize": 12,
+        "titleFontWeight": "normal",
+    }
+    return {
+        "background": "transparent",
+        "font": _FONT,
+        "aria": False,  # the figure has its text; marks read one by one say nothing
+        "view": {"stroke": None},
+        "axis": {**words, "gridColor": line, "domainColor": soft, "tickColor": soft, "titlePadding": 8},
+        "legend": {**words, "orient": "top", "symbolSize": 90, "symbolStrokeWidth": 2, "labelLimit": 260, "offset": 10},
+        "header": {"labelColor": ink, "labelFontSize": 13, "labelPadding": 6},
+        "range": {"ramp": inks["ramp"], "heatmap": inks["ramp"]},
+        "style": {
+            "guide": {"stroke": soft, "color": soft},
+            "part": {"stroke": ink, "strokeWidth": 0.5},
+        },
+        "boxplot": {
+            "box": {"fill": "transparent", "stroke": ink, "strokeWidth": 1.3},
+            "rule": {"color": ink},
+            "median": {"color": ink, "strokeWidth": 2.5},
+        },
+        "axisY": {"labelLimit": chart.LONGEST_LABEL, "minExtent": 34},
+    }
+
+
+def fitted(drawn: Chart, room: int) -> Spec:
+    """The specification with as many columns as `room` pixels hold. The page's script does the same."""
+    columns = min(drawn.panels, max(1, room // (drawn.least + drawn.margin)))
+    width = max(140, min(drawn.most, room // columns - drawn.margin - GAP))
+    facet = drawn.spec["facet"]
+    header = {**facet["header"], "labelLimit": width + GAP - 12} if facet["header"] else None
+    facet = {**facet, "header": header}
+    return {**drawn.spec, "facet": facet, "columns": columns, "spec": {**drawn.spec["spec"], "width": width}}
+
+
+def svg(drawn: Chart) -> str:
+    """A picture that stands alone, dark on light."""
+    import vl_convert
+
+    legend = {"columns": 4}
+    config = look("light")
+    spec = {**fitted(drawn, FIGURE_WIDTH), "config": {**config, "background": "white"}}
+    spec["config"]["legend"] = {**config["legend"], **legend}
+    return str(vl_convert.vegalite_to_svg(spec))
+
+
+def script() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script. Bundling takes seconds: it is kept in the user's cache."""
+    from importlib import metadata
+
+    place = _cache() / f"vega-{metadata.version('vl-convert-python')}.js"
+    with suppress(OSError, UnicodeDecodeError):
+        if found := place.read_text(encoding="utf-8"):
+            return found
+    import vl_convert
+
+    bundle = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its stub forgets the default
+    bundle = bundle.replace("</script", "<\\/script")
+    found = f"(() => {{\n{bundle}\n}})();\n"  # in a function: its names stay its own
+    with suppress(OSError):  # a home that cannot be written costs time, not the report
+        place.parent.mkdir(parents=True, exist_ok=True)
+        temporary = place.with_name(f".{place.name}.{os.getpid()}")
+        temporary.write_text(found, encoding="utf-8")
+        temporary.replace(place)
+    return found
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedkd"
