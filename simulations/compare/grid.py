@@ -15,6 +15,7 @@ from simulations.compare.metric import Metric
 
 COMMAND_LINE = compose.COMMAND_LINE
 SEEDS = (1, 2, 3)  # where nobody asks for others
+COLUMNS = {"worst tenth": Metric("clients.worst_decile", "last10"), "MB": Metric("bytes.all", "sum")}  # likewise
 
 Words = tuple[str, ...]
 Pair = tuple[str, str]  # a setting and a method, by their labels
@@ -36,7 +37,7 @@ class Asked:
 
     words: Mapping[Pair, Words]
     seeds: tuple[int, ...] = SEEDS
-    columns: Mapping[str, Metric] = field(default_factory=dict)
+    columns: Mapping[str, Metric] = field(default_factory=lambda: dict(COLUMNS))
     metric: str = ""  # empty: chosen by what the strategies serve
     baseline: str = ""  # empty: FedAvg, else the first method
     target: float | None = None

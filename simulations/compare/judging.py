@@ -118,13 +118,14 @@ def _records(question: Question, entries: Mapping[Key, Entry]) -> dict[str, stat
     }
 
 
-def _resolution(entries: Mapping[Key, Entry]) -> float:
-    """Of the median spread of differences, at the level of Holm's first step."""
-    pairs = [entry.versus for entry in entries.values() if entry.versus]
-    if not pairs:
-        return math.nan
-    sd = statistics.median(pair.sd for pair in pairs)
-    return stats.resolution(sd, min(pair.n for pair in pairs), level=LEVEL / len(pairs))
+def _resolution(entries: Mapping[Key, Entry]) -> dict[str, float]:
+    """By method, of the setting whose differences spread most, at the level of Holm's first step; inf: none."""
+    pairs = {key: entry.versus for key, entry in entries.items() if entry.versus}
+    found: dict[str, float] = {}
+    for (_, method), pair in pairs.items():
+        limit = stats.resolution(pair.sd, pair.n, level=LEVEL / len(pairs))
+        found[method] = max(limit, found.get(method, 0.0))
+    return found
 
 
 def _price(question: Question, done: Sequence[Member]) -> Price:

@@ -18,7 +18,7 @@ def complete(asked: Asked, resolved: Mapping[Pair, Resolved]) -> Asked:
         return asked
     for other in _related(asked):
         if asked.metric in ("", other.metric) and (found := _figures(asked, resolved, other)):
-            return replace(asked, published=found, metric=other.metric, columns=asked.columns or other.columns)
+            return replace(asked, published=found, metric=other.metric, columns=other.columns)
     return asked
 
 

@@ -65,7 +65,9 @@ def _load(name: str, extra: Sequence[str], seeds: tuple[int, ...] | None) -> Ask
     return Asked(
         words=pairs,
         seeds=seeds or tuple(found.get("seeds", grid.SEEDS)),
-        columns={title: metric.parse(text, where) for title, text in found.get("columns", {}).items()},
+        columns={title: metric.parse(text, where) for title, text in found["columns"].items()}
+        if "columns" in found
+        else dict(grid.COLUMNS),
         metric=found.get("metric", ""),
         baseline=found.get("baseline", ""),
         target=found.get("target"),

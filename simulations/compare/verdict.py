@@ -79,7 +79,9 @@ class Verdict:
     entries: Mapping[Key, Entry]
     ranks: stats.Ranks | None  # over settings; None with fewer than two, or one method
     records: Mapping[str, stats.WinTieLoss]  # method -> settings won, undecided, lost against the baseline
-    resolution: float  # the smallest difference that these seeds would find (power 0.8), as the metric; inf: none; nan
+    resolution: Mapping[
+        str, float
+    ]  # method -> smallest difference that its seeds would find (power 0.8) in all settings
     sentences: tuple[str, ...]  # the verdict in plain words
     cautions: tuple[str, ...]  # what cannot be concluded, and why
     failed: tuple[Member, ...]  # what was asked for and does not count

@@ -137,11 +137,15 @@ def _few_seeds(verdict: Verdict) -> Iterator[str]:
 
 
 def _resolved(verdict: Verdict) -> Iterator[str]:
-    limit, metric = verdict.resolution, verdict.question.metric
-    if math.isfinite(limit):
+    limits, metric = verdict.resolution, verdict.question.metric
+    if limits and all(map(math.isfinite, limits.values())):
         seeds = min(entry.versus.n for entry in verdict.entries.values() if entry.versus)
-        amount = f"{limit * metric.scale:.2g} {metric.unit}".strip()
-        yield f"With {seeds} seeds, differences below {amount} are not resolved."
+        each = _list([f"{method} {limit * metric.scale:.2g}" for method, limit in limits.items()])
+        unit = f" {metric.unit}" if metric.unit else ""
+        yield (
+            f"With {seeds} seeds and their spread, smaller differences from {verdict.question.baseline} than these are "
+            f"seldom found: {each}{unit}."
+        )
 
 
 def _pairing(verdict: Verdict) -> Iterator[str]:

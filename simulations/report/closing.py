@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from simulations.compare.verdict import Entry, Question, Verdict
 from simulations.report import wording
 
+CLOCKED = "s/round"  # the heading of wall time
+_PRICE = "rounds, MB, s to"
+
 
 @dataclass(frozen=True)
 class Table:
@@ -15,6 +18,12 @@ class Table:
     headings: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     title: str = ""
+
+    def without_clocks(self) -> "Table":
+        """The columns that are the same however often, and wherever, the runs are played."""
+        kept = [k for k, text in enumerate(self.headings) if text != CLOCKED and not text.startswith(_PRICE)]
+        rows = tuple(tuple(row[k] for k in kept) for row in self.rows)
+        return Table(tuple(self.headings[k] for k in kept), rows, self.title)
 
 
 def screen(verdict: Verdict) -> list[str]:
@@ -48,7 +57,7 @@ def table(verdict: Verdict) -> Table:
     if len(question.methods) > 1:
         headings += [f"vs {question.baseline}", "p (Holm)"]
     headings += [f"{title}{wording.unit(each)}" for title, each in question.columns.items()]
-    headings += [*(["harmed"] if has_harmed else []), *_price_heading(question), "s/round"]
+    headings += [*(["harmed"] if has_harmed else []), *_price_heading(question), CLOCKED]
     rows = [_row(entry, question, has_harmed) for entry in entries]
     if not any(question.settings):
         return Table(tuple(headings), tuple(rows))
@@ -90,7 +99,7 @@ def _row(entry: Entry, question: Question, has_harmed: bool) -> tuple[str, ...]:
 
 
 def _price_heading(question: Question) -> list[str]:
-    return [] if question.target is None else [f"rounds, MB, s to {question.target:g}"]
+    return [] if question.target is None else [f"{_PRICE} {question.target:g}"]
 
 
 def _price(entry: Entry, question: Question) -> list[str]:

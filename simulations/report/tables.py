@@ -1,4 +1,7 @@
-"""The report as text: report.md, table.csv with a row a run, table.tex for papers."""
+"""The report as text: report.md, table.csv with a row a run, table.tex for papers, timings.csv.
+
+Clock times stand in timings.csv and report.md alone: the two tables are the same bytes whenever the runs are the same.
+"""
 
 import csv
 import io
@@ -11,7 +14,8 @@ from simulations.report import closing, members, published, wording
 from simulations.report.chart import Chart
 from simulations.report.closing import Table
 
-_UP, _DOWN, _SECONDS = Metric("bytes.up", "sum"), Metric("bytes.down", "sum"), Metric("seconds.total", "sum")
+_UP, _DOWN = Metric("bytes.up", "sum"), Metric("bytes.down", "sum")
+_PHASES = ("total", "clients", "server", "evaluation")
 _TEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -47,23 +51,34 @@ def markdown(verdict: Verdict, charts: Sequence[Chart]) -> str:
 
 
 def comma_separated(verdict: Verdict) -> str:
-    """A row a run, numbers as measured: fractions, bytes, seconds."""
+    """A row a run, numbers as measured: fractions and bytes."""
     question, file = verdict.question, io.StringIO(newline="")
     writer = csv.writer(file, lineterminator="\n")
     heads = ("setting", "method", "seed", "state", str(question.metric), *question.columns)
-    writer.writerow((*heads, "bytes_up", "bytes_down", "seconds", "reason"))
+    writer.writerow((*heads, "bytes_up", "bytes_down", "reason"))
     for member in members.every(verdict):
         metrics = (question.metric, *question.columns.values())
         values = [each.of(member) if member.rows else None for each in metrics]
         sent = [None if (found := each.of(member)) is None else round(1e6 * found) for each in (_UP, _DOWN)]
         place = (member.setting, member.method, member.seed, member.state)
-        writer.writerow((*place, *values, *sent, _SECONDS.of(member) if member.rows else None, member.reason))
+        writer.writerow((*place, *values, *sent, member.reason))
+    return file.getvalue()
+
+
+def timings(verdict: Verdict) -> str:
+    """A row a run: wall seconds of all its rounds, by phase. No two machines or hours give the same."""
+    file = io.StringIO(newline="")
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(("setting", "method", "seed", *(f"seconds_{phase}" for phase in _PHASES)))
+    for member in members.every(verdict):
+        seconds = [Metric(f"seconds.{phase}", "sum").of(member) if member.rows else None for phase in _PHASES]
+        writer.writerow((member.setting, member.method, member.seed, *seconds))
     return file.getvalue()
 
 
 def latex(verdict: Verdict) -> str:
     """The closing table for a paper; needs booktabs."""
-    found = closing.table(verdict)
+    found = closing.table(verdict).without_clocks()
     spec = "".join("l" if heading in ("setting", "strategy") else "r" for heading in found.headings)
     lines = [f"% {wording.count(len(members.every(verdict)), 'run')}; \\usepackage{{booktabs}}"]
     lines += [f"\\begin{{tabular}}{{{spec}}}", "\\toprule", _ampersands(found.headings), "\\midrule"]
