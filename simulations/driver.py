@@ -46,6 +46,7 @@ class Driver:
         self.digest = resolved.digest()
         self.folder, self.screen, self.debug, self.connect = folder, screen, debug, connect
         self.label = strategy_label(self.config.strategy)
+        self.option = resolved.as_in_conf("strategy")
         self.began = time.perf_counter()
         self.before = 0.0  # seconds that earlier processes played
         self.engine_facts: Callable[[], Mapping[str, Any]] = dict
@@ -156,6 +157,7 @@ class Driver:
             rounds=config.rounds,
             folder=str(self.folder.path),
             engine=engine,
+            option=self.option,
         )
 
     # --- a round ---------------------------------------------------------------------------------------------------

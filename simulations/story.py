@@ -39,6 +39,7 @@ class Head:
     rounds: int
     folder: str
     engine: str
+    option: str = ""  # of conf/strategy, if the run has it as it stands there
 
     def line(self) -> str:
         return (
@@ -141,7 +142,9 @@ def closing(summary: Row, head: Head) -> list[str]:
     other, name = ("local", "local training") if summary["accuracy_of"] == "clients.mean" else ("fedavg", "FedAvg")
     if head.strategy.split("/")[0] != other:
         config = shlex.quote(head.folder + "/config.yaml")
-        lines.append(f"next   compare with {name}: fedkd run {config} strategy={other}")
+        both = f"compare {config} strategy={other},{head.option} seed=1..8"
+        how = both if head.option else f"run {config} strategy={other}"  # own values of a strategy are no list
+        lines.append(f"next   compare with {name}: fedkd {how}")
     return lines
 
 

@@ -1,5 +1,6 @@
 """What is shown: lines that stay within their budget, a panel that tells the truth, nothing on stdout with --json."""
 
+import dataclasses
 import io
 import subprocess
 import sys
@@ -74,9 +75,12 @@ def test_the_last_lines_hold_the_figures_and_the_next_command():
     assert "fedkd run runs/1124-1830-fedgen-a3f9/config.yaml strategy=fedavg" in text
 
 
-def test_fedavg_is_not_told_to_compare_with_itself():
-    import dataclasses
+def test_a_strategy_as_conf_has_it_is_compared_over_seeds():
+    text = "\n".join(story.closing(summary(), dataclasses.replace(HEAD, option="fedgen")))
+    assert "fedkd compare runs/1124-1830-fedgen-a3f9/config.yaml strategy=fedavg,fedgen seed=1..8" in text
 
+
+def test_fedavg_is_not_told_to_compare_with_itself():
     assert "next" not in "\n".join(story.closing(summary(), dataclasses.replace(HEAD, strategy="fedavg")))
 
 
