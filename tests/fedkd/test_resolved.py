@@ -10,7 +10,8 @@ from fedkd import compose
         (["strategy=fedprox", "rounds=3"], "fedprox"),
         (["strategy=fedprox", "strategy.mu=0.5"], ""),
         (["strategy.variant=paper"], ""),
-        (["preset=fedgen-mnist"], ""),
+        (["preset=fedgen-mnist"], "fedgen"),
+        (["preset=fedgen-emnist"], ""),
     ],
 )
 def test_a_strategy_is_named_only_where_it_is_as_conf_has_it(words, option):
