@@ -15,7 +15,7 @@ from simulations.compare.metric import Metric
 
 COMMAND_LINE = compose.COMMAND_LINE
 SEEDS = (1, 2, 3)  # where nobody asks for others
-COLUMNS = {"worst tenth": Metric("clients.worst_decile", "last10"), "MB": Metric("bytes.all", "sum")}  # likewise
+COLUMNS = {"worst tenth": Metric("clients.worst_decile", "last10"), "traffic": Metric("bytes.all", "sum")}  # likewise
 
 Words = tuple[str, ...]
 Pair = tuple[str, str]  # a setting and a method, by their labels

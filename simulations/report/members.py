@@ -32,11 +32,13 @@ def runs(verdict: Verdict) -> Table:
         figures = [wording.figure(_value(member, each), each) for each in titles.values()]
         cost = [wording.figure(_value(member, each)) for each in (_BYTES, _SECONDS)]
         played = f"{len(member.rows)} of {member.info.get('num_rounds', '?')}"
-        where = (member.setting, member.method, str(member.seed), member.state, played)
-        rows.append((*where, *figures, *cost, cut(remark(member)), str(member.folder)))
+        where = (member.method, str(member.seed), member.state, played)
+        setting = (member.setting,) if any(question.settings) else ()
+        rows.append((*setting, *where, *figures, *cost, cut(remark(member)), str(member.folder)))
     measured = (f"{title}{wording.unit(each)}" for title, each in titles.items())
-    headings = ("setting", "strategy", "seed", "state", "rounds", *measured, "MB", "s")
-    return Table((*headings, "remark", "folder"), tuple(rows))
+    places = ("setting",) if any(question.settings) else ()
+    headings = (*places, "strategy", "seed", "state", "rounds", *measured, "MB", "s", "remark", "folder")
+    return Table(headings, tuple(rows))
 
 
 def remark(member: Member) -> str:

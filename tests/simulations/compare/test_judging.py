@@ -3,7 +3,7 @@
 import math
 from dataclasses import replace
 
-import made
+import handmade
 import pytest
 
 from fedkd.errors import ConfigError
@@ -18,7 +18,7 @@ def entry(judged, method="fedgen", setting=""):
 
 
 def test_a_clear_lead_is_significant_and_said_with_its_interval():
-    judged = judging.judge(made.question(), made.paired(CLEAR))
+    judged = judging.judge(handmade.question(), handmade.paired(CLEAR))
     expected = stats.paired(CLEAR)
     found = entry(judged)
     assert found.versus.mean == pytest.approx(expected.mean)
@@ -32,7 +32,7 @@ def test_a_clear_lead_is_significant_and_said_with_its_interval():
 
 
 def test_three_seeds_are_not_enough_and_no_p_is_given():
-    judged = judging.judge(made.question(seeds=3), made.paired(CLEAR[:3]))
+    judged = judging.judge(handmade.question(seeds=3), handmade.paired(CLEAR[:3]))
     assert math.isnan(entry(judged).p)
     assert not entry(judged).is_sure
     assert any(
@@ -43,7 +43,7 @@ def test_three_seeds_are_not_enough_and_no_p_is_given():
 
 
 def test_what_is_tested_and_not_significant_is_not_shown_to_differ():
-    judged = judging.judge(made.question(), made.paired([0.01, -0.01, 0.02, -0.02, 0.01, 0.01, -0.01, 0.0]))
+    judged = judging.judge(handmade.question(), handmade.paired([0.01, -0.01, 0.02, -0.02, 0.01, 0.01, -0.01, 0.0]))
     assert entry(judged).p > verdict.LEVEL
     assert "Not shown to differ from fedavg: fedgen +0.13" in " ".join(judged.sentences)
     assert judged.records["fedgen"] == (0, 1, 0)
@@ -52,18 +52,18 @@ def test_what_is_tested_and_not_significant_is_not_shown_to_differ():
 def test_holm_counts_all_comparisons_of_all_settings():
     """Two methods in two settings: the smallest p is multiplied by 4."""
     settings, methods = ("a", "b"), ("fedavg", "fedgen", "fedprox")
-    members = [m for at in settings for m in made.paired(CLEAR, setting=at)]
-    members += [m for at in settings for m in made.paired(CLEAR, "fedprox", at) if m.method == "fedprox"]
-    judged = judging.judge(made.question(methods, settings=settings), members)
+    members = [m for at in settings for m in handmade.paired(CLEAR, setting=at)]
+    members += [m for at in settings for m in handmade.paired(CLEAR, "fedprox", at) if m.method == "fedprox"]
+    judged = judging.judge(handmade.question(methods, settings=settings), members)
     assert entry(judged, "fedgen", "a").p == pytest.approx(4 * 2 / 2**8)
     assert judged.ranks.mean["fedavg"] == 3
     assert judged.ranks.settings == 2
 
 
 def test_seeds_under_another_split_are_not_paired():
-    members = made.paired(CLEAR)
+    members = handmade.paired(CLEAR)
     odd = replace(members[0], info={**members[0].info, "partition_sha256": "another"})
-    judged = judging.judge(made.question(), [odd, *members[1:]])
+    judged = judging.judge(handmade.question(), [odd, *members[1:]])
     assert entry(judged).versus.n == 7
     assert any(
         text.startswith("Another split than the baseline's and is not paired: fedgen") for text in judged.cautions
@@ -71,79 +71,79 @@ def test_seeds_under_another_split_are_not_paired():
 
 
 def test_other_initial_weights_or_cohorts_are_told():
-    members = made.paired(CLEAR)
+    members = handmade.paired(CLEAR)
     odd = replace(members[0], info={**members[0].info, "initial_sha256": {"mlp": "another"}})
-    judged = judging.judge(made.question(), [odd, *members[1:]])
+    judged = judging.judge(handmade.question(), [odd, *members[1:]])
     assert any(text.startswith("Another initial weights") for text in judged.cautions)
 
 
 def test_failed_runs_do_not_count_and_are_named():
-    members = made.paired(CLEAR)
+    members = handmade.paired(CLEAR)
     broken = replace(members[0], state="failed", reason="no quorum")
-    judged = judging.judge(made.question(), [broken, *members[1:]])
+    judged = judging.judge(handmade.question(), [broken, *members[1:]])
     assert judged.failed == (broken,)
     assert entry(judged).versus.n == 7
     assert any("1 of 16 runs do not count: fedgen, seed 0" in text for text in judged.cautions)
 
 
 def test_nothing_done_is_no_verdict():
-    none = [replace(member, state="failed", reason="no quorum") for member in made.paired(CLEAR)]
-    judged = judging.judge(made.question(), none)
+    none = [replace(member, state="failed", reason="no quorum") for member in handmade.paired(CLEAR)]
+    judged = judging.judge(handmade.question(), none)
     assert judged.sentences == ("No run is done: there is nothing to conclude.",)
     assert entry(judged).interval is None
 
 
 def test_a_metric_that_no_run_has_is_an_error():
     with pytest.raises(ConfigError, match=r"no run has the metric 'common\.mean last'"):
-        judging.judge(made.question(primary="common.mean last"), made.paired(CLEAR))
+        judging.judge(handmade.question(primary="common.mean last"), handmade.paired(CLEAR))
 
 
 def test_a_method_without_the_metric_has_no_place():
     """FedAvg among methods whose students are personal, say."""
     without = [
         replace(m, rows=[{**row, "accuracy": {"clients": row["accuracy"]["clients"]}} for row in m.rows])
-        for m in made.paired(CLEAR)
+        for m in handmade.paired(CLEAR)
         if m.method == "fedgen"
     ]
-    base = [m for m in made.paired(CLEAR) if m.method == "fedavg"]
-    judged = judging.judge(made.question(), [*without, *base])
+    base = [m for m in handmade.paired(CLEAR) if m.method == "fedavg"]
+    judged = judging.judge(handmade.question(), [*without, *base])
     assert any("fedgen: no `global` in the ledger" in text for text in judged.cautions)
 
 
 def test_less_is_better_where_a_cost_is_asked():
-    judged = judging.judge(made.question(primary="drift.weights last"), made.paired(CLEAR))
+    judged = judging.judge(handmade.question(primary="drift.weights last"), handmade.paired(CLEAR))
     assert entry(judged).versus.mean == pytest.approx(stats.paired(CLEAR).mean)  # drift falls as accuracy rises
     assert judged.best("").method == "fedgen"
 
 
 def test_the_price_of_a_target_counts_rounds_bytes_and_seconds():
     """The mean of rounds 3 to 5 is the first to reach 0.6: 5 rounds of 3.5 MB and 2 s."""
-    run = made.member(accuracy=(0.4, 0.5, 0.5, 0.6, 0.7, 0.8))
-    assert judging.price_of(run, made.question().metric, 0.6) == pytest.approx((5.0, 17.5, 10.0))
-    assert judging.price_of(run, made.question().metric, 0.75) is None
+    run = handmade.member(accuracy=(0.4, 0.5, 0.5, 0.6, 0.7, 0.8))
+    assert judging.price_of(run, handmade.question().metric, 0.6) == pytest.approx((5.0, 17.5, 10.0))
+    assert judging.price_of(run, handmade.question().metric, 0.75) is None
 
 
 def test_a_target_that_half_of_the_seeds_never_reach_has_no_median():
-    runs = [made.member("fedgen", k, (0.9,) * 3 if k < 2 else (0.1,) * 3) for k in range(4)]
-    runs += [made.member("fedavg", k, (0.9,) * 3) for k in range(4)]
-    judged = judging.judge(made.question(target=0.8, seeds=4), runs)
+    runs = [handmade.member("fedgen", k, (0.9,) * 3 if k < 2 else (0.1,) * 3) for k in range(4)]
+    runs += [handmade.member("fedavg", k, (0.9,) * 3) for k in range(4)]
+    judged = judging.judge(handmade.question(target=0.8, seeds=4), runs)
     assert (entry(judged).price.rounds, entry(judged).price.reached, entry(judged).price.of) == (None, 2, 4)
     assert entry(judged, "fedavg").price.rounds == 3
 
 
 def test_who_is_harmed_is_told_by_local_training():
     """Of three clients one is worse off than alone; equal is not harmed."""
-    ours = made.member("fedgen", clients=(0.5, 0.7, 0.9))
-    alone = made.member("local", clients=(0.6, 0.7, 0.8))
-    judged = judging.judge(made.question(("local", "fedgen"), seeds=1), [ours, alone])
+    ours = handmade.member("fedgen", clients=(0.5, 0.7, 0.9))
+    alone = handmade.member("local", clients=(0.6, 0.7, 0.8))
+    judged = judging.judge(handmade.question(("local", "fedgen"), seeds=1), [ours, alone])
     assert entry(judged).harmed == pytest.approx(1 / 3)
     assert entry(judged, "local").harmed is None
 
 
 def test_optimistic_rules_and_public_sets_are_flagged():
-    public = made.paired(CLEAR)
+    public = handmade.paired(CLEAR)
     public = [replace(m, info={**m.info, "proxy": {"name": "unused"}}) if m.method == "fedgen" else m for m in public]
-    judged = judging.judge(made.question(primary="global top5"), public)
+    judged = judging.judge(handmade.question(primary="global top5"), public)
     assert any("optimistic" in text for text in judged.cautions)
     assert any(
         text.startswith("With a public set of images beside the clients") and "fedgen" in text
@@ -152,6 +152,6 @@ def test_optimistic_rules_and_public_sets_are_flagged():
 
 
 def test_more_seeds_resolve_smaller_differences():
-    few = judging.judge(made.question(seeds=6), made.paired(CLEAR[:6]))
-    many = judging.judge(made.question(seeds=8), made.paired(CLEAR))
+    few = judging.judge(handmade.question(seeds=6), handmade.paired(CLEAR[:6]))
+    many = judging.judge(handmade.question(seeds=8), handmade.paired(CLEAR))
     assert 0 < many.resolution["fedgen"] < few.resolution["fedgen"] < math.inf

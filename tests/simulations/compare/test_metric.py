@@ -1,10 +1,10 @@
-import made
+import handmade
 import pytest
 
 from fedkd.errors import ConfigError
 from simulations.compare import metric
 
-RUN = made.member(accuracy=[k / 100 for k in range(1, 21)])
+RUN = handmade.member(accuracy=[k / 100 for k in range(1, 21)])
 
 
 @pytest.mark.parametrize(
@@ -29,13 +29,13 @@ def test_a_metric_is_a_path_and_a_rule(text, expected):
 
 def test_a_metric_that_no_round_has_is_none():
     assert metric.parse("common.mean last").of(RUN) is None
-    assert metric.parse("global last").of(made.member(rows=())) is None
+    assert metric.parse("global last").of(handmade.member(rows=())) is None
 
 
 def test_the_last_ten_rounds_are_rounds_not_evaluations():
     """Evaluated every 5 rounds: rounds 15 and 20 are among the last 10, 10 is not."""
     sparse = [row | {"accuracy": row["accuracy"] if row["round"] % 5 == 0 else {}} for row in RUN.rows]
-    assert metric.parse("global last10").of(made.member(rows=sparse)) == pytest.approx((0.15 + 0.20) / 2)
+    assert metric.parse("global last10").of(handmade.member(rows=sparse)) == pytest.approx((0.15 + 0.20) / 2)
 
 
 @pytest.mark.parametrize("text", ["global newest", "accuracies last", "bytes.left sum", "bytes sum", "drift last"])
