@@ -39,6 +39,8 @@ class Verb:
 
 
 _DOWNLOAD = ("--download", {"action": "store_true", "help": "fetch missing data sets with torchvision"})
+_METRIC = ("--metric", {"metavar": "METRIC", "help": "what decides, e.g. 'clients.mean last10', 'global last10'"})
+_TARGET = ("--target", {"type": float, "metavar": "ACCURACY", "help": "ask what it costs to reach this, e.g. 0.9"})
 _COMPARE: tuple[tuple[str, dict[str, Any]], ...] = (
     (
         "words",
@@ -53,8 +55,8 @@ _COMPARE: tuple[tuple[str, dict[str, Any]], ...] = (
         "--baseline",
         {"metavar": "METHOD", "help": "what the others are compared with (default: fedavg, else the first)"},
     ),
-    ("--metric", {"metavar": "METRIC", "help": "what decides, e.g. 'clients.mean last10', 'global last10'"}),
-    ("--target", {"type": float, "metavar": "ACCURACY", "help": "ask what it costs to reach this, e.g. 0.9"}),
+    _METRIC,
+    _TARGET,
     (
         "--tune",
         {
@@ -69,9 +71,9 @@ _COMPARE: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 _REPORT: tuple[tuple[str, dict[str, Any]], ...] = (
     ("places", {"nargs": "+", "metavar": "RUN_OR_COMPARISON", "help": "a run, a folder of runs or a comparison"}),
-    ("--metric", {"metavar": "METRIC", "help": "what decides, e.g. 'clients.mean last10', 'global last10'"}),
+    _METRIC,
     ("--baseline", {"metavar": "METHOD", "help": "what the others are compared with"}),
-    ("--target", {"type": float, "metavar": "ACCURACY", "help": "ask what it costs to reach this, e.g. 0.9"}),
+    _TARGET,
     ("--open", {"action": "store_true", "help": "show the page in a browser"}),
 )
 _RUN = "a run folder, a run's id or the beginning of one"

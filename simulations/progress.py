@@ -170,10 +170,16 @@ def make(options: Any) -> Screen:
     if options.quiet:
         return Screen(verbose=verbose)
     stream = sys.stderr if options.json else sys.stdout
-    if stream.isatty() and not options.debug:  # a debugger wants a terminal that nobody redraws
-        from rich.console import Console
+    console = terminal(stream, options)
+    return Lines(stream, verbose=verbose) if console is None else Panel(console, verbose=verbose)
 
-        console = Console(file=stream)
-        if console.is_terminal and not console.is_dumb_terminal and "utf" in console.encoding.lower():
-            return Panel(console, verbose=verbose)
-    return Lines(stream, verbose=verbose)
+
+def terminal(stream: Any, options: Any) -> "Console | None":
+    """The terminal that a stream is, if it can be redrawn and may be."""
+    if not stream.isatty() or options.debug:  # a debugger wants a terminal that nobody redraws
+        return None
+    from rich.console import Console
+
+    console = Console(file=stream)
+    is_able = console.is_terminal and not console.is_dumb_terminal and "utf" in console.encoding.lower()
+    return console if is_able else None

@@ -85,7 +85,7 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
     mean, n = float(found.mean()), len(found)
     if n < 2:
         return Interval(mean, math.nan, math.nan)
-    half = float(scipy_stats.t.ppf(0.5 + confidence / 2, n - 1)) * _sd(found) / math.sqrt(n)
+    half = _t_quantile(0.5 + confidence / 2, n - 1) * _sd(found) / math.sqrt(n)
     return Interval(mean, mean - half, mean + half)
 
 
@@ -265,6 +265,11 @@ def critical_difference(methods: int, settings: int, level: float = LEVEL) -> fl
     if methods < 2:
         return math.nan
     return _range_quantile(methods, level) / math.sqrt(2) * math.sqrt(methods * (methods + 1) / (6 * settings))
+
+
+@lru_cache  # a curve asks for the same one in each round
+def _t_quantile(share: float, freedom: int) -> float:
+    return float(scipy_stats.t.ppf(share, freedom))
 
 
 @lru_cache

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fedkd
-from simulations import story
+from simulations import progress, story
 from simulations.compare.child import Outcome
 from simulations.compare.plan import Cell
 
@@ -261,13 +261,8 @@ def make(options: Any) -> Board:
     if options.quiet:
         return Board()
     stream = sys.stderr if options.json else sys.stdout
-    if stream.isatty() and not options.debug:
-        from rich.console import Console
-
-        console = Console(file=stream)
-        if console.is_terminal and not console.is_dumb_terminal and "utf" in console.encoding.lower():
-            return Table(console=console)
-    return Lines(stream=stream)
+    console = progress.terminal(stream, options)
+    return Lines(stream=stream) if console is None else Table(console=console)
 
 
 def _number(accuracy: float | None) -> str:

@@ -116,13 +116,13 @@ def seeds_note(found: Plan) -> str:
 
     family = (len(found.methods) - 1) * len(found.settings)
     count = len(found.seeds)
-    if not family or stats.can_reach(count, family, stats.LEVEL):
+    if not family or stats.can_reach(count, family):
         return ""
     among = "the comparison with the baseline" if family == 1 else f"{family} comparisons with the baseline"
     seeds = "1 seed" if count == 1 else f"{count} seeds"
     return (
         f"with {seeds} no difference can be significant at p < {stats.LEVEL:g} in {among}, however large: "
-        f"that needs {stats.seeds_needed(family, stats.LEVEL)} seeds"
+        f"that needs {stats.seeds_needed(family)} seeds"
     )
 
 

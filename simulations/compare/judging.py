@@ -10,7 +10,7 @@ from simulations import stats
 from simulations.compare import words
 from simulations.compare.member import Member
 from simulations.compare.metric import Metric, megabytes
-from simulations.compare.verdict import LEVEL, LOCAL, WINDOW, Entry, Key, Price, Question, Verdict, own_accuracy
+from simulations.compare.verdict import LOCAL, WINDOW, Entry, Key, Price, Question, Verdict, own_accuracy
 
 
 def judge(question: Question, members: Sequence[Member]) -> Verdict:
@@ -93,7 +93,7 @@ def _with_p(entries: Mapping[Key, Entry]) -> dict[Key, Entry]:
     """Holm over the family: every comparison with the baseline, in all settings. None for those of too few seeds."""
     pairs = {key: entry.versus for key, entry in entries.items() if entry.versus}
     adjusted = dict(zip(pairs, stats.holm([pair.p for pair in pairs.values()]), strict=True))
-    able = [key for key, pair in pairs.items() if stats.can_reach(pair.n, len(pairs), LEVEL)]
+    able = [key for key, pair in pairs.items() if stats.can_reach(pair.n, len(pairs))]
     return {key: replace(entry, p=adjusted[key] if key in able else math.nan) for key, entry in entries.items()}
 
 
@@ -123,7 +123,7 @@ def _resolution(entries: Mapping[Key, Entry]) -> dict[str, float]:
     pairs = {key: entry.versus for key, entry in entries.items() if entry.versus}
     found: dict[str, float] = {}
     for (_, method), pair in pairs.items():
-        limit = stats.resolution(pair.sd, pair.n, level=LEVEL / len(pairs))
+        limit = stats.resolution(pair.sd, pair.n, level=stats.LEVEL / len(pairs))
         found[method] = max(limit, found.get(method, 0.0))
     return found
 

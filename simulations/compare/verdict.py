@@ -8,7 +8,6 @@ from simulations import stats
 from simulations.compare.member import Member
 from simulations.compare.metric import Metric
 
-LEVEL = 0.05
 WINDOW = 3  # evaluations whose mean must reach a target: single ones are noisy
 LOCAL = "local"  # the strategy without which nobody can say who is harmed by joining
 
@@ -68,7 +67,7 @@ class Entry:
     @property
     def is_sure(self) -> bool:
         """Whether the difference to the baseline is significant."""
-        return self.p <= LEVEL
+        return self.p <= stats.LEVEL
 
 
 @dataclass(frozen=True)
@@ -88,9 +87,7 @@ class Verdict:
 
     def best(self, setting: str) -> Entry | None:
         """The entry with the best mean in a setting; None if none has a value."""
-        found = [entry for (at, _), entry in self.entries.items() if at == setting and entry.interval]
-        sign = self.question.metric.sign
-        return max(found, key=lambda entry: sign * _mean(entry), default=None)
+        return next((entry for entry in in_setting(self, setting) if entry.interval), None)
 
 
 def in_setting(verdict: Verdict, setting: str) -> Iterator[Entry]:

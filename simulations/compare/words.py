@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from simulations import stats
 from simulations.compare.member import Member
 from simulations.compare.metric import Metric
-from simulations.compare.verdict import LEVEL, Entry, Verdict, in_setting
+from simulations.compare.verdict import Entry, Verdict, in_setting
 
 _MANY = 4  # runs that a sentence names; more are counted
 
@@ -31,8 +31,7 @@ def cautions(verdict: Verdict) -> Iterator[str]:
             f"'{question.metric}' picks rounds by the test accuracy that it reports: it is optimistic, and fit for "
             "comparison with published figures of the same rule only."
         )
-    if any(entry.members and not entry.values for entry in verdict.entries.values() if entry.done):
-        without = [entry.method for entry in verdict.entries.values() if entry.done and not entry.values]
+    if without := [entry.method for entry in verdict.entries.values() if entry.done and not entry.values]:
         yield f"{_list(without)}: no `{question.metric.path}` in the ledger, so no place in the table."
     if verdict.failed:
         which = _list([member.name for member in verdict.failed])
@@ -68,20 +67,18 @@ def _of_setting(verdict: Verdict, setting: str) -> Iterator[str]:
         return
     best = order[0]
     yield f"{head}{best.method} has the best {metric}, {_with_interval(best, metric)}{_runner_up(order, metric)}."
-    sure = [entry for entry in order if entry.is_sure and entry.versus]
-    better = [e for e in sure if e.versus and e.versus.mean > 0]
-    worse = [e for e in sure if e.versus and e.versus.mean < 0]
-    for found, how in ((better, "above"), (worse, "below")):
+    pairs = [(entry, entry.versus) for entry in order if entry.versus]
+    said = {
+        f"Significantly above {question.baseline}": [e for e, pair in pairs if e.is_sure and pair.mean > 0],
+        f"Significantly below {question.baseline}": [e for e, pair in pairs if e.is_sure and pair.mean < 0],
+        f"Not shown to differ from {question.baseline}": [e for e, _ in pairs if e.p > stats.LEVEL],
+        f"Difference from {question.baseline}, with 95 % interval and too few seeds for a test": [
+            e for e, _ in pairs if math.isnan(e.p)
+        ],
+    }
+    for what, found in said.items():
         if found:
-            yield f"{head}Significantly {how} {question.baseline}: {'; '.join(_against(e, metric) for e in found)}."
-    unsure = [entry for entry in order if entry.versus and entry.p > LEVEL]
-    if unsure:
-        which = "; ".join(_against(entry, metric) for entry in unsure)
-        yield f"{head}Not shown to differ from {question.baseline}: {which}."
-    untested = [entry for entry in order if entry.versus and math.isnan(entry.p)]
-    if untested:
-        which = "; ".join(_against(entry, metric) for entry in untested)
-        yield f"{head}Difference from {question.baseline}, with 95 % interval and too few seeds for a test: {which}."
+            yield f"{head}{what}: {'; '.join(_against(entry, metric) for entry in found)}."
 
 
 def _with_interval(entry: Entry, metric: Metric) -> str:
@@ -127,8 +124,8 @@ def _few_seeds(verdict: Verdict) -> Iterator[str]:
             yield "Fewer than two seeds are shared with the baseline: differences have no interval, none is concluded."
         return
     family, least = len(pairs), min(pair.n for pair in pairs)
-    if not stats.can_reach(least, family, LEVEL):
-        needed = stats.seeds_needed(family, LEVEL)
+    if not stats.can_reach(least, family):
+        needed = stats.seeds_needed(family)
         times = f", times {family} comparisons" if family > 1 else ""
         yield (
             f"{least} paired seeds cannot be significant: the smallest p that they can reach is "

@@ -1,11 +1,10 @@
 """What runs recorded by round, joined over seeds: means with bands, and what a round had cost by then."""
 
-import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
+from simulations import stats
 from simulations.compare.member import Member
 from simulations.compare.metric import Metric, megabytes
 from simulations.compare.verdict import Entry
@@ -71,11 +70,10 @@ def rows(entries: Sequence[Entry], metric: Metric, panel: Callable[[Entry], str]
 
 def band(values: Sequence[float]) -> tuple[float, float]:
     """Student's 95 % interval of the mean, or least and most with fewer than three values."""
-    n, mean = len(values), statistics.fmean(values)
-    if n < SEEDS_FOR_INTERVAL:
+    if len(values) < SEEDS_FOR_INTERVAL:
         return min(values), max(values)
-    half = _quantile(n) * statistics.stdev(values) / math.sqrt(n)
-    return mean - half, mean + half
+    interval = stats.mean_interval(values)
+    return interval.low, interval.high
 
 
 def _point(
@@ -85,10 +83,3 @@ def _point(
     paid = [costs[number] for costs in spent if number in costs] or [(0.0, 0.0)]
     sent, passed = (statistics.fmean(each) for each in zip(*paid, strict=True))
     return Point(number, sent, passed, statistics.fmean(values), *band(values), len(values))
-
-
-@lru_cache
-def _quantile(n: int) -> float:
-    from scipy import special  # 0.1 s; with the whole of scipy.stats, a second
-
-    return float(special.stdtrit(n - 1, 0.975))

@@ -8,7 +8,7 @@ import pytest
 
 from fedkd.errors import ConfigError
 from simulations import stats
-from simulations.compare import judging, verdict, words
+from simulations.compare import judging, words
 
 CLEAR = [0.02, 0.03, 0.025, 0.03, 0.02, 0.028, 0.031, 0.022]
 
@@ -44,7 +44,7 @@ def test_three_seeds_are_not_enough_and_no_p_is_given():
 
 def test_what_is_tested_and_not_significant_is_not_shown_to_differ():
     judged = judging.judge(handmade.question(), handmade.paired([0.01, -0.01, 0.02, -0.02, 0.01, 0.01, -0.01, 0.0]))
-    assert entry(judged).p > verdict.LEVEL
+    assert entry(judged).p > stats.LEVEL
     assert "Not shown to differ from fedavg: fedgen +0.13" in " ".join(judged.sentences)
     assert judged.records["fedgen"] == (0, 1, 0)
 
