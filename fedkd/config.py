@@ -12,9 +12,17 @@ _FORBID = {"extra": "forbid"}  # pydantic: an unknown key is an error
 class DataConfig:
     __pydantic_config__: ClassVar[Any] = _FORBID
     name: str = "digits"  # a source of fedkd.data.sources
-    root: str | None = None  # folder of the data sets; null: FEDKD_DATA, else a cache folder of the user
+    root: str | None = None  # folder of the data sets; null: FEDKD_DATA, else a cache of the user; of own: its path
     download: bool = False  # fetch with torchvision what is missing
     scaling: Literal["symmetric", "standard"] = "symmetric"  # pixels to [-1, 1], or to mean 0 and variance 1
+    labels: list[str] | None = None  # of own: names of the classes in the order of their numbers
+    shape: list[Annotated[int, Ge(1)]] | None = None  # of own: channels (1 grey, 3 colour), height, width
+    mean: list[float] | None = None  # of own, for scaling=standard: of the pixels scaled to 0..1, a channel
+    std: list[Annotated[float, Gt(0)]] | None = None  # of own, for scaling=standard, likewise
+    resize: Literal["refuse", "fit"] = "refuse"  # a device's image of another size: an error, or resampled to `shape`
+    test: str | None = None  # of own: the server's own test images, a path in the same formats; null: none are pooled
+    test_share: Annotated[float, Ge(0), Lt(1)] = 0.2  # of a device's samples held out, if they bring no test part
+    min_samples: Annotated[int, Ge(1)] = 10  # training samples without which a device may not join
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +81,17 @@ class ProxyConfig:
     __pydantic_config__: ClassVar[Any] = _FORBID
     name: str = "none"  # none, held-out, unused, noise, or a source of fedkd.data.sources
     size: Annotated[int, Ge(1)] = 1000  # images
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivacyConfig:
+    """What clients tell of their data beside knowledge (docs/privacy.md)."""
+
+    __pydantic_config__: ClassVar[Any] = _FORBID
+    label_epsilon: Annotated[float, Ge(1e-6)] | None = (
+        None  # of differential privacy of the label counts, spent once by each client; null: exact counts
+    )
+    size_step: Annotated[int, Ge(1), Le(1_000_000)] = 1  # training sizes are told in multiples of it; 1: exactly
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,5 +228,6 @@ class RunConfig:
     part: PartsConfig = field(default_factory=PartsConfig)
     proxy: ProxyConfig = field(default_factory=ProxyConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedkd import plainyaml
-from fedkd.config import RunConfig
+from fedkd.config import DataConfig, RunConfig
 
 DEFAULT = "default (schema)"
 
@@ -25,6 +25,12 @@ MACHINE_FACTS = frozenset(
         "data.download",
     }
 )
+
+# Keys younger than runs that are kept, with their defaults: they count where they say something else.
+YOUNGER = {
+    f"data.{key}": getattr(DataConfig(), key)
+    for key in ("labels", "shape", "mean", "std", "resize", "test", "test_share", "min_samples")
+} | {"privacy.label_epsilon": None, "privacy.size_step": 1}
 
 
 @dataclass(frozen=True)
@@ -58,8 +64,10 @@ class Resolved:
         return "".join(f"{text:<{width}}  # {self._comment(key)}\n" if key else f"{text}\n" for text, key in lines)
 
     def digest(self) -> str:
-        """SHA-256 (hex) of what decides the results: all values but MACHINE_FACTS."""
-        decisive = {key: value for key, value in self.values().items() if key not in MACHINE_FACTS}
+        """SHA-256 (hex) of what decides the results: all values but MACHINE_FACTS and YOUNGER defaults."""
+        facts = MACHINE_FACTS - {"data.root"} if self.config.data.name == "own" else MACHINE_FACTS  # own: which data
+        every = {key: value for key, value in self.values().items() if key not in facts}
+        decisive = {key: value for key, value in every.items() if key not in YOUNGER or value != YOUNGER[key]}
         return hashlib.sha256(json.dumps(decisive, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def _comment(self, key: str) -> str:

@@ -13,6 +13,7 @@ import torch
 from fedkd import seeds
 from fedkd.config import DataConfig, RunConfig
 from fedkd.data import sources
+from fedkd.data.agreed import OWN
 from fedkd.data.partition import Partition
 from fedkd.data.samples import Dataset, Samples
 from fedkd.errors import ConfigError
@@ -23,7 +24,7 @@ OF_THE_TASK = ("held-out", "unused")  # images of the task's own training set
 
 def names() -> tuple[str, ...]:
     """The names `proxy.name` may have."""
-    return ("none", *OF_THE_TASK, "noise", *sources.names())
+    return ("none", *OF_THE_TASK, "noise", *sources.SOURCES)
 
 
 def hold_out(config: RunConfig, dataset: Dataset) -> np.ndarray:
@@ -39,17 +40,18 @@ def load(config: RunConfig, dataset: Dataset, held: Partition, taken: np.ndarray
     if name == "none":
         return None
     if name == "noise":
-        return _proxy(name, _noise(config, dataset), is_labelled=False)
+        return of(name, _noise(config, dataset), is_labelled=False)
     if name in OF_THE_TASK:
         if name == "unused":
             taken = _choose(config, dataset, np.setdiff1d(np.arange(len(dataset.train)), np.concatenate(held.train)))
         index = torch.from_numpy(taken)
         train = dataset.train
-        return _proxy(name, Samples(train.x[index], train.y[index], train.scale, train.offset), is_labelled=True)
-    return _proxy(name, _foreign(config, dataset), is_labelled=False)
+        return of(name, Samples(train.x[index], train.y[index], train.scale, train.offset), is_labelled=True)
+    return of(name, _foreign(config, dataset), is_labelled=False)
 
 
-def _proxy(name: str, samples: Samples, *, is_labelled: bool) -> Proxy:
+def of(name: str, samples: Samples, *, is_labelled: bool) -> Proxy:
+    """The public set of these images, with their checksum."""
     digest = hashlib.sha256(samples.x.numpy().tobytes()).digest()
     return Proxy(name, samples, is_labelled, int.from_bytes(digest[:6], "big"))
 
@@ -78,7 +80,9 @@ def _choose(config: RunConfig, dataset: Dataset, candidates: np.ndarray) -> np.n
 def _noise(config: RunConfig, dataset: Dataset) -> Samples:
     """Uniform bytes in the range of the task's own."""
     generator = seeds.stream(config.seed, "proxy").torch()
-    train, top = dataset.train, int(dataset.train.x.max()) + 1
+    train = dataset.train
+    stored = train.x if len(train) else dataset.test.x  # a server of devices has no training images
+    top = int(stored.max()) + 1 if len(stored) else 256
     x = torch.randint(0, top, (config.proxy.size, *dataset.shape), generator=generator).to(torch.uint8)
     return Samples(x, _unlabelled(len(x)), train.scale, train.offset)
 
@@ -86,13 +90,14 @@ def _noise(config: RunConfig, dataset: Dataset) -> Samples:
 def _foreign(config: RunConfig, dataset: Dataset) -> Samples:
     """A random subset of another source's training images. Raises ConfigError if it does not fit the task."""
     name, size = config.proxy.name, config.proxy.size
-    if name not in sources.names():
+    if name not in sources.SOURCES:
         raise ConfigError(f"there is no proxy '{name}'", where="proxy.name", mend=f"known: {', '.join(names())}")
     if name == config.data.name:
         what = f"proxy={name} is the task's own source: its images are the clients' or the test set's"
         raise ConfigError(what, where="proxy.name", mend="say proxy=held-out or proxy=unused")
     data = config.data
-    other = sources.load(DataConfig(name=name, root=data.root, download=data.download, scaling=data.scaling))
+    root = None if data.name == OWN else data.root  # own: the place of those images, not of the data sets
+    other = sources.load(DataConfig(name=name, root=root, download=data.download, scaling=data.scaling))
     if other.shape != dataset.shape:
         what = f"images of proxy={name} have shape {other.shape}, those of {data.name} {dataset.shape}"
         raise ConfigError(what, where="proxy.name", mend="choose a source of the same shape, or proxy=held-out")

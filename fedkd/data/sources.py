@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import string
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,9 +15,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from fedkd import plainyaml
 from fedkd.config import DataConfig
-from fedkd.data import idx
-from fedkd.errors import ConfigError, DataError
+from fedkd.data import agreed, idx, label_names
+from fedkd.data.agreed import OWN, Agreed, Pair
+from fedkd.errors import ConfigError, DataError, Mistake
 
 if TYPE_CHECKING:
     from fedkd.data.samples import Dataset, Samples
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 class Parts(NamedTuple):
     """A source as stored: images (N, channels, height, width) uint8, labels (N,) int64 from 0, names of the labels."""
 
-    train: tuple[np.ndarray, np.ndarray]
-    test: tuple[np.ndarray, np.ndarray]
+    train: Pair
+    test: Pair
     labels: tuple[str, ...]
 
 
@@ -48,6 +49,8 @@ class Root:
 class Source:
     about: str
     read: Callable[[Root], Parts]
+    labels: tuple[str, ...]  # known without the data: a device has only its own
+    shape: tuple[int, int, int]
     mean: tuple[float, ...]  # of the training pixels scaled to 0..1, a channel
     std: tuple[float, ...]
     top: int = 255  # the byte that is 1 after scaling to 0..1
@@ -55,12 +58,12 @@ class Source:
 
 def names() -> tuple[str, ...]:
     """The names `data.name` may have."""
-    return tuple(SOURCES)
+    return (*SOURCES, OWN)
 
 
 def describe() -> dict[str, str]:
     """A line about each source."""
-    return {name: source.about for name, source in SOURCES.items()}
+    return {**{name: source.about for name, source in SOURCES.items()}, OWN: "your own images: data.labels, data.shape"}
 
 
 def load(config: DataConfig) -> Dataset:
@@ -68,17 +71,31 @@ def load(config: DataConfig) -> Dataset:
 
     Errors: ConfigError for an unknown name, DataError for files that are missing, damaged or cannot be fetched.
     """
-    if config.name not in SOURCES:
-        near = difflib.get_close_matches(config.name, SOURCES, n=1)
-        mend = (f"did you mean '{near[0]}'? " if near else "") + f"known: {', '.join(SOURCES)}"
-        raise ConfigError(f"data.name = '{config.name}' is unknown", where="data", mend=mend)
+    common = agree(config)
     from fedkd.data.samples import Dataset
 
+    if config.name == OWN:
+        parts = Parts(*_own(config, common), common.labels)
+    else:
+        parts = SOURCES[config.name].read(find_root(config))
+    return Dataset(config.name, parts.labels, samples(parts.train, common), samples(parts.test, common))
+
+
+def agree(config: DataConfig) -> Agreed:
+    """Labels, shape and scaling of all images of a run, without a data set. Raises ConfigError."""
+    if config.name not in names():
+        near = difflib.get_close_matches(config.name, names(), n=1)
+        mend = (f"did you mean '{near[0]}'? " if near else "") + f"known: {', '.join(names())}"
+        raise ConfigError(f"data.name = '{config.name}' is unknown", where="data", mend=mend)
+    if found := list(agreed.problems(config)):
+        wrong = [(f"data.{key} = {plainyaml.write(getattr(config, key))}", mend) for key, mend in found]
+        mistakes = tuple(Mistake(what, "data", mend) for what, mend in wrong)
+        raise ConfigError(wrong[0][0], where="data", mend=wrong[0][1], mistakes=mistakes)
+    if config.name == OWN:
+        return agreed.of_own(config)
     source = SOURCES[config.name]
-    parts = source.read(find_root(config))
-    scale, offset = _scaling(source, config.scaling)
-    train, test = (_samples(x, y, scale, offset) for x, y in (parts.train, parts.test))
-    return Dataset(config.name, parts.labels, train, test)
+    scale, offset = agreed.scaling(config.scaling, source.mean, source.std, source.top)
+    return Agreed(config.name, source.labels, source.shape, source.top, scale, offset, config.resize)
 
 
 def find_root(config: DataConfig) -> Root:
@@ -91,23 +108,25 @@ def find_root(config: DataConfig) -> Root:
     return Root(Path(cache).expanduser() / "fedkd" / "data", "the default", config.download)
 
 
-def _scaling(source: Source, kind: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Scale and offset a channel, such that value = byte * scale + offset."""
-    symmetric = kind == "symmetric"
-    mean = (0.5,) * len(source.mean) if symmetric else source.mean
-    std = (0.5,) * len(source.std) if symmetric else source.std
-    return tuple(1 / (source.top * s) for s in std), tuple(-m / s for m, s in zip(mean, std, strict=True))
+def _own(config: DataConfig, common: Agreed) -> tuple[Pair, Pair]:
+    from fedkd.data import brought
+
+    if not config.root:
+        mend = "name the folder of images or the file: data.root=PATH"
+        raise ConfigError("data=own has no place to come from: data.root = null", where="data", mend=mend)
+    return brought.of_simulation(Path(config.root), common, config.test, config.test_share)
 
 
-def _samples(x: np.ndarray, y: np.ndarray, scale: tuple[float, ...], offset: tuple[float, ...]) -> Samples:
+def samples(pair: Pair, common: Agreed) -> Samples:
+    """Images and labels as tensors, scaled as agreed."""
     import torch
 
     from fedkd.data.samples import Samples
 
+    x, y = pair
     # np.array copies: arrays that view a file's bytes are read-only, which torch does not know.
-    return Samples(
-        torch.from_numpy(np.array(x, np.uint8, order="C")), torch.from_numpy(np.array(y, np.int64)), scale, offset
-    )
+    bytes_, labels = torch.from_numpy(np.array(x, np.uint8, order="C")), torch.from_numpy(np.array(y, np.int64))
+    return Samples(bytes_, labels, common.scale, common.offset)
 
 
 def _read_digits(root: Root) -> Parts:
@@ -120,7 +139,7 @@ def _read_digits(root: Root) -> Parts:
     for digit in range(10):
         rank[y == digit] = np.arange((y == digit).sum())
     is_test = rank % 5 == 4
-    return Parts((x[~is_test], y[~is_test]), (x[is_test], y[is_test]), tuple(string.digits))
+    return Parts((x[~is_test], y[~is_test]), (x[is_test], y[is_test]), label_names.DIGITS)
 
 
 def _idx_source(
@@ -210,7 +229,6 @@ def _fetch(root: Root, kind: str, missing: list[str], **options: Any) -> None:
         raise DataError(f"cannot download {kind}: {error}", where=str(root), mend=mend) from error
 
 
-_FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 _MNIST_FILES = ("train", "t10k")
 _LETTERS_FILES = ("emnist-letters-train", "emnist-letters-test")
 
@@ -218,40 +236,50 @@ SOURCES = {
     "digits": Source(
         about="1,797 handwritten digits of 8x8 pixels, embedded in scikit-learn: nothing to download",
         read=_read_digits,
+        labels=label_names.DIGITS,
+        shape=(1, 8, 8),
         mean=(0.3051,),
         std=(0.3762,),
         top=16,
     ),
     "mnist": Source(
         about="MNIST: 70,000 handwritten digits of 28x28 pixels",
-        read=_idx_source("MNIST", _MNIST_FILES, tuple(string.digits)),
+        read=_idx_source("MNIST", _MNIST_FILES, label_names.DIGITS),
+        labels=label_names.DIGITS,
+        shape=(1, 28, 28),
         mean=(0.1307,),
         std=(0.3081,),
     ),
     "fashion-mnist": Source(
         about="Fashion-MNIST: 70,000 pictures of ten kinds of clothing, 28x28 pixels",
-        read=_idx_source("FashionMNIST", _MNIST_FILES, _FASHION),
+        read=_idx_source("FashionMNIST", _MNIST_FILES, label_names.FASHION),
+        labels=label_names.FASHION,
+        shape=(1, 28, 28),
         mean=(0.2860,),
         std=(0.3530,),
     ),
     "emnist-letters": Source(
         about="EMNIST letters: 145,600 handwritten letters, 26 classes, 28x28 pixels",
         # Stored transposed and with labels from 1, as published: we turn the images upright and count from 0.
-        read=_idx_source(
-            "EMNIST", _LETTERS_FILES, tuple(string.ascii_lowercase), first=1, transposed=True, split="letters"
-        ),
+        read=_idx_source("EMNIST", _LETTERS_FILES, label_names.LETTERS, first=1, transposed=True, split="letters"),
+        labels=label_names.LETTERS,
+        shape=(1, 28, 28),
         mean=(0.1722,),
         std=(0.3309,),
     ),
     "cifar10": Source(
         about="CIFAR-10: 60,000 colour photographs of ten kinds of things, 32x32 pixels",
         read=_cifar_source("CIFAR10", "cifar-10-batches-py"),
+        labels=label_names.CIFAR10,
+        shape=(3, 32, 32),
         mean=(0.4914, 0.4822, 0.4465),
         std=(0.2470, 0.2435, 0.2616),
     ),
     "cifar100": Source(
         about="CIFAR-100: 60,000 colour photographs of a hundred kinds of things, 32x32 pixels",
         read=_cifar_source("CIFAR100", "cifar-100-python"),
+        labels=label_names.CIFAR100,
+        shape=(3, 32, 32),
         mean=(0.5071, 0.4865, 0.4409),
         std=(0.2673, 0.2564, 0.2762),
     ),

@@ -21,7 +21,7 @@ SMALL = ("partition=iid", "clients=4", "clients_per_round=3", "rounds=2", "train
 FEWER = ("partition.samples=400",)  # of the large data sets
 PUBLIC = ("proxy=held-out", "proxy.size=20")
 IS_WHOLE = os.environ.get("FEDKD_SMOKE") == "all"
-DATA = sources.names() if IS_WHOLE else ("digits",)
+DATA = tuple(sources.SOURCES) if IS_WHOLE else ("digits",)
 PAIRS = list(itertools.product(compose.options("strategy"), students.names()))
 TURNS = 4 if len(students.names()) % 4 else 5  # coprime with the number of students: each has its turn
 MATRIX = PAIRS if IS_WHOLE else PAIRS[::TURNS]

@@ -195,8 +195,8 @@ def test_the_checksum_is_of_images_in_their_order():
     turned = replace(public.samples, x=public.samples.x.flip(0))
     assert 0 <= public.checksum < 2**52
     assert public.checksum == float(public.checksum)  # it travels as a number
-    again = proxy._proxy("held-out", public.samples, is_labelled=True).checksum
-    assert proxy._proxy("held-out", turned, is_labelled=True).checksum != public.checksum == again
+    again = proxy.of("held-out", public.samples, is_labelled=True).checksum
+    assert proxy.of("held-out", turned, is_labelled=True).checksum != public.checksum == again
 
 
 def test_there_is_none_by_default():

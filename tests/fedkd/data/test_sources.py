@@ -50,7 +50,7 @@ def digits():
 
 
 def test_names_and_descriptions_agree():
-    assert sources.names() == ("digits", "mnist", "fashion-mnist", "emnist-letters", "cifar10", "cifar100")
+    assert sources.names() == ("digits", "mnist", "fashion-mnist", "emnist-letters", "cifar10", "cifar100", "own")
     assert tuple(sources.describe()) == sources.names()
     assert all("\n" not in line for line in sources.describe().values())
 

@@ -1,0 +1,165 @@
+"""What a run has agreed on about its images, and how data that do not keep to it are refused. Free of torch."""
+
+import difflib
+import math
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from fedkd.config import DataConfig
+from fedkd.errors import DataError, FedkdError
+
+OWN = "own"
+MOST_SAMPLES = 1_000_000
+MOST_BYTES = 1 << 33  # of images in memory, 8 GiB: whoever has more is not one device
+_MOST_SIDE = 4096  # pixels
+_MOST_LABELS = 10_000
+
+Pair = tuple[np.ndarray, np.ndarray]  # images (N, channels, height, width) uint8, labels (N,) int64 from 0
+
+
+class Brought(NamedTuple):
+    """What lay at a path; `test` is None where it has no test part of its own."""
+
+    train: Pair
+    test: Pair | None
+
+
+class OwnDataError(DataError):
+    """Own data that cannot be used. The message is for whoever has them; `public` is all that others may be told."""
+
+    def __init__(self, what: str, *, public: str, where: str = "", mend: str = "") -> None:
+        self.public = public
+        super().__init__(what, where=where, mend=mend)
+
+
+def public_reason(error: FedkdError) -> str:
+    """Why a device cannot join, for others' eyes: no path, no file name, no class name, no count."""
+    return error.public if isinstance(error, OwnDataError) else "its data or configuration cannot be used"
+
+
+def too_many(where: str) -> OwnDataError:
+    """The error for more than a process may be asked to hold."""
+    return OwnDataError(
+        f"there are more than {MOST_SAMPLES:,} images, or {MOST_BYTES >> 30} GiB of them",
+        public="it is larger than fedkd reads",
+        where=where,
+        mend="take fewer or smaller images",
+    )
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """The label map, the shape and the scaling that all of a run's images have."""
+
+    source: str  # data.name
+    labels: tuple[str, ...]  # in the order of their numbers
+    shape: tuple[int, int, int]  # channels, height, width
+    top: int  # the byte that is 1 after scaling to 0..1
+    scale: tuple[float, ...]  # a channel: value = byte * scale + offset
+    offset: tuple[float, ...]
+    resize: Literal["refuse", "fit"]
+
+    def number(self, name: str, where: str) -> int:
+        """The label that a class name stands for: a name of the label map, or its number where no name is a number.
+
+        Raises OwnDataError for a class that nobody has agreed on.
+        """
+        known = {unicodedata.normalize("NFC", label): number for number, label in enumerate(self.labels)}
+        name = unicodedata.normalize("NFC", name)  # some file systems take letters and accents apart
+        if not any(label.isdecimal() for label in known):
+            known |= {str(number): number for number in range(len(self.labels))}
+        if name in known:
+            return known[name]
+        near = difflib.get_close_matches(name, self.labels, n=1)
+        meant = f"did you mean '{near[0]}'? " if near else ""
+        shown = ", ".join(self.labels[:20]) + (", ..." if len(self.labels) > 20 else "")
+        raise OwnDataError(
+            f"the class '{name}' is unknown",
+            public="it holds a class that is not in the label map",
+            where=where,
+            mend=f"{meant}name it as the run's label map does: {shown}",
+        )
+
+    def numbers(self, y: np.ndarray, where: str) -> np.ndarray:
+        """Labels (N,) as int64, given as whole numbers or as class names. Raises OwnDataError."""
+        if y.dtype.kind == "U":
+            names, inverse = np.unique(y, return_inverse=True)
+            return np.array([self.number(str(name), where) for name in names], np.int64)[inverse.reshape(-1)]
+        if len(y) and not 0 <= int(y.min()) <= int(y.max()) < len(self.labels):
+            raise OwnDataError(
+                f"the labels go from {y.min()} to {y.max()}, agreed are 0 to {len(self.labels) - 1}",
+                public="it holds a class that is not in the label map",
+                where=where,
+                mend="count labels from 0 in the order of the run's label map",
+            )
+        return y.astype(np.int64)
+
+    def check_pixels(self, x: np.ndarray, where: str) -> None:
+        """Raises OwnDataError for bytes above `top`: they would be brighter than white."""
+        if len(x) and int(x.max()) > self.top:
+            raise OwnDataError(
+                f"the pixels go up to {x.max()}, those of {self.source} to {self.top}",
+                public="its pixels have another range than agreed",
+                where=where,
+                mend=f"scale them to 0..{self.top}, or agree on data=own",
+            )
+
+
+def of_own(config: DataConfig) -> Agreed:
+    """What a configuration without `problems` says of own data."""
+    assert config.labels
+    assert config.shape
+    channels, height, width = config.shape
+    unknown = [0.5] * channels  # symmetric: not asked
+    scale, offset = scaling(config.scaling, tuple(config.mean or unknown), tuple(config.std or unknown), 255)
+    return Agreed(OWN, tuple(config.labels), (channels, height, width), 255, scale, offset, config.resize)
+
+
+def scaling(
+    kind: str, mean: tuple[float, ...], std: tuple[float, ...], top: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Scale and offset a channel, such that value = byte * scale + offset; `mean` and `std` are those of byte / top."""
+    if kind == "symmetric":
+        mean = std = (0.5,) * len(mean)
+    return tuple(1 / (top * s) for s in std), tuple(-m / s for m, s in zip(mean, std, strict=True))
+
+
+def problems(config: DataConfig) -> Iterator[tuple[str, str]]:
+    """Keys of `data` that no image could keep to, each with a way to mend it."""
+    if config.name != OWN:
+        for key in ("labels", "shape", "mean", "std", "test"):
+            if getattr(config, key) is not None:
+                yield key, f"belongs to data=own; {config.name} has its own: use null"
+        return
+    yield from _label_problems(config.labels)
+    if config.shape is None:
+        yield "shape", "give the images' channels, height and width: data.shape='[3, 32, 32]'"
+    elif len(config.shape) != 3 or config.shape[0] not in (1, 3) or not 1 <= max(config.shape[1:]) <= _MOST_SIDE:
+        yield "shape", f"must be channels (1 grey, 3 colour), height and width of at most {_MOST_SIDE} pixels"
+    yield from _scaling_problems(config)
+
+
+def _label_problems(labels: list[str] | None) -> Iterator[tuple[str, str]]:
+    if labels is None:
+        yield "labels", "give the names of the classes in the order of their numbers: data.labels='[cat, dog]'"
+    elif not 2 <= len(labels) <= _MOST_LABELS:
+        yield "labels", f"must be 2 to {_MOST_LABELS} names"
+    elif len({unicodedata.normalize("NFC", label) for label in labels}) < len(labels):
+        yield "labels", "no name may stand twice"
+    elif not all(label.strip() == label and label.isprintable() and label for label in labels):
+        yield "labels", "names must be printable text without spaces around it"
+
+
+def _scaling_problems(config: DataConfig) -> Iterator[tuple[str, str]]:
+    for key in ("mean", "std"):
+        values: list[float] | None = getattr(config, key)
+        if values is None and config.scaling == "standard":
+            yield key, "data.scaling=standard needs it of own data: of the pixels scaled to 0..1, a channel"
+        elif values is not None and config.shape and len(values) != config.shape[0]:
+            yield key, f"must be {config.shape[0]} numbers, one a channel of data.shape"
+        elif values is not None and not all(map(math.isfinite, values)):
+            yield key, "must be finite"

@@ -1,0 +1,193 @@
+"""Arrays in a .npz or a .safetensors file: what they claim to be is checked before memory is taken for them."""
+
+import math
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from fedkd.data import images
+from fedkd.data.agreed import MOST_BYTES, MOST_SAMPLES, Agreed, Brought, OwnDataError, Pair, too_many
+
+SUFFIXES = (".npz", ".safetensors")
+_LAYOUTS = ({"x", "y"}, {"train_x", "train_y"}, {"train_x", "train_y", "test_x", "test_y"})
+_DAMAGE = (OSError, EOFError, ValueError, KeyError, RuntimeError, NotImplementedError, zlib.error, zipfile.BadZipFile)
+_MOST_ARRAYS = 100  # in a file
+_LONGEST_HEADER = 1000  # characters; an array's has about a hundred
+_SAFETENSORS = {"U8": "u1", "U16": "u2", "U32": "u4", "U64": "u8", "I8": "i1", "I16": "i2", "I32": "i4", "I64": "i8"}
+_SAFETENSORS |= {"F16": "f2", "F32": "f4", "F64": "f8", "BOOL": "?"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One array of a file, not yet read: its header, which promises no more than the file holds."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    load: Callable[[], np.ndarray]
+
+
+def read(path: Path, agreed: Agreed) -> Brought:
+    """train_x, train_y and perhaps test_x, test_y of a file; or x, y. Raises OwnDataError."""
+    found = entries(path)
+    if set(found) not in _LAYOUTS:
+        shown = ", ".join(sorted(found))[:200] or "nothing"
+        raise _refused(f"the file holds {shown}", path, "name its arrays train_x, train_y, test_x, test_y; or x, y")
+    train = pair(found, "x" if "x" in found else "train_x", path, agreed)
+    return Brought(train, pair(found, "test_x", path, agreed) if "test_x" in found else None)
+
+
+def entries(path: Path) -> dict[str, Entry]:
+    """The arrays of a file by name. Raises OwnDataError if it is damaged."""
+    found = _guarded(path, partial(_of_npz if path.suffix.lower() == ".npz" else _of_safetensors, path))
+    for entry in found.values():
+        if math.prod(entry.shape) * entry.dtype.itemsize > MOST_BYTES:
+            raise too_many(str(path))
+    return found
+
+
+def pair(found: Mapping[str, Entry], name: str, path: Path, agreed: Agreed) -> Pair:
+    """The images `name` (ending in x) and their labels, as agreed. Raises OwnDataError."""
+    names = f"{name[:-1]}y"
+    x, y = found[name], found[names]
+    if x.shape[:1] != y.shape or len(y.shape) != 1:
+        raise _refused(f"{name} has shape {x.shape} and {names} {y.shape}", path, "give each image one label")
+    if y.dtype.kind not in "iuU":
+        mend = "save labels as whole numbers, or as the names of the classes"
+        raise _refused(f"{names} holds labels of type {y.dtype}", path, mend)
+    return of_images(x, name, path, agreed), agreed.numbers(load(y, path), f"{names} in {path}")
+
+
+def of_images(entry: Entry, name: str, path: Path, agreed: Agreed) -> np.ndarray:
+    """The images of an entry as agreed, (N, channels, height, width) uint8. Raises OwnDataError."""
+    _, high, wide = agreed.shape
+    where, layout = f"{name} in {path}", _layout(entry.shape, agreed)
+    if entry.dtype != np.uint8:
+        mend = f"save the pixels as uint8, 0 to {agreed.top}"
+        raise _refused(f"{name} holds pixels of type {entry.dtype}", path, mend)
+    if layout is None:
+        mend = "save images as (N, height, width), (N, channels, height, width) or (N, height, width, channels)"
+        raise _refused(f"{name} has shape {entry.shape}", path, f"{mend}, with 1 channel or 3")
+    height, width = (entry.shape[layout.index(axis)] for axis in "HW")
+    if not math.prod(entry.shape):
+        raise OwnDataError(f"{name} is empty", public="it is empty", where=str(path), mend="put images into it")
+    if entry.shape[0] > MOST_SAMPLES or entry.shape[0] * math.prod(agreed.shape) > MOST_BYTES:
+        raise too_many(where)
+    if (height, width) != (high, wide) and agreed.resize == "refuse":
+        raise images.wrong_size(height, width, agreed, where)
+    x = load(entry, path)
+    agreed.check_pixels(x, where)
+    x = x[:, None] if layout == "NHW" else x.transpose(0, 3, 1, 2) if layout == "NHWC" else x
+    return np.ascontiguousarray(x) if x.shape[1:] == agreed.shape else _fitted(x, agreed, where)
+
+
+def load(entry: Entry, path: Path) -> np.ndarray:
+    """The array of an entry. Raises OwnDataError if its bytes are damaged."""
+    return _guarded(path, entry.load)
+
+
+def _layout(shape: tuple[int, ...], agreed: Agreed) -> str | None:
+    """Which axis is what; where two readings are possible, the agreed shape decides."""
+    channels, *size = agreed.shape
+    if len(shape) == 3:
+        return "NHW"
+    if len(shape) != 4:
+        return None
+    if shape[1:] == (*size, channels) != agreed.shape:
+        return "NHWC"
+    return "NCHW" if shape[1] in (1, 3) else "NHWC" if shape[3] in (1, 3) else None
+
+
+def _fitted(x: np.ndarray, agreed: Agreed, where: str) -> np.ndarray:
+    """Images (N, 1 or 3, height, width) with the channels and the size that were agreed."""
+    from PIL import Image
+
+    fitted = np.empty((len(x), *agreed.shape), np.uint8)
+    for row, image in zip(fitted, x, strict=True):
+        pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+        row[:] = images.fit(Image.fromarray(np.ascontiguousarray(pixels)), agreed, where)
+    return fitted
+
+
+def _of_npz(path: Path) -> dict[str, Entry]:
+    found: dict[str, Entry] = {}
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        if len(members) > _MOST_ARRAYS:
+            raise ValueError(f"it holds {len(members)} arrays")
+        for member in members:
+            with archive.open(member) as stream:
+                dtype, shape = _header(stream)
+                promised = stream.tell() + math.prod(shape) * dtype.itemsize
+            name = member.filename.removesuffix(".npy")
+            if dtype.hasobject:
+                mend = "save it as numbers or text, without pickle"
+                raise _refused(f"{name} holds Python objects, which fedkd does not unpickle", path, mend)
+            if promised != member.file_size or name in found:
+                raise ValueError(f"{name} has {member.file_size} bytes, its header promises {promised}")
+            found[name] = Entry(dtype, shape, partial(_member, path, member.filename))
+    return found
+
+
+def _header(stream: IO[bytes]) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    """Type and shape of an array in NumPy's format; leaves the stream where its bytes begin."""
+    version = np.lib.format.read_magic(stream)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"its arrays are in version {version} of NumPy's format")
+    reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = reader(stream, max_header_size=_LONGEST_HEADER)
+    if any(side < 0 for side in shape):
+        raise ValueError(f"an array has shape {shape}")
+    return dtype, shape
+
+
+def _member(path: Path, name: str) -> np.ndarray:
+    with zipfile.ZipFile(path) as archive, archive.open(name) as stream:
+        array: np.ndarray = np.lib.format.read_array(stream, allow_pickle=False, max_header_size=_LONGEST_HEADER)
+        return array
+
+
+def _of_safetensors(path: Path) -> dict[str, Entry]:
+    from safetensors import safe_open
+
+    found = {}
+    with safe_open(path, framework="numpy") as file:
+        for name in file.keys():  # noqa: SIM118  # not a mapping
+            part = file.get_slice(name)
+            dtype = np.dtype(_SAFETENSORS.get(part.get_dtype(), "V1"))
+            found[name] = Entry(dtype, tuple(part.get_shape()), partial(_tensor, path, name))
+    return found
+
+
+def _tensor(path: Path, name: str) -> np.ndarray:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        array: np.ndarray = file.get_tensor(name)
+        return array
+
+
+def _guarded(path: Path, read: Callable[[], Any]) -> Any:
+    """What reading a file gives. Raises OwnDataError for what damaged ones make the readers raise."""
+    from safetensors import SafetensorError
+
+    try:
+        return read()
+    except OwnDataError:
+        raise
+    except (*_DAMAGE, SafetensorError) as error:
+        raise OwnDataError(
+            f"the file cannot be read: {str(error)[:200] or type(error).__name__}",
+            public="it cannot be read",
+            where=str(path),
+            mend="save it anew with numpy.savez, or safetensors",
+        ) from error
+
+
+def _refused(what: str, path: Path, mend: str) -> OwnDataError:
+    return OwnDataError(what, public="its arrays are not laid out as agreed", where=str(path), mend=mend)

@@ -1,0 +1,80 @@
+"""One image: opened, turned upright, given the channels and the size that were agreed. Pillow is imported late."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedkd.data.agreed import Agreed, OwnDataError
+
+# Not all that Pillow knows: EPS would start another program, and a rare format is a rarely tested reader.
+FORMATS = ("PNG", "JPEG", "MPO", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+MOST_PIXELS = 1 << 26  # of one image as stored; a telephone's have a quarter of it
+_DEEP = ("I", "F")  # modes, and beginnings of modes, of more than eight bits a channel: conversion would clip them
+
+
+def read(path: Path, agreed: Agreed) -> np.ndarray:
+    """The image in a file, (channels, height, width) uint8. Raises OwnDataError naming the file."""
+    from PIL import Image, ImageOps
+
+    Image.init()
+    where = str(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
+                _check(image, where)
+                upright = ImageOps.exif_transpose(image)  # decodes: of several frames the first
+                return fit(upright, agreed, where)
+    except OwnDataError:
+        raise
+    except Exception as error:  # damaged files make Pillow raise almost anything
+        raise _unreadable(f"a file cannot be read as an image: {str(error) or type(error).__name__}", where) from error
+
+
+def fit(image: Any, agreed: Agreed, where: str) -> np.ndarray:
+    """A Pillow image as agreed: grey or RGB, of the agreed size or resampled to it. Raises OwnDataError."""
+    from PIL import Image
+
+    channels, height, width = agreed.shape
+    if image.size != (width, height):
+        if agreed.resize == "refuse":
+            raise wrong_size(image.height, image.width, agreed, where)
+        image = image.convert("L" if channels == 1 else "RGB")  # first: a palette's numbers have no mean
+        image = image.resize((width, height), Image.Resampling.BILINEAR)  # antialiased where it gets smaller
+    pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"), np.uint8)
+    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def wrong_size(height: int, width: int, agreed: Agreed, where: str) -> OwnDataError:
+    """The error for an image that is not as high and wide as agreed."""
+    _, high, wide = agreed.shape
+    return OwnDataError(
+        f"an image is {height}x{width} pixels, agreed are {high}x{wide} (height x width)",
+        public="its images have another size than agreed",
+        where=where,
+        mend="resize it, or agree on data.resize=fit",
+    )
+
+
+def _check(image: Any, where: str) -> None:
+    """What the header of a file tells, before a pixel is decoded."""
+    if image.width * image.height > MOST_PIXELS:
+        raise OwnDataError(
+            f"an image has {image.width}x{image.height} pixels, at most {MOST_PIXELS} in all are read",
+            public="it holds an image larger than fedkd reads",
+            where=where,
+            mend="make it smaller, or take it away",
+        )
+    if image.mode.startswith(_DEEP):
+        raise _unreadable("an image has more than 8 bits a channel", where)
+
+
+def _unreadable(what: str, where: str) -> OwnDataError:
+    return OwnDataError(
+        what,
+        public="it holds a file that cannot be read as an image",
+        where=where,
+        mend="save it anew as an 8-bit PNG or JPEG, or take it away",
+    )

@@ -1,0 +1,48 @@
+"""What one end of a deployment holds: a device its own samples, the server a test set; neither needs the data set."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from fedkd import seeds
+from fedkd.config import DataConfig
+from fedkd.data import brought, sources
+from fedkd.data.agreed import OWN, Agreed, Brought
+from fedkd.data.samples import Dataset, Samples
+
+
+def read(path: Path, config: DataConfig) -> Brought:
+    """What lies at a path, as stored and as agreed: `brought.read`. Errors: ConfigError, OwnDataError."""
+    return brought.read(path, sources.agree(config))
+
+
+def load_device(config: DataConfig, path: Path, seed: int, client: int) -> Dataset:
+    """One device's own samples in stored order, checked and scaled as the configuration says.
+
+    Without a test part of its own, `data.test_share` of them is drawn from stream(seed, "own test", client): the same
+    for the same files. Errors: ConfigError, OwnDataError (`agreed.public_reason` is what others may be told).
+    """
+    common = sources.agree(config)
+    stream = seeds.stream(seed, "own test", client=client)
+    train, test = brought.of_device(path, common, config.test_share, config.min_samples, stream)
+    return Dataset(config.name, common.labels, sources.samples(train, common), sources.samples(test, common))
+
+
+def load_server(config: DataConfig) -> Dataset:
+    """What the server holds: no training samples, and the source's test set, or for own data that of `data.test`.
+
+    Own data without `data.test` have no pooled test set: it is empty. Errors: ConfigError, DataError.
+    """
+    common = sources.agree(config)
+    if config.name != OWN:
+        whole = sources.load(config)
+        return replace(whole, train=_none(common))
+    if config.test is None:
+        return Dataset(OWN, common.labels, _none(common), _none(common))
+    test = brought.test_part(Path(config.test), common)
+    return Dataset(OWN, common.labels, _none(common), sources.samples(test, common))
+
+
+def _none(common: Agreed) -> Samples:
+    return sources.samples((np.empty((0, *common.shape), np.uint8), np.empty(0, np.int64)), common)

@@ -1,0 +1,91 @@
+"""The public pack, public.npz: what every end of a deployment may see, the same for all. Bytes as stored.
+
+proxy_x, proxy_y      the public set, in its order; labels -1 where there are none
+proxy_scaling         (2, channels) float64: scale and offset, where the set comes from another source
+probe_x               test images on which drift is measured
+common_x, common_y    test images that every client's own student is tried on
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor, arange
+
+from fedkd.config import RunConfig
+from fedkd.data import arrays, proxy, sources
+from fedkd.data.agreed import Agreed
+from fedkd.data.arrays import Entry
+from fedkd.data.samples import Samples
+from fedkd.errors import DataError
+from fedkd.problem import Proxy
+
+NAME = "public.npz"
+_NAMES = {"proxy_x", "proxy_y", "proxy_scaling", "probe_x", "common_x", "common_y"}
+
+
+@dataclass(frozen=True)
+class Public:
+    """What is public; None where there is none."""
+
+    proxy: Proxy | None = None
+    probe: Tensor | None = None  # (N, channels, height, width) float32, scaled
+    common: Samples | None = None
+
+
+def read(path: Path, config: RunConfig) -> Public:
+    """The pack at a path, a file or the folder that holds public.npz; nothing is public where there is none.
+
+    Raises OwnDataError if it is damaged or not as agreed, ConfigError, and DataError if the run has a public set and
+    the pack has none.
+    """
+    path = path.expanduser()
+    path = path / NAME if path.is_dir() else path
+    agreed = sources.agree(config.data)
+    found = arrays.entries(path) if path.is_file() else {}
+    if strangers := set(found) - _NAMES:
+        raise DataError(f"the file holds {', '.join(sorted(strangers))[:200]}", where=str(path), mend=_MEND)
+    if config.proxy.name != "none" and "proxy_x" not in found:
+        raise DataError(f"there is no public set, and proxy={config.proxy.name}", where=str(path), mend=_MEND)
+    return Public(
+        _proxy(found, path, config.proxy.name, agreed) if config.proxy.name != "none" else None,
+        _probe(found, path, agreed) if "probe_x" in found else None,
+        _pair(found, "common", path, agreed) if "common_x" in found else None,
+    )
+
+
+_MEND = "copy the public.npz that was written for this run"
+
+
+def _proxy(found: Mapping[str, Entry], path: Path, name: str, agreed: Agreed) -> Proxy:
+    samples = _pair(found, "proxy", path, agreed)
+    if "proxy_scaling" in found:
+        scaling = _loaded(found, "proxy_scaling", path)
+        if scaling.shape != (2, agreed.shape[0]) or scaling.dtype.kind != "f" or not np.isfinite(scaling).all():
+            raise DataError(f"proxy_scaling is {scaling.dtype} {scaling.shape}", where=str(path), mend=_MEND)
+        scale, offset = scaling.tolist()
+        samples = Samples(samples.x, samples.y, tuple(scale), tuple(offset))
+    return proxy.of(name, samples, is_labelled=bool((samples.y >= 0).all()))
+
+
+def _probe(found: Mapping[str, Entry], path: Path, agreed: Agreed) -> Tensor:
+    x = arrays.of_images(found["probe_x"], "probe_x", path, agreed)
+    return sources.samples((x, np.zeros(len(x), np.int64)), agreed).take(arange(len(x)))[0]
+
+
+def _pair(found: Mapping[str, Entry], part: str, path: Path, agreed: Agreed) -> Samples:
+    """Images and labels; those of a public set may all be -1."""
+    x = arrays.of_images(found[f"{part}_x"], f"{part}_x", path, agreed)
+    y = _loaded(found, f"{part}_y", path)
+    if y.shape != (len(x),) or y.dtype.kind not in "iu":
+        raise DataError(f"{part}_y is {y.dtype} {y.shape}, images are {len(x)}", where=str(path), mend=_MEND)
+    is_unlabelled = part == "proxy" and bool((y == -1).all())
+    labels = y.astype(np.int64) if is_unlabelled else agreed.numbers(y, f"{part}_y in {path}")
+    return sources.samples((x, labels), agreed)
+
+
+def _loaded(found: Mapping[str, Entry], name: str, path: Path) -> np.ndarray:
+    if name not in found:
+        raise DataError(f"the file holds no {name}", where=str(path), mend=_MEND)
+    return arrays.load(found[name], path)
