@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fedkd import border, metrics, seeds
+from fedkd import border, metrics, privacy, seeds
 from fedkd.config import RunConfig
 from fedkd.engine import ClientId, ClientState, Engine, Failure, Job, Reply, failed
 from fedkd.errors import RunError
@@ -90,7 +90,8 @@ def play(experiment: Experiment, engine: Engine, state: RunState) -> Round:
     after = RunState(number, server, clients)
     accuracy = _evaluate(experiment, engine, after, tally)
     tally.timings["total"] = time.perf_counter() - start
-    return Round(after, _row(number, tally, accuracy), _client_rows(number, tally), tally.failures, tally.timings)
+    row = _row(number, tally, accuracy) | privacy.row(experiment.config.privacy, clients)
+    return Round(after, row, _client_rows(number, tally), tally.failures, tally.timings)
 
 
 def draw_cohort(config: RunConfig, number: int) -> tuple[ClientId, ...]:
@@ -244,7 +245,7 @@ def _evaluate(experiment: Experiment, engine: Engine, state: RunState, tally: _T
         if pooled is None and is_pooled_due and config.evaluate.common and experiment.num_pooled:
             jobs += [replace(job, task="evaluate_common") for job in jobs]
     if pooled is not None and is_pooled_due:
-        payload = _with_statistics(experiment.problem, pooled, state)
+        payload = with_statistics(experiment.problem, pooled, state)
         for part in range(num_pooled_parts(experiment.num_pooled)):
             jobs.append(Job(task="evaluate_pooled", client=part, round=state.round, payload=payload))
     results = list(engine.run(jobs, config.engine.deadline)) if jobs else []
@@ -291,7 +292,7 @@ def _accuracy(done: Sequence[tuple[Job, Reply]], num_pooled: int, tally: _Tally)
     return accuracy
 
 
-def _with_statistics(problem: Problem, served: Payload, state: RunState) -> Payload:
+def with_statistics(problem: Problem, served: Payload, state: RunState) -> Payload:
     """The global student with the mean of the clients' BatchNorm statistics, where these stay with the clients.
 
     A student that the server trained has its own, which fit it.

@@ -31,6 +31,7 @@ class Outcome:
     state: ClientState
     numbers: Mapping[str, float]
     student: Student | None = None  # as trained: the site takes its labels of the probe images
+    num_examples: int | None = None  # what the client says of its size; None: the truth (privacy.py)
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,7 @@ class Site:
         if not len(self.train_index[job.client]):
             return engine.failed(job, f"client {job.client} has no training samples", "no_data")
         outcome = self.client.train(self, job)
-        probe = None
+        size, probe = outcome.num_examples, None
         if self.probe is not None and outcome.student is not None:
             with torch.inference_mode():
                 probe = outcome.student.eval()(self.probe).argmax(1).to(torch.uint8)
@@ -222,7 +223,7 @@ class Site:
             exchange=job.exchange,
             payload=outcome.payload,
             state=outcome.state,
-            num_examples=len(self.train_index[job.client]),
+            num_examples=len(self.train_index[job.client]) if size is None else size,
             numbers=outcome.numbers,
             probe=probe,
         )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedkd import compose, plugins, seeds
+from fedkd import compose, plugins, privacy, seeds
 from fedkd.client import Client
 from fedkd.config import RunConfig
 from fedkd.data import partition, proxy, sources, validation
@@ -30,7 +30,7 @@ class Assembly:
 
     experiment: Experiment
     site: Site
-    partition: Partition
+    partition: Partition | None  # None: devices hold their own data, and nobody else knows how much
     dataset: Dataset
 
 
@@ -47,6 +47,7 @@ def assemble(config: RunConfig) -> Assembly:
     problem = pose(config, dataset.shape, len(dataset.labels), tuple(map(len, held.train)), public)
     strategy = fit(strategy, problem, config)
     client = attach.attach(client, config, problem, strategy)
+    client = privacy.attach(client, config, problem, privacy.simulated)
     strategy.init(problem, seeds.stream(config.seed, "server"))  # an algorithm that does not fit says so now
     probe = draw_probe(config.seed, len(dataset.test), min(config.evaluate.probe, len(dataset.test)))
     site = Site(
