@@ -1,0 +1,64 @@
+"""onnx: for onnxruntime and everything else that reads it, without torch. Packages: the extra `export`."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from google.protobuf.message import DecodeError
+from torch import Tensor
+
+from simulations.export import as_pt2
+from simulations.export.serving import Served
+
+INPUT, OUTPUT = "images", "logits"
+
+
+def write(served: Served, facts: Mapping[str, str], place: Path) -> None:
+    program = torch.onnx.export(
+        as_pt2.trace(served), input_names=[INPUT], output_names=[OUTPUT], dynamo=True, verbose=False
+    )
+    if program is None:
+        raise RuntimeError("torch.onnx.export gave no program")
+    program.save(str(place), external_data=False)
+    describe(place, facts)
+
+
+def open_(place: Path) -> Callable[[Tensor], Tensor]:
+    """On one thread, as all else is measured."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(place), options, providers=["CPUExecutionProvider"])
+
+    def ask(images: Tensor) -> Tensor:
+        logits: np.ndarray = session.run([OUTPUT], {INPUT: images.numpy()})[0]
+        return torch.from_numpy(logits)
+
+    return ask
+
+
+def describe(place: Path, facts: Mapping[str, str]) -> None:
+    """Put facts into a file, in the place of those that are there, and take out where in our code each node is from."""
+    model = onnx.load(place)
+    strip(model)
+    onnx.helper.set_model_props(model, dict(facts))
+    onnx.checker.check_model(model)
+    onnx.save(model, place)
+
+
+def strip(model: Any) -> None:
+    """Remove the traces of the tracer: paths and lines of this machine."""
+    graph = model.graph
+    for each in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        del each.metadata_props[:]
+        each.doc_string = ""
+
+
+def metadata(place: Path) -> Mapping[str, str]:
+    try:
+        return {entry.key: entry.value for entry in onnx.load(place).metadata_props}
+    except (OSError, DecodeError):
+        return {}

@@ -1,0 +1,106 @@
+"""Is an exported file the run's student, and what does it cost: differences, accuracy, size and time."""
+
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fedkd.errors import RunError
+from fedkd.judging import FAR
+from fedkd.training import EVALUATION_BATCH
+from simulations.export.formats import Ask, Format
+from simulations.export.serving import Served, accuracy
+
+BATCHES = (1, 32)  # images that latency is measured with
+_SECONDS, _FEWEST, _MOST = 0.5, 20, 500  # of the repetitions of one measurement
+
+
+@dataclass(frozen=True)
+class Found:
+    """What trying a file showed."""
+
+    samples: int
+    difference: float  # the largest, of a logit
+    allowed: float
+    same: int  # samples with the run's label
+    accuracy: float
+    bytes: int
+    latency: dict[int, float]  # batch -> median seconds an image
+
+
+def measure(served: Served, path: Path, wanted: Format) -> Found:
+    """Try the file as it lies on disk, on the held-out samples."""
+    ask = wanted.open(path)
+    images, should = served.assembly.site.test.x[served.held_out], served.logits
+    with one_thread():
+        logits = torch.cat([ask(part) for part in images.split(EVALUATION_BATCH)])
+        latency = {batch: time_of(ask, images, batch) / batch for batch in BATCHES}
+    if logits.shape != should.shape or not bool(logits.isfinite().all()):
+        raise RunError(f"the exported student gives {tuple(logits.shape)} logits, or some that are not finite")
+    return Found(
+        samples=len(images),
+        difference=float((logits - should).abs().max()),
+        allowed=wanted.tolerance * size(should),
+        same=int((logits.argmax(1) == should.argmax(1)).sum()),
+        accuracy=accuracy(served, logits),
+        bytes=path.stat().st_size,
+        latency=latency,
+    )
+
+
+def size(logits: Tensor) -> float:
+    """The largest logit, at least 1: what differences are measured by. Labels without a prototype do not count."""
+    return max(1.0, float(logits[logits != FAR].abs().max()))
+
+
+def demand_equal(found: Found, wanted: Format) -> None:
+    """Raises RunError if the file is another student than the run's."""
+    if found.difference <= found.allowed:
+        return
+    raise RunError(
+        f"the {wanted.name} file is not the run's student: of {found.samples} held-out samples, logits differ by up to "
+        f"{found.difference:.2g} (allowed {found.allowed:.2g}), labels of {found.samples - found.same}",
+        mend="nothing was written; choose another --format, and please report it",
+    )
+
+
+def demand_worth(found: Found, whole: Found, max_loss: float) -> None:
+    """Raises RunError if eight bits cost more accuracy than the user allows."""
+    loss = whole.accuracy - found.accuracy
+    if loss <= max_loss:
+        return
+    raise RunError(
+        f"int8 costs {100 * loss:.2f} points of accuracy ({whole.accuracy:.4f} -> {found.accuracy:.4f}), "
+        f"more than --max-loss {max_loss:g} allows",
+        mend="nothing was written; leave --int8 out, or allow more with --max-loss",
+    )
+
+
+def time_of(ask: Ask, images: Tensor, batch: int) -> float:
+    """Median seconds of one call with `batch` images, which come again if there are fewer."""
+    part = images[torch.arange(batch) % len(images)]
+    for _ in range(3):
+        ask(part)
+    taken: list[float] = []
+    end = time.perf_counter() + _SECONDS
+    while len(taken) < _FEWEST or (time.perf_counter() < end and len(taken) < _MOST):
+        start = time.perf_counter()
+        ask(part)
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Within it, torch computes on one thread: as runs do, to the last bit, and as small devices must."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

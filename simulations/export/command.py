@@ -1,0 +1,137 @@
+"""`fedkd export`: finds the student, writes it beside its place, tries that file, and only then puts it there."""
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedkd.errors import ConfigError, FolderError
+from simulations import run_folder
+from simulations.options import Options
+
+if TYPE_CHECKING:
+    from simulations.export.checks import Found
+    from simulations.export.formats import Format
+    from simulations.export.serving import Served
+
+MAX_LOSS = 0.02  # of accuracy, that --int8 may cost unless --max-loss says otherwise
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line says beside the options of all verbs."""
+
+    run: str
+    client: int | None = None  # whose student; None: the global one
+    format: str = "safetensors"
+    int8: bool = False
+    max_loss: float = MAX_LOSS
+
+
+def main(request: Request, options: Options) -> int:
+    """Export a student and say what it is. Nothing is written unless the file was found to be the run's student."""
+    path = run_folder.find(options.runs, request.run)
+    run_folder.info(path)
+    _check_words(request, options.out)
+    from simulations.export import checks, formats, serving, story  # 2 s: torch
+
+    wanted = formats.choose(request.format, int8=request.int8)
+    with checks.one_thread():
+        run = serving.load(path, _warn)
+        served = serving.of(run.assembly, run.state, request.client)
+        facts = serving.facts(run, served)
+        name = f"{served.name}{'-int8' if request.int8 else ''}.{wanted.name}"
+        place = _place(options.out, path, name)
+        _refuse_foreign(place, wanted.metadata(place) if place.exists() else {}, facts)
+        with _beside(place) as folder:
+            file, found, small = _make(request, served, facts, wanted, folder)
+            _put(file, place)
+    told = story.Told(place, wanted.name, run, served, found, small)
+    if not (options.json and options.quiet):
+        print("\n".join(story.screen(told)), file=sys.stderr if options.json else sys.stdout)
+    if options.json:
+        print(json.dumps(story.as_json(told)))
+    return 0
+
+
+def _make(
+    request: Request, served: "Served", facts: Mapping[str, str], wanted: "Format", folder: Path
+) -> tuple[Path, "Found", "Found | None"]:
+    """The file, tried; what trying it showed, in float and, if asked for, in int8."""
+    from simulations.export import checks
+
+    whole = folder / f"{served.name}.{wanted.name}"
+    wanted.write(served, facts, whole)
+    found = checks.measure(served, whole, wanted)
+    checks.demand_equal(found, wanted)
+    if not request.int8:
+        return whole, found, None
+    from simulations.export import int8
+
+    quantised = folder / f"{served.name}-int8.{wanted.name}"
+    int8.write(served, facts, quantised, whole)
+    small = checks.measure(served, quantised, wanted)
+    checks.demand_worth(small, found, request.max_loss)
+    return quantised, found, small
+
+
+def _check_words(request: Request, out: Path | None) -> None:
+    if out is not None and not out.is_dir() and out.suffix != f".{request.format}":
+        raise ConfigError(
+            f"--out {out} does not end in .{request.format}",
+            where="command line",
+            mend="name the file as its format, or a folder that exists",
+        )
+    if not 0 <= request.max_loss <= 1:
+        raise ConfigError(
+            f"--max-loss {request.max_loss:g} is no share of the samples",
+            where="command line",
+            mend="write 0.02 for two points of accuracy",
+        )
+
+
+def _place(out: Path | None, run: Path, name: str) -> Path:
+    """Where the file goes: --out itself, a file in it if it is a folder, else the run's own folder `export`."""
+    if out is None:
+        return run / "export" / name
+    return out / name if out.is_dir() else out
+
+
+def _refuse_foreign(place: Path, its: Mapping[str, str], facts: Mapping[str, str]) -> None:
+    """An export of the same student is replaced; whatever else lies there is not. Raises FolderError."""
+    if not place.exists() or all(its.get(name) == facts[name] for name in ("run", "student", "config")):
+        return
+    raise FolderError(
+        f"{place} exists and is no export of this student, so it is not overwritten",
+        mend="remove it, or choose another --out",
+    )
+
+
+@contextmanager
+def _beside(place: Path) -> Iterator[Path]:
+    """A folder for files that are not checked yet, on the disk of their place; gone afterwards."""
+    with run_folder.writing(place.parent):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=".export-", dir=place.parent))
+    try:
+        with run_folder.writing(place.parent):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _put(file: Path, place: Path) -> None:
+    """Whole or not at all, also if the power fails."""
+    with file.open("rb+") as written:
+        os.fsync(written.fileno())
+    file.replace(place)
+
+
+def _warn(text: str) -> None:
+    print(f"warn   {text}", file=sys.stderr)

@@ -1,0 +1,69 @@
+"""The formats of exported students: how a file is written, opened again, and asked what it says of itself."""
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from torch import Tensor
+
+from fedkd.errors import ConfigError, DataError
+from simulations.export.serving import Served
+
+Ask = Callable[[Tensor], Tensor]  # images (N, channels, height, width) uint8 -> logits (N, classes), without gradient
+
+
+@dataclass(frozen=True)
+class Format:
+    name: str  # and suffix
+    tolerance: float  # largest difference of a logit from the run's student, as a share of `checks.size` of its logits
+    write: Callable[[Served, Mapping[str, str], Path], None]
+    open: Callable[[Path], Ask]
+    metadata: Callable[[Path], Mapping[str, str]]  # empty if the file is none of ours
+
+
+def _safetensors(name: str) -> Format:
+    from simulations.export import as_safetensors as its
+
+    return Format(name, 1e-6, its.write, its.open_, its.metadata)
+
+
+def _pt2(name: str) -> Format:
+    from simulations.export import as_pt2 as its
+
+    return Format(name, 1e-5, its.write, its.open_, its.metadata)
+
+
+def _onnx(name: str) -> Format:
+    """Other kernels, which sum in another order."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        require(package)
+    from simulations.export import as_onnx as its
+
+    return Format(name, 1e-4, its.write, its.open_, its.metadata)
+
+
+FORMATS = {"safetensors": _safetensors, "pt2": _pt2, "onnx": _onnx}
+
+
+def choose(name: str, *, int8: bool) -> Format:
+    """The format of a name. Raises ConfigError for one that there is not, DataError if its packages are missing."""
+    if name not in FORMATS:
+        raise ConfigError(f"there is no format '{name}'", where="--format", mend=f"choose one of: {', '.join(FORMATS)}")
+    if int8 and name != "onnx":
+        raise ConfigError(
+            f"--int8 is for onnx only, not for {name}", where="command line", mend="say --format onnx --int8"
+        )
+    return FORMATS[name](name)
+
+
+def require(package: str) -> ModuleType:
+    """A package of the extra `export`. Raises DataError if it is not installed."""
+    try:
+        return importlib.import_module(package)
+    except ImportError:
+        raise DataError(
+            f"--format onnx needs the package {package}, which is not installed",
+            mend="pip install 'fedkd[export]'   the formats safetensors and pt2 need nothing more",
+        ) from None

@@ -1,0 +1,218 @@
+"""The student that a run ends with: from its folder, or from an assembly and a state, and what it says of samples."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fedkd
+from fedkd import checkpoint, compose, ledger, rounds
+from fedkd.config import RunConfig
+from fedkd.engine import ClientId, ClientState, Job
+from fedkd.errors import CheckpointError, ConfigError, DataError, RunError
+from fedkd.exported import Exported
+from fedkd.payload import Payload
+from fedkd.problem import Problem
+from fedkd.rounds import RunState
+from fedkd.training import EVALUATION_BATCH
+from simulations import assemble, run_folder
+from simulations.assemble import Assembly
+from simulations.deploy import memory
+from simulations.export import rules
+
+LIMIT = 10_000  # held-out samples that an exported student is tried on
+
+
+@dataclass(frozen=True)
+class Served:
+    """A student of a run as its evaluation took it."""
+
+    assembly: Assembly
+    job: Job  # the evaluation that judged it
+    client: ClientId | None  # None: the global student
+
+    @property
+    def name(self) -> str:
+        """`global` or `client-3`."""
+        return "global" if self.client is None else f"client-{self.client}"
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """What fedkd.models.students.make_any takes."""
+        problem, chosen = self.assembly.experiment.problem, self.assembly.experiment.config.students
+        name = problem.architecture(self.client) or chosen.name
+        return {"name": name, "shape": problem.input_shape, "classes": problem.classes, "norm": chosen.norm}
+
+    @cached_property
+    def module(self) -> Exported:
+        """The same student with scaling and judging inside, in memory of its own."""
+        site = self.assembly.site
+        members, rule = rules.make(site.client, site.student(self.job).eval(), self.job)
+        return Exported(members, site.train.scale, site.train.offset, rule).eval()
+
+    @cached_property
+    def held_out(self) -> Tensor:
+        """Indices of test samples: a client's own split, else the pooled set. More than LIMIT are thinned evenly."""
+        everything = torch.arange(len(self.assembly.site.test))
+        own = everything if self.client is None else self.assembly.site.test_index.get(self.client, everything)
+        return _thinned(own if len(own) else everything, LIMIT)
+
+    def training(self, most: int) -> Tensor:
+        """Indices of its training samples, thinned evenly to `most`."""
+        index = self.assembly.site.train_index
+        own = [part for client, part in index.items() if self.client in (None, client) and len(part)]
+        if not own:
+            raise RunError("none of the training data is here, so int8 cannot be calibrated", mend="leave --int8 out")
+        return _thinned(torch.cat(own), most)
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """What the run's own student says of the held-out samples, as its evaluation asks it."""
+        site = self.assembly.site
+        student = site.student(self.job).eval()
+        with torch.inference_mode():
+            parts = self.held_out.split(EVALUATION_BATCH)
+            return torch.cat([site.client.logits(student, site.test.take(part)[0], self.job) for part in parts])
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder's own words on what it holds."""
+
+    path: Path
+    digest: str  # of the configuration
+    strategy: str
+    assembly: Assembly
+    state: RunState
+
+    def accuracy(self, client: ClientId | None) -> float | None:
+        """What the ledger says of the student after the round of the checkpoint; None if it was not evaluated then."""
+        name = "metrics.jsonl" if client is None else "clients.jsonl"
+        rows = [row for row in ledger.rows(self.path / name) if row["round"] == self.state.round]
+        if client is None:
+            return rows[0]["accuracy"].get("global") if rows else None
+        return next((row.get("accuracy") for row in rows if row["client"] == client), None)
+
+
+def load(path: Path, warn: Callable[[str], None]) -> Run:
+    """A run as its newest whole checkpoint has it.
+
+    Raises CheckpointError if there is none, or if data or configuration are not those it was made with.
+    """
+    info = run_folder.info(path)
+    resolved = compose.from_yaml_file(path / "config.yaml")
+    places = path / "checkpoints"
+    if not checkpoint.committed(places):
+        raise CheckpointError(
+            "nothing was committed yet, so there is no student to export",
+            where=str(path),
+            mend=f"wait for round {resolved.config.checkpoint.every} if it is running, else: fedkd resume {path}",
+        )
+    assembly = _assembly(path, resolved.config)
+    held = assembly.partition.digest() if assembly.partition is not None else None
+    if held is not None and info.get("partition_sha256", held) != held:
+        raise CheckpointError(
+            "the partition is not what this run began with: the data or a library has changed",
+            where=str(path),
+            mend="restore the data set and the versions in run.json",
+        )
+    found = checkpoint.load(places, assembly.experiment, resolved.digest(), warn)
+    if found is None:  # pruned while we looked
+        raise CheckpointError("its checkpoints vanished while they were read", where=str(path), mend="try again")
+    return Run(path, resolved.digest(), resolved.config.strategy["name"], assembly, found.state)
+
+
+def _assembly(path: Path, config: RunConfig) -> Assembly:
+    """As the run was played: of a run on devices the server has no more than its test set."""
+    if not run_folder.is_on_devices(path):
+        return assemble.assemble(config)
+    from simulations.deploy import assembly, submit
+
+    public = path.parent.parent / submit.PUBLIC
+    found = assembly.server(config, public if public.exists() else None)
+    if not len(found.site.test):
+        raise DataError(
+            "there are no held-out samples here, on which the exported student could be checked",
+            where=str(path),
+            mend="say data.test=PATH in the words of the deployment before a run",
+        )
+    return found
+
+
+def of(assembly: Assembly, state: RunState, client: ClientId | None) -> Served:
+    """The global student (client=None), or a client's own, as the run's evaluation after this state would take it.
+
+    Raises ConfigError if there is none.
+    """
+    experiment = assembly.experiment
+    clients = experiment.config.clients
+    if client is None:
+        payload = experiment.strategy.served(state.server, None)
+        if payload is None:
+            raise ConfigError(
+                f"strategy '{experiment.config.strategy['name']}' has no global student: every client has its own",
+                where="command line",
+                mend=f"choose whose to export: --client 0 to --client {clients - 1}",
+            )
+        payload = rounds.with_statistics(experiment.problem, payload, state)
+        return Served(assembly, Job(task="evaluate_pooled", client=0, round=state.round, payload=payload), None)
+    if not 0 <= client < clients:
+        raise ConfigError(
+            f"there is no client {client}",
+            where="command line",
+            mend=f"this run has clients 0 to {clients - 1}",
+        )
+    payload, own = experiment.strategy.served(state.server, client) or Payload(), state.clients.get(client)
+    if own is None and not payload.weights and not payload.samples:
+        raise RunError(
+            f"client {client} has not trained in {state.round} rounds and is served nothing: it has no student yet",
+            mend="choose another --client, or play more rounds",
+        )
+    own = own or ClientState()
+    if memory.VERSION in own.memory and _leaves_some(experiment.problem, client, payload):
+        raise RunError(
+            f"the student of client {client} is on its device: the server has nothing but its version",
+            mend="export the global student where the strategy has one, or play the same configuration in simulation",
+        )
+    return Served(assembly, Job(task="evaluate", client=client, round=state.round, payload=payload, state=own), client)
+
+
+def _leaves_some(problem: Problem, client: ClientId, payload: Payload) -> bool:
+    """Whether what the server sends leaves entries of the client's student to the client's own memory."""
+    shape = problem.of(client).shape
+    return bool({*shape.learnable, *shape.statistics} - {*(payload.weights or {})}) and not payload.samples
+
+
+def facts(run: Run, served: Served) -> dict[str, str]:
+    """What every exported file says of itself, as text."""
+    shape, test = served.assembly.experiment.problem.input_shape, served.assembly.site.test
+    return {
+        "fedkd": fedkd.__version__,
+        "run": run.path.name,
+        "config": run.digest,
+        "strategy": run.strategy,
+        "student": served.name,
+        "round": str(run.state.round),
+        "data": served.assembly.dataset.name,
+        "labels": json.dumps(list(served.assembly.dataset.labels)),
+        "input": json.dumps({"name": "images", "dtype": "uint8", "shape": ["batch", *shape]}),
+        "scaling": json.dumps({"rule": "byte * scale + offset", "scale": test.scale, "offset": test.offset}),
+        "accuracy": json.dumps({"held_out": accuracy(served, served.logits), "ledger": run.accuracy(served.client)}),
+    }
+
+
+def accuracy(served: Served, logits: Tensor) -> float:
+    """The share of the held-out samples that these logits give their label."""
+    labels = served.assembly.site.test.y[served.held_out]
+    return int((logits.argmax(1) == labels).sum()) / len(labels)
+
+
+def _thinned(index: Tensor, most: int) -> Tensor:
+    if len(index) <= most:
+        return index
+    return index[torch.linspace(0, len(index) - 1, most, dtype=torch.float64).round().long()]

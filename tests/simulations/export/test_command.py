@@ -1,0 +1,362 @@
+"""An exported student classifies held-out digits as the run's student does, in every format, or is not written."""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedkd import exported, ledger
+from fedkd.client import Client
+from fedkd.config import DataConfig
+from fedkd.data import sources
+from fedkd.errors import CheckpointError, ConfigError, DataError, FolderError, RunError
+from simulations.export import as_safetensors, checks, formats, rules, serving
+from simulations.export.command import Request, main
+from simulations.options import Options
+
+FORMATS = ("safetensors", "pt2", "onnx")
+DOCS = Path(__file__).parents[3] / "docs" / "export.md"
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "_SECONDS", 0.0)
+
+
+def need(kind: str) -> None:
+    if kind == "onnx":
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            pytest.importorskip(package, reason=f"{package} is not installed: pip install 'fedkd[export]'")
+
+
+def export(run: Path, kind: str = "safetensors", **words) -> Path:
+    """Export quietly; the file."""
+    need(kind)
+    out = words.pop("out", None)
+    assert main(Request(str(run), format=kind, **words), Options(json=True, quiet=True, out=out)) == 0
+    who = "global" if words.get("client") is None else f"client-{words['client']}"
+    return out or run / "export" / f"{who}{'-int8' if words.get('int8') else ''}.{kind}"
+
+
+def ask(path: Path, images: Tensor) -> Tensor:
+    """As a user would, without our code where that can be."""
+    if path.suffix == ".safetensors":
+        return exported.load(path)[0](images)
+    if path.suffix == ".pt2":
+        return torch.export.load(path).module()(images).detach()
+    import onnxruntime
+
+    return torch.from_numpy(onnxruntime.InferenceSession(path).run(["logits"], {"images": images.numpy()})[0])
+
+
+def digits() -> tuple[Tensor, Tensor]:
+    test = sources.load(DataConfig()).test
+    return test.x, test.y
+
+
+def said(run: Path, client: int | None = None) -> float:
+    """The accuracy in the ledger's last row."""
+    if client is None:
+        return ledger.rows(run / "metrics.jsonl")[-1]["accuracy"]["global"]
+    return next(r["accuracy"] for r in reversed(ledger.rows(run / "clients.jsonl")) if r["client"] == client)
+
+
+def served(run: Path, client: int | None = None) -> serving.Served:
+    found = serving.load(run, pytest.fail)
+    return serving.of(found.assembly, found.state, client)
+
+
+# --- what is exported --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_held_out_digits_are_classified_with_the_runs_accuracy(demo, kind):
+    x, y = digits()
+    path = export(demo, kind)
+    labels = ask(path, x).argmax(1)
+    assert int((labels == y).sum()) / len(y) == said(demo) > 0.3  # it has learned something
+    assert (labels == served(demo).logits.argmax(1)).all()
+    for count in (1, 7):  # of any number
+        assert (ask(path, x[:count]).argmax(1) == labels[:count]).all()
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_clients_own_student_has_its_accuracy(play, kind):
+    run = play("own", "strategy=local", "students=mlp")
+    its = served(run, client=2)
+    x, y = (values[its.held_out] for values in digits())
+    assert 0 < len(x) < 355
+    assert float((ask(export(run, kind, client=2), x).argmax(1) == y).sum()) / len(y) == said(run, client=2)
+
+
+def test_two_clients_have_two_students(play):
+    run, x = play("own", "strategy=local", "students=mlp"), digits()[0]
+    one, other = (ask(export(run, client=client), x) for client in (1, 2))
+    assert not torch.equal(one, other)
+
+
+def test_a_student_of_a_mixture_has_its_own_architecture(play):
+    run = play("mixed", "strategy=local", "students={mix: [mlp, lenet5, mlp, resnet8]}", "rounds=1")
+    path = export(run, client=3)
+    assert json.loads(exported.metadata(path)["architecture"])["name"] == "resnet8"
+    assert exported.load(path)[0].entries.keys() >= {"members.0.stem.norm.running_mean"}
+
+
+RULES = [
+    ("prior", ["strategy=fedfuse", "proxy=held-out", "proxy.size=64"], 1),
+    ("prototypes", ["strategy=fedproto"], 1),
+    ("ensemble", ["strategy=fedensemble"], None),
+]
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "onnx"])
+@pytest.mark.parametrize(("rule", "words", "client"), RULES, ids=[rule for rule, _, _ in RULES])
+def test_what_the_run_judged_is_exported_not_the_bare_student(play, kind, rule, words, client):
+    run = play(rule, *words, "students=mlp")
+    its = served(run, client)
+    path = export(run, kind, client=client)
+    x, y = (values[its.held_out] for values in digits())
+    assert float((ask(path, x).argmax(1) == y).sum()) / len(y) == said(run, client)
+    assert its.module.rule.name == rule
+    bare = its.assembly.site.student(its.job).eval()(its.assembly.site.test.take(its.held_out)[0])
+    assert (bare - its.logits).abs().max() > 0.01  # the rule is no idle thing
+
+
+def test_a_client_half_that_judges_in_a_way_of_its_own_is_refused(demo):
+    its = served(demo)
+
+    class Odd(type(its.assembly.site.client)):
+        def logits(self, student, x, job):
+            return -student(x)
+
+    with pytest.raises(ConfigError, match="'Odd' judges by more than its student's logits"):
+        rules.make(Odd(), its.assembly.site.student(its.job), its.job)
+
+
+def test_parts_do_not_stand_in_the_way(play):
+    run = play("parts", "strategy=fedavg", "students=mlp", "parts=[ema]", "rounds=1")
+    assert ask(export(run), digits()[0]).shape == (355, 10)
+
+
+def test_a_half_under_a_cover_judges_as_it_does_without(demo):
+    its = served(demo)
+    half = its.assembly.site.client
+
+    class Cover(Client):
+        inner = half
+
+        def logits(self, student, x, job):
+            return self.inner.logits(student, x, job)
+
+    assert rules.make(Cover(), its.assembly.site.student(its.job), its.job)[1].name == "student"
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_format_says_what_it_is(demo, kind):
+    path = export(demo, kind)
+    facts = dict(formats.choose(kind, int8=False).metadata(path))
+    assert json.loads(facts["labels"]) == [str(digit) for digit in range(10)]
+    assert json.loads(facts["input"]) == {"name": "images", "dtype": "uint8", "shape": ["batch", 1, 8, 8]}
+    assert json.loads(facts["scaling"])["scale"] == [0.125]
+    assert json.loads(facts["accuracy"]) == {"held_out": said(demo), "ledger": said(demo)}
+    info = json.loads((demo / "run.json").read_text())
+    assert (facts["run"], facts["config"], facts["student"]) == ("demo", info["config"], "global")
+    assert facts["fedkd"] == info["versions"]["fedkd"]
+
+
+def test_no_path_of_this_machine_is_in_the_file(demo):
+    assert str(Path(__file__).parents[3]).encode() not in export(demo, "onnx").read_bytes()
+
+
+def test_int8_is_smaller_and_tells_its_cost(play, capsys):
+    need("onnx")
+    run = play("wide", "strategy=fedavg", "students=mlp")
+    assert main(Request(str(run), format="onnx", int8=True, max_loss=0.1), Options(json=True, quiet=True)) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["bytes"]["int8"] < 0.5 * found["bytes"]["float"]
+    x, y = digits()
+    its = ask(run / "export" / "global-int8.onnx", x)
+    assert float((its.argmax(1) == y).sum()) / len(y) == found["accuracy"]["int8"] > said(run) - 0.1
+    assert not torch.equal(its, served(run).logits)
+
+
+# --- what is refused ---------------------------------------------------------------------------------------------
+
+
+def test_another_student_is_not_written(demo, monkeypatch, tmp_path):
+    honest = as_safetensors.write
+
+    def spoilt(its, facts, place):
+        with torch.no_grad():
+            its.module.members[0].learnable["head.bias"][0] += 0.01
+        honest(its, facts, place)
+
+    monkeypatch.setattr(as_safetensors, "write", spoilt)
+    with pytest.raises(RunError, match=r"not the run's student: of 355 .* differ by up to 0.01"):
+        export(demo, out=tmp_path / "a.safetensors")
+    assert not [*tmp_path.iterdir()]
+
+
+def found(**changes) -> checks.Found:
+    base = {"samples": 100, "difference": 0.0, "allowed": 1e-3, "same": 100, "accuracy": 0.9, "bytes": 1, "latency": {}}
+    return checks.Found(**(base | changes))
+
+
+def test_int8_may_cost_what_is_allowed_and_no_more():
+    checks.demand_worth(found(accuracy=0.89), found(), max_loss=0.02)
+    with pytest.raises(RunError, match=r"costs 3.00 points of accuracy \(0.9000 -> 0.8700\)"):
+        checks.demand_worth(found(accuracy=0.87), found(), max_loss=0.02)
+
+
+def test_differences_are_measured_by_the_size_of_logits_that_mean_something():
+    assert checks.size(torch.tensor([[0.1, -0.2]])) == 1.0
+    assert checks.size(torch.tensor([[-1e9, -25.0, 3.0]])) == 25.0
+
+
+@pytest.mark.parametrize(
+    ("request_", "out", "words"),
+    [
+        (Request("demo", client=4), None, "there is no client 4.*\n.*clients 0 to 3"),
+        (Request("demo", client=-1), None, "there is no client -1"),
+        (Request("demo", format="tflite"), None, "there is no format 'tflite'.*\n.*safetensors, pt2, onnx"),
+        (Request("demo", format="pt2", int8=True), None, "--int8 is for onnx only, not for pt2"),
+        (Request("demo", format="pt2"), Path("student.bin"), "does not end in .pt2"),
+        (Request("demo", max_loss=2), None, "--max-loss 2 is no share"),
+    ],
+)
+def test_mistakes_on_the_command_line(demo, request_, out, words):
+    with pytest.raises(ConfigError, match=words):
+        main(request_, Options(runs=demo.parent, out=out))
+
+
+def test_a_run_without_a_global_student_names_its_clients(play):
+    run = play("own", "strategy=local", "students=mlp")
+    with pytest.raises(ConfigError, match=r"'local' has no global student.*\n.*--client 0 to --client 3"):
+        export(run)
+
+
+def test_a_client_that_never_trained_has_no_student(play):
+    run = play("few", "strategy=local", "students=mlp", "clients_per_round=1", "rounds=1")
+    trained = {row["client"] for row in ledger.rows(run / "clients.jsonl") if row["state"] == "ok"}
+    idle = min({0, 1, 2, 3} - trained)
+    with pytest.raises(RunError, match=f"client {idle} has not trained in 1 rounds"):
+        export(run, client=idle)
+
+
+def copy(run: Path, to: Path) -> Path:
+    subprocess.run(["cp", "-r", str(run), str(to)], check=True)
+    return to
+
+
+def test_a_run_without_a_commit(demo, tmp_path):
+    run = copy(demo, tmp_path / "young")
+    subprocess.run(["rm", "-r", str(run / "checkpoints")], check=True)
+    with pytest.raises(CheckpointError, match=r"nothing was committed yet"):
+        export(run)
+
+
+def test_other_data_than_the_run_had(demo, tmp_path):
+    run = copy(demo, tmp_path / "moved")
+    info = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**info, "partition_sha256": "0" * 64}))
+    with pytest.raises(CheckpointError, match="the partition is not what this run began with"):
+        export(run)
+
+
+def test_a_missing_package_is_named_with_its_extra(demo, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setitem(sys.modules, "onnx", sys)
+    monkeypatch.setitem(sys.modules, "onnxscript", sys)
+    with pytest.raises(DataError, match=r"needs the package onnxruntime.*\n.*pip install 'fedkd\[export\]'"):
+        main(Request(str(demo), format="onnx"), Options())
+
+
+# --- where it goes -----------------------------------------------------------------------------------------------
+
+
+def test_the_same_command_twice_gives_the_same_bytes(demo):
+    first = export(demo).read_bytes()
+    assert export(demo).read_bytes() == first
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_another_students_file_is_not_overwritten(demo, tmp_path, kind):
+    place = export(demo, kind, out=tmp_path / f"a.{kind}")
+    export(demo, kind, out=place)
+    before = place.read_bytes()
+    with pytest.raises(FolderError, match="is no export of this student"):
+        export(demo, kind, client=1, out=place)
+    assert place.read_bytes() == before
+    place.write_text("a diary")
+    with pytest.raises(FolderError, match="is not overwritten"):
+        export(demo, kind, out=place)
+    assert [*tmp_path.iterdir()] == [place]
+
+
+def test_out_may_be_a_folder(demo, tmp_path):
+    assert main(Request(str(demo)), Options(quiet=True, json=True, out=tmp_path)) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["global.safetensors"]
+
+
+# --- what is said ------------------------------------------------------------------------------------------------
+
+
+def test_the_screen_says_what_was_found(demo, capsys):
+    assert main(Request(str(demo)), Options()) == 0
+    out = capsys.readouterr().out
+    assert f"export    {demo}/export/global.safetensors\n" in out
+    assert "student   global of round 2 of 2: fedgen-cnn" in out
+    assert "checked   355 held-out samples: logits differ by at most 0.0e+00" in out
+    assert f"accuracy  {said(demo):.4f}   (the run's ledger says {said(demo):.4f})" in out
+    assert re.search(r"size      0.0\d\d MB   ms an image: [\d.]+ at batch 1   [\d.]+ at batch 32", out)
+    assert "warn" not in out
+
+
+def test_json_is_one_object_and_alone_on_stdout(demo, capsys):
+    assert main(Request(str(demo)), Options(json=True)) == 0
+    caught = capsys.readouterr()
+    assert json.loads(caught.out)["accuracy"] == {"ledger": said(demo), "export": said(demo)}
+    assert "checked" in caught.err
+
+
+def examples() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize(("number", "kind"), [*enumerate(FORMATS)])
+def test_the_examples_of_the_docs_run_as_they_stand(demo, number, kind):
+    export(demo, kind)
+    code = examples()[number]
+    assert len(code.splitlines()) <= 10
+    done = subprocess.run([sys.executable, "-c", code], cwd=demo.parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == expected(demo)
+
+
+def expected(run: Path) -> list[str]:
+    """The labels that the run's student gives the first eight digits."""
+    from sklearn import datasets
+
+    its = served(run)
+    x = torch.from_numpy(datasets.load_digits().images[:8, None]).float().mul_(0.125).add_(-1.0)
+    logits = its.assembly.site.student(its.job).eval()(x)
+    return [its.assembly.dataset.labels[label] for label in logits.argmax(1)]
+
+
+def test_without_training_data_at_hand_there_is_no_int8(demo):
+    its = served(demo)
+    none = dataclasses.replace(its.assembly.site, train_index={0: torch.empty(0, dtype=torch.int64)})
+    bare = dataclasses.replace(its, assembly=dataclasses.replace(its.assembly, site=none))
+    with pytest.raises(RunError, match="none of the training data is here"):
+        bare.training(512)
+
+
+def test_a_large_test_set_is_thinned_evenly():
+    assert serving._thinned(torch.arange(10), 4).tolist() == [0, 3, 6, 9]
+    assert serving._thinned(torch.arange(3), 4).tolist() == [0, 1, 2]
