@@ -92,6 +92,12 @@ def from_yaml_file(path: Path, *, conf: Path | None = None) -> Resolved:
     return _finish(_grow(_of_file(path, str(path), conf), _Tree(conf)))
 
 
+def from_yaml(text: str, name: str, *, conf: Path | None = None) -> Resolved:
+    """The same from the text of such a file; `name` is what errors call it."""
+    conf = conf or CONF
+    return _finish(_grow(_layers(_parsed(text, name), name, conf), _Tree(conf)))
+
+
 def options(group: str, *, conf: Path | None = None) -> tuple[str, ...]:
     """The names that a group, or `preset`, offers."""
     return tuple(sorted(path.stem for path in ((conf or CONF) / group).glob("*.yaml")))
@@ -173,8 +179,12 @@ def _of_word(arg: str, conf: Path) -> Iterator[Entry]:
 
 def _of_file(path: Path, name: str, conf: Path, *, lines: bool = True, depth: int = 0) -> list[Layer]:
     """The layers of a file: one, or more if it names presets. `lines`: whether sources say on which line."""
+    return _layers(_document(path, name), name, conf, lines=lines, depth=depth)
+
+
+def _layers(document: dict[str, Value], name: str, conf: Path, *, lines: bool = True, depth: int = 0) -> list[Layer]:
     layers: list[Layer] = [[]]
-    for key, value in _document(path, name).items():
+    for key, value in document.items():
         source = f"{name}:{value.line}" if lines else name
         _extend(layers, _entries(_path(key, source), value, source, name if lines else ""), conf, depth)
     return layers
@@ -182,11 +192,16 @@ def _of_file(path: Path, name: str, conf: Path, *, lines: bool = True, depth: in
 
 def _document(path: Path, name: str) -> dict[str, Value]:
     try:
-        content = plainyaml.read(path.read_text(encoding="utf-8"), name).content
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError("there is no such file", where=name) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot be read: {error}", where=name) from error
+    return _parsed(text, name)
+
+
+def _parsed(text: str, name: str) -> dict[str, Value]:
+    content = plainyaml.read(text, name).content
     if not isinstance(content, dict):
         raise ConfigError("the file is no mapping of keys", where=name, mend="write lines like `rounds: 20`")
     return dict(content)

@@ -74,3 +74,9 @@ class CheckpointError(FedkdError):
     """A damaged or incompatible checkpoint."""
 
     topic, code = "checkpoint", 6
+
+
+class DeployError(FedkdError):
+    """A deployment: key, certificate, address, node."""
+
+    topic, code = "deploy", 7

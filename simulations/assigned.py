@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from fedkd import training
+from fedkd.data.partition import Partition
 from fedkd.errors import CheckpointError
 from fedkd.problem import Problem, Proxy
 from simulations import run_folder
@@ -20,7 +21,10 @@ def keep(folder: RunFolder, assembly: Assembly, student: str) -> None:
 
     Raises CheckpointError if the run began with others.
     """
-    _keep_partition(folder, assembly)
+    if assembly.partition is not None:
+        _keep_partition(folder, assembly, assembly.partition)
+    else:
+        _keep_devices(folder, assembly)
     problem = assembly.experiment.problem
     facts = {"students": architectures(problem, student), "proxy": public_set(problem.proxy)}
     folder.note(**pairing(assembly, student))
@@ -36,11 +40,14 @@ def pairing(assembly: Assembly, student: str) -> dict[str, Any]:
 
     Beside the partition's digest and the cohorts of the ledger this is what a paired comparison rests on.
     """
-    problem, held = assembly.experiment.problem, assembly.partition
+    problem = assembly.experiment.problem
     first = {
         name or student: _sha256(problem.alike(name).initial().weights.values()) for name in ("", *problem.mixture)
     }
-    orders = [training.pass_order(problem.seed, client, 0, len(index)) for client, index in enumerate(held.train)]
+    if assembly.partition is None:
+        return {"initial_sha256": first}
+    sizes = [len(index) for index in assembly.partition.train]
+    orders = [training.pass_order(problem.seed, client, 0, size) for client, size in enumerate(sizes)]
     return {"initial_sha256": first, "batches_sha256": _sha256(orders)}
 
 
@@ -63,8 +70,13 @@ def public_set(proxy: Proxy | None) -> dict[str, Any] | None:
     return {"name": proxy.name, "size": len(proxy), "labelled": proxy.is_labelled, "checksum": proxy.checksum}
 
 
-def _keep_partition(folder: RunFolder, assembly: Assembly) -> None:
-    split = assembly.partition
+def _keep_devices(folder: RunFolder, assembly: Assembly) -> None:
+    """What stands in the place of a partition where the server knows of none."""
+    found = {"schema": run_folder.SCHEMAS["schema"], "recipe": {"name": "devices"}}
+    folder.write_json("partition.json", {**found, "classes": list(assembly.dataset.labels)})
+
+
+def _keep_partition(folder: RunFolder, assembly: Assembly, split: Partition) -> None:
     sha256 = split.digest()
     if folder.info().get("partition_sha256", sha256) != sha256:
         raise _changed(folder, "the partition is")

@@ -76,6 +76,39 @@ _REPORT: tuple[tuple[str, dict[str, Any]], ...] = (
     _TARGET,
     ("--open", {"action": "store_true", "help": "show the page in a browser"}),
 )
+_EXPORT: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("run", {"metavar": "RUN", "help": "a run folder, a run's id or the beginning of one"}),
+    ("--client", {"type": int, "metavar": "ID", "help": "a client's own student (default: the global one)"}),
+    (
+        "--format",
+        {"default": "safetensors", "metavar": "FORMAT", "help": "safetensors, pt2 or onnx (default: safetensors)"},
+    ),
+    ("--int8", {"action": "store_true", "help": "eight bits, onnx only; the accuracy it costs is measured"}),
+    (
+        "--max-loss",
+        {"type": float, "default": 0.02, "metavar": "SHARE", "help": "accuracy that --int8 may cost (default: 0.02)"},
+    ),
+)
+_DEPLOY: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("action", {"metavar": "init|add|renew|shards|server|client|run|status|stop|demo", "help": "what to do"}),
+    (
+        "words",
+        {
+            "nargs": "*",
+            "metavar": "DIR [WORD ...]",
+            "help": "the deployment (client: or the kit), then words as for run; run --resume: a run's name",
+        },
+    ),
+    ("--address", {"metavar": "HOST", "help": "init: by which devices find the server"}),
+    ("--port", {"type": int, "metavar": "PORT", "help": "init: of the server (default: 8000)"}),
+    ("--devices", {"metavar": "NAMES", "help": "init, add: edge-1,edge-2:mlp,... (name:student), or a number"}),
+    ("--insecure", {"action": "store_true", "help": "init: no TLS and no keys; warns each round"}),
+    ("--host", {"metavar": "IP", "help": "server: address to listen on"}),
+    ("--memory-mb", {"type": int, "metavar": "N", "help": "init, add: memory that training may take on each device"}),
+    ("--data", {"type": Path, "metavar": "PATH", "help": "client: its images"}),
+    ("--resume", {"action": "store_true", "help": "run: go on with a run, the newest unfinished one if none is named"}),
+    ("--public-only", {"action": "store_true", "help": "shards: write the public images alone"}),
+)
 _RUN = "a run folder, a run's id or the beginning of one"
 
 VERBS = {
@@ -111,6 +144,31 @@ VERBS = {
         ),
         verbs.report,
         _REPORT,
+    ),
+    "export": Verb(
+        "write the student of a run to a file, checked against the run: safetensors, pt2 or onnx",
+        (
+            "fedkd export runs/demo",
+            "fedkd export runs/demo --format onnx --int8",
+            "fedkd export runs/knfu --client 3 --format pt2",
+        ),
+        verbs.export,
+        _EXPORT,
+    ),
+    "deploy": Verb(
+        "run on real devices: keys, server, clients, runs; `fedkd deploy demo` shows all of it on this machine",
+        (
+            "fedkd deploy demo",
+            "fedkd deploy init fl --address fl.example.org --devices edge-1,edge-2,edge-3 strategy=fedgen",
+            "fedkd deploy server fl",
+            "fedkd deploy client edge-1 --data photos           # on the device, whose kit is the folder edge-1",
+            "fedkd deploy run fl rounds=20",
+            "fedkd deploy status fl",
+            "fedkd deploy run fl --resume                       # after a stop or a crash",
+            "fedkd deploy stop fl",
+        ),
+        verbs.deploy,
+        _DEPLOY,
     ),
     "resume": Verb(
         "go on with a stopped run",
@@ -210,7 +268,7 @@ def _overview() -> str:
     width = max(map(len, VERBS))
     return "\n".join(
         [
-            f"fedkd {fedkd.__version__}: federated knowledge distillation, simulated",
+            f"fedkd {fedkd.__version__}: federated knowledge distillation, simulated and on real devices",
             "",
             "usage: fedkd VERB [WORD ...] [options]      fedkd VERB --help",
             "",

@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,9 +27,22 @@ from simulations.board import Board
 from simulations.interrupts import Interrupts, Stop
 from simulations.progress import Screen
 from simulations.run_folder import RunFolder
-from simulations.story import Head, closing, headline
+from simulations.story import Head, closing, head, headline
 
-Connect = Callable[[Site], Engine]  # makes an engine that no configuration names: Flower's, given a grid
+Tell = Callable[[str, str], None]  # what the people who watch should know, and how urgent: `note` or `warn`
+
+
+@dataclass(frozen=True)
+class Venue:
+    """Where a run is played that no configuration names: Flower's grids.
+
+    `connect` makes the engine for the site of this process.
+    """
+
+    connect: Callable[[Site, Tell], Engine]
+    assemble: Callable[[RunConfig], Assembly] = assemble.assemble
+    commit_each_round: bool = False  # whatever `checkpoint.every` says: devices keep only their newest states
+
 
 THREADS = 1  # within an operation: sums have other bits with 2
 _MACHINE_CAUSES = {"raised", "late", "lost"}  # causes of failures whose words are not the same everywhere
@@ -40,13 +54,12 @@ class Driver:
     """One run in one process. `play` may be called once."""
 
     def __init__(
-        self, resolved: Resolved, folder: RunFolder, screen: Screen, *, debug: bool, connect: Connect | None = None
+        self, resolved: Resolved, folder: RunFolder, screen: Screen, *, debug: bool, venue: Venue | None = None
     ) -> None:
+        self.resolved = resolved
         self.config: RunConfig = resolved.config
         self.digest = resolved.digest()
-        self.folder, self.screen, self.debug, self.connect = folder, screen, debug, connect
-        self.label = strategy_label(self.config.strategy)
-        self.option = resolved.as_in_conf("strategy")
+        self.folder, self.screen, self.debug, self.venue = folder, screen, debug, venue
         self.began = time.perf_counter()
         self.before = 0.0  # seconds that earlier processes played
         self.engine_facts: Callable[[], Mapping[str, Any]] = dict
@@ -81,7 +94,7 @@ class Driver:
         torch.set_num_threads(THREADS)
         config = self.config
         self.screen.phase(f"loading {config.data.name} for {config.clients} clients")
-        assembly = assemble.assemble(config)
+        assembly = (self.venue.assemble if self.venue else assemble.assemble)(config)
         assigned.keep(self.folder, assembly, config.students.name)
         self._compare_arithmetic()
         state = self._state(assembly)
@@ -98,7 +111,7 @@ class Driver:
                 _check_sane(played)
                 self._record(played)
                 state = self.state = played.state
-                if state.round % config.checkpoint.every == 0:
+                if state.round % self._commit_every() == 0:
                     self._commit()
             self.screen.round(played.row, played.timings["total"], _shown(played.failures))
         self.interrupts.hold()
@@ -138,27 +151,18 @@ class Driver:
 
     def _engine(self, site: Site) -> tuple[Engine, str]:
         """The engine, and a sentence on which it is and why."""
-        if self.connect is not None:
-            engine = self.connect(site)
+        if self.venue is not None:
+            engine = self.venue.connect(site, self._tell)
             return engine, f"engine: {engine.name}"
         config = self.config
         wanted = dataclasses.replace(config.engine, name="inline") if self.debug else config.engine
         return engines.make(wanted, site, estimate=lambda: engines.estimate(config, site))
 
+    def _commit_every(self) -> int:
+        return 1 if self.venue is not None and self.venue.commit_each_round else self.config.checkpoint.every
+
     def _head(self, engine: str) -> Head:
-        config = self.config
-        return Head(
-            run=self.folder.id,
-            strategy=self.label,
-            data=config.data.name,
-            partition=partition_label(config.partition),
-            clients=config.clients,
-            per_round=config.clients_per_round or config.clients,
-            rounds=config.rounds,
-            folder=str(self.folder.path),
-            engine=engine,
-            option=self.option,
-        )
+        return head(self.resolved, self.folder.path, engine)
 
     # --- a round ---------------------------------------------------------------------------------------------------
 
@@ -253,8 +257,11 @@ class Driver:
         self.folder.log(" ".join([event, *(f"{name}={value}" for name, value in facts.items())]))
 
     def _warn(self, text: str) -> None:
-        self.screen.warn(text)
-        self._event("warn", what=text)
+        self._tell(text, "warn")
+
+    def _tell(self, text: str, urgency: str) -> None:
+        self.screen.note(text) if urgency == "note" else self.screen.warn(text)
+        self._event(urgency, what=text)
 
 
 def statistics_policy(experiment: Experiment, state: RunState) -> str:
@@ -272,18 +279,6 @@ def statistics_policy(experiment: Experiment, state: RunState) -> str:
         if {*names} & {*(served.weights or {}), *(served.samples or {})}:
             return problem.statistics
     return "local"
-
-
-def strategy_label(strategy: Mapping[str, Any]) -> str:
-    """`fedgen/paper`: name and variant."""
-    variant = strategy.get("variant")
-    return f"{strategy['name']}/{variant}" if variant else str(strategy["name"])
-
-
-def partition_label(partition: Mapping[str, Any]) -> str:
-    """`dirichlet(0.1)`."""
-    alpha = partition.get("alpha")
-    return f"{partition['name']}({alpha:g})" if alpha is not None else str(partition["name"])
 
 
 def _check_sane(played: Round) -> None:

@@ -7,7 +7,7 @@ jobs (flower_codec).
 
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,13 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedkd import compose, engine
 from fedkd.border import MAX_REASON
-from fedkd.engine import Engine, Job, Result
+from fedkd.engine import ClientId, Engine, Job, Result
 from fedkd.errors import ConfigError, EngineError
 from fedkd.payload import Payload
 from fedkd.resolved import Resolved
 from fedkd.training import Site
 from simulations import assemble, flower_codec, runs
+from simulations.driver import Venue
 from simulations.flower_codec import Malformed, Record
 from simulations.inline import late
 from simulations.options import Options
@@ -59,7 +60,7 @@ class FlowerEngine(Engine):
         away = [job for job in jobs if job.task != "evaluate_pooled"]
         if away and not self._nodes:
             self._nodes = find_nodes(self.grid, self.patience)
-        for job, message in messages(away, self._nodes):
+        for job, message in messages(away, lambda client: self._nodes[client % len(self._nodes)]):
             taken = list(self.grid.push_messages([message]))
             if taken and taken[0]:
                 waiting[taken[0]] = job
@@ -86,18 +87,15 @@ class FlowerEngine(Engine):
                 time.sleep(POLL)
 
 
-def messages(jobs: Sequence[Job], nodes: Sequence[int]) -> Iterator[tuple[Job, Message]]:
-    """A message a job, to the node that acts for its client; each distinct payload is encoded once.
-
-    `nodes` are in order of their partition ids; if there are fewer than clients, they take turns.
-    """
+def messages(jobs: Sequence[Job], node_of: Callable[[ClientId], int]) -> Iterator[tuple[Job, Message]]:
+    """A message a job, to the node that acts for its client; each distinct payload is encoded once."""
     encoded: dict[Payload, Mapping[str, Record]] = {}
     for job in jobs:
         if job.payload not in encoded:
             encoded[job.payload] = flower_codec.encode_payload(job.payload)
         content = flower_codec.encode_job(job, encoded[job.payload])
         kind = MessageType.TRAIN if job.task == "train" else MessageType.EVALUATE
-        yield job, Message(content, nodes[job.client % len(nodes)], kind, group_id=str(job.round))
+        yield job, Message(content, node_of(job.client), kind, group_id=str(job.round))
 
 
 def read(reply: Message, job: Job) -> Result:
@@ -138,6 +136,11 @@ def _partition(reply: Message, total: int) -> tuple[int, int]:
     """The partition of the node that replies, and how many there are."""
     said = dict(reply.content.get("node", {})) if reply.has_content() else {}
     partition, partitions = said.get("partition-id"), said.get("num-partitions")
+    if said.get("device"):
+        raise EngineError(
+            f"node {reply.metadata.src_node_id} is a device with data of its own, and this run is a simulation's",
+            mend="add devices=true to the run config: flwr run . -c 'devices=true ...'",
+        )
     if not isinstance(partition, int) or not isinstance(partitions, int) or not 0 <= partition < partitions:
         reason = reply.error.reason if reply.has_error() else f"partition-id {partition!r} of {partitions!r}"
         raise EngineError(
@@ -151,33 +154,57 @@ def _partition(reply: Message, total: int) -> tuple[int, int]:
 
 @client_app.query()
 def query(message: Message, context: Context) -> Message:
-    """Which partition this node has."""
-    said = ConfigRecord()
-    for name in ("partition-id", "num-partitions"):
-        if name in context.node_config:
-            said[name] = context.node_config[name]
-    return Message(RecordDict({"node": said}), reply_to=message)
+    return _answered("query", message, context)
 
 
 @client_app.train()
 def train(message: Message, context: Context) -> Message:
-    return _answer(message, context)
+    return _answered("work", message, context)
 
 
 @client_app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    return _answer(message, context)
+    return _answered("work", message, context)
 
 
-def _answer(message: Message, context: Context) -> Message:
-    """Do the job in a message. Errors travel as Failures: Flower would keep the traceback in this node's log."""
+def _answered(kind: str, message: Message, context: Context) -> Message:
+    content = respond(kind, message.content, context.node_config, context.run_config, run_id=context.run_id)
+    return Message(content, reply_to=message)
+
+
+def respond(
+    kind: str, content: RecordDict, node_config: Mapping[str, Any], run_config: Mapping[str, Any], *, run_id: int
+) -> RecordDict:
+    """What a node answers to a `query` (whose client it is), or to a job (`work`). A device says and checks more.
+
+    Errors travel as Failures: Flower would keep the traceback in this node's log.
+    """
+    from simulations.deploy import device
+
+    if kind == "query":
+        found = device.of(node_config)
+        said = found.introduce(text(run_config)) if found is not None else _plain_introduction(node_config)
+        return RecordDict({"node": said})
     try:
-        job = flower_codec.decode_job(message.content)
-        result = _site(str(context.run_config.get("overrides", ""))).run(job)
+        job = flower_codec.decode_job(content)
+        found = device.of(node_config)
+        if found is not None:
+            result = found.answer(job, text(run_config), run_name(run_config, run_id))
+        else:
+            result = _site(str(run_config.get("overrides", ""))).run(job)
     except Exception as error:  # noqa: BLE001  # the border: the run must learn of it and go on
         unknown = Job(task="train", client=0, round=0, payload=Payload())  # the engine knows which job it was
         result = engine.failure(unknown, error)
-    return Message(flower_codec.encode_result(result), reply_to=message)
+    return flower_codec.encode_result(result)
+
+
+def _plain_introduction(node_config: Mapping[str, Any]) -> ConfigRecord:
+    """Of a node in a simulation."""
+    said = ConfigRecord()
+    for name in ("partition-id", "num-partitions"):
+        if name in node_config:
+            said[name] = node_config[name]
+    return said
 
 
 @cache
@@ -199,18 +226,34 @@ def resolve(overrides: str) -> Resolved:
 
 @server_app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Train the configuration and write a run folder, as `fedkd run` does."""
-    given = context.run_config
+    """Train the configuration and write a run folder, as `fedkd run` does; on devices if the nodes are some."""
+    given = dict(context.run_config)
+    if given.get("devices"):
+        from simulations.deploy import served
+
+        served.play(grid, given, text(given), run_name(given, context.run_id))
+        return
     runs.start(
         resolve(str(given["overrides"])),
-        runs=_runs_folder(str(given["runs"])),
+        runs=runs_folder(str(given["runs"])),
         name=str(given["name"]) or None,
         options=Options(),
-        connect=lambda site: FlowerEngine(grid, site),
+        venue=Venue(connect=lambda site, tell: FlowerEngine(grid, site)),
     )
 
 
-def _runs_folder(given: str) -> Path:
+def text(run_config: Mapping[str, Any]) -> str:
+    """The whole configuration of a run as YAML: as it was sent, else as the app's `overrides` describe it."""
+    given = str(run_config.get("config", ""))
+    return given or resolve(str(run_config.get("overrides", ""))).to_yaml()
+
+
+def run_name(run_config: Mapping[str, Any], run_id: int) -> str:
+    """What devices call the run: by this they find their memory of it again."""
+    return str(run_config.get("name", "")) or f"flower-{run_id}"
+
+
+def runs_folder(given: str) -> Path:
     """Where run folders are written. Flower starts apps in a folder of its own choice: a relative one means nothing."""
     folder = Path(given).expanduser() if given else Path.home() / "fedkd-runs"
     if not folder.is_absolute():

@@ -156,7 +156,10 @@ class Bridge(Strategy):
 
     def _send(self, jobs: Sequence[Job], grid: Grid) -> list[Message]:
         self._nodes = self._nodes or flower.find_nodes(grid, self.patience)
-        self._sent = [(message, job) for job, message in flower.messages(jobs, self._nodes)]
+        self._sent = [
+            (message, job)
+            for job, message in flower.messages(jobs, lambda client: self._nodes[client % len(self._nodes)])
+        ]
         return [message for message, _ in self._sent]
 
     def _results(self, replies: Iterable[Message]) -> list[tuple[Job, Result]]:

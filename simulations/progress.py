@@ -49,6 +49,9 @@ class Screen:
     def warn(self, text: str) -> None:
         print(f"warn   {text}", file=sys.stderr, flush=True)
 
+    def note(self, text: str) -> None:
+        """Something worth knowing that is no reason to worry: a device has joined."""
+
     def end(self, lines: Sequence[str]) -> None:
         """The last lines; nothing is shown after them."""
         self.close()
@@ -82,6 +85,9 @@ class Lines(Screen):
     def warn(self, text: str) -> None:
         self._write("", end="")
         super().warn(text)
+
+    def note(self, text: str) -> None:
+        self._write(f"note   {text}")
 
     def end(self, lines: Sequence[str]) -> None:
         for line in lines:
@@ -131,6 +137,9 @@ class Panel(Screen):
 
     def warn(self, text: str) -> None:
         self._print("warn", f"   {text}", "yellow")
+
+    def note(self, text: str) -> None:
+        self._print("note", f"   {text}", "bold")
 
     def end(self, lines: Sequence[str]) -> None:
         self.close()

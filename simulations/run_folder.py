@@ -106,10 +106,15 @@ def create(runs: Path, strategy: str, digest: str, *, name: str | None = None, o
         path = named(runs, name)
         _refuse_used(path, "choose another --name")
     else:
-        path = _free(runs, f"{datetime.now():%m%d-%H%M}-{re.sub(r'[^A-Za-z0-9_.+-]', '_', strategy)}-{digest[:4]}")
+        path = proposed(runs, strategy, digest)
     with writing(path):
         path.mkdir(parents=True, exist_ok=out is not None)
     return RunFolder(path, _take_lock(path))
+
+
+def proposed(runs: Path, strategy: str, digest: str) -> Path:
+    """The folder that a run without a name gets: `runs/MMDD-HHMM-strategy-hash`, free now."""
+    return _free(runs, f"{datetime.now():%m%d-%H%M}-{re.sub(r'[^A-Za-z0-9_.+-]', '_', strategy)}-{digest[:4]}")
 
 
 def named(runs: Path, name: str) -> Path:
@@ -147,6 +152,14 @@ def state(path: Path) -> str:
     """`running`, `stopped`, `failed` or `done`: a run whose process was killed is `stopped`, whatever run.json says."""
     said = str(info(path).get("state", "stopped"))
     return "stopped" if said == "running" and not is_held(path) else said
+
+
+def is_on_devices(path: Path) -> bool:
+    """Whether a run was played on devices, whose data its folder knows nothing of."""
+    with suppress(OSError, ValueError, AttributeError):
+        partition = json.loads((path / "partition.json").read_text(encoding="utf-8"))
+        return bool(partition.get("recipe", {}).get("name") == "devices")
+    return False
 
 
 def is_held(path: Path) -> bool:

@@ -14,7 +14,7 @@ from simulations.progress import Screen
 from simulations.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from simulations.driver import Connect
+    from simulations.driver import Venue
 
 EXIT_CODES = {"done": 0, "failed": 4, "SIGINT": 130, "SIGTERM": 143}
 _FIRST = "loading PyTorch"  # the first phase; takes seconds
@@ -27,19 +27,18 @@ def start(
     name: str | None = None,
     out: Path | None = None,
     options: Options,
-    connect: "Connect | None" = None,
+    venue: "Venue | None" = None,
     screen: Screen | None = None,
 ) -> dict[str, Any]:
     """Play a configuration in a new folder; the summary that `--json` prints. Raises FedkdError.
 
-    `connect` makes the engine for a site, in the place of the one that the configuration names. `screen` is one that
-    already shows something.
+    `venue` is where it is played, if not where the configuration says. `screen` is one that already shows something.
     """
     screen = screen or progress.make(options)
     folder = run_folder.create(runs, resolved.config.strategy["name"], resolved.digest(), name=name, out=out)
     try:
         _describe(folder, resolved)
-        return _drive(resolved, folder, screen, options, connect)
+        return _drive(resolved, folder, screen, options, venue)
     except (FedkdError, KeyboardInterrupt):
         if not (folder.path / "partition.json").exists():  # it could not even begin: leave nothing behind
             folder.discard()
@@ -48,12 +47,12 @@ def start(
         folder.release()
 
 
-def resume(path: Path | None, *, runs: Path, options: Options) -> dict[str, Any]:
+def resume(path: Path | None, *, runs: Path, options: Options, venue: "Venue | None" = None) -> dict[str, Any]:
     """Go on with a run, without `path` with the newest unfinished one; a run that is done is only summarised.
 
     The ledger ends up as if nothing had happened. Raises FedkdError.
     """
-    place = run_folder.find(runs, path) if path is not None else _newest_unfinished(runs)
+    place = run_folder.find(runs, path) if path is not None else newest_unfinished(runs)
     folder = run_folder.reopen(place)
     try:
         with progress.make(options) as screen:
@@ -65,7 +64,7 @@ def resume(path: Path | None, *, runs: Path, options: Options) -> dict[str, Any]
             resolved = _same_configuration(folder, info)
             _compare_environment(info, screen)
             folder.note(state="running", resumed=_now(), error=None)
-            return _drive(resolved, folder, screen, options)
+            return _drive(resolved, folder, screen, options, venue)
     finally:
         folder.release()
 
@@ -92,13 +91,13 @@ def listing(runs: Path) -> list[dict[str, Any]]:
 
 
 def _drive(
-    resolved: Resolved, folder: RunFolder, screen: Screen, options: Options, connect: "Connect | None" = None
+    resolved: Resolved, folder: RunFolder, screen: Screen, options: Options, venue: "Venue | None" = None
 ) -> dict[str, Any]:
     try:
         screen.phase(_FIRST)
         from simulations.driver import Driver  # 2 s: torch
 
-        return Driver(resolved, folder, screen, debug=options.debug, connect=connect).play()
+        return Driver(resolved, folder, screen, debug=options.debug, venue=venue).play()
     finally:
         screen.close()
 
@@ -154,7 +153,8 @@ def _compare_environment(info: dict[str, Any], screen: Screen) -> None:
         screen.warn(f"not what this run began with: {', '.join(changed)}; results may differ from an unbroken run's")
 
 
-def _newest_unfinished(runs: Path) -> Path:
+def newest_unfinished(runs: Path) -> Path:
+    """The newest run below a folder that is stopped or failed. Raises FolderError."""
     unfinished = [path for path in run_folder.listed(runs) if run_folder.state(path) in {"stopped", "failed"}]
     if not unfinished:
         raise FolderError("no unfinished run", where=str(runs), mend="fedkd list runs shows all, fedkd run starts one")

@@ -4,9 +4,11 @@ import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import fedkd
+from fedkd.resolved import Resolved
 
 _BARS = "▁▂▃▄▅▆▇█"
 _ETA_ROUNDS = 10  # rounds whose mean duration predicts the rest
@@ -59,6 +61,7 @@ class Story:
     forgetting: Row = field(default_factory=dict)
     server: Row = field(default_factory=dict)
     terms: Row = field(default_factory=dict)
+    privacy: Row = field(default_factory=dict)
     up: Counter[str] = field(default_factory=Counter)
     down: Counter[str] = field(default_factory=Counter)
     states: Counter[str] = field(default_factory=Counter)
@@ -73,6 +76,7 @@ class Story:
         if (value := headline(accuracy)) is not None:
             self.accuracy.append(value)
         self.drift, self.server, self.terms = row["drift"], row["server"], row["terms"]
+        self.privacy = row.get("privacy", {})
         self.forgetting = row.get("forgetting", {})  # older ledgers have none
         self.up.update(row["bytes"]["up"])
         self.down.update(row["bytes"]["down"])
@@ -82,6 +86,24 @@ class Story:
         """Seconds until the last round, as the newest rounds predict it; None before the first."""
         recent = self.seconds[-_ETA_ROUNDS:]
         return sum(recent) / len(recent) * (rounds - self.rounds) if recent else None
+
+
+def head(resolved: Resolved, folder: Path, engine: str) -> Head:
+    """The head of a run that is played in a folder."""
+    config, partition = resolved.config, resolved.config.partition
+    alpha, variant = partition.get("alpha"), config.strategy.get("variant")
+    return Head(
+        run=folder.name,
+        strategy=f"{config.strategy['name']}/{variant}" if variant else str(config.strategy["name"]),
+        data=config.data.name,
+        partition=f"{partition['name']}({alpha:g})" if alpha is not None else str(partition["name"]),
+        clients=config.clients,
+        per_round=config.clients_per_round or config.clients,
+        rounds=config.rounds,
+        folder=str(folder),
+        engine=engine,
+        option=resolved.as_in_conf("strategy"),
+    )
 
 
 def headline(accuracy: Row) -> float | None:
@@ -106,10 +128,15 @@ def panel(head: Head, story: Story, running: float, *, verbose: bool = False) ->
     kinds = story.up + story.down
     lines += [
         f" traffic    up {mega(story.up.total())}   down {mega(story.down.total())}      {_by_kind(kinds)}",
+        *([f" privacy    {_privacy(story.privacy)}"] if story.privacy else []),
         f" clients    {_states(story.states)}" + (f"      last: {story.last_failure}" if story.last_failure else ""),
         f"files {head.folder}      Ctrl-C saves and stops",
     ]
     return lines
+
+
+def _privacy(row: Row) -> str:
+    return f"label epsilon {row['label_epsilon']:g}, spent by {row['clients']} clients"
 
 
 def round_line(row: Row, seconds: float, failure: str, rounds: int, *, verbose: bool = False) -> str:

@@ -51,6 +51,21 @@ def report(args: Namespace, options: Options) -> int:
     return command.main(command.Request(args.places, **{name: getattr(args, name) for name in names}), options)
 
 
+def export(args: Namespace, options: Options) -> int:
+    from simulations.export import command
+
+    names = ("run", "client", "format", "int8", "max_loss")
+    return command.main(command.Request(**{name: getattr(args, name) for name in names}), options)
+
+
+def deploy(args: Namespace, options: Options) -> int:
+    from simulations.deploy import command
+
+    names = ("action", "address", "port", "devices", "insecure", "memory_mb", "data", "resume", "host", "public_only")
+    given = {name: getattr(args, name) for name in names}
+    return command.main(command.Request(words=tuple(args.words), **given), options)
+
+
 def list_(args: Namespace, options: Options) -> int:
     from simulations import listing
 

@@ -1,0 +1,117 @@
+"""Assemble for deployed runs: the server has no client's data, a device has its own alone."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from fedkd import privacy, seeds
+from fedkd.config import RunConfig
+from fedkd.data import own, public_pack
+from fedkd.data.public_pack import Public
+from fedkd.data.samples import Dataset, Samples
+from fedkd.errors import ConfigError
+from fedkd.parts import attach
+from fedkd.problem import Problem
+from fedkd.rounds import Experiment
+from fedkd.strategy import Strategy
+from fedkd.training import Site
+from simulations import assemble
+from simulations.assemble import Assembly
+from simulations.deploy.account import drawn_once
+
+
+def server(config: RunConfig, public: Path | None) -> Assembly:
+    """The server's side: no training data, the pooled test set it has itself, and the file of public images.
+
+    Raises ConfigError for what only a simulation can do, DataError for files that are missing or damaged.
+    """
+    _refuse(config)
+    dataset = own.load_server(config.data)
+    shared = public_pack.read(public, config) if public is not None else Public()
+    strategy, client = assemble.halves(config.strategy)
+    problem = _pose(config, dataset, shared)
+    strategy = assemble.fit(strategy, problem, config)
+    if strategy.pools_data:
+        raise ConfigError(
+            f"strategy '{config.strategy['name']}' trains on everybody's data in one place, which devices keep",
+            where="strategy",
+            mend="run it in simulation: fedkd run",
+        )
+    client = attach.attach(client, config, problem, strategy)
+    client = privacy.attach(client, config, problem, privacy.simulated)  # judges what halves send; trains nobody
+    strategy.init(problem, seeds.stream(config.seed, "server"))
+    available = _num_pooled(problem, strategy, len(dataset.test))
+    probe = assemble.draw_probe(config.seed, len(dataset.test), min(config.evaluate.probe, len(dataset.test)))
+    site = Site(problem, client, dataset.train, dataset.test, train_index={}, test_index={})
+    experiment = Experiment(config, problem, strategy, available, probe_labels=dataset.test.y[probe])
+    return Assembly(experiment, site, None, dataset)
+
+
+def device(config: RunConfig, data: Path, client: int, account: Path | None = None) -> Site:
+    """A device's side: its own samples, and what is public if that lies beside them.
+
+    `account` is where the noise is remembered that it has told. Raises ConfigError, DataError, and EngineError if noise
+    is asked for and OpenDP is not installed.
+    """
+    _refuse(config)
+    dataset = own.load_device(config.data, data, config.seed, client)
+    pack = data / public_pack.NAME if data.is_dir() else data.parent / public_pack.NAME
+    shared = public_pack.read(pack, config)
+    strategy, half = assemble.halves(config.strategy)
+    problem = _pose(config, dataset, shared)
+    strategy = assemble.fit(strategy, problem, config)
+    half = attach.attach(half, config, problem, strategy)
+    if config.privacy.label_epsilon is not None:
+        draw = privacy.secret()
+        half = privacy.attach(half, config, problem, drawn_once(draw, account) if account is not None else draw)
+    else:
+        half = privacy.attach(half, config, problem, privacy.simulated)  # sizes in steps: nothing is drawn
+    test, common = dataset.test, None
+    if shared.common is not None:
+        common = torch.arange(len(test), len(test) + len(shared.common))
+        test = _joined(test, shared.common)
+    return Site(
+        problem=problem,
+        client=half,
+        train=dataset.train,
+        test=test,
+        train_index={client: torch.arange(len(dataset.train))},
+        test_index={client: torch.arange(len(dataset.test))},
+        probe=shared.probe,
+        common=common,
+    )
+
+
+def _refuse(config: RunConfig) -> None:
+    """What needs everybody's data in one place."""
+    if config.students.mix is not None and config.students.assign == "size":
+        raise ConfigError(
+            "students.assign = size needs the exact sizes of all clients' data, which stay on the devices",
+            where="students.assign",
+            mend="name one student a device: students='[mlp, lenet5, ...]'",
+        )
+    if config.evaluate.on == "validation":
+        raise ConfigError(
+            "evaluate.on = validation holds samples out of a simulation's clients",
+            where="evaluate.on",
+            mend="choose hyper-parameters in simulation: fedkd compare --tune",
+        )
+
+
+def _pose(config: RunConfig, dataset: Dataset, shared: Public) -> Problem:
+    return assemble.pose(config, dataset.shape, len(dataset.labels), (), shared.proxy)
+
+
+def _num_pooled(problem: Problem, strategy: Strategy, available: int) -> int:
+    """Images of the pooled test set that a global student can be tried on.
+
+    None if BatchNorm statistics stay with the clients: on devices the server cannot take their mean.
+    """
+    served = strategy.served(strategy.init(problem, seeds.stream(problem.seed, "server")), None)
+    missing = served is not None and set(problem.statistic_names) - set(served.weights or {})
+    return 0 if missing and problem.statistics == "local" else available
+
+
+def _joined(first: Samples, second: Samples) -> Samples:
+    return replace(first, x=torch.cat([first.x, second.x]), y=torch.cat([first.y, second.y]))

@@ -1,0 +1,153 @@
+"""`fedkd deploy client`: a SuperNode for one device, in the foreground."""
+
+import json
+import shlex
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fedkd.errors import DataError, DeployError
+from simulations.deploy import link, processes
+from simulations.deploy.kit import Kit, split
+from simulations.deploy.processes import Child
+
+START_SECONDS = 90.0
+RETRY_SECONDS = 90.0  # a SuperLink counts a device that crashed as online for 60
+PAUSE = 10.0  # seconds between two attempts
+_JOINED = "SuperNode ID"  # in Flower's log
+_REFUSALS = {  # Flower's codes at the end of a SuperNode
+    "[code: 2001]": "the SuperLink wants devices with keys, and got none",
+    "[code: 2004]": "the SuperLink does not take this device's key",
+}
+
+Say = Callable[[str], None]
+
+
+@contextmanager
+def running(kit: Kit, data: Path | None, say: Say) -> Iterator[Child]:
+    """A SuperNode that has joined, until the block ends. Raises DeployError and DataError."""
+    place = find_data(kit, data)
+    patience = RETRY_SECONDS if marker(kit).exists() else 0.0  # a client that ends in order removes it
+    child = launch(kit, place, say)
+    try:
+        child = joined(kit, place, child, say, patience)
+        yield child
+    finally:
+        was_killed = (child.ended() or 0) < 0
+        child.end()
+        if not was_killed:  # the SuperLink knows of its end
+            marker(kit).unlink(missing_ok=True)
+
+
+def launch(kit: Kit, data: Path, say: Say) -> Child:
+    """A SuperNode that has been started. Raises DeployError for what keeps it from joining and can be told before."""
+    for problem in kit.problems() if kit.tls else ():
+        raise DeployError(problem.what, where=problem.where, mend=problem.mend)
+    link.check(*split(kit.superlink), kit.ca)
+    if processes.read_marker(marker(kit)) is not None:
+        raise DeployError(
+            f"{kit.name} runs already on this machine", where=str(kit.folder), mend="fedkd deploy stop, or wait for it"
+        )
+    return _start(kit, data, say)
+
+
+def main(kit: Kit, data: Path | None, say: Say) -> int:
+    """Take part until Ctrl-C, SIGTERM or the SuperNode's end."""
+    with running(kit, data, say) as child:
+        say(f"{kit.name} has joined {kit.superlink}  {'TLS ok' if kit.tls else 'NO TLS'}   Ctrl-C ends it")
+        shown = 0
+        while child.ended() is None:
+            shown = _tell(kit, child, shown, say)
+            time.sleep(0.5)
+        _tell(kit, child, shown, say)
+        raise _explain(kit, child)
+
+
+def marker(kit: Kit) -> Path:
+    """Where the SuperNode's process id stands."""
+    return kit.state / "supernode.pid"
+
+
+def command(kit: Kit, data: Path) -> list[str]:
+    """Flower's own command for this device."""
+    given = ["flower-supernode", "--superlink", kit.superlink]
+    if kit.tls:
+        given += ["--root-certificates", str(kit.ca), "--auth-supernode-private-key", str(kit.key)]
+    else:
+        given += ["--insecure"]
+    port = kit.runtime_port if not processes.is_taken("127.0.0.1", kit.runtime_port) else processes.free_port()
+    said = {"partition-id": kit.client, "num-partitions": kit.clients, "kit": str(kit.folder), "data": str(data)}
+    config = " ".join(f"{key}={json.dumps(value)}" for key, value in said.items())
+    return [*given, "--port", str(port), "--node-config", config]
+
+
+def _start(kit: Kit, data: Path, say: Say) -> Child:
+    kit.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    given = command(kit, data)
+    say(f"flower  {shlex.join(given)}")
+    env = processes.environment(kit.state / "flower")
+    return processes.start(given, kit.state / "supernode.log", env, marker=marker(kit))
+
+
+def joined(kit: Kit, data: Path, child: Child, say: Say, retry: float = 0.0) -> Child:
+    """The SuperNode once it has joined, perhaps another one: for `retry` seconds a refusal is not the end of it."""
+    end, give_up = time.monotonic() + START_SECONDS, time.monotonic() + retry
+    while time.monotonic() < end:
+        if child.ended() is None and any(_JOINED in line for line in child.output()):
+            return child
+        if child.ended() is not None:
+            error = _explain(kit, child)
+            if time.monotonic() > give_up:
+                raise error
+            say(f"warn   {error.what}; after a crash it still counts as online for a minute, trying again")
+            time.sleep(PAUSE)
+            child = _start(kit, data, say)
+            end = time.monotonic() + START_SECONDS
+        time.sleep(0.2)
+    child.end()
+    raise DeployError(f"{kit.name} has not joined within {START_SECONDS:g} s", where=str(child.log), mend=child.tail())
+
+
+def _explain(kit: Kit, child: Child) -> DeployError:
+    text = "\n".join(child.output())
+    for code, what in _REFUSALS.items():
+        if code in text:
+            mend = (
+                f"is {kit.name}'s key registered (fedkd deploy server DIR does it), and is no other device using "
+                "this kit? After a crash wait a minute"
+            )
+            return DeployError(what, where=f"{kit.name} at {kit.superlink}", mend=mend)
+    return DeployError(f"the SuperNode has ended with code {child.ended()}", where=str(child.log), mend=child.tail())
+
+
+def _tell(kit: Kit, child: Child, shown: int, say: Say) -> int:
+    """Say what the device's own code has printed since; Flower's lines stay in the log."""
+    lines = child.output()
+    for line in lines[shown:]:
+        if line.startswith(f"{kit.name}  "):
+            say(line)
+    return len(lines)
+
+
+def find_data(kit: Kit, data: Path | None) -> Path:
+    """Where a device's data are, looked at from outside only. Raises DataError."""
+    place = data or kit.data
+    if place is None:
+        raise DataError(f"{kit.name} has no data", where=str(kit.folder), mend="say --data PATH, or data in node.yaml")
+    place = place.expanduser().absolute()
+    try:
+        is_empty = place.is_dir() and not any(place.iterdir())
+        if place.is_file():
+            place.open("rb").close()
+    except OSError as error:
+        raise DataError(
+            f"the data cannot be read: {error.strerror}", where=str(place), mend="change its rights"
+        ) from None
+    if not place.exists():
+        raise DataError("there is no such file or folder", where=str(place), mend="say --data PATH")
+    if is_empty:
+        raise DataError(
+            "the folder is empty", where=str(place), mend="put a folder of images a class in it, or data.npz"
+        )
+    return place

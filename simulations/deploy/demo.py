@@ -1,0 +1,52 @@
+"""`fedkd deploy demo`: a whole deployment on this machine, from keys to ledger; nothing is left running."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from fedkd import compose
+from fedkd.config import RunConfig
+from simulations.deploy import client, init, plan, processes, request, server, shards, submit
+from simulations.options import Options
+
+DEVICES = "edge-1,edge-2,edge-3"
+WORDS = ("data=digits", "strategy=fedgen", "rounds=3", "evaluate.every=3", "engine.deadline=120")
+
+Say = Callable[[str], None]
+
+
+def main(words: Sequence[str], options: Options, say: Say) -> dict[str, Any]:
+    """SuperLink with TLS, three devices with keys, digits split among them, some rounds; the summary of the run.
+
+    The run folder is made below `options.runs`; keys, certificates and the devices' memory are thrown away.
+    """
+    with tempfile.TemporaryDirectory(prefix="fedkd-demo-") as temporary, ExitStack() as stack:
+        folder = Path(temporary) / "demo"
+        port = processes.free_port()
+        asked = request.Request(
+            folder=folder, words=(*WORDS, *words), address="127.0.0.1", port=port, devices=DEVICES, insecure=False
+        )
+        found = init.make(asked)
+        say(f"keys and certificates for {len(found.devices)} devices in {folder}")
+        share(found)
+        say("digits shared out among them")
+        stack.enter_context(server.serving(found, say))
+        kits = [found.load_kit(device.name) for device in found.devices]
+        children = [client.launch(kit, found.kit(kit.name) / "data", say) for kit in kits]
+        stack.callback(processes.end_all, children)
+        for kit, child in zip(kits, children, strict=True):
+            client.joined(kit, found.kit(kit.name) / "data", child, say)
+            say(f"{kit.name} has joined")
+        return submit.start(found, (), options, options.runs)
+
+
+def share(
+    found: plan.Deployment, config: RunConfig | None = None, *, is_public_only: bool = False
+) -> list[dict[str, Any]]:
+    """Cut the configured data set as simulation would: a shard for each device, and what is public for all."""
+    config = config or compose.resolve(found.run_words()).config
+    folders = [found.kit(device.name) / "data" for device in found.devices]
+    shards.write_public(config, [(found.folder / submit.PUBLIC).parent])
+    return (shards.write_public if is_public_only else shards.write)(config, folders)

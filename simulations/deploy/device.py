@@ -1,0 +1,182 @@
+"""A device: its client's data, memory and limits, and its answers to what a server asks."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import ConfigRecord
+
+import fedkd
+from fedkd import compose, engine
+from fedkd.config import RunConfig
+from fedkd.data import agreed
+from fedkd.engine import ClientState, Job, Reply, Result
+from fedkd.errors import ConfigError, FedkdError
+from fedkd.training import Site
+from simulations.deploy import assembly, kit
+from simulations.deploy.memory import VERSION, Memory, stub
+
+KIT = "kit"  # keys of Flower's node-config that make a node a device
+DATA = "data"
+_TASKS = ("train", "evaluate", "evaluate_common")
+_COPIES = 12  # of a student's entries that training may hold at once: gradients, moments, teachers, activations
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a device lends itself to; None: anything."""
+
+    students: tuple[str, ...] | None = None  # architectures
+    strategies: tuple[str, ...] | None = None
+    memory_mb: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """One device, as its node-config describes it."""
+
+    client: int
+    clients: int
+    name: str
+    data: Path
+    state: Path
+    limits: Limits = Limits()
+
+    def introduce(self, text: str) -> ConfigRecord:
+        """What the device says of itself before a run; `refused` is why it takes no part, without telling its data."""
+        said: dict[str, Any] = {
+            "device": True,
+            "partition-id": self.client,
+            "num-partitions": self.clients,
+            "name": self.name,
+            "fedkd": fedkd.__version__,
+            "torch": str(torch.__version__),
+            "threads": os.cpu_count() or 1,
+        }
+        if self.limits.memory_mb is not None:
+            said["memory-mb"] = self.limits.memory_mb
+        try:
+            config = configuration(text)
+            said["student"] = self.check(config)
+        except FedkdError as error:
+            print(f"{self.name}  takes no part: {error}", flush=True)
+            said["refused"] = _public(error)
+        except Exception as error:  # noqa: BLE001  # the border: the server must learn of it
+            print(f"{self.name}  takes no part: {type(error).__name__}: {error}", flush=True)
+            said["refused"] = type(error).__name__
+        return ConfigRecord(said)
+
+    def check(self, config: RunConfig) -> str:
+        """Whether the device can and will take part; the student it would train. Raises FedkdError."""
+        installed = _installed()
+        if installed not in (None, fedkd.__version__):
+            raise ConfigError(
+                f"fedkd {installed} is installed here, the run's is {fedkd.__version__}",
+                mend=f"install the same: pip install fedkd=={fedkd.__version__}",
+            )
+        if self.limits.strategies is not None and not kit.names_of(config.strategy) & {*self.limits.strategies}:
+            chosen = config.strategy["name"]
+            raise ConfigError(f"this device does not allow strategy '{chosen}'", mend="see strategies in its node.yaml")
+        site = self._site(config)
+        student = site.problem.architecture(self.client) or config.students.name
+        if self.limits.students is not None and student not in self.limits.students:
+            raise ConfigError(f"this device does not run student '{student}'", mend="see students in its node.yaml")
+        entries = site.problem.of(self.client).shape
+        needed = _COPIES * sum(p.numel() * 4 for p in entries.parameters()) / 1e6
+        if self.limits.memory_mb is not None and needed > self.limits.memory_mb:
+            raise ConfigError(
+                f"student '{student}' may take {needed:.0f} MB in training, this device lends {self.limits.memory_mb}",
+                mend="choose a smaller student for it, or raise memory_mb in its node.yaml",
+            )
+        return student
+
+    def answer(self, job: Job, text: str, run: str) -> Result:
+        """Do a job with the device's own memory. Whatever goes wrong becomes a Failure."""
+        try:
+            return self._answer(job, configuration(text), run)
+        except FedkdError as error:
+            print(f"{self.name}  {error}", flush=True)
+            return engine.failed(job, _public(error), "raised")
+        except OSError as error:
+            print(f"{self.name}  {error}", flush=True)
+            what = f"{type(error).__name__}: the device cannot keep its state: {error.strerror}"
+            return engine.failed(job, what, "raised")
+
+    def _answer(self, job: Job, config: RunConfig, run: str) -> Result:
+        if job.client != self.client or job.task not in _TASKS:
+            return engine.failed(job, f"this device acts for client {self.client} alone", "raised")
+        memory = Memory(self.state, run, self.client)
+        state, lost = self._recall(memory, job.state)
+        result = self._site(config).run(replace(job, state=state))
+        if not isinstance(result, Reply) or job.task != "train":
+            return result
+        kept = stub(result.state, memory.save(result.state))
+        accuracy = "" if result.num_examples else " (no samples)"
+        print(f"{self.name}  round {job.round}: trained in {result.seconds:.1f} s{accuracy}", flush=True)
+        return replace(result, state=replace(kept, memory={**kept.memory, "lost": True}) if lost else kept)
+
+    def _recall(self, memory: Memory, known: ClientState) -> tuple[ClientState, bool]:
+        """The state that the server means, and whether it is lost: then only what the server knows of it is left."""
+        version = known.memory.get(VERSION)
+        if not isinstance(version, str):
+            return ClientState(), False
+        state = memory.load(version)
+        if state is not None:
+            return state, False
+        return ClientState(epoch=known.epoch, position=known.position, last_round=known.last_round), True
+
+    def _site(self, config: RunConfig) -> Site:
+        torch.set_num_threads(1)  # bits differ between one and two threads
+        return assembly.device(config, self.data, self.client, self.state)
+
+
+def of(node_config: Mapping[str, Any]) -> Device | None:
+    """The device that a node-config describes; None if the node is one of a simulation. Raises ConfigError."""
+    if DATA not in node_config and KIT not in node_config:
+        return None
+    try:
+        client, clients = (node_config[key] for key in ("partition-id", "num-partitions"))
+    except KeyError as error:
+        raise ConfigError(
+            f"node-config has no {error.args[0]}", where="node-config", mend="see docs/deploy.md"
+        ) from None
+    if KIT in node_config:
+        return _of_kit(Path(str(node_config[KIT])), node_config, client, clients)
+    state = node_config.get("state") or Path.home() / ".fedkd" / "state"
+    name = str(node_config.get("name", f"node-{client}"))
+    data = Path(str(node_config[DATA]))
+    return Device(client=client, clients=clients, name=name, data=data, state=Path(str(state)))
+
+
+def _of_kit(folder: Path, node_config: Mapping[str, Any], client: int, clients: int) -> Device:
+    found = kit.Kit.load(folder)
+    data = node_config.get(DATA) or found.data
+    if not data:
+        raise ConfigError(f"{found.name} has no data", where=str(folder), mend="say --data PATH, or data in node.yaml")
+    limits = Limits(students=found.students, strategies=found.strategies, memory_mb=found.memory_mb)
+    return Device(
+        client=client, clients=clients, name=found.name, data=Path(str(data)), state=found.state, limits=limits
+    )
+
+
+@cache
+def configuration(text: str) -> RunConfig:
+    """The configuration that a server sends: a whole one, as text. Raises ConfigError."""
+    return compose.from_yaml(text, "the run's configuration").config
+
+
+def _public(error: FedkdError) -> str:
+    """The words of an error that may leave the device: none that name its files or count its samples."""
+    return error.what if isinstance(error, ConfigError) else agreed.public_reason(error)
+
+
+def _installed() -> str | None:
+    try:
+        return metadata.version("fedkd")
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,126 @@
+"""Files of a deployment: secret ones are never readable by others, not even for a moment; folders appear whole or not.
+
+Errors of the disk become FolderError.
+"""
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedkd.errors import FolderError
+
+OPEN, PROGRAM, SECRET = 0o644, 0o755, 0o600
+PRIVATE = 0o700  # folders
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a file holds, and the rights it is made with."""
+
+    data: bytes
+    mode: int = OPEN
+
+
+class PlaceError(FolderError):
+    """A folder of a deployment: existing, not writable, or on a full disk."""
+
+    topic = "folder"
+
+
+Tree = Mapping[str, Content]  # by path relative to the folder, with slashes
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What goes wrong when files are written, as errors that a user can mend."""
+    try:
+        yield
+    except OSError as error:
+        place, reason = str(error.filename2 or error.filename or path), error.strerror or str(error)
+        mend = "free some space" if error.errno in _FULL else "change its owner or rights, or choose another folder"
+        raise PlaceError(f"cannot be written: {reason}", where=place, mend=mend) from error
+
+
+def text(content: str, mode: int = OPEN) -> Content:
+    return Content(content.encode(), mode)
+
+
+def create(path: Path, content: Content) -> None:
+    """A new file, on the disk when this returns. Raises FolderError, also if there is one already."""
+    with writing(path):
+        # The rights are an argument of open: a file that is made first and closed to others later was open between.
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, content.mode)
+        try:
+            _write(handle, content.data)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+
+
+def replace(path: Path, content: Content) -> None:
+    """A file in the place of another, in one step."""
+    with writing(path.parent):
+        handle, temporary = tempfile.mkstemp(prefix=".fedkd-", dir=path.parent)  # 0600
+        try:
+            _write(handle, content.data)
+            if content.mode != SECRET:
+                Path(temporary).chmod(content.mode & ~_umask())
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+def fill(folder: Path, tree: Tree) -> None:
+    """Write a tree into an existing folder; the folders in it are for their owner only."""
+    for name, content in tree.items():
+        place = folder / name
+        with writing(folder):
+            for above in reversed(place.relative_to(folder).parents[:-1]):
+                (folder / above).mkdir(PRIVATE, exist_ok=True)
+        create(place, content)
+
+
+@contextmanager
+def appearing(target: Path) -> Iterator[Path]:
+    """A folder to fill, that becomes `target` in one step at the end, or vanishes if anything goes wrong.
+
+    `target` may be an empty folder. Raises FolderError.
+    """
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".fedkd-", dir=target.parent))  # 0700
+    try:
+        yield temporary
+        with writing(target):
+            temporary.rename(target)  # refused by the system if somebody has filled it meanwhile
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def read(path: Path) -> bytes:
+    """What a file holds. Raises FolderError."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise PlaceError(f"cannot be read: {error.strerror or error}", where=str(path)) from error
+
+
+def _write(handle: int, data: bytes) -> None:
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,111 @@
+"""The files of a deployment, as contents by path: what `init` and `add` write. Nothing here touches the disk."""
+
+import getpass
+import os
+import sys
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+
+from simulations.deploy import certificates, files, guide, kit, names, services
+from simulations.deploy.certificates import NodeKey, Signed
+from simulations.deploy.files import Content
+from simulations.deploy.kit import Kit
+from simulations.deploy.plan import Deployment, Device
+
+# What may be committed: everything else, known today or not, stays out of version control.
+_MAY_BE_COMMITTED = """\
+*
+!*/
+!/.gitignore
+!/.dockerignore
+!/*.yaml
+!/README.md
+!/Containerfile
+!/ca/ca.crt
+!/server/server.crt
+!/server/start.sh
+!/server/*.service
+!/server/keys/*.pub
+!/devices/*/.gitignore
+!/devices/*/node.yaml
+!/devices/*/ca.crt
+!/devices/*/start.sh
+!/devices/*/*.service
+"""
+_OF_KIT = "*\n!/.gitignore\n!/node.yaml\n!/ca.crt\n!/start.sh\n!/*.service\n"
+_FOR_IMAGES = "*\n!wheel/*.whl\n"  # what docker may read of this folder
+
+
+def of_server(deployment: Deployment, now: datetime) -> dict[str, Content]:
+    """The server's own files, with new keys and certificates if there is TLS."""
+    tree = {
+        ".gitignore": files.text(_MAY_BE_COMMITTED),
+        ".dockerignore": files.text(_FOR_IMAGES),
+        "Containerfile": services.containerfile(),
+        "server/start.sh": services.server_script(),
+        "server/fedkd-superlink.service": services.server_unit(deployment, _user(), Path(sys.executable).parent),
+    }
+    if not deployment.tls:
+        return tree
+    ca = certificates.authority(now)
+    return tree | _signed("ca/ca", ca) | _signed("server/server", certificates.server(ca, deployment.address, now))
+
+
+def of_device(
+    deployment: Deployment,
+    device: Device,
+    key: NodeKey,
+    ca: Content | None,
+    memory_mb: int | None,
+) -> dict[str, Content]:
+    """The kit of a device, and what stays of it at the server."""
+    home = deployment.kit(device.name)
+    found = Kit(
+        folder=home,
+        name=device.name,
+        client=device.client,
+        clients=len(deployment.devices),
+        superlink=deployment.superlink,
+        tls=deployment.tls,
+        student=device.student,
+        students=None,
+        strategies=None,
+        memory_mb=memory_mb,
+        data=None,
+        state=home / "state",
+        runtime_port=names.runtime_port(device.client, deployment.port),
+        key=home / "node_key",
+        ca=home / "ca.crt" if ca else None,
+    )
+    contents = {
+        kit.FILE: found.describe(),
+        "node_key": key.private,
+        "start.sh": services.kit_script(device.name),
+        f"fedkd-{device.name}.service": services.kit_unit(found),
+        ".gitignore": files.text(_OF_KIT),
+        **({"ca.crt": ca} if ca else {}),
+    }
+    tree = {f"devices/{device.name}/{name}": content for name, content in contents.items()}
+    return {**tree, f"server/keys/{device.name}.pub": key.public}
+
+
+def of_everybody(deployment: Deployment, memory_mb: Mapping[str, int | None]) -> dict[str, Content]:
+    """The files that name all devices."""
+    owner = (os.getuid(), os.getgid())
+    return {
+        "compose.yaml": services.compose_file(deployment, memory_mb, *owner),
+        "README.md": guide.readme(deployment),
+    }
+
+
+def _signed(name: str, pair: Signed) -> dict[str, Content]:
+    return {f"{name}.crt": pair.certificate_file, f"{name}.key": pair.key_file}
+
+
+def _user() -> str:
+    """Who owns the files of the server, and so runs it."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user without a name
+        return str(os.getuid())

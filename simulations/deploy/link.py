@@ -1,0 +1,81 @@
+"""The way to a SuperLink: whether it answers, and whether it is the one that our certificate authority vouches for."""
+
+import socket
+import ssl
+import time
+from pathlib import Path
+
+from fedkd.errors import DeployError
+
+SECONDS = 5.0  # for one attempt
+
+
+def check(host: str, port: int, ca: Path | None, *, seconds: float = SECONDS) -> None:
+    """Connect once, with TLS if there is a `ca`. Raises DeployError that says which end can mend it."""
+    where = f"{host}:{port}"
+    try:
+        with socket.create_connection((host, port), timeout=seconds) as plain:
+            if ca is not None:
+                with _context(ca).wrap_socket(plain, server_hostname=host):
+                    return
+            _expect_plaintext(plain, where)
+    except ssl.SSLCertVerificationError as error:
+        raise DeployError(
+            f"the certificate of the SuperLink is refused: {error.verify_message}", where=where, mend=_mend(error)
+        ) from error
+    except ssl.SSLError as error:
+        raise DeployError(
+            "the SuperLink does not speak TLS there",
+            where=where,
+            mend="another program has that port, or the SuperLink was started without TLS: use one kit for both ends",
+        ) from error
+    except socket.gaierror as error:
+        raise DeployError(f"the name is unknown: {error.strerror}", where=where, mend="check the address") from error
+    except OSError as error:
+        raise DeployError(
+            f"no SuperLink answers: {error.strerror or error}",
+            where=where,
+            mend="start it with `fedkd deploy server DIR`, or check address, port and firewall",
+        ) from error
+
+
+def wait(host: str, port: int, ca: Path | None, seconds: float) -> None:
+    """Until a SuperLink that has just been started answers. Raises the last DeployError."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return check(host, port, ca)
+        except DeployError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.2)
+
+
+def _expect_plaintext(plain: socket.socket, where: str) -> None:
+    """A port with TLS answers plaintext with an alert or by hanging up; Flower's own client would retry for ever."""
+    plain.sendall(b"GET / HTTP/1.1\r\nHost: fedkd\r\nConnection: close\r\n\r\n")
+    if not plain.recv(16).startswith(b"HTTP/"):
+        raise DeployError(
+            "the SuperLink speaks TLS there, this end does not",
+            where=where,
+            mend="use a kit that was made with TLS (without --insecure)",
+        )
+
+
+def _context(ca: Path) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=str(ca))
+    except (OSError, ssl.SSLError) as error:
+        raise DeployError(
+            f"the CA's certificate cannot be read: {error}", where=str(ca), mend="copy ca.crt of the deployment again"
+        ) from error
+
+
+def _mend(error: ssl.SSLCertVerificationError) -> str:
+    if "expired" in error.verify_message:
+        return "on the server: fedkd deploy renew DIR, then start it again; also check this machine's clock"
+    if "not yet valid" in error.verify_message:
+        return "check this machine's clock"
+    if "mismatch" in error.verify_message or "doesn't match" in error.verify_message:
+        return "use the address that the certificate was made for, or renew it with --address"
+    return "ca.crt here must be the deployment's own: copy the kit again"

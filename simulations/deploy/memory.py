@@ -1,0 +1,97 @@
+"""What a device remembers between its rounds: a client's state in files of its own, which survive its processes.
+
+The server holds no client's memory, only the name of the version that its last admitted reply left (`stub`). So a reply
+that was lost, late or refused is undone by itself: the next job names the version before it.
+"""
+
+import hashlib
+import json
+import os
+import re
+import secrets
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+
+from fedkd import privacy, values
+from fedkd.engine import ClientState
+
+KEPT = 8  # newest versions of a run: a server goes back one round, or two if its newest checkpoint is damaged
+VERSION = "version"  # in a stub's memory
+_FILE = re.compile(r"(\d{8})-([0-9a-f]{16})-([0-9a-f]{16})\.safetensors")  # order, version, SHA-256 of what is in it
+_RUN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")
+
+
+class Memory:
+    """The versions of one client's state in one run, below `folder`; readable by their owner only."""
+
+    def __init__(self, folder: Path, run: str, client: int) -> None:
+        if not _RUN.fullmatch(run):
+            raise ValueError(f"'{run[:100]}' cannot be the name of a run")
+        self.folder = folder / run / f"client-{client}"
+
+    def load(self, version: str) -> ClientState | None:
+        """The state of that version; None if it is gone or damaged."""
+        for path in self._files():
+            named = _FILE.fullmatch(path.name)
+            if named and named[2] == version:
+                return _read(path, named[3])
+        return None
+
+    def save(self, state: ClientState) -> str:
+        """Keep a state, whole or not at all; gives its version. Raises OSError if the disk is full."""
+        tensors, plain = values.flatten(state)
+        apart = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        data = safetensors.torch.save(apart, metadata={"plain": json.dumps(plain)})
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        files = self._files()
+        order = int(files[-1].name[:8]) + 1 if files else 1
+        version = secrets.token_hex(8)  # not a number: after a loss the count begins anew, and 7 would mean two things
+        _write(self.folder / f"{order:08d}-{version}-{_digest(data)}.safetensors", data)
+        for old in [*files][: 1 - KEPT]:
+            old.unlink(missing_ok=True)
+        return version
+
+    def _files(self) -> list[Path]:
+        return sorted(path for path in self.folder.glob("*.safetensors") if _FILE.fullmatch(path.name))
+
+
+def stub(state: ClientState, version: str) -> ClientState:
+    """What the server is told of a state: how far the client is, and which version it then had."""
+    told: dict[str, Any] = {VERSION: version}
+    if spent := state.memory.get(privacy.MEMORY):
+        told[privacy.MEMORY] = {"label_epsilon": spent["label_epsilon"]}  # for the ledger; the counts stay here
+    return ClientState(memory=told, epoch=state.epoch, position=state.position, last_round=state.last_round)
+
+
+def _read(path: Path, digest: str) -> ClientState | None:
+    try:
+        data = path.read_bytes()
+        if _digest(data) != digest:
+            return None
+        length = int.from_bytes(data[:8], "little")
+        plain = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["plain"])
+        return values.restore(ClientState(), plain, safetensors.torch.load(data))
+    except (OSError, SafetensorError, values.Misfit, ValueError, KeyError):
+        return None
+
+
+def _write(path: Path, data: bytes) -> None:
+    temporary = path.with_suffix(".part")
+    try:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]

@@ -1,0 +1,153 @@
+"""The ClientApp: on a device it hands each message to a resident worker, which has torch and the run's code loaded.
+
+A SuperNode starts a process a message. This one imports no torch, finds the worker, or starts it, and passes the
+message on. The worker runs this very copy of the code and ends with its SuperNode. In Flower's simulation, whose
+processes stay, messages are answered here.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import RecordDict as Proto
+
+START_SECONDS = 180.0  # for a worker to import torch: 2 on a laptop, a minute on a small device
+_ROOT = Path(__file__).parents[2]
+_LONGEST = 1 << 31  # bytes of a frame: Flower's own limit
+
+client_app = ClientApp()
+
+
+@client_app.query()
+def query(message: Message, context: Context) -> Message:
+    return _pass_on("query", message, context)
+
+
+@client_app.train()
+def train(message: Message, context: Context) -> Message:
+    return _pass_on("work", message, context)
+
+
+@client_app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    return _pass_on("work", message, context)
+
+
+def _pass_on(kind: str, message: Message, context: Context) -> Message:
+    asked = {
+        "kind": kind,
+        "node_config": dict(context.node_config),
+        "run_config": dict(context.run_config),
+        "run_id": context.run_id,
+    }
+    owner = [str(context.node_config[key]) for key in ("kit", "data", "state") if key in context.node_config]
+    if not owner:
+        return Message(respond(asked, message.content), reply_to=message)
+    with _connected("\n".join(owner)) as worker:
+        send(worker, json.dumps(asked).encode())
+        send(worker, encode(message.content))
+        return Message(decode(receive(worker)), reply_to=message)
+
+
+def encode(content: RecordDict) -> bytes:
+    return bytes(recorddict_to_proto(content).SerializeToString())
+
+
+def decode(data: bytes) -> RecordDict:
+    proto = Proto()
+    proto.ParseFromString(data)
+    return recorddict_from_proto(proto)
+
+
+def send(connection: socket.socket, data: bytes) -> None:
+    """One frame: its length in 8 bytes, then itself."""
+    connection.sendall(len(data).to_bytes(8, "little") + data)
+
+
+def receive(connection: socket.socket) -> bytes:
+    """One frame. Raises ConnectionError if the other end has gone."""
+    length = int.from_bytes(_exactly(connection, 8), "little")
+    if length > _LONGEST:
+        raise ConnectionError(f"a frame of {length} bytes")
+    return _exactly(connection, length)
+
+
+def _exactly(connection: socket.socket, length: int) -> bytes:
+    data = bytearray()
+    while len(data) < length:
+        part = connection.recv(min(1 << 20, length - len(data)))
+        if not part:
+            raise ConnectionError("the device's worker has ended; its log says why")
+        data += part
+    return bytes(data)
+
+
+@contextmanager
+def _connected(owner: str) -> Iterator[socket.socket]:
+    """A connection to the worker of `owner`, which is started if there is none."""
+    folder = _place(owner)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two messages at once start one worker
+        worker = _reach(folder / "socket") or _started(folder / "socket")
+    with worker:
+        yield worker
+
+
+def _place(owner: str) -> Path:
+    """A folder for the socket that is ours alone; short, as names of sockets must be."""
+    name = hashlib.sha256(f"{owner}\n{_ROOT}".encode()).hexdigest()[:16]
+    folder = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()) / f"fedkd-{os.getuid()}-{name}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise PermissionError(f"{folder} belongs to somebody else: remove it")
+    return folder
+
+
+def _reach(address: Path) -> socket.socket | None:
+    worker = socket.socket(socket.AF_UNIX)
+    try:
+        worker.connect(str(address))
+    except OSError:
+        worker.close()
+        return None
+    return worker
+
+
+def _started(address: Path) -> socket.socket:
+    address.unlink(missing_ok=True)
+    env = {**os.environ, "PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "simulations.deploy.worker", str(address), str(os.getppid())]
+    process = subprocess.Popen(command, env=env, cwd=_ROOT, stdin=subprocess.DEVNULL)
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end:
+        if worker := _reach(address):
+            return worker
+        if process.poll() is not None:
+            raise ChildProcessError(f"the device's worker has ended with code {process.returncode}; its log says why")
+        time.sleep(0.05)
+    process.kill()
+    raise TimeoutError(f"the device's worker has not started within {START_SECONDS:g} s")
+
+
+def respond(asked: dict[str, Any], content: RecordDict) -> RecordDict:
+    """What the worker does with a message. Imports torch."""
+    from simulations import flower
+
+    return flower.respond(
+        asked["kind"], content, asked["node_config"], asked["run_config"], run_id=int(asked["run_id"])
+    )

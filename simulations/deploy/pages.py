@@ -1,0 +1,60 @@
+"""Small YAML pages, strictly: every key is known, every value is of its type, all mistakes are told at once.
+
+A page is described by a dataclass, like a configuration; each mistake names its line.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from fedkd import plainyaml, schema
+from fedkd.errors import ConfigError, Mistake
+from fedkd.plainyaml import Value
+
+
+def read(path: Path, what: str, mend: str) -> schema.Draft:
+    """The page at `path`; if there is none, its folder is no `what`. Raises ConfigError."""
+    try:
+        content = plainyaml.read(path.read_text(encoding="utf-8"), str(path)).content
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(f"{path.parent} is no {what}: {path.name} is missing", mend=mend) from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"cannot be read: {reason}", where=str(path)) from error
+    if not isinstance(content, dict):
+        raise ConfigError("the file is no mapping of keys", where=str(path), mend="write lines like `port: 8000`")
+    sources = dict(_sources(content, (), str(path)))
+    plain = {key: value.plain for key, value in content.items()}
+    return schema.Draft(plain, {(): str(path), **sources})
+
+
+def check(cls: type[Any], draft: schema.Draft, prefix: schema.Path = ()) -> schema.Checked:
+    """The node at `prefix` as a `cls`, or None; and what is wrong with it."""
+    node: Any = draft.values
+    for part in prefix:
+        node = node[part]
+    if not isinstance(node, Mapping):
+        return None, [draft.mistake(prefix, "must be a mapping of keys")]
+    known = [field.name for field in fields(cls)]
+    unknown = [
+        Mistake(f"unknown key '{'.'.join((*prefix, key))}'", draft.source((*prefix, key)), schema.one_of(key, known))
+        for key in node
+        if key not in known
+    ]
+    value, mistakes = schema.check(cls, draft, prefix, only=known)
+    return value, unknown + mistakes
+
+
+def refuse(mistakes: Sequence[Mistake]) -> None:
+    """Raises ConfigError with all of them, if there are any."""
+    if mistakes:
+        first = mistakes[0]
+        raise ConfigError(first.what, where=first.where, mend=first.mend, mistakes=tuple(mistakes))
+
+
+def _sources(content: Mapping[str, Value], path: schema.Path, name: str) -> Iterator[tuple[schema.Path, str]]:
+    for key, value in content.items():
+        yield (*path, key), f"{name}:{value.line}"
+        if isinstance(value.content, dict):
+            yield from _sources(value.content, (*path, key), name)

@@ -1,0 +1,233 @@
+"""A deployment: who is in it and where its files are. Described by DIR/deployment.yaml.
+
+Device number i acts for client i of its runs: the number is given once and never changes.
+"""
+
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Le
+
+from fedkd import compose, plainyaml, schema
+from fedkd.errors import ConfigError, Mistake
+from simulations.deploy import files, names, pages
+from simulations.deploy.kit import Kit
+
+FILE = "deployment.yaml"
+SCHEMA = 1
+_FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
+_NONE = "fedkd deploy init DIR --address HOST --devices 3 makes one"
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device, and the client of federated learning that it acts for."""
+
+    name: str
+    client: int  # from 0; Flower's partition-id
+    fingerprint: str  # of its public key, as `ssh-keygen -l` shows it
+    student: str | None = None  # architecture; None: that of the run
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A folder with keys and certificates, and the devices they are for."""
+
+    folder: Path
+    address: str  # by which devices find the server
+    port: int
+    tls: bool
+    devices: tuple[Device, ...]  # in order of client
+    words: tuple[str, ...] = ()  # of the configuration of its runs; files by their absolute path
+
+    @property
+    def superlink(self) -> str:
+        """`host:port`, as Flower reads it."""
+        return names.with_port(self.address, self.port)
+
+    @property
+    def listen(self) -> str:
+        """The address that the server is bound to: only this machine's where no other can reach it."""
+        if names.is_loopback(self.address):
+            return "127.0.0.1" if names.ip(self.address) is None else self.address
+        return "::" if ":" in self.address else "0.0.0.0"
+
+    @property
+    def ca(self) -> Path:
+        """The certificate that every device trusts."""
+        return self.folder / "ca" / "ca.crt"
+
+    @property
+    def ca_key(self) -> Path:
+        return self.folder / "ca" / "ca.key"
+
+    @property
+    def server_certificate(self) -> Path:
+        return self.folder / "server" / "server.crt"
+
+    @property
+    def server_key(self) -> Path:
+        return self.folder / "server" / "server.key"
+
+    @property
+    def runs(self) -> Path:
+        return self.folder / "runs"
+
+    @property
+    def flwr_home(self) -> Path:
+        return self.folder / ".flwr"
+
+    @property
+    def logs(self) -> Path:
+        return self.folder / "logs"
+
+    def kit(self, name: str) -> Path:
+        """The folder that is copied to a device."""
+        return self.folder / "devices" / name
+
+    def load_kit(self, name: str) -> Kit:
+        """The kit as it is here; a device's owner may have changed that on the device. Raises ConfigError."""
+        return Kit.load(self.kit(name))
+
+    def public_key(self, name: str) -> Path:
+        """Of a device; stays here when the kit has gone."""
+        return self.folder / "server" / "keys" / f"{name}.pub"
+
+    def student_words(self) -> list[str]:
+        """The devices' architectures by client, in words of `fedkd run`; none if no device names one."""
+        found = [device.student for device in self.devices if device.student]
+        return [f"students=[{', '.join(found)}]"] if found else []
+
+    def run_words(self) -> list[str]:
+        """All words of its runs: the base configuration, and what follows from who is in it."""
+        return [*self.words, f"clients={len(self.devices)}", *self.student_words()]
+
+    def find(self, name: str) -> Device:
+        """The device of a name. Raises ConfigError."""
+        for device in self.devices:
+            if device.name == name:
+                return device
+        known = [device.name for device in self.devices]
+        raise ConfigError(f"there is no device '{name}'", where=str(self.folder), mend=schema.one_of(name, known))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Page:
+    schema: Literal[1]
+    address: str
+    port: Annotated[int, Ge(1), Le(65535)]
+    tls: bool
+    words: list[str]
+    devices: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Entry:
+    client: Annotated[int, Ge(0)]
+    fingerprint: str
+    student: str | None = None
+
+
+def exists(folder: Path) -> bool:
+    """Whether a folder holds a deployment, be it readable or not."""
+    return (folder / FILE).exists()
+
+
+def load(folder: Path) -> Deployment:
+    """The deployment in a folder. Raises ConfigError with all that is wrong with its description."""
+    folder = folder.resolve()
+    draft = pages.read(folder / FILE, "deployment", _NONE)
+    page, mistakes = pages.check(_Page, draft)
+    given = draft.values.get("devices")
+    entries = {}
+    for name in given if isinstance(given, Mapping) else ():
+        entries[name], more = pages.check(_Entry, draft, ("devices", name))
+        mistakes += more
+    pages.refuse(mistakes)
+    devices = [Device(name, entry.client, entry.fingerprint, entry.student) for name, entry in entries.items()]
+    pages.refuse(_wrong(page.address, devices, draft))
+    by_client = tuple(sorted(devices, key=lambda device: device.client))
+    words = tuple(_read_word(word, folder) for word in page.words)
+    return Deployment(folder, page.address, page.port, page.tls, by_client, words)
+
+
+def save(deployment: Deployment) -> None:
+    """Write the description, in one step. Raises FolderError."""
+    files.replace(deployment.folder / FILE, describe(deployment))
+
+
+def describe(deployment: Deployment) -> files.Content:
+    """The file deployment.yaml."""
+    write = plainyaml.write
+    lines = [
+        "# A deployment of fedkd. What may be edited: words, the configuration of its runs. All else follows from",
+        "# `fedkd deploy init` and `add`, and is known to the devices.",
+        f"schema: {SCHEMA}",
+        f"address: {write(deployment.address)}",
+        f"port: {deployment.port}",
+        f"tls: {write(deployment.tls)}",
+        "words:" if deployment.words else "words: []",
+        *(f"  - {write(_write_word(word, deployment.folder))}" for word in deployment.words),
+        "devices:",
+    ]
+    for device in deployment.devices:
+        entry = {"client": device.client, "student": device.student, "fingerprint": device.fingerprint}
+        lines.append(f"  {write(device.name)}: {write(entry)}")
+    return files.text("\n".join(lines) + "\n")
+
+
+def command(*words: str) -> str:
+    """Words as one line for a shell."""
+    return shlex.join(words)
+
+
+def is_file(word: str) -> bool:
+    """Whether a word of the command line names a YAML file."""
+    return "=" not in word and word.endswith((".yaml", ".yml"))
+
+
+def _wrong(address: str, devices: list[Device], draft: schema.Draft) -> list[Mistake]:
+    """What types alone do not tell."""
+    mistakes = []
+    if mend := names.address(address):
+        mistakes.append(draft.mistake(("address",), mend))
+    if sorted(device.client for device in devices) != list(range(len(devices))) or not devices:
+        clients = ", ".join(str(device.client) for device in devices) or "none"
+        mend = f"must be 0 to {len(devices) - 1}, each once" if devices else "name one at least"
+        mistakes.append(Mistake(f"the clients of devices are {clients}", draft.source(("devices",)), mend))
+    for device in devices:
+        path = ("devices", device.name)
+        if mend := names.device(device.name):
+            mistakes.append(Mistake(f"device '{device.name}'", draft.source(path), mend))
+        if not _FINGERPRINT.fullmatch(device.fingerprint):
+            mistakes.append(draft.mistake((*path, "fingerprint"), "ssh-keygen -l shows it: SHA256: and 43 letters"))
+    for device, mend in wrong_students(devices):
+        mistakes.append(draft.mistake(("devices", device.name, "student"), mend))
+    keys = [device.fingerprint for device in devices]
+    for key in names.twice(keys):
+        both = " and ".join(device.name for device in devices if device.fingerprint == key)
+        mistakes.append(Mistake(f"{both} have the same key", draft.source(("devices",)), "each device needs its own"))
+    return mistakes
+
+
+def wrong_students(devices: list[Device]) -> list[tuple[Device, str]]:
+    """Devices whose student does not exist, or is missing while others have one; with how to mend it."""
+    known, some = compose.options("students"), any(device.student for device in devices)
+    wrong = [
+        (device, schema.one_of(device.student, known)) for device in devices if device.student not in (None, *known)
+    ]
+    return wrong + [(d, "name one for each device, or for none") for d in devices if some and d.student is None]
+
+
+def _write_word(word: str, folder: Path) -> str:
+    """A file of the deployment's own by its relative path: the folder may be moved."""
+    path = Path(word)
+    return str(path.relative_to(folder)) if is_file(word) and path.is_relative_to(folder) else word
+
+
+def _read_word(word: str, folder: Path) -> str:
+    return str(folder / word) if is_file(word) else word

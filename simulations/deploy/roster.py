@@ -1,0 +1,147 @@
+"""Roster: which device acts for which client, who has joined, who is gone and who refuses to take part.
+
+Node ids of Flower are random; whose client a node is, it says itself when it is asked. A node is asked once a run.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from flwr.app import Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+from fedkd.errors import EngineError
+
+POLL = 0.25  # seconds between looks at a grid across a network
+GRACE = 60.0  # seconds that late devices get once enough are there
+_TEXT = 200  # characters of what a node says of itself
+
+
+@dataclass(frozen=True)
+class Member:
+    """A node that acts for a client."""
+
+    node: int
+    client: int
+    name: str
+    facts: Mapping[str, Any] = field(default_factory=dict)  # what it says of itself: versions, student, memory, threads
+
+
+class Roster:
+    """The devices of a run. `tell` is told of everybody who comes, goes or refuses."""
+
+    def __init__(
+        self,
+        grid: Grid,
+        clients: int,
+        tell: Callable[[str, str], None],
+        names: Mapping[int, str] | None = None,
+        keys: Mapping[int, int] | None = None,
+    ) -> None:
+        self.grid, self.clients, self.tell = grid, clients, tell
+        self.keys = dict(keys or {})  # client -> node id that its device's key is registered as
+        self.names = dict(names or {})  # client -> name, of devices that have not joined yet
+        self._members: dict[int, Member] = {}  # by client
+        self._asked: dict[str, int] = {}  # message id -> node that has not answered yet
+        self._refused: set[int] = set()  # nodes that take no part in this run
+
+    def name(self, client: int) -> str:
+        """What to call a client's device."""
+        return self.names.get(client, f"the device of client {client}")
+
+    def node(self, client: int) -> int | None:
+        """The node that acts for a client now, if there is one."""
+        member = self._members.get(client)
+        return member.node if member else None
+
+    def facts(self) -> list[dict[str, Any]]:
+        """What run.json keeps of the devices, by client."""
+        return [{"client": m.client, "name": m.name, **m.facts} for _, m in sorted(self._members.items())]
+
+    def wait(self, minimum: int, patience: float) -> None:
+        """Until everybody is there, or at least `minimum` and a grace is over. Raises EngineError after `patience`."""
+        end, grace = time.monotonic() + patience, None
+        while len(self._members) < self.clients:
+            self.refresh()
+            now = time.monotonic()
+            if len(self._members) >= minimum:
+                grace = grace or min(end, now + GRACE)
+                if now > grace:
+                    return
+            if now > end:
+                raise EngineError(
+                    f"after {patience:g} s {len(self._members)} of {self.clients} devices have joined, "
+                    f"{minimum} are needed",
+                    mend="look at the logs of the devices, and at what they were refused for above",
+                )
+            time.sleep(POLL)
+
+    def refresh(self) -> None:
+        """Look who is there; ask those who are new, listen to those who have answered. Waits for nobody."""
+        present = set(self.grid.get_node_ids())
+        for client, member in list(self._members.items()):
+            if member.node not in present:
+                del self._members[client]
+                self.tell(f"{member.name} is gone; its state is kept, it may come back", "warn")
+        self._refused &= present
+        known = {member.node for member in self._members.values()} | set(self._asked.values()) | self._refused
+        new = sorted(present - known)
+        for node in new:
+            taken = list(self.grid.push_messages([Message(RecordDict(), node, MessageType.QUERY)]))
+            if taken and taken[0]:
+                self._asked[taken[0]] = node
+        if self._asked:
+            self._listen(self.grid.pull_messages(list(self._asked)))
+
+    def _listen(self, replies: Iterable[Message]) -> None:
+        for reply in replies:
+            node = self._asked.pop(reply.metadata.reply_to_message_id, None)
+            if node is None:
+                continue
+            try:
+                self._admit(_introduction(reply, node, self.clients))
+            except _NotTaken as refusal:
+                self._refused.add(node)
+                self.tell(str(refusal), "warn")
+
+    def _admit(self, member: Member) -> None:
+        if self.keys.get(member.client, member.node) != member.node:
+            raise _NotTaken(
+                f"{member.name} is not taken: it says it is client {member.client}, which is another device's key"
+            )
+        holder = self._members.get(member.client)
+        if holder is not None:
+            raise _NotTaken(
+                f"{member.name} is not taken: {holder.name} is there as client {member.client} already; "
+                "two devices with one number: give one of them its own kit"
+            )
+        self._members[member.client] = member
+        self.names[member.client] = member.name
+        self.tell(f"{member.name} has joined as client {member.client}", "note")
+
+
+class _NotTaken(Exception):
+    """Why a node takes no part."""
+
+
+def _introduction(reply: Message, node: int, clients: int) -> Member:
+    """What a node says of itself, checked. Raises _NotTaken."""
+    if reply.has_error():
+        raise _NotTaken(f"node {node} is not taken: {str(reply.error.reason)[:_TEXT]} (code {reply.error.code})")
+    told: dict[str, Any] = dict(reply.content.get("node", {}))
+    said = {name: value for name, value in told.items() if _is_plain(value)}
+    name = str(said.pop("name", "")) or f"node {node}"
+    refused = said.pop("refused", "")
+    if refused:
+        raise _NotTaken(f"{name} takes no part: {refused}")
+    client = said.pop("partition-id", None)
+    said.pop("num-partitions", None)  # as of when its kit was made: devices may have been added since
+    if type(client) is not int or not 0 <= client < clients:
+        raise _NotTaken(f"{name} is not taken: it says it is client {client!r}, the run has clients 0 to {clients - 1}")
+    said.pop("device", None)
+    return Member(node, client, name, said)
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) <= _TEXT)

@@ -1,0 +1,250 @@
+"""`fedkd deploy run`: hands a run to the SuperLink, shows it live, and leaves its folder beside the deployment."""
+
+import json
+import os
+import shlex
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fedkd import compose, ledger
+from fedkd.errors import ConfigError, DeployError, RunError
+from fedkd.resolved import Resolved
+from simulations import progress, run_folder, runs, story
+from simulations.deploy import app, link, processes, server
+from simulations.deploy.plan import Deployment
+from simulations.options import Options
+from simulations.progress import Screen
+
+PUBLIC = Path("public") / "public.npz"  # below the deployment: images that everybody may see
+BEGIN_SECONDS = 120.0  # until the run's process must show: an import of torch on a busy machine
+POLL = 0.25
+STOP_SECONDS = 60.0
+
+Say = Callable[[str], None]
+
+
+def start(plan: Deployment, words: Sequence[str], options: Options, folder: Path | None = None) -> dict[str, Any]:
+    """Play a configuration on the devices of a deployment; the summary that `--json` prints. Raises FedkdError.
+
+    `folder` is where the run's own folder is made; None: beside the deployment.
+    """
+    folder = folder or plan.runs
+    with progress.make(options) as screen:
+        screen.phase("checking the configuration")
+        resolved = compose.resolve([*plan.run_words(), *words])
+        _check(plan, resolved)
+        place = _place(folder, resolved, options)
+        if place.exists():
+            where = f"fedkd deploy run DIR {place.name} --resume"
+            raise ConfigError(
+                f"there is a run '{place.name}' already", where="--name", mend=f"choose another, or: {where}"
+            )
+        return _play(plan, resolved, place, screen, is_resumed=False)
+
+
+def resume(plan: Deployment, wanted: str | None, options: Options) -> dict[str, Any]:
+    """Go on with a run of a deployment, the newest unfinished one if none is named. Raises FedkdError."""
+    folder = run_folder.find(plan.runs, wanted) if wanted else runs.newest_unfinished(plan.runs)
+    with progress.make(options) as screen:
+        if run_folder.state(folder) == "done":
+            screen.end([f"done   {folder} was finished before; nothing is left to play.  fedkd show {folder}"])
+            return runs.show(folder)
+        resolved = compose.from_yaml_file(folder / "config.yaml")
+        _check(plan, resolved)
+        return _play(plan, resolved, folder, screen, is_resumed=True)
+
+
+def public_set(plan: Deployment) -> Path | None:
+    """The server's file of public images, if there is one."""
+    path = plan.folder / PUBLIC
+    return path if path.exists() else None
+
+
+def _check(plan: Deployment, resolved: Resolved) -> None:
+    """What can be told before anything is sent. Raises ConfigError, DataError and DeployError."""
+    config = resolved.config
+    if config.clients != len(plan.devices):
+        raise ConfigError(
+            f"clients = {config.clients}, the deployment has {len(plan.devices)} devices",
+            where="clients",
+            mend="leave it out: each device is a client; fedkd deploy add makes more",
+        )
+    link.check(plan.address, plan.port, plan.ca if plan.tls else None)
+    from simulations.deploy import assembly  # torch: seconds
+
+    assembly.server(config, public_set(plan))
+
+
+def _place(folder: Path, resolved: Resolved, options: Options) -> Path:
+    if options.name is not None:
+        return run_folder.named(folder, options.name)
+    return run_folder.proposed(folder, resolved.config.strategy["name"], resolved.digest())
+
+
+def _play(plan: Deployment, resolved: Resolved, place: Path, screen: Screen, *, is_resumed: bool) -> dict[str, Any]:
+    screen.phase("handing it to the SuperLink")
+    flower_id = submit(plan, resolved, place, is_resumed=is_resumed)
+    follower = Follower(plan, resolved, place, flower_id, screen)
+    try:
+        follower.follow()
+    except KeyboardInterrupt:
+        screen.close()
+        screen.warn("asking the run to stop after the present job; it can be resumed")
+        stop(plan, place, flower_id)
+        with suppress(KeyboardInterrupt, RunError):
+            follower.follow()
+    return follower.end()
+
+
+def submit(plan: Deployment, resolved: Resolved, place: Path, *, is_resumed: bool) -> str:
+    """Send app and configuration to the SuperLink; gives Flower's id of the run. Raises DeployError."""
+    server.write_connection(plan)
+    config = replace(resolved, sources=dict.fromkeys(resolved.sources, "the run")).to_yaml()  # no names of files
+    names = {str(device.client): device.name for device in plan.devices}
+    given = {
+        "devices": True,
+        "config": config,
+        "runs": str(place.parent.absolute()),
+        "name": place.name,
+        "public": str(public_set(plan) or ""),
+        "names": json.dumps({"names": names, "nodes": server.nodes(plan)}),
+        "resume": is_resumed,
+        "plaintext": not plan.tls,
+    }
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="fedkd-app-") as folder:
+        place = app.stage(Path(folder) / "fedkd")
+        said = Path(folder) / "run.toml"
+        said.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in given.items()), encoding="utf-8")
+        command = ["flwr", "run", str(place), server.CONNECTION, "--run-config", str(said), "--format", "json"]
+        done = processes.run(command, processes.environment(plan.flwr_home), seconds=120.0)
+    found = server.read_json(done.stdout)
+    if not found.get("run-id"):
+        reason = (str(found.get("error-message") or "") or done.stderr or done.stdout).strip()[-500:]
+        raise DeployError(
+            f"the SuperLink does not take the run: {reason}",
+            where=plan.superlink,
+            mend=f"see {shlex.quote(str(plan.logs / 'server.log'))}",
+        )
+    return str(found["run-id"])
+
+
+def stop(plan: Deployment, folder: Path, flower_id: str | None = None) -> None:
+    """Ask a run to stop in order: its process here by signal, else through Flower."""
+    pid = holder(folder)
+    if pid is not None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGINT)
+            return
+    if flower_id is not None:
+        command = ["flwr", "stop", flower_id, server.CONNECTION]
+        processes.run(command, processes.environment(plan.flwr_home))
+
+
+def holder(folder: Path) -> int | None:
+    """The process that plays a run on this machine now."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        if run_folder.is_held(folder):
+            return int(json.loads((folder / "run.lock").read_text(encoding="utf-8"))["pid"])
+    return None
+
+
+class Follower:
+    """Shows a run by its folder, as its rows appear."""
+
+    def __init__(self, plan: Deployment, resolved: Resolved, folder: Path, flower_id: str, screen: Screen) -> None:
+        self.plan, self.resolved, self.screen, self.flower_id = plan, resolved, screen, flower_id
+        self.folder = folder
+        self.since = time.time()
+        self._rows, self._events, self._has_begun = 0, 0, False
+
+    def follow(self) -> None:
+        """Until the run has ended. Raises RunError if its process has died, or never began."""
+        begin = time.monotonic() + BEGIN_SECONDS
+        self.screen.phase("waiting for the run to begin")
+        while True:
+            is_held = run_folder.is_held(self.folder)
+            if is_held or self._has_ended():
+                self._show()
+            if self._has_ended():
+                return
+            if not is_held and (self._has_begun or time.monotonic() > begin):
+                if self._has_ended():  # it ended between the two looks
+                    continue
+                raise self._died()
+            self._has_begun = self._has_begun or is_held
+            time.sleep(POLL)
+
+    def end(self) -> dict[str, Any]:
+        """Show the last lines; the summary. Raises RunError if the run failed."""
+        found = runs.show(self.folder)
+        if found["status"] == "failed":
+            mend = f"fedkd deploy run {shlex.quote(str(self.plan.folder))} {self.folder.name} --resume"
+            raise RunError(str(found.get("error") or "the run failed"), where=str(self.folder), mend=mend)
+        if found["status"] == "done":
+            self.screen.end(story.closing(found, story.head(self.resolved, self.folder, "")))
+        else:
+            again = f"fedkd deploy run {shlex.quote(str(self.plan.folder))} {self.folder.name} --resume"
+            self.screen.end([f"stopped  after round {found['rounds']}; everything is saved.  {again}"])
+            found = {**found, "signal": found.get("signal", "SIGINT")}
+        return found
+
+    def _has_ended(self) -> bool:
+        """Whether the folder says so, and nobody is at work in it."""
+        with suppress(Exception):
+            info = run_folder.info(self.folder)
+            touched = (self.folder / "run.json").stat().st_mtime
+            return info.get("state") != "running" and touched >= self.since - 1 and not run_folder.is_held(self.folder)
+        return False
+
+    def _show(self) -> None:
+        for event in self._news("events.jsonl"):
+            if event.get("event") in ("warn", "note") and float(event.get("at", 0)) >= self.since - 1:
+                show = self.screen.note if event["event"] == "note" else self.screen.warn
+                show(str(event.get("what")))
+        rows, timings = (ledger.rows(self.folder / name) for name in ("metrics.jsonl", "timings.jsonl"))
+        if self.screen.head is None and (self.folder / "partition.json").exists():
+            self._rows = len([row for row in timings if row.get("at", 0) < self.since])
+            head = story.head(self.resolved, self.folder, f"{len(self.plan.devices)} devices")
+            self.screen.begin(head, rows[: self._rows])
+        if self.screen.head is None:
+            return
+        failures = self._failures()
+        for row, timing in list(zip(rows, timings, strict=False))[self._rows :]:
+            self.screen.round(row, timing["total"], failures.get(row["round"], ""))
+            self._rows += 1
+
+    def _failures(self) -> dict[int, str]:
+        """By round, the last thing that went wrong in it."""
+        found = {}
+        for row in ledger.rows(self.folder / ledger.EVENTS):
+            if row.get("event") == "failure":
+                text = " ".join(str(row.get("what")).split())[:100]
+                found[row["round"]] = f"client {row.get('client')}: {text}"
+        return found
+
+    def _news(self, name: str) -> list[ledger.Row]:
+        rows = ledger.rows(self.folder / name)
+        fresh, self._events = rows[self._events :], len(rows)
+        return fresh
+
+    def _died(self) -> RunError:
+        log = processes.run(["flwr", "log", self.flower_id, server.CONNECTION, "--show"], self._env())
+        text = "\n".join(line for line in log.stdout.splitlines()[-12:] if line.strip())
+        if not self._has_begun:
+            return RunError(f"the run did not begin; its log ends with\n{text}", where=self.plan.superlink)
+        again = f"fedkd deploy run {shlex.quote(str(self.plan.folder))} {self.folder.name} --resume"
+        return RunError(
+            "the process of the run has died; the state after its last round is safe",
+            where=str(self.folder),
+            mend=f"is the SuperLink running? Then: {again}",
+        )
+
+    def _env(self) -> dict[str, str]:
+        return processes.environment(self.plan.flwr_home)

@@ -1,0 +1,72 @@
+"""A device's resident worker: does one message after another, until its SuperNode is gone or nothing has come for long.
+
+python -m simulations.deploy.worker SOCKET PID        # of the process that it ends with
+"""
+
+import json
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+from contextlib import suppress
+from pathlib import Path
+
+from flwr.app import RecordDict
+
+from fedkd.engine import Failure
+from simulations import flower  # now, not with the first message: torch takes seconds
+from simulations.deploy import node, processes
+
+IDLE_SECONDS = 900.0  # then its memory is given back
+POLL = 1.0
+
+
+def main(address: Path, parent: int) -> None:
+    """Serve at a socket until it is time to end."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(address))
+        address.chmod(0o600)
+        server.listen(16)
+        server.settimeout(POLL)
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+        last = time.monotonic()
+        while time.monotonic() - last < IDLE_SECONDS:
+            with suppress(TimeoutError):
+                connection, _ = server.accept()
+                with connection:
+                    _serve(connection)
+                last = time.monotonic()
+
+
+def _serve(connection: socket.socket) -> None:
+    """One message. A peer that has gone does not end the worker; nor does an error in what it asked."""
+    connection.settimeout(None)
+    try:
+        asked = json.loads(node.receive(connection))
+        content = node.decode(node.receive(connection))
+        node.send(connection, node.encode(_respond(asked, content)))
+    except OSError as error:
+        print(f"worker  {type(error).__name__}: {error}", flush=True)
+
+
+def _respond(asked: dict[str, object], content: RecordDict) -> RecordDict:
+    try:
+        return node.respond(asked, content)
+    except Exception as error:  # noqa: BLE001  # the border: the run must learn of it and go on
+        traceback.print_exc()
+        unknown = Failure(client=0, round=0, what=f"{type(error).__name__}: {error}", cause="raised")
+        return flower.flower_codec.encode_result(unknown)
+
+
+def _end_with(parent: int) -> None:
+    """End this process, whatever it does, once another one is gone."""
+    born = processes.born(parent)
+    while born is not None and processes.born(parent) == born:
+        time.sleep(POLL)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

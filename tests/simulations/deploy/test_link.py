@@ -1,0 +1,112 @@
+"""The way to a SuperLink: what is wrong is said in the words of the end that can mend it."""
+
+import contextlib
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from fedkd.errors import DeployError
+from simulations.deploy import link
+
+Answer = Callable[[socket.socket], None]
+
+
+@contextlib.contextmanager
+def listening(answer: Answer) -> Iterator[int]:
+    """A server on a free port of loopback that answers each connection in its own way."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.1)
+        over = threading.Event()
+
+        def serve() -> None:
+            while not over.is_set():
+                with contextlib.suppress(OSError):
+                    connection, _ = server.accept()
+                    with connection:
+                        connection.settimeout(5)
+                        answer(connection)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield server.getsockname()[1]
+        finally:
+            over.set()
+            thread.join()
+
+
+def http(connection: socket.socket) -> None:
+    connection.recv(100)
+    connection.sendall(b"HTTP/1.1 404 Not Found\r\n\r\n")
+
+
+def hang_up(connection: socket.socket) -> None:
+    connection.recv(100)
+
+
+def test_nobody_there_is_said_at_once() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.raises(DeployError, match=r"(?s)no SuperLink answers.*fedkd deploy server") as caught:
+        link.check("127.0.0.1", port, None)
+    assert caught.value.code == 7
+
+
+def test_plaintext_to_plaintext_is_well() -> None:
+    with listening(http) as port:
+        link.check("127.0.0.1", port, None)
+
+
+def test_plaintext_to_a_port_with_tls_is_refused_and_not_retried_for_ever() -> None:
+    with listening(hang_up) as port, pytest.raises(DeployError, match="speaks TLS there, this end does not"):
+        link.check("127.0.0.1", port, None)
+
+
+def test_tls_to_a_plaintext_port_is_refused(ca: Path) -> None:
+    with listening(http) as port, pytest.raises(DeployError, match="does not speak TLS"):
+        link.check("127.0.0.1", port, ca)
+
+
+def test_a_name_that_nobody_knows() -> None:
+    with pytest.raises(DeployError, match="the name is unknown"):
+        link.check("no-such-host.invalid", 8000, None)
+
+
+def test_a_ca_that_cannot_be_read(tmp_path: Path) -> None:
+    broken = tmp_path / "ca.crt"
+    broken.write_text("no certificate")
+    with listening(hang_up) as port, pytest.raises(DeployError, match="the CA's certificate cannot be read"):
+        link.check("127.0.0.1", port, broken)
+
+
+@pytest.mark.parametrize(
+    ("message", "mend"),
+    [
+        ("certificate has expired", "deploy renew"),
+        ("certificate is not yet valid", "clock"),
+        ("IP address mismatch, certificate is not valid for '10.0.0.1'", "--address"),
+        ("self-signed certificate in certificate chain", "copy the kit again"),
+    ],
+)
+def test_each_refusal_says_how_to_mend_it(message: str, mend: str) -> None:
+    error = ssl.SSLCertVerificationError(message)
+    error.verify_message = message
+    assert mend in link._mend(error)
+
+
+@pytest.fixture
+def ca(tmp_path: Path) -> Path:
+    """Any certificate: the server here never shows one."""
+    source = ssl.get_default_verify_paths().cafile
+    if source is None or not Path(source).exists():
+        import certifi  # comes with flwr's HTTP client
+
+        source = certifi.where()
+    copy = tmp_path / "ca.crt"
+    copy.write_bytes(Path(source).read_bytes())
+    return copy

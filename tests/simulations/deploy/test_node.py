@@ -1,0 +1,130 @@
+"""The light ClientApp and the resident worker behind it: framed messages over a socket that is ours alone."""
+
+import os
+import socket
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from flwr.app import ConfigRecord, RecordDict
+
+from simulations.deploy import node, processes, worker
+
+CONTENT = RecordDict({"job": ConfigRecord({"round": 3, "words": ["a", "b"]})})
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ends = socket.socketpair()
+    yield ends
+    for end in ends:
+        end.close()
+
+
+def test_a_frame_comes_out_as_it_went_in(pair: tuple[socket.socket, socket.socket]) -> None:
+    data = bytes(range(256)) * 10_000  # more than a socket takes at once
+    sender = threading.Thread(target=node.send, args=(pair[0], data))
+    sender.start()
+    assert node.receive(pair[1]) == data
+    sender.join()
+
+
+def test_records_survive_the_way() -> None:
+    back = node.decode(node.encode(CONTENT))
+    assert dict(back["job"]) == {"round": 3, "words": ["a", "b"]}
+
+
+@pytest.mark.parametrize("sent", [b"", b"\x05", (9).to_bytes(8, "little") + b"half", (1 << 40).to_bytes(8, "little")])
+def test_a_frame_that_breaks_off_or_is_absurd_is_an_error(
+    pair: tuple[socket.socket, socket.socket], sent: bytes
+) -> None:
+    pair[0].sendall(sent)
+    pair[0].close()
+    with pytest.raises(ConnectionError):
+        node.receive(pair[1])
+
+
+def test_the_socket_lies_in_a_folder_of_ours(tmp_path: Path) -> None:
+    place = node._place("kit")
+    assert place.parent == tmp_path
+    assert stat.S_IMODE(place.stat().st_mode) == 0o700
+    assert node._place("kit") == place
+    assert node._place("another kit") != place
+
+
+def test_a_folder_that_others_may_write_in_is_refused() -> None:
+    node._place("kit").chmod(0o777)
+    with pytest.raises(PermissionError, match="belongs to somebody else"):
+        node._place("kit")
+
+
+def test_the_app_without_torch() -> None:
+    code = "import sys, simulations.deploy.node; sys.exit('torch' in sys.modules)"
+    root = Path(node.__file__).parents[2]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+
+
+def test_a_worker_answers_survives_nonsense_and_ends_with_its_parent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node, "respond", lambda asked, content: RecordDict({"said": ConfigRecord({"n": asked["n"]})}))
+    monkeypatch.setattr(worker, "POLL", 0.05)
+    monkeypatch.setattr(worker, "IDLE_SECONDS", 1.5)
+    address = tmp_path / "socket"
+    serving = threading.Thread(target=worker.main, args=(address, os.getpid()))
+    serving.start()
+    try:
+        with reach(address) as nonsense:
+            nonsense.sendall(b"not a frame")
+        with reach(address) as asking:
+            node.send(asking, b'{"n": 7}')
+            node.send(asking, node.encode(CONTENT))
+            assert dict(node.decode(node.receive(asking))["said"]) == {"n": 7}
+        assert stat.S_IMODE(address.stat().st_mode) == 0o600
+    finally:
+        serving.join(20)  # nothing comes any more: it gives its memory back
+    assert not serving.is_alive()
+
+
+def reach(address: Path) -> socket.socket:
+    found: list[socket.socket] = []
+
+    def connected() -> bool:
+        worker_end = node._reach(address)
+        found.extend([worker_end] if worker_end else [])
+        return bool(found)
+
+    import time
+
+    end = time.monotonic() + 10
+    while not connected():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return found[0]
+
+
+def test_a_worker_ends_when_its_supernode_is_gone(tmp_path: Path) -> None:
+    parent = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    root = Path(node.__file__).parents[2]
+    command = [sys.executable, "-m", "simulations.deploy.worker", str(tmp_path / "socket"), str(parent.pid)]
+    child = subprocess.Popen(command, cwd=root)
+    try:
+        with reach(tmp_path / "socket"):
+            pass
+        parent.kill()
+        parent.wait()
+        assert child.wait(20) == 0
+    finally:
+        for process in (child, parent):
+            process.kill()
+            process.wait()
+    assert processes.born(child.pid) is None
