@@ -31,7 +31,7 @@ RAY_SECONDS = 120.0  # for Ray to start and answer; 5 to 10 s are usual, 30 on a
 LITTLE_DISK, NO_DISK = 2e9, 2e8  # bytes: some hundred checkpoints of a small student; a single run
 LITTLE_MEMORY, NO_MEMORY = 2e9, 5e8  # bytes: a driver and two workers; a driver
 LITTLE_SHARED = 3e8  # bytes of /dev/shm: Ray's store then lies on disk
-FLOWER_PORTS = (9091, 9092, 9093)  # of a SuperLink
+FLOWER_PORTS = (8000, 9094)  # of a SuperLink and of a SuperNode
 _TRY_RAY = "from simulations import doctor; print(doctor.start_ray())"
 
 
@@ -173,8 +173,10 @@ def network() -> Check:
         return Check("network", "fail", f"loopback does not work: {error}", mend)
     if taken := [str(port) for port in FLOWER_PORTS if _is_taken(port)]:
         what = f"loopback works; in use already: port {', '.join(taken)}"
-        return Check("network", "warn", what, "a Flower SuperLink wants it: end the other one, or give other ports")
-    return Check("network", "ok", f"loopback works; ports {FLOWER_PORTS[0]} to {FLOWER_PORTS[-1]} are free")
+        return Check(
+            "network", "warn", what, "Flower wants it: end the other one, or give fedkd deploy init another --port"
+        )
+    return Check("network", "ok", f"loopback works; Flower's ports {' and '.join(map(str, FLOWER_PORTS))} are free")
 
 
 def torch() -> Check:

@@ -15,6 +15,21 @@ settings.register_profile("fedkd", max_examples=25, deadline=None, derandomize=T
 settings.load_profile("fedkd")
 
 
+LONGEST = (
+    "tests/simulations/deploy/test_deployed.py"  # minutes, most of them waiting: begun last, all would wait for it
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Workers of pytest-xdist take modules in our order, not those with most tests first."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest module first."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     """As in workers: the last bits of sums differ between one thread and two."""

@@ -160,14 +160,21 @@ def end_group(
     members = set(session(pid) if family is None else family)
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and any(born(each) for each in {pid, *members}):
-        poll()  # reaps it, if it is ours
-        time.sleep(0.1)
-    for each in {pid, *members, *session(pid)}:
-        if born(each):
+    _wait([pid], seconds, poll)  # it ends its own children first, in its own way
+    for number, patience in ((signal.SIGTERM, seconds / 4), (signal.SIGKILL, seconds)):
+        alive = [each for each in {pid, *members, *session(pid)} if born(each)]
+        for each in alive:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(each, signal.SIGKILL)
+                os.kill(each, number)
+        _wait(alive, patience, poll)
+
+
+def _wait(pids: Sequence[int], seconds: float, poll: Callable[[], object]) -> None:
+    """Until none of them runs, or the time is over; `poll` reaps those that are our own."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and any(born(each) for each in pids):
+        poll()
+        time.sleep(0.05)
 
 
 def session(pid: int) -> set[int]:

@@ -22,6 +22,7 @@ EDGE = (  # what a device needs of Python packages: the group `edge` of pyprojec
     "safetensors>=0.4",
     "rich>=13",
     "pillow>=10",
+    "cryptography>=42",
 )
 
 # The kit or deployment is the script's own folder, or the one above: found without `cd` and without substituting the

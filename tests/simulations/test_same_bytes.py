@@ -13,6 +13,7 @@ from fedkd import compose
 from fedkd.engine import Engine, Job, Result
 from fedkd.training import Site
 from simulations import runs
+from simulations.driver import Venue
 from simulations.options import Options
 from simulations.ray_pool import RayPool
 
@@ -61,7 +62,7 @@ def inline(folder: Path, seed: int) -> tuple[bytes, bytes]:
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_ray_writes_the_ledger_of_one_process(folder: Path, tmp_path: Path, pool: RayPool, seed: int) -> None:
-    found = ledger(tmp_path, "ray", seed, connect=lambda site: Lent(pool, site))
+    found = ledger(tmp_path, "ray", seed, venue=Venue(connect=lambda site, tell: Lent(pool, site)))
     assert found == inline(folder, seed)
 
 

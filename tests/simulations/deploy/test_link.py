@@ -5,12 +5,13 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from fedkd.errors import DeployError
-from simulations.deploy import link
+from simulations.deploy import certificates, link
 
 Answer = Callable[[socket.socket], None]
 
@@ -110,3 +111,59 @@ def ca(tmp_path: Path) -> Path:
     copy = tmp_path / "ca.crt"
     copy.write_bytes(Path(source).read_bytes())
     return copy
+
+
+# --- certificates of the deployment itself ---------------------------------------------------------------------------
+
+
+class Authority:
+    """A deployment's own CA, and servers with certificates that it has signed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.now = datetime.now(UTC)
+        self.signed = certificates.authority(self.now)
+        self.ca = self._write("ca.crt", self.signed.certificate_file.data)
+
+    def server(self, address: str, at: datetime | None = None) -> ssl.SSLContext:
+        made = certificates.server(self.signed, address, at or self.now)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(
+            self._write("server.crt", made.certificate_file.data), self._write("server.key", made.key_file.data)
+        )
+        return context
+
+    def _write(self, name: str, data: bytes) -> Path:
+        path = self.folder / name
+        path.write_bytes(data)
+        return path
+
+
+def shaking_hands(context: ssl.SSLContext) -> Answer:
+    def answer(connection: socket.socket) -> None:
+        with contextlib.suppress(ssl.SSLError), context.wrap_socket(connection, server_side=True) as safe:
+            safe.recv(1)
+
+    return answer
+
+
+def test_the_deployments_own_server_is_taken(tmp_path: Path) -> None:
+    ours = Authority(tmp_path)
+    with listening(shaking_hands(ours.server("127.0.0.1"))) as port:
+        link.check("127.0.0.1", port, ours.ca)
+
+
+def test_an_expired_certificate_names_the_end_that_can_mend_it(tmp_path: Path) -> None:
+    ours = Authority(tmp_path)
+    old = ours.server("127.0.0.1", ours.now - timedelta(days=400))
+    with listening(shaking_hands(old)) as port, pytest.raises(DeployError, match="expired") as caught:
+        link.check("127.0.0.1", port, ours.ca)
+    assert "on the server: fedkd deploy renew" in str(caught.value)
+
+
+def test_a_server_of_another_deployment_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    ours, other = Authority(tmp_path), Authority(tmp_path / "other")
+    with listening(shaking_hands(other.server("127.0.0.1"))) as port, pytest.raises(DeployError) as caught:
+        link.check("127.0.0.1", port, ours.ca)
+    assert "copy the kit again" in str(caught.value)
