@@ -183,7 +183,8 @@ def respond(
 
     if kind == "query":
         found = device.of(node_config)
-        said = found.introduce(text(run_config)) if found is not None else _plain_introduction(node_config)
+        told = (text(run_config), run_name(run_config, run_id))
+        said = found.introduce(*told) if found is not None else _plain_introduction(node_config)
         return RecordDict({"node": said})
     try:
         job = flower_codec.decode_job(content)
@@ -192,7 +193,9 @@ def respond(
             result = found.answer(job, text(run_config), run_name(run_config, run_id))
         else:
             result = _site(str(run_config.get("overrides", ""))).run(job)
-    except Exception as error:  # noqa: BLE001  # the border: the run must learn of it and go on
+    except Exception as error:  # the border: the run must learn of it and go on
+        if device.is_one(node_config):  # its worker tells what may be told
+            raise
         unknown = Job(task="train", client=0, round=0, payload=Payload())  # the engine knows which job it was
         result = engine.failure(unknown, error)
     return flower_codec.encode_result(result)

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import fedkd
 from fedkd import compose, engine
 from fedkd.config import RunConfig
 from fedkd.data import agreed
-from fedkd.engine import ClientState, Job, Reply, Result
+from fedkd.engine import ClientState, Failure, Job, Reply, Result
 from fedkd.errors import ConfigError, FedkdError
 from fedkd.training import Site
 from simulations.deploy import assembly, kit
@@ -47,7 +47,7 @@ class Device:
     state: Path
     limits: Limits = Limits()
 
-    def introduce(self, text: str) -> ConfigRecord:
+    def introduce(self, text: str, run: str) -> ConfigRecord:
         """What the device says of itself before a run; `refused` is why it takes no part, without telling its data."""
         said: dict[str, Any] = {
             "device": True,
@@ -62,7 +62,7 @@ class Device:
             said["memory-mb"] = self.limits.memory_mb
         try:
             config = configuration(text)
-            said["student"] = self.check(config)
+            said["student"] = self.check(config, text, run)
         except FedkdError as error:
             print(f"{self.name}  takes no part: {error}", flush=True)
             said["refused"] = _public(error)
@@ -71,7 +71,7 @@ class Device:
             said["refused"] = type(error).__name__
         return ConfigRecord(said)
 
-    def check(self, config: RunConfig) -> str:
+    def check(self, config: RunConfig, text: str, run: str) -> str:
         """Whether the device can and will take part; the student it would train. Raises FedkdError."""
         installed = _installed()
         if installed not in (None, fedkd.__version__):
@@ -82,7 +82,7 @@ class Device:
         if self.limits.strategies is not None and not kit.names_of(config.strategy) & {*self.limits.strategies}:
             chosen = config.strategy["name"]
             raise ConfigError(f"this device does not allow strategy '{chosen}'", mend="see strategies in its node.yaml")
-        site = self._site(config)
+        site = self._site(text, run)
         student = site.problem.architecture(self.client) or config.students.name
         if self.limits.students is not None and student not in self.limits.students:
             raise ConfigError(f"this device does not run student '{student}'", mend="see students in its node.yaml")
@@ -98,7 +98,7 @@ class Device:
     def answer(self, job: Job, text: str, run: str) -> Result:
         """Do a job with the device's own memory. Whatever goes wrong becomes a Failure."""
         try:
-            return self._answer(job, configuration(text), run)
+            result = self._answer(job, text, run)
         except FedkdError as error:
             print(f"{self.name}  {error}", flush=True)
             return engine.failed(job, _public(error), "raised")
@@ -106,18 +106,18 @@ class Device:
             print(f"{self.name}  {error}", flush=True)
             what = f"{type(error).__name__}: the device cannot keep its state: {error.strerror}"
             return engine.failed(job, what, "raised")
+        return self._covered(result) if isinstance(result, Failure) else result
 
-    def _answer(self, job: Job, config: RunConfig, run: str) -> Result:
+    def _answer(self, job: Job, text: str, run: str) -> Result:
         if job.client != self.client or job.task not in _TASKS:
             return engine.failed(job, f"this device acts for client {self.client} alone", "raised")
         memory = Memory(self.state, run, self.client)
         state, lost = self._recall(memory, job.state)
-        result = self._site(config).run(replace(job, state=state))
+        result = self._site(text, run).run(replace(job, state=state))
         if not isinstance(result, Reply) or job.task != "train":
             return result
         kept = stub(result.state, memory.save(result.state))
-        accuracy = "" if result.num_examples else " (no samples)"
-        print(f"{self.name}  round {job.round}: trained in {result.seconds:.1f} s{accuracy}", flush=True)
+        print(f"{self.name}  round {job.round}: trained in {result.seconds:.1f} s", flush=True)
         return replace(result, state=replace(kept, memory={**kept.memory, "lost": True}) if lost else kept)
 
     def _recall(self, memory: Memory, known: ClientState) -> tuple[ClientState, bool]:
@@ -130,14 +130,25 @@ class Device:
             return state, False
         return ClientState(epoch=known.epoch, position=known.position, last_round=known.last_round), True
 
-    def _site(self, config: RunConfig) -> Site:
-        torch.set_num_threads(1)  # bits differ between one and two threads
-        return assembly.device(config, self.data, self.client, self.state)
+    def _covered(self, failure: Failure) -> Failure:
+        """A failure as it may leave the device: words of an exception and its traceback may name files and values."""
+        if failure.cause != "raised" or not failure.detail:
+            return failure
+        print(f"{self.name}  {failure.what}\n{failure.detail}", flush=True)
+        return replace(failure, what=f"{failure.what.partition(':')[0]}: see the device's log", detail="")
+
+    def _site(self, text: str, run: str) -> Site:
+        return _site(text, run, self.data, self.client, self.state)
+
+
+def is_one(node_config: Mapping[str, Any]) -> bool:
+    """Whether a node has data of its own; else it is one of a simulation."""
+    return DATA in node_config or KIT in node_config
 
 
 def of(node_config: Mapping[str, Any]) -> Device | None:
     """The device that a node-config describes; None if the node is one of a simulation. Raises ConfigError."""
-    if DATA not in node_config and KIT not in node_config:
+    if not is_one(node_config):
         return None
     try:
         client, clients = (node_config[key] for key in ("partition-id", "num-partitions"))
@@ -162,6 +173,13 @@ def _of_kit(folder: Path, node_config: Mapping[str, Any], client: int, clients: 
     return Device(
         client=client, clients=clients, name=found.name, data=Path(str(data)), state=found.state, limits=limits
     )
+
+
+@lru_cache(maxsize=4)
+def _site(text: str, run: str, data: Path, client: int, account: Path) -> Site:
+    """Where a client's jobs are done. A worker reads the data once a run."""
+    torch.set_num_threads(1)  # bits differ between one and two threads
+    return assembly.device(configuration(text), data, client, account)
 
 
 @cache

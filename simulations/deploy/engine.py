@@ -17,6 +17,7 @@ from simulations.deploy.roster import POLL, Roster
 from simulations.inline import late
 
 MAX_REPLY = 1 << 28  # bytes of arrays in one reply: what is larger is refused before it is read
+DEADLINE = 3600.0  # seconds, where the configuration has none: a device that hangs must not hold the others for ever
 _NAMED = {"raised", "late", "lost"}  # causes whose words are about a machine: the device's name helps there
 _LOST = "lost"  # in a stub's memory: the device has no longer the version it was asked for
 
@@ -34,7 +35,7 @@ class EdgeEngine(Engine):
         self.grid, self.site, self.roster, self.tell, self.is_plaintext = grid, site, roster, tell, is_plaintext
 
     def run(self, jobs: Sequence[Job], deadline: float | None = None) -> Iterator[Result]:
-        end = None if deadline is None else time.monotonic() + deadline
+        end = time.monotonic() + (DEADLINE if deadline is None else deadline)
         self.roster.refresh()
         if self.is_plaintext and any(job.task == "train" and job.exchange == 0 for job in jobs):
             self.tell(PLAINTEXT, "warn")
@@ -60,8 +61,8 @@ class EdgeEngine(Engine):
     def facts(self) -> Mapping[str, Any]:
         return {"devices": self.roster.facts(), "tls": not self.is_plaintext}
 
-    def _collect(self, waiting: dict[str, Job], end: float | None) -> Iterator[Result]:
-        while waiting and (end is None or time.monotonic() < end):
+    def _collect(self, waiting: dict[str, Job], end: float) -> Iterator[Result]:
+        while waiting and time.monotonic() < end:
             replies = list(self.grid.pull_messages(list(waiting)))
             for reply in replies:
                 if job := waiting.pop(reply.metadata.reply_to_message_id, None):

@@ -55,8 +55,9 @@ def _respond(asked: dict[str, object], content: RecordDict) -> RecordDict:
     try:
         return node.respond(asked, content)
     except Exception as error:  # noqa: BLE001  # the border: the run must learn of it and go on
-        traceback.print_exc()
-        unknown = Failure(client=0, round=0, what=f"{type(error).__name__}: {error}", cause="raised")
+        traceback.print_exc()  # stays here: it may name files and values
+        what = f"{type(error).__name__}: see the device's log"
+        unknown = Failure(client=0, round=0, what=what, cause="raised")  # the engine knows whose it is
         return flower.flower_codec.encode_result(unknown)
 
 

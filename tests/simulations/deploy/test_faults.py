@@ -14,6 +14,7 @@ from edges import EdgeGrid
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 
 import fedkd
+from clients.supervised import Supervised
 from fedkd.engine import ClientState
 from fedkd.errors import EngineError, RunError
 from simulations import flower_codec, runs
@@ -224,6 +225,26 @@ def test_a_full_disk_on_a_device_is_its_failure_alone(
     assert [row["clients"] for row in rows(tmp_path)] == [{"ok": 2, "failed": 1, "late": 0, "rejected": 0}] * 3
     failures = [event for event in rows(tmp_path, "events.jsonl") if event["event"] == "failure"]
     assert "cannot keep its state: No space left on device [edge-2]" in failures[0]["what"]
+
+
+def test_what_went_wrong_inside_stays_inside(
+    tmp_path: Path, grid: EdgeGrid, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = Supervised.train
+
+    def train(self: Supervised, site: Any, job: Any) -> Any:
+        if job.client == 1:
+            raise RuntimeError("cannot read /home/someone/photos/cat.png")
+        return plain(self, site, job)
+
+    monkeypatch.setattr(Supervised, "train", train)
+    grid.play(tmp_path)
+    written = "".join(
+        path.read_text() for path in (tmp_path / "run").rglob("*") if path.suffix in {".jsonl", ".log", ".txt"}
+    )
+    assert "RuntimeError: see the device's log [edge-2]" in written
+    assert "photos" not in written
+    assert "photos/cat.png" in capsys.readouterr().out  # the device's own log
 
 
 def test_a_device_acts_for_its_own_client_alone(grid: EdgeGrid) -> None:
