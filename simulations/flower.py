@@ -183,9 +183,9 @@ def respond(
 
     if kind == "query":
         found = device.of(node_config)
-        told = (text(run_config), run_name(run_config, run_id))
-        said = found.introduce(*told) if found is not None else _plain_introduction(node_config)
-        return RecordDict({"node": said})
+        if found is None:
+            return RecordDict({"node": _plain_introduction(node_config)})
+        return RecordDict({"node": found.introduce(text(run_config), run_name(run_config, run_id))})
     try:
         job = flower_codec.decode_job(content)
         found = device.of(node_config)

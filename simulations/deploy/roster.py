@@ -129,6 +129,9 @@ def _introduction(reply: Message, node: int, clients: int) -> Member:
     """What a node says of itself, checked. Raises _NotTaken."""
     if reply.has_error():
         raise _NotTaken(f"node {node} is not taken: {str(reply.error.reason)[:_TEXT]} (code {reply.error.code})")
+    if "failure" in reply.content:  # its worker could not even ask the device
+        what = str(dict(reply.content["failure"]).get("what"))[:_TEXT]
+        raise _NotTaken(f"node {node} is not taken: {what}")
     told: dict[str, Any] = dict(reply.content.get("node", {}))
     said = {name: value for name, value in told.items() if _is_plain(value)}
     name = str(said.pop("name", "")) or f"node {node}"

@@ -152,6 +152,19 @@ def test_what_a_node_says_of_itself_is_checked(grid: EdgeGrid, said: dict[str, A
     assert any(why in text for text in told)
 
 
+def test_a_node_whose_worker_fails_is_told_of(grid: EdgeGrid) -> None:
+    def spoil(message: Message, reply: Message) -> Message:
+        if message.metadata.dst_node_id == node(grid, 1):
+            what = {"what": "KeyError: see the device's log", "cause": "raised"}
+            return Message(RecordDict({"failure": ConfigRecord(what)}), reply_to=message)
+        return reply
+
+    grid.spoil = spoil
+    told: list[str] = []
+    roster.Roster(grid, 3, lambda text, urgency: told.append(text)).refresh()
+    assert f"node {node(grid, 1)} is not taken: KeyError: see the device's log" in told
+
+
 # --- what a device refuses -----------------------------------------------------------------------------------------
 
 
