@@ -14,18 +14,18 @@ from typing import Any
 
 import torch
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
-from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid, ServerApp
 
 from fedkd import compose, engine
 from fedkd.border import MAX_REASON
-from fedkd.engine import ClientId, Engine, Job, Result
+from fedkd.engine import ClientId, Engine, Failure, Job, Result
 from fedkd.errors import ConfigError, EngineError
 from fedkd.payload import Payload
 from fedkd.resolved import Resolved
 from fedkd.training import Site
 from simulations import assemble, flower_codec, runs
+from simulations.deploy import node
 from simulations.driver import Venue
 from simulations.flower_codec import Malformed, Record
 from simulations.inline import late
@@ -33,6 +33,8 @@ from simulations.options import Options
 
 PATIENCE = 300.0  # seconds that nodes may take to appear; each assembles its site meanwhile
 POLL = 0.02  # seconds between looks at a grid that has nothing new; Flower offers no way to be woken
+
+NOBODY = "nobody acts for this client now"
 
 _CAUSES = {  # what an error reply of Flower is for us; all others: raised
     ErrorCode.MESSAGE_UNAVAILABLE: "late",
@@ -42,7 +44,6 @@ _CAUSES = {  # what an error reply of Flower is for us; all others: raised
 }
 
 server_app = ServerApp()
-client_app = ClientApp()
 
 
 class FlowerEngine(Engine):
@@ -58,23 +59,42 @@ class FlowerEngine(Engine):
         end = None if deadline is None else time.monotonic() + deadline
         waiting: dict[str, Job] = {}
         away = [job for job in jobs if job.task != "evaluate_pooled"]
-        if away and not self._nodes:
-            self._nodes = find_nodes(self.grid, self.patience)
-        for job, message in messages(away, lambda client: self._nodes[client % len(self._nodes)]):
+        at = self._locate(away)
+        for job, message in messages([job for job in away if job.client in at], at.__getitem__):
             taken = list(self.grid.push_messages([message]))
             if taken and taken[0]:
                 waiting[taken[0]] = job
             else:
-                yield engine.failed(job, f"the grid has no node {message.metadata.dst_node_id} any more", "lost")
+                what = f"the grid has no node {message.metadata.dst_node_id} any more"
+                yield self._about(engine.failed(job, what, "lost"))
+        for job in away:
+            if job.client not in at:
+                yield self._about(engine.failed(job, NOBODY, "lost"))
         for job in jobs:
             if job.task == "evaluate_pooled":
                 yield self.site.run(job)
         yield from self._collect(waiting, end)
         for job in waiting.values():
-            yield late(job)
+            yield self._about(late(job))
 
     def facts(self) -> Mapping[str, Any]:
         return {"nodes": len(self._nodes)}
+
+    def _locate(self, jobs: Sequence[Job]) -> Mapping[ClientId, int]:
+        """The node that acts for each client. All are there; if there are fewer than clients, they take turns."""
+        if jobs and not self._nodes:
+            self._nodes = find_nodes(self.grid, self.patience)
+        return {job.client: self._nodes[job.client % len(self._nodes)] for job in jobs}
+
+    def _heard(self, reply: Message, job: Job) -> Result:
+        return read(reply, job)
+
+    def _about(self, failure: Failure) -> Failure:
+        """A failure in this engine's own words."""
+        return failure
+
+    def _pause(self) -> float:
+        return POLL
 
     def _collect(self, waiting: dict[str, Job], end: float | None) -> Iterator[Result]:
         """Results as they come, by the message they answer: an error made by Flower has the wrong sender."""
@@ -82,9 +102,9 @@ class FlowerEngine(Engine):
             replies = list(self.grid.pull_messages(list(waiting)))
             for reply in replies:
                 if job := waiting.pop(reply.metadata.reply_to_message_id, None):
-                    yield read(reply, job)
+                    yield self._heard(reply, job)
             if not replies:
-                time.sleep(POLL)
+                time.sleep(self._pause())
 
 
 def messages(jobs: Sequence[Job], node_of: Callable[[ClientId], int]) -> Iterator[tuple[Job, Message]]:
@@ -152,24 +172,12 @@ def _partition(reply: Message, total: int) -> tuple[int, int]:
     return partition, partitions
 
 
-@client_app.query()
-def query(message: Message, context: Context) -> Message:
-    return _answered("query", message, context)
-
-
-@client_app.train()
-def train(message: Message, context: Context) -> Message:
-    return _answered("work", message, context)
-
-
-@client_app.evaluate()
-def evaluate(message: Message, context: Context) -> Message:
-    return _answered("work", message, context)
-
-
 def _answered(kind: str, message: Message, context: Context) -> Message:
     content = respond(kind, message.content, context.node_config, context.run_config, run_id=context.run_id)
     return Message(content, reply_to=message)
+
+
+client_app = node.app(_answered)
 
 
 def respond(

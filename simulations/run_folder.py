@@ -267,20 +267,27 @@ def _take_lock(path: Path) -> BinaryIO:
         raise FolderError(
             f"cannot be locked: {error.strerror}", where=str(path), mend="put runs on a local disk"
         ) from error
-    holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": f"{datetime.now():%H:%M}"}
+    mine = {"pid": os.getpid(), "host": socket.gethostname(), "since": f"{datetime.now():%H:%M}"}
     with writing(path):
         file.truncate(0)
-        file.write(json.dumps(holder).encode())
+        file.write(json.dumps(mine).encode())
         file.flush()
     return file
 
 
+def holder(path: Path) -> tuple[int, str] | None:
+    """The process that has the lock, and the same in words; None if there is none, or nobody knows which."""
+    if not is_held(path):
+        return None
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        said = json.loads((path / "run.lock").read_text(encoding="utf-8"))
+        return int(said["pid"]), f"process {said['pid']} on host {said['host']} since {said['since']}"
+    return None
+
+
 def _in_use(path: Path) -> FolderError:
-    try:
-        holder = json.loads((path / "run.lock").read_text(encoding="utf-8"))
-        who = f"process {holder['pid']} on host {holder['host']} since {holder['since']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        who = "another process"
+    found = holder(path)
+    who = found[1] if found else "another process"
     return FolderError(f"{path} is in use by {who}", mend="Wait, or choose --name")
 
 

@@ -17,7 +17,7 @@ Say = Callable[[str], None]
 def deployment(plan: Deployment, say: Say) -> int:
     """End everything of a deployment that runs on this machine."""
     for folder in run_folder.listed(plan.runs):
-        if submit.holder(folder) is not None:
+        if run_folder.holder(folder) is not None:
             _end_run(plan, folder, say)
     for device in plan.devices:
         place = plan.kit(device.name)

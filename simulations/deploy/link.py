@@ -2,7 +2,6 @@
 
 import socket
 import ssl
-import time
 from pathlib import Path
 
 from fedkd.errors import DeployError
@@ -37,18 +36,6 @@ def check(host: str, port: int, ca: Path | None, *, seconds: float = SECONDS) ->
             where=where,
             mend="start it with `fedkd deploy server DIR`, or check address, port and firewall",
         ) from error
-
-
-def wait(host: str, port: int, ca: Path | None, seconds: float) -> None:
-    """Until a SuperLink that has just been started answers. Raises the last DeployError."""
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            return check(host, port, ca)
-        except DeployError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.2)
 
 
 def _expect_plaintext(plain: socket.socket, where: str) -> None:

@@ -15,8 +15,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +30,14 @@ START_SECONDS = 180.0  # for a worker to import torch: 2 on a laptop, a minute o
 _ROOT = Path(__file__).parents[2]
 _LONGEST = 1 << 31  # bytes of a frame: Flower's own limit
 
-client_app = ClientApp()
 
-
-@client_app.query()
-def query(message: Message, context: Context) -> Message:
-    return _pass_on("query", message, context)
-
-
-@client_app.train()
-def train(message: Message, context: Context) -> Message:
-    return _pass_on("work", message, context)
-
-
-@client_app.evaluate()
-def evaluate(message: Message, context: Context) -> Message:
-    return _pass_on("work", message, context)
+def app(answer: Callable[[str, Message, Context], Message]) -> ClientApp:
+    """A ClientApp whose every message is answered by one function: `query`, or `work` for a job."""
+    made = ClientApp()
+    made.query()(partial(answer, "query"))
+    made.train()(partial(answer, "work"))
+    made.evaluate()(partial(answer, "work"))
+    return made
 
 
 def _pass_on(kind: str, message: Message, context: Context) -> Message:
@@ -61,6 +54,9 @@ def _pass_on(kind: str, message: Message, context: Context) -> Message:
         send(worker, json.dumps(asked).encode())
         send(worker, encode(message.content))
         return Message(decode(receive(worker)), reply_to=message)
+
+
+client_app = app(_pass_on)
 
 
 def encode(content: RecordDict) -> bytes:

@@ -6,7 +6,7 @@ import shlex
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -24,9 +24,7 @@ from simulations.progress import Screen
 PUBLIC = Path("public") / "public.npz"  # below the deployment: images that everybody may see
 BEGIN_SECONDS = 120.0  # until the run's process must show: an import of torch on a busy machine
 POLL = 0.25
-STOP_SECONDS = 60.0
-
-Say = Callable[[str], None]
+_FOLLOWED = (ledger.EVENTS, "metrics.jsonl", "timings.jsonl")
 
 
 def start(plan: Deployment, words: Sequence[str], options: Options, folder: Path | None = None) -> dict[str, Any]:
@@ -137,22 +135,14 @@ def submit(plan: Deployment, resolved: Resolved, place: Path, *, is_resumed: boo
 
 def stop(plan: Deployment, folder: Path, flower_id: str | None = None) -> None:
     """Ask a run to stop in order: its process here by signal, else through Flower."""
-    pid = holder(folder)
-    if pid is not None:
+    found = run_folder.holder(folder)
+    if found is not None:
         with suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, signal.SIGINT)
+            os.kill(found[0], signal.SIGINT)
             return
     if flower_id is not None:
         command = ["flwr", "stop", flower_id, server.CONNECTION]
         processes.run(command, processes.environment(plan.flwr_home))
-
-
-def holder(folder: Path) -> int | None:
-    """The process that plays a run on this machine now."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        if run_folder.is_held(folder):
-            return int(json.loads((folder / "run.lock").read_text(encoding="utf-8"))["pid"])
-    return None
 
 
 class Follower:
@@ -163,6 +153,7 @@ class Follower:
         self.folder = folder
         self.since = time.time()
         self._rows, self._events, self._has_begun = 0, 0, False
+        self._sizes: list[int] = []
 
     def follow(self) -> None:
         """Until the run has ended. Raises RunError if its process has died, or never began."""
@@ -170,13 +161,12 @@ class Follower:
         self.screen.phase("waiting for the run to begin")
         while True:
             is_held = run_folder.is_held(self.folder)
-            if is_held or self._has_ended():
+            has_ended = self._has_ended()  # looked at last: whoever has let go has written its end before
+            if is_held or has_ended:
                 self._show()
-            if self._has_ended():
+            if has_ended:
                 return
             if not is_held and (self._has_begun or time.monotonic() > begin):
-                if self._has_ended():  # it ended between the two looks
-                    continue
                 raise self._died()
             self._has_begun = self._has_begun or is_held
             time.sleep(POLL)
@@ -185,13 +175,11 @@ class Follower:
         """Show the last lines; the summary. Raises RunError if the run failed."""
         found = runs.show(self.folder)
         if found["status"] == "failed":
-            mend = f"fedkd deploy run {shlex.quote(str(self.plan.folder))} {self.folder.name} --resume"
-            raise RunError(str(found.get("error") or "the run failed"), where=str(self.folder), mend=mend)
+            raise RunError(str(found.get("error") or "the run failed"), where=str(self.folder), mend=self._again())
         if found["status"] == "done":
             self.screen.end(story.closing(found, story.head(self.resolved, self.folder, "")))
         else:
-            again = f"fedkd deploy run {shlex.quote(str(self.plan.folder))} {self.folder.name} --resume"
-            self.screen.end([f"stopped  after round {found['rounds']}; everything is saved.  {again}"])
+            self.screen.end([f"stopped  after round {found['rounds']}; everything is saved.  {self._again()}"])
             found = {**found, "signal": found.get("signal", "SIGINT")}
         return found
 
@@ -204,47 +192,51 @@ class Follower:
         return False
 
     def _show(self) -> None:
-        for event in self._news("events.jsonl"):
+        sizes = [path.stat().st_size if path.exists() else 0 for path in map(self.folder.joinpath, _FOLLOWED)]
+        if sizes == self._sizes and self.screen.head is not None:
+            return  # a look every quarter of a second, and nothing new: long ledgers are not read again
+        self._sizes = sizes
+        events, rows, timings = (ledger.rows(self.folder / name) for name in _FOLLOWED)
+        for event in events[self._events :]:
             if event.get("event") in ("warn", "note") and float(event.get("at", 0)) >= self.since - 1:
                 show = self.screen.note if event["event"] == "note" else self.screen.warn
                 show(str(event.get("what")))
-        rows, timings = (ledger.rows(self.folder / name) for name in ("metrics.jsonl", "timings.jsonl"))
+        self._events = len(events)
         if self.screen.head is None and (self.folder / "partition.json").exists():
             self._rows = len([row for row in timings if row.get("at", 0) < self.since])
             head = story.head(self.resolved, self.folder, f"{len(self.plan.devices)} devices")
             self.screen.begin(head, rows[: self._rows])
         if self.screen.head is None:
             return
-        failures = self._failures()
+        failures = _failures(events)
         for row, timing in list(zip(rows, timings, strict=False))[self._rows :]:
             self.screen.round(row, timing["total"], failures.get(row["round"], ""))
             self._rows += 1
-
-    def _failures(self) -> dict[int, str]:
-        """By round, the last thing that went wrong in it."""
-        found = {}
-        for row in ledger.rows(self.folder / ledger.EVENTS):
-            if row.get("event") == "failure":
-                text = " ".join(str(row.get("what")).split())[:100]
-                found[row["round"]] = f"client {row.get('client')}: {text}"
-        return found
-
-    def _news(self, name: str) -> list[ledger.Row]:
-        rows = ledger.rows(self.folder / name)
-        fresh, self._events = rows[self._events :], len(rows)
-        return fresh
 
     def _died(self) -> RunError:
         log = processes.run(["flwr", "log", self.flower_id, server.CONNECTION, "--show"], self._env())
         text = "\n".join(line for line in log.stdout.splitlines()[-12:] if line.strip())
         if not self._has_begun:
             return RunError(f"the run did not begin; its log ends with\n{text}", where=self.plan.superlink)
-        again = f"fedkd deploy run {shlex.quote(str(self.plan.folder))} {self.folder.name} --resume"
         return RunError(
             "the process of the run has died; the state after its last round is safe",
             where=str(self.folder),
-            mend=f"is the SuperLink running? Then: {again}",
+            mend=f"is the SuperLink running? Then: {self._again()}",
         )
 
     def _env(self) -> dict[str, str]:
         return processes.environment(self.plan.flwr_home)
+
+    def _again(self) -> str:
+        """The command that goes on with this run."""
+        return f"fedkd deploy run {shlex.quote(str(self.plan.folder))} {self.folder.name} --resume"
+
+
+def _failures(events: Sequence[ledger.Row]) -> dict[int, str]:
+    """By round, the last thing that went wrong in it."""
+    found = {}
+    for row in events:
+        if row.get("event") == "failure":
+            text = " ".join(str(row.get("what")).split())[:100]
+            found[row["round"]] = f"client {row.get('client')}: {text}"
+    return found

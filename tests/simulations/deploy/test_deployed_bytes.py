@@ -5,13 +5,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-import grids
 import pytest
 from edges import EdgeGrid
 
 from fedkd import compose
 from simulations import runs
-from simulations.deploy import roster
 from simulations.options import Options
 
 SMALL = ("rounds=2", "train.steps=2", "evaluate.probe=8", "evaluate.common=20", "data.min_samples=1")
@@ -29,10 +27,7 @@ if os.environ.get("FEDKD_SMOKE") == "all":
     STRATEGIES |= {name: public for name in compose.options("strategy") if name != "centralised"} | STRATEGIES
 
 
-@pytest.fixture(autouse=True)
-def _task(monkeypatch: pytest.MonkeyPatch) -> None:
-    grids.set_identity(monkeypatch)
-    monkeypatch.setattr(roster, "POLL", 0.001)
+pytestmark = pytest.mark.usefixtures("in_process")
 
 
 def simulated(folder: Path, grid: EdgeGrid) -> Path:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import grids
 import pytest
 import torch
 from edges import EdgeGrid
@@ -27,11 +26,7 @@ WORDS = ("strategy=knfu", "proxy=held-out", "proxy.size=40", "rounds=2", "train.
 AVERAGE = ("strategy=fedavg", "rounds=3", "train.steps=2", "evaluate.probe=0", "data.min_samples=1")
 
 
-@pytest.fixture(autouse=True)
-def _task(monkeypatch: pytest.MonkeyPatch) -> None:
-    grids.set_identity(monkeypatch)
-    monkeypatch.setattr(roster, "POLL", 0.001)
-    monkeypatch.setattr(roster, "GRACE", 0.01)
+pytestmark = pytest.mark.usefixtures("in_process")
 
 
 @pytest.fixture

@@ -3,12 +3,9 @@
 import json
 from pathlib import Path
 
-import grids
 import pytest
 from edges import EdgeGrid
 from pictures import pixels, write_folder
-
-from simulations.deploy import roster
 
 WORDS = (
     "data=own",
@@ -21,11 +18,7 @@ WORDS = (
 )
 
 
-@pytest.fixture(autouse=True)
-def _task(monkeypatch: pytest.MonkeyPatch) -> None:
-    grids.set_identity(monkeypatch)
-    monkeypatch.setattr(roster, "POLL", 0.001)
-    monkeypatch.setattr(roster, "GRACE", 0.01)
+pytestmark = pytest.mark.usefixtures("in_process")
 
 
 @pytest.fixture
