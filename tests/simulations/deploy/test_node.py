@@ -105,7 +105,7 @@ def reach(address: Path) -> socket.socket:
 
     import time
 
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60  # a worker imports torch first: 10 s were too few beside two busy processes
     while not connected():
         assert time.monotonic() < end
         time.sleep(0.02)
