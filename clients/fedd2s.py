@@ -4,6 +4,7 @@ Source: Atapour et al., arXiv 2402.10846, of which only the abstract could be re
 fedd2s.md 1.3 and 2.2. Server half: fedd2s.
 """
 
+import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
@@ -69,13 +70,11 @@ class FedD2S(Client):
 
     def terms(self, student: Student, batch: Batch, job: Job) -> Iterator[tuple[str, Tensor]]:
         order = orders.read(job.payload.numbers)
-        u, v = self._forward(student, batch.x, job, order)
+        u, v, of_head = self._forward(student, batch.x, job, order)
         yield "ce", losses.cross_entropy(u, batch.y)
-        if v is None:
-            return
-        if self.config.mu and order.depth < len(student) and orders.STUDENTS[order.student] != "through":
-            yield "head", self.config.mu * losses.cross_entropy(v, batch.y)
-        if self.config.lambda_c and "teacher" in batch.known:
+        if self.config.mu and of_head is not None:
+            yield "head", self.config.mu * losses.cross_entropy(of_head, batch.y)
+        if self.config.lambda_c and v is not None and "teacher" in batch.known:
             taught = batch.known["taught"]
             if bool(taught.any()):
                 share = float(taught.sum()) / len(batch.y)
@@ -93,8 +92,9 @@ class FedD2S(Client):
         if order.held_out and order.depth and len(trained.site.test_index[job.client]):
             numbers["held_out"] = trained.site.score(self, trained.student, job)
         samples = self._samples(trained.site, trained.student, job, order) if order.reports else {}
-        head = _local_head(trained.student, job, order) if order.reports else None
-        generator = {name: entry.detach() for name, entry in (head or {}).items()} if order.head_up else None
+        head = (_local_head(trained.student, job, order) if order.reports else None) or {}
+        told = {name: entry.detach() for name, entry in head.items() if not name.startswith("adapter.")}
+        generator = told if order.head_up else None
         return Payload(samples=samples, numbers=numbers, generator=generator)
 
     def _learnable(self, student: Student, job: Job, order: Order) -> Mapping[str, Tensor]:
@@ -107,20 +107,26 @@ class FedD2S(Client):
         tap = heads.tap(student, order.depth)
         return learnable | {f"local.{tap}.{n}": entry for n, entry in head.items() if not heads.is_statistic(n)}
 
-    def _forward(self, student: Student, x: Tensor, job: Job, order: Order) -> tuple[Tensor, Tensor | None]:
-        """u, the logits of the whole student, and v, those that learn from the federation; None if none do."""
-        depth = order.depth
+    def _forward(
+        self, student: Student, x: Tensor, job: Job, order: Order
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """u, the logits of the whole student; v, those that learn from the federation; those of a head beside it.
+
+        Where nothing is dropped v is u, and a head is there for its adapter's sake alone: no block feels it.
+        """
+        depth, name = order.depth, heads.tap(student, order.depth)
         if not 1 <= depth < len(student):
-            u = student(x)
-            return u, u if depth else None
+            u, found = student.taps(x, [name] if depth and order.adapter else [])
+            of_head = _federated(student, found[name].detach(), job, order) if found else None
+            return u, u if depth else None, of_head
         if self.config.ce_through:
-            name = heads.tap(student, depth)
             u, found = student.taps(x, [name])
             tap = found[name]
         else:
             tap = heads.through(student, x, 0, depth)
             u = heads.through(student, tap.detach(), depth, len(student))
-        return u, _federated(student, tap, job, order)
+        v = _federated(student, tap, job, order)
+        return u, v, None if orders.STUDENTS[order.student] == "through" else v
 
     @torch.no_grad()
     def _samples(self, site: Site, student: Student, job: Job, order: Order) -> Weights:
@@ -128,18 +134,22 @@ class FedD2S(Client):
         index = site.train_index[job.client][reported(site, job, order)]
         x, y = site.train.take(index)
         student.eval()
+        # One that reports before it trains may have no adapter yet.
+        adapter = _local_head(student, job, order) or (_new_head(site, student, job, order) if order.adapter else {})
         name, kept, said = heads.tap(student, order.depth), [], []
         for part in x.split(EVALUATION_BATCH):
             u, found = student.taps(part, [name])
             v = _federated(student, found[name], job, order) if order.depth < len(student) else None
-            kept.append(heads.pooled(found[name], order.pool))
+            tap = heads.pooled(found[name], order.pool)
+            kept.append(heads.adapted(adapter, tap) if order.adapter else tap)
             said.append(u if v is None else v)
         taps, logits = torch.cat(kept), torch.cat(said)
         small = torch.uint8 if site.problem.classes <= 256 else torch.int64
         if not order.per_class:
-            return {"taps": taps, "logits": logits, "labels": y.to(small)}
+            return {"taps": _covered(site, job, order, taps), "logits": logits, "labels": y.to(small)}
         labels, counts = y.unique(return_counts=True)
-        means = {"taps": heads.by_class(taps, y, labels), "logits": heads.by_class(logits, y, labels)}
+        taps = _covered(site, job, order, heads.by_class(taps, y, labels))
+        means = {"taps": taps, "logits": heads.by_class(logits, y, labels)}
         return means | {"labels": labels.to(small), "counts": counts}
 
 
@@ -152,8 +162,18 @@ def reported(site: Site, job: Job, order: Order) -> Tensor:
     return torch.randperm(size, generator=stream.torch())[: order.max_samples].sort().values
 
 
+def _covered(site: Site, job: Job, order: Order, taps: Tensor) -> Tensor:
+    """Taps as they leave the client: with Gaussian noise and in half precision, where these are asked for."""
+    if order.noise:
+        stream = seeds.stream(site.problem.seed, "tap noise", round=job.round, client=job.client).child(job.exchange)
+        draw = torch.Generator().manual_seed(secrets.randbits(63)) if site.is_device else stream.torch()
+        scale = order.noise * taps.square().mean().sqrt()
+        taps = taps + scale * torch.randn(taps.shape, generator=draw)
+    return taps.half() if order.is_half else taps
+
+
 def _federated(student: Student, tap: Tensor, job: Job, order: Order) -> Tensor | None:
-    """v at a depth below L: logits of the local head, of the server's, or of the dropped blocks held constant."""
+    """Logits of the local head on a tap, of the server's, or of the dropped blocks held constant."""
     is_training = student.training
     if orders.STUDENTS[order.student] == "through":
         constant = {name: entry.detach().clone() for name, entry in heads.of_dropped(student, order.depth).items()}
@@ -162,13 +182,21 @@ def _federated(student: Student, tap: Tensor, job: Job, order: Order) -> Tensor 
     if orders.STUDENTS[order.student] == "global_head":
         given = job.payload.generator
         return heads.logits(student, order.depth, kind, given, tap, training=False) if given else None
-    entries = _local_head(student, job, order)
-    return heads.logits(student, order.depth, kind, entries, tap, training=is_training) if entries else None
+    if (entries := _local_head(student, job, order)) is None:
+        return None
+    tap = heads.adapted(entries, tap) if order.adapter else tap
+    return heads.logits(student, order.depth, kind, entries, tap, training=is_training)
+
+
+def _has_local_head(student: Student, order: Order) -> bool:
+    """Whether a local head is in use: once blocks are dropped; behind an adapter, which must learn, before that too."""
+    deepest = len(student) if order.adapter else len(student) - 1
+    return 1 <= order.depth <= deepest and orders.STUDENTS[order.student] == "local_head"
 
 
 def _local_head(student: Student, job: Job, order: Order) -> Weights | None:
-    """The entries of the local head in use, if there is one."""
-    if not 1 <= order.depth < len(student) or orders.STUDENTS[order.student] != "local_head":
+    """The entries of the local head in use, if there is one; an adapter's are among them."""
+    if not _has_local_head(student, order):
         return None
     found: Weights | None = job.state.memory.get("heads", {}).get(heads.tap(student, order.depth))
     return found
@@ -179,7 +207,7 @@ def _with_local_head(site: Site, student: Student, job: Job, order: Order) -> Jo
 
     It comes from a stream of its own, so that runs that differ in the schedule alone draw the same batches.
     """
-    if not 1 <= order.depth < len(student) or orders.STUDENTS[order.student] != "local_head":
+    if not _has_local_head(student, order):
         return job
     tap, known = heads.tap(student, order.depth), job.state.memory.get("heads", {})
     entries = known.get(tap) or _new_head(site, student, job, order)
@@ -193,9 +221,14 @@ def _new_head(site: Site, student: Student, job: Job, order: Order) -> Weights:
         return heads.of_dropped(student, order.depth)
     problem, tap = site.problem.of(job.client), heads.tap(student, order.depth)
     whose = 0 if site.problem.common_init else job.client
-    stream = seeds.stream(problem.seed, "local head", client=whose).child(site.problem.architecture(job.client), tap)
+    stream = seeds.stream(problem.seed, "local head", client=whose)
+    own = stream.child(site.problem.architecture(job.client), tap)
     shape = heads.shapes(problem, order.pool)[tap]
-    return heads.build(problem, order.depth, heads.KINDS[order.head], shape, stream).weights
+    if not order.adapter:
+        return heads.build(problem, order.depth, heads.KINDS[order.head], shape, own).weights
+    # Heads behind adapters begin alike in all architectures, so that adapters learn to speak to the same head.
+    head = heads.build(problem, order.depth, "flat", (order.adapter,), stream.child("adapter"))
+    return {**heads.adapter(shape, order.adapter, own.child("adapter")), **head.weights}
 
 
 def _without_held_out(site: Site, job: Job, order: Order) -> Site:

@@ -156,7 +156,7 @@ def _check_named(kind: str, value: Any, expected: Expectation) -> None:
         raise Refused("names", f"{kind} is not a mapping of names to tensors")
     for name, tensor in value.items():
         dtype = getattr(tensor, "dtype", torch.float32)
-        wanted = dtype if dtype in {torch.float32, torch.int64, torch.uint8} else torch.float32
+        wanted = dtype if dtype in {torch.float32, torch.float16, torch.int64, torch.uint8} else torch.float32
         _check_tensor(f"{kind}: '{name}'", tensor, None, wanted)
         if tensor.dim() == 0 or len(tensor) > MAX_SAMPLES:
             raise Refused("size", f"{kind}: '{name}' has shape {tuple(tensor.shape)}, at most {MAX_SAMPLES} rows")

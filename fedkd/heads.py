@@ -2,7 +2,8 @@
 
 A tap of depth j is the output of block j; a head there is a student of its own, whose last block is called `head` too:
 `tail` a second copy of blocks j+1..L, the others one linear layer on the flattened tap (`flat`), on its average over
-space (`gap`) or on its average over 4 x 4 fields (`pool4`); on a tap without space these three are the same.
+space (`gap`) or on its average over 4 x 4 fields (`pool4`); on a tap without space these three are the same. An adapter
+before a `flat` head brings taps of any shape to one width, so that students of all architectures can share a head.
 Suffixes: N samples, B of a batch, C classes.
 """
 
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedkd import student as students
-from fedkd.optimisers import Sgd
+from fedkd.optimisers import Sgd, clipped
 from fedkd.payload import Weights
 from fedkd.problem import Problem
 from fedkd.seeds import Stream
@@ -97,6 +98,18 @@ def build(problem: Problem, depth: int, kind: str, shape: Sequence[int], stream:
     return students.build(partial(make, problem, depth, kind, shape), stream)
 
 
+def adapter(shape: Sequence[int], width: int, stream: Stream) -> Weights:
+    """Initial entries of a linear layer from a tap of `shape` a sample to `width` values, drawn from `stream`."""
+    size = torch.Size(shape).numel()
+    built = students.build(lambda: Student(OrderedDict(head=nn.Linear(size, width, device="meta"))), stream)
+    return {name.replace("head.", "adapter."): entry for name, entry in built.weights.items()}
+
+
+def adapted(entries: Weights, tap: Tensor) -> Tensor:
+    """A tap (B, ...) brought to the common width (B, d) by the adapter among these entries."""
+    return F.linear(tap.flatten(1), entries["adapter.weight"], entries["adapter.bias"])
+
+
 def logits(student: Student, depth: int, kind: str, entries: Weights, tap: Tensor, *, training: bool) -> Tensor:
     """Logits (B, C) of the head with these entries on a tap; of `student` only the make of its blocks counts."""
     if kind != "tail":
@@ -140,6 +153,7 @@ class Teaching:
     batch: int  # samples
     temperature: float
     weight: float  # of the clients' logits beside the labels
+    clip: float | None = None  # largest norm of a step's gradient
 
 
 def teach(head: Student, lesson: Lesson, sgd: Sgd, how: Teaching, stream: Stream) -> Mapping[str, float]:
@@ -156,7 +170,8 @@ def teach(head: Student, lesson: Lesson, sgd: Sgd, how: Teaching, stream: Stream
                 continue
             part = lesson.take(rows)
             found = dict(terms(part, head(part.taps), how.temperature, how.weight))
-            sgd.step(torch.autograd.grad(torch.stack(list(found.values())).sum(), sgd.parameters))
+            gradients = torch.autograd.grad(torch.stack(list(found.values())).sum(), sgd.parameters)
+            sgd.step(gradients if how.clip is None else clipped(gradients, how.clip))
             for name, value in found.items():
                 seen.setdefault(name, []).append(value.detach())
     return {name: float(torch.stack(values).mean()) for name, values in seen.items()}

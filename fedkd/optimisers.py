@@ -96,7 +96,7 @@ class Descent:
         """One update along the gradient of a scalar; parameters that the loss does not reach stay as they are."""
         gradients: Sequence[Tensor | None] = torch.autograd.grad(loss, self.parameters, allow_unused=True)
         if self.config.clip is not None:
-            gradients = _clipped(gradients, self.config.clip)
+            gradients = clipped(gradients, self.config.clip)
         if self._sgd is not None:
             self._sgd.step(gradients)
         elif self._adam is not None:
@@ -107,7 +107,7 @@ class Descent:
         return self._adam.memory() if self._adam is not None and self.config.moments == "keep" else {}
 
 
-def _clipped(gradients: Sequence[Tensor | None], most: float) -> tuple[Tensor | None, ...]:
+def clipped(gradients: Sequence[Tensor | None], most: float) -> tuple[Tensor | None, ...]:
     """The gradients, scaled down together if their common norm is above `most`."""
     given = [gradient for gradient in gradients if gradient is not None]
     norm = torch.stack([gradient.norm() for gradient in given]).norm()

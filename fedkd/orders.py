@@ -22,6 +22,9 @@ class Order:
     head: int = 0  # index in heads.KINDS
     is_copy: int = 0  # a local head starts as a copy of the blocks that it replaces
     pool: int = 0  # p: taps are averaged to p x p before they are used; 0 = as they are
+    adapter: int = 0  # d*: an adapter brings taps to so many values; 0 = none
+    is_half: int = 0  # taps are reported in half precision
+    noise: float = 0.0  # Gaussian, on taps that are reported, in units of their root mean square
     max_samples: int = 0  # rows a client reports, at most; 0 = all
     per_class: int = 0  # means by class are reported, not samples
     smoothing: float = 0.0  # the teacher is the label, smoothed by this; 0 = what the server sends
@@ -67,7 +70,7 @@ def check_samples(reply: Reply, order: Order, shape: tuple[int, ...], classes: i
     labels = samples.get("labels", torch.empty(0))
     rows, label_type = len(labels), torch.uint8 if classes <= 256 else torch.int64
     wanted: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
-        "taps": ((rows, *shape), torch.float32),
+        "taps": ((rows, *shape), torch.float16 if order.is_half else torch.float32),
         "logits": ((rows, classes), torch.float32),
         "labels": ((rows,), label_type),
     }

@@ -45,7 +45,8 @@ class State:
     plateau: Plateau
     round: int  # rounds over
     problem: Problem = field(metadata=values.CONSTANT)
-    shapes: Mapping[str, Mapping[str, tuple[int, ...]]] = field(metadata=values.CONSTANT)  # of taps, by architecture
+    # Of taps as they are reported, by architecture
+    shapes: Mapping[str, Mapping[str, tuple[int, ...]]] = field(metadata=values.CONSTANT)
 
 
 class FedD2S(Strategy[State]):
@@ -80,7 +81,11 @@ class FedD2S(Strategy[State]):
         stale: Literal["use", "skip"] = "use"  # logits made at another depth
         replay: bool = False  # absent clients' last reports are taught again
         client_weight: Literal["samples", "uniform"] = "samples"  # in a head's lesson
+        hetero: Literal["group", "adapter"] = "group"  # a head an architecture and tap, or one behind adapters
+        adapter_width: Annotated[int, Ge(1)] = 128  # of hetero=adapter: values that each tap is brought to
         tap_pool: Annotated[int, Ge(0)] = 0  # taps are averaged to so many fields a side; 0: as they are
+        tap_dtype: Literal["f32", "f16"] = "f32"  # in which taps are reported
+        tap_noise: Annotated[float, Ge(0)] = 0.0  # on reported taps, in units of their root mean square; 0: none
         max_samples: Annotated[int, Ge(1)] | None = None  # rows a client reports; null: all
         temperature: Annotated[float, Gt(0)] = 3.0  # T, both ways
         lambda_s: Annotated[float, Ge(0)] = 1.0  # weight of the clients' logits in a head's lesson
@@ -89,6 +94,7 @@ class FedD2S(Strategy[State]):
         server_lr: Annotated[float, Gt(0)] = 0.01  # SGD, its momentum afresh each round
         server_momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
         server_weight_decay: Annotated[float, Ge(0), Le(1)] = 5e-4
+        server_clip: Annotated[float, Gt(0)] | None = None  # largest norm of a head's gradient
 
     def init(self, problem: Problem, stream: Stream) -> State:
         self._check()
@@ -99,7 +105,9 @@ class FedD2S(Strategy[State]):
             if self.config.depth is not None and self.config.depth > blocks:
                 what = f"strategy.depth = {self.config.depth}, but a student has {blocks} blocks"
                 raise ConfigError(what, where="strategy.depth", mend=f"say 0 to {blocks}")
-            shapes[name] = heads.shapes(problem.alike(name), self.config.tap_pool)
+            found = heads.shapes(problem.alike(name), self.config.tap_pool)
+            adapted = self.config.hetero == "adapter"
+            shapes[name] = dict.fromkeys(found, (self.config.adapter_width,)) if adapted else found
         return State({}, {}, {}, {}, {}, Plateau(), 0, problem, shapes)
 
     def trips(self, round: int) -> int:
@@ -202,6 +210,9 @@ class FedD2S(Strategy[State]):
             head=heads.KINDS.index(config.head_arch),
             is_copy=int(config.head_init == "copy"),
             pool=config.tap_pool,
+            adapter=config.adapter_width if config.hetero == "adapter" else 0,
+            is_half=int(config.tap_dtype == "f16"),
+            noise=config.tap_noise,
             max_samples=config.max_samples or 0,
             per_class=int(config.knowledge == "per_class"),
             smoothing=config.epsilon if config.knowledge == "smoothing" else 0.0,
@@ -220,17 +231,31 @@ class FedD2S(Strategy[State]):
         blocks = len(state.problem.of(client).shape)
         if self.config.student != "global_head" or order.is_still or not 1 <= order.depth < blocks:
             return None
-        return state.heads.get(_key(state.problem, client, order.depth))
+        return state.heads.get(self._key(state.problem, client, order.depth))
 
     # --- teaching heads ---------------------------------------------------------------------------------------------
+
+    def _key(self, problem: Problem, client: ClientId, depth: int) -> str:
+        """A head's name: clients of one architecture share it at one tap; all share it behind adapters."""
+        if self.config.hetero == "adapter":
+            return "adapter"
+        architecture, tap = problem.architecture(client), heads.tap(problem.of(client).shape, depth)
+        return f"{architecture}:{tap}" if architecture else tap
+
+    def _groups(self, problem: Problem, uploads: Mapping[ClientId, Upload]) -> Mapping[str, list[ClientId]]:
+        """Who shares a head, each group in order of client."""
+        groups: dict[str, list[ClientId]] = {}
+        for client, upload in sorted(uploads.items()):
+            groups.setdefault(self._key(problem, client, upload.depth), []).append(client)
+        return groups
 
     def _distil(
         self, state: State, fresh: Mapping[ClientId, Upload], replies: Sequence[Reply], stream: Stream
     ) -> tuple[State, Findings]:
         """Teach one head a group; then each says what it thinks of its clients' rows."""
         uploads = {**state.uploads, **fresh} if self.config.replay else fresh
-        groups = _groups(state.problem, uploads)
-        current = sorted(_groups(state.problem, fresh))
+        groups = self._groups(state.problem, uploads)
+        current = sorted(self._groups(state.problem, fresh))
         found: list[Mapping[str, float]] = []
         taught: dict[str, Weights] = {}
         tables: dict[ClientId, Tensor] = {}
@@ -268,8 +293,8 @@ class FedD2S(Strategy[State]):
         if known := state.heads.get(key):
             head.load(known)
         elif self.config.head_init == "copy" and depth + 1 < len(problem.shape):
-            head.load(state.heads.get(_key(state.problem, client, depth + 1), {}))
-        sent = [r for r in replies if r.payload.generator and _key(state.problem, r.client, depth) == key]
+            head.load(state.heads.get(self._key(state.problem, client, depth + 1), {}))
+        sent = [r for r in replies if r.payload.generator and self._key(state.problem, r.client, depth) == key]
         if not sent:
             return head
         return head.load(heads.mean([r.payload.generator or {} for r in sent], [r.num_examples for r in sent]))
@@ -280,14 +305,16 @@ class FedD2S(Strategy[State]):
         for upload in uploads:
             counts = upload.samples.get("counts", torch.ones(len(upload.samples["labels"])))
             weights.append(counts / counts.sum() if self.config.client_weight == "uniform" else counts.float())
-        weight = torch.cat(weights)
         rows = {name: torch.cat([u.samples[name] for u in uploads]) for name in ("taps", "logits", "labels")}
-        return Lesson(rows["taps"], rows["logits"], rows["labels"].long(), weight * (len(weight) / weight.sum()))
+        weight = torch.cat(weights)
+        weight = weight * (len(weight) / weight.sum())
+        return Lesson(rows["taps"].float(), rows["logits"], rows["labels"].long(), weight)
 
     def _teach(self, head: heads.Student, lesson: Lesson, stream: Stream) -> Mapping[str, float]:
         config = self.config
         sgd = Sgd(list(head.parameters()), config.server_lr, config.server_momentum, config.server_weight_decay)
-        how = Teaching(config.server_epochs, config.server_batch, config.temperature, config.lambda_s)
+        lengths = config.server_epochs, config.server_batch
+        how = Teaching(*lengths, config.temperature, config.lambda_s, config.server_clip)
         found = heads.teach(head, lesson, sgd, how, stream)
         return {f"head_{name}": value for name, value in found.items() if torch.isfinite(torch.tensor(value))}
 
@@ -306,25 +333,18 @@ class FedD2S(Strategy[State]):
                 where="strategy.tap_pool",
                 mend="say strategy.head_arch=flat or gap, or strategy.tap_pool=0",
             )
+        if config.hetero == "adapter" and (config.head_arch, config.student) != ("flat", "local_head"):
+            raise ConfigError(
+                "strategy.hetero = adapter needs a flat head, which learns at its client: the head is "
+                f"'{config.head_arch}', and '{config.student}' learns",
+                where="strategy.hetero",
+                mend="say strategy.variant=adapter, or strategy.head_arch=flat and strategy.student=local_head",
+            )
 
 
 def _architectures(problem: Problem) -> list[str]:
     """Those of clients; an empty name if all are alike."""
     return sorted(set(problem.assigned)) or [""]
-
-
-def _key(problem: Problem, client: ClientId, depth: int) -> str:
-    """A head's name: clients of one architecture share it at one tap, others never do."""
-    architecture, tap = problem.architecture(client), heads.tap(problem.of(client).shape, depth)
-    return f"{architecture}:{tap}" if architecture else tap
-
-
-def _groups(problem: Problem, uploads: Mapping[ClientId, Upload]) -> Mapping[str, list[ClientId]]:
-    """Who shares a head, each group in order of client."""
-    groups: dict[str, list[ClientId]] = {}
-    for client, upload in sorted(uploads.items()):
-        groups.setdefault(_key(problem, client, upload.depth), []).append(client)
-    return groups
 
 
 def _of_classes(tables: Mapping[ClientId, Tensor], uploads: Mapping[ClientId, Upload]) -> Weights:

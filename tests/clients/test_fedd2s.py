@@ -219,3 +219,73 @@ def test_clients_of_one_seed_begin_with_the_same_head_unless_they_begin_apart():
     tiny.assert_same_weights(made(0, True), made(1, True))
     with pytest.raises(AssertionError):
         tiny.assert_same_weights(made(0, False), made(1, False))
+
+
+# Adapters, and taps that are covered before they leave
+
+ADAPTER = {"adapter": 6, "head": heads.KINDS.index("flat")}
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_an_adapter_learns_at_every_depth_and_brings_taps_to_one_width(depth):
+    at, state = site(), ClientState()
+    made = tiny.fit(fedd2s(mu=0.0), job(depth, **ADAPTER), at).state.memory["heads"]
+    for number in (1, 2):
+        reply = tiny.fit(fedd2s(), job(depth, samples=table(), state=state, number=number, **ADAPTER), at)
+        state = reply.state
+    (tap,) = state.memory["heads"]
+    entries = state.memory["heads"][tap]
+    assert not torch.equal(entries["adapter.weight"], made[tap]["adapter.weight"]) or depth < 3
+    assert reply.payload.samples["taps"].shape == (20, 6)
+    student = at.problem.initial().load(state.kept).eval()
+    x, _ = at.train.take(at.train_index[0])
+    _, found = student.taps(x, [tap])
+    assert torch.equal(reply.payload.samples["taps"], heads.adapted(entries, found[tap]))
+
+
+def test_while_nothing_is_dropped_an_adapter_changes_nothing_in_the_student():
+    plain = tiny.fit(fedd2s(), job(3, samples=table()), site()).state
+    beside = tiny.fit(fedd2s(), job(3, samples=table(), **ADAPTER), site()).state
+    tiny.assert_same_weights(plain.kept, beside.kept)
+    first = tiny.fit(fedd2s(mu=0.0, lambda_c=0.0), job(3, **ADAPTER), site()).state.memory["heads"]["hidden"]
+    assert not torch.equal(beside.memory["heads"]["hidden"]["adapter.weight"], first["adapter.weight"]), "it learns"
+
+
+def test_heads_behind_adapters_begin_alike_at_every_tap():
+    still = fedd2s(lambda_c=0.0, mu=0.0)
+    one, other = (tiny.fit(still, job(d, **ADAPTER), site(still)).state.memory["heads"] for d in (1, 2))
+    assert torch.equal(one["conv"]["head.weight"], other["hidden"]["head.weight"])
+    assert one["conv"]["adapter.weight"].shape != other["hidden"]["adapter.weight"].shape
+
+
+def test_an_adapter_stays_at_home():
+    sent = tiny.fit(fedd2s(), job(1, head_up=1, **ADAPTER), site()).payload.generator
+    assert set(sent) == {"head.weight", "head.bias"}
+
+
+def test_taps_in_half_precision_are_the_taps_rounded():
+    whole, half = (tiny.fit(fedd2s(), job(2, is_half=i), site()).payload.samples for i in (0, 1))
+    assert half["taps"].dtype == torch.float16
+    assert torch.equal(half["taps"], whole["taps"].half())
+    assert torch.equal(half["logits"], whole["logits"])
+
+
+def test_noise_on_taps_has_the_size_that_was_asked_for_and_is_another_in_every_round():
+    at = site()
+    bare = tiny.fit(fedd2s(), job(1), at).payload.samples
+    noisy, later = (tiny.fit(fedd2s(), job(1, noise=0.5, number=number), at).payload.samples for number in (1, 2))
+    first, second = noisy["taps"] - bare["taps"], later["taps"] - bare["taps"]
+    ratio = first.square().mean().sqrt() / bare["taps"].square().mean().sqrt()
+    assert ratio.item() == pytest.approx(0.5, rel=0.3)
+    assert not torch.equal(first, second)
+    assert torch.equal(noisy["logits"], bare["logits"])
+
+
+def test_noise_is_that_of_the_seed_in_simulation_and_nobodys_on_a_device():
+    def taps(at):
+        return tiny.fit(fedd2s(), job(1, noise=0.5), at).payload.samples["taps"]
+
+    assert torch.equal(taps(site()), taps(site()))
+    device = replace(site(), is_device=True)
+    assert not torch.equal(taps(device), taps(device))
+    assert not torch.equal(taps(device), taps(site()))

@@ -28,6 +28,8 @@ from strategies import fedd2s
         ({"drop_mode": "constant", "depth": 4}, "depth"),
         ({"head_arch": "gap", "head_init": "copy"}, "head_init"),
         ({"tap_pool": 2}, "tap_pool"),
+        ({"hetero": "adapter"}, "hetero"),
+        ({"hetero": "adapter", "head_arch": "flat", "student": "global_head"}, "hetero"),
     ],
 )
 def test_what_cannot_work_says_so_at_the_start(changes, word):
@@ -82,6 +84,15 @@ def test_a_report_that_is_not_what_was_asked_for_is_refused(lie):
     with pytest.raises(Refused) as refused:
         half.inspect(state, ordered(half, state), bad)
     assert refused.value.cause == cause
+
+
+def test_taps_must_come_in_the_precision_that_was_asked_for():
+    half, whole = strategy(tap_dtype="f16"), strategy()
+    in_half = reply(taps=reply().payload.samples["taps"].half())
+    half.inspect(begun(half), ordered(half, begun(half)), in_half)
+    for server, sent in ((half, reply()), (whole, in_half)):
+        with pytest.raises(Refused, match="taps"):
+            server.inspect(begun(server), ordered(server, begun(server)), sent)
 
 
 @pytest.mark.parametrize(
@@ -213,6 +224,22 @@ def test_class_means_weigh_by_their_counts():
     assert_close(lesson.weight, torch.tensor([15.0, 5, 7]) * 3 / 27)
     lesson = strategy(knowledge="per_class", client_weight="uniform")._lesson([means(0, [15, 5]), means(2, [7])])
     assert_close(lesson.weight, torch.tensor([0.75, 0.25, 1.0]) * 3 / 2)
+
+
+def test_a_heads_gradient_is_no_longer_than_it_may_be():
+    """Plain SGD: a step is the learning rate times the gradient's norm."""
+    plain = {"server_batch": 100, "server_epochs": 1, "server_momentum": 0.0, "server_weight_decay": 0.0}
+
+    def moved(**changes):
+        half = strategy(**plain, **changes)
+        after, _ = half.aggregate(begun(half), [reply(0)], STREAM)
+        kept, _ = strategy(**plain, server_lr=1e-30).aggregate(begun(half), [reply(0)], STREAM)
+        apart = [after.heads["hidden"][n] - kept.heads["hidden"][n] for n in kept.heads["hidden"]]
+        return float(torch.cat([each.flatten() for each in apart]).norm()) / 0.01
+
+    assert moved() > 0.1
+    assert moved(server_clip=0.1) == pytest.approx(0.1, rel=1e-3)
+    assert moved(server_clip=1e6) == pytest.approx(moved())
 
 
 def test_a_copy_begins_with_the_head_that_was_taught_one_block_deeper():

@@ -177,3 +177,43 @@ def test_it_serves_what_clients_keep_and_no_global_student():
     half = strategy()
     assert half.served(begun(half), None) is None
     assert half.served(begun(half), 0) is None
+
+
+# One head behind adapters
+
+
+def mixed(half, **changes):
+    problem = task(mixture={"deep": deep, "wide": wide}, assigned=("deep", "wide", "deep"))
+    return run(half, 6, problem=problem, **changes)
+
+
+ADAPTER = {"hetero": "adapter", "head_arch": "flat", "adapter_width": 6, "drop_period": 1}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"knowledge": "per_class"},
+        {"knowledge": "class_soft"},
+        {"exchange": "two_step"},
+        {"head_up": True},
+        {"tap_pool": 1, "tap_dtype": "f16", "tap_noise": 0.1, "server_clip": 1.0},
+        {"replay": True, "drop_mode": "plateau", "drop_patience": 1},
+    ],
+)
+def test_students_that_differ_share_one_head_behind_adapters(changes):
+    played, _ = mixed(strategy(**ADAPTER, **changes), clients_per_round=2)
+    assert not [failure for p in played for failure in p.failures]
+    state = played[-1].state.server
+    assert set(state.heads) == {"adapter"}
+    assert state.heads["adapter"]["head.weight"].shape == (tiny.CLASSES, 6)
+    assert {p.row["server"]["alone"] for p in played} == {0}
+
+
+def test_behind_adapters_all_taps_are_of_one_width():
+    """4 d* + 4 C + 1 bytes a sample, whatever the tap; half of the first in half precision."""
+    for dtype, size in (("f32", 4), ("f16", 2)):
+        played, _ = mixed(strategy(**ADAPTER, tap_dtype=dtype))
+        n = sum(SIZES)
+        assert {p.row["bytes"]["up"]["samples"] for p in played} == {n * (6 * size + 4 * tiny.CLASSES + 1)}
