@@ -15,19 +15,14 @@ settings.register_profile("fedkd", max_examples=25, deadline=None, derandomize=T
 settings.load_profile("fedkd")
 
 
-LONGEST = (
-    "tests/simulations/deploy/test_deployed.py"  # minutes, most of them waiting: begun last, all would wait for it
-)
-
-
 def pytest_configure(config: pytest.Config) -> None:
     """Workers of pytest-xdist take modules in our order, not those with most tests first."""
     config.option.loadscopereorder = False
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest module first."""
-    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+    """Deployments first: they take minutes, most of them waiting, and begun last all would wait for them."""
+    items.sort(key=lambda item: item.get_closest_marker("deployment") is None)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -34,6 +34,7 @@ STRATEGIES = {  # FedAvg is started by Flower's own command below
 QUIET = Options(quiet=True)
 
 pytestmark = [
+    pytest.mark.deployment,
     pytest.mark.timeout(600),
     pytest.mark.skipif(
         not (Path(sys.executable).parent / "flower-superlink").exists(), reason="Flower's commands are not installed"
