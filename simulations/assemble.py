@@ -39,15 +39,13 @@ def assemble(config: RunConfig) -> Assembly:
 
     Raises ConfigError (partition, student, halves that do not fit) and DataError (missing or damaged files).
     """
-    strategy, client = halves(config.strategy)
+    pair = halves(config.strategy)
     dataset = sources.load(config.data)
     held, public = deal(config, dataset)
     if config.evaluate.on == "validation":
         dataset, held = validation.instead_of_test(dataset, held, config.evaluate.validation, config.seed)
     problem = pose(config, dataset.shape, len(dataset.labels), tuple(map(len, held.train)), public)
-    strategy = fit(strategy, problem, config)
-    client = attach.attach(client, config, problem, strategy)
-    client = privacy.attach(client, config, problem, privacy.simulated)
+    strategy, client = match(pair, config, problem)
     strategy.init(problem, seeds.stream(config.seed, "server"))  # an algorithm that does not fit says so now
     probe = draw_probe(config.seed, len(dataset.test), min(config.evaluate.probe, len(dataset.test)))
     site = Site(
@@ -134,7 +132,19 @@ def pose(
     )
 
 
-def fit(strategy: Strategy[Any], problem: Problem, config: RunConfig) -> Strategy[Any]:
+def match(
+    pair: tuple[Strategy[Any], Client], config: RunConfig, problem: Problem, draw: privacy.Draw = privacy.simulated
+) -> tuple[Strategy[Any], Client]:
+    """Both halves of an algorithm as they work on a problem: fitted to its students, with parts, and under privacy.
+
+    `draw` makes the noise of reports. Raises ConfigError if they cannot.
+    """
+    strategy = _fit(pair[0], problem, config)
+    client = attach.attach(pair[1], config, problem, strategy)
+    return strategy, privacy.attach(client, config, problem, draw)
+
+
+def _fit(strategy: Strategy[Any], problem: Problem, config: RunConfig) -> Strategy[Any]:
     """The strategy for students as they are: itself, or one a group of clients with the same architecture.
 
     Raises ConfigError if it cannot work with a mixture, or needs a public set and has none.

@@ -11,7 +11,6 @@ from fedkd.data import own, public_pack
 from fedkd.data.public_pack import Public
 from fedkd.data.samples import Dataset, Samples
 from fedkd.errors import ConfigError
-from fedkd.parts import attach
 from fedkd.problem import Problem
 from fedkd.rounds import Experiment
 from fedkd.strategy import Strategy
@@ -29,17 +28,15 @@ def server(config: RunConfig, public: Path | None) -> Assembly:
     _refuse(config)
     dataset = own.load_server(config.data)
     shared = public_pack.read(public, config) if public is not None else Public()
-    strategy, client = assemble.halves(config.strategy)
-    problem = _pose(config, dataset, shared)
-    strategy = assemble.fit(strategy, problem, config)
-    if strategy.pools_data:
+    pair = assemble.halves(config.strategy)
+    if pair[0].pools_data:
         raise ConfigError(
             f"strategy '{config.strategy['name']}' trains on everybody's data in one place, which devices keep",
             where="strategy",
             mend="run it in simulation: fedkd run",
         )
-    client = attach.attach(client, config, problem, strategy)
-    client = privacy.attach(client, config, problem, privacy.simulated)  # judges what halves send; trains nobody
+    problem = _pose(config, dataset, shared)
+    strategy, client = assemble.match(pair, config, problem)
     strategy.init(problem, seeds.stream(config.seed, "server"))
     available = _num_pooled(problem, strategy, len(dataset.test))
     probe = assemble.draw_probe(config.seed, len(dataset.test), min(config.evaluate.probe, len(dataset.test)))
@@ -58,15 +55,8 @@ def device(config: RunConfig, data: Path, client: int, account: Path | None = No
     dataset = own.load_device(config.data, data, config.seed, client)
     pack = data / public_pack.NAME if data.is_dir() else data.parent / public_pack.NAME
     shared = public_pack.read(pack, config)
-    strategy, half = assemble.halves(config.strategy)
     problem = _pose(config, dataset, shared)
-    strategy = assemble.fit(strategy, problem, config)
-    half = attach.attach(half, config, problem, strategy)
-    if config.privacy.label_epsilon is not None:
-        draw = privacy.secret()
-        half = privacy.attach(half, config, problem, drawn_once(draw, account) if account is not None else draw)
-    else:
-        half = privacy.attach(half, config, problem, privacy.simulated)  # sizes in steps: nothing is drawn
+    _, half = assemble.match(assemble.halves(config.strategy), config, problem, _noise(config, account))
     test, common = dataset.test, None
     if shared.common is not None:
         common = torch.arange(len(test), len(test) + len(shared.common))
@@ -82,6 +72,14 @@ def device(config: RunConfig, data: Path, client: int, account: Path | None = No
         common=common,
         is_device=True,
     )
+
+
+def _noise(config: RunConfig, account: Path | None) -> privacy.Draw:
+    """Whence a device's noise comes; where none is asked for, it does not matter."""
+    if config.privacy.label_epsilon is None:
+        return privacy.simulated
+    draw = privacy.secret()
+    return draw if account is None else drawn_once(draw, account)
 
 
 def _refuse(config: RunConfig) -> None:
