@@ -34,8 +34,20 @@ class Refused(Exception):
     """Why a reply is of no use. `cause` is a word of `engine.Failure`."""
 
     def __init__(self, cause: str, what: str) -> None:
-        self.cause, self.what = cause, what[:MAX_REASON]
+        self.cause, self.what = cause, printable(what)
         super().__init__(self.what)
+
+
+def printable(text: str, most: int = MAX_REASON, keep: str = "") -> str:
+    """Words that a client may have chosen, as they may be shown: what could steer a terminal is escaped.
+
+    At most `most` characters; of those that cannot be printed the ones in `keep` stay as they are.
+    """
+    cut = text[:most]
+    if cut.isprintable():
+        return cut
+    shown = (c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in cut)
+    return "".join(shown)[:most]
 
 
 def admit(

@@ -18,7 +18,7 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid, ServerApp
 
 from fedkd import compose, engine
-from fedkd.border import MAX_REASON
+from fedkd.border import printable
 from fedkd.engine import ClientId, Engine, Failure, Job, Result
 from fedkd.errors import ConfigError, EngineError
 from fedkd.payload import Payload
@@ -121,7 +121,7 @@ def messages(jobs: Sequence[Job], node_of: Callable[[ClientId], int]) -> Iterato
 def read(reply: Message, job: Job) -> Result:
     """What a reply says about a job. Whatever is wrong with it becomes a Failure."""
     if reply.has_error():
-        what = f"Flower: {str(reply.error.reason)[:MAX_REASON]} (code {reply.error.code})"
+        what = f"Flower: {printable(str(reply.error.reason))} (code {reply.error.code})"
         return engine.failed(job, what, _CAUSES.get(reply.error.code, "raised"))
     try:
         return flower_codec.decode_result(reply.content, job)

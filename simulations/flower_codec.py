@@ -20,7 +20,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedkd import engine, values
-from fedkd.border import MAX_REASON
+from fedkd.border import printable
 from fedkd.engine import ClientState, Failure, Job, Reply, Result
 from fedkd.payload import KINDS, Numbers, Payload, Weights
 
@@ -41,7 +41,7 @@ class Malformed(ValueError):
 
     def __init__(self, what: str, cause: str) -> None:
         self.cause = cause
-        super().__init__(what[:MAX_REASON])
+        super().__init__(printable(what))
 
 
 def encode_job(job: Job, payload: Mapping[str, Record] | None = None) -> RecordDict:
@@ -181,8 +181,8 @@ def _failure(content: RecordDict, job: Job) -> Failure:
     told = _record(content, "failure", ConfigRecord)
     texts = {name: value if isinstance(value := told.get(name), str) else "" for name in ("what", "cause", "detail")}
     cause = texts["cause"] if texts["cause"] in _CAUSES else "raised"
-    what = texts["what"][:MAX_REASON] or "the client failed and does not say why"
-    return engine.failed(job, what, cause, texts["detail"][:_MAX_DETAIL])
+    what = printable(texts["what"]) or "the client failed and does not say why"
+    return engine.failed(job, what, cause, printable(texts["detail"], _MAX_DETAIL, keep="\n"))
 
 
 def _record(content: RecordDict, name: str, kind: type[R]) -> R:

@@ -11,10 +11,12 @@ from typing import Any
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
+from fedkd.border import printable
 from fedkd.errors import EngineError
 
 POLL = 0.25  # seconds between looks at a grid across a network
 GRACE = 60.0  # seconds that late devices get once enough are there
+ASK_AGAIN = 120.0  # seconds after which a node is asked anew: whoever was asked may have died with the question
 _TEXT = 200  # characters of what a node says of itself
 
 
@@ -43,7 +45,7 @@ class Roster:
         self.keys = dict(keys or {})  # client -> node id that its device's key is registered as
         self.names = dict(names or {})  # client -> name, of devices that have not joined yet
         self._members: dict[int, Member] = {}  # by client
-        self._asked: dict[str, int] = {}  # message id -> node that has not answered yet
+        self._asked: dict[str, tuple[int, float]] = {}  # message id -> node that has not answered yet, asked when
         self._refused: set[int] = set()  # nodes that take no part in this run
 
     def name(self, client: int) -> str:
@@ -85,20 +87,27 @@ class Roster:
                 del self._members[client]
                 self.tell(f"{member.name} is gone; its state is kept, it may come back", "warn")
         self._refused &= present
-        known = {member.node for member in self._members.values()} | set(self._asked.values()) | self._refused
+        now = time.monotonic()
+        joined = self._joined()
+        self._asked = {asked: (node, at) for asked, (node, at) in self._asked.items() if node in present - joined}
+        waiting = {node for node, at in self._asked.values() if now - at < ASK_AGAIN}
+        known = joined | waiting | self._refused
         new = sorted(present - known)
         for node in new:
             taken = list(self.grid.push_messages([Message(RecordDict(), node, MessageType.QUERY)]))
             if taken and taken[0]:
-                self._asked[taken[0]] = node
+                self._asked[taken[0]] = node, now
         if self._asked:
             self._listen(self.grid.pull_messages(list(self._asked)))
 
+    def _joined(self) -> set[int]:
+        return {member.node for member in self._members.values()}
+
     def _listen(self, replies: Iterable[Message]) -> None:
         for reply in replies:
-            node = self._asked.pop(reply.metadata.reply_to_message_id, None)
-            if node is None:
-                continue
+            node, _ = self._asked.pop(reply.metadata.reply_to_message_id, (None, 0.0))
+            if node is None or node in self._joined():
+                continue  # nobody asked, or it was asked twice and has answered twice
             try:
                 self._admit(_introduction(reply, node, self.clients))
             except _NotTaken as refusal:
@@ -128,12 +137,13 @@ class _NotTaken(Exception):
 def _introduction(reply: Message, node: int, clients: int) -> Member:
     """What a node says of itself, checked. Raises _NotTaken."""
     if reply.has_error():
-        raise _NotTaken(f"node {node} is not taken: {str(reply.error.reason)[:_TEXT]} (code {reply.error.code})")
+        reason = printable(str(reply.error.reason), _TEXT)
+        raise _NotTaken(f"node {node} is not taken: {reason} (code {reply.error.code})")
     if "failure" in reply.content:  # its worker could not even ask the device
-        what = str(dict(reply.content["failure"]).get("what"))[:_TEXT]
+        what = printable(str(dict(reply.content["failure"]).get("what")), _TEXT)
         raise _NotTaken(f"node {node} is not taken: {what}")
     told: dict[str, Any] = dict(reply.content.get("node", {}))
-    said = {name: value for name, value in told.items() if _is_plain(value)}
+    said = {printable(name, _TEXT): _plain(value) for name, value in told.items() if _is_plain(value)}
     name = str(said.pop("name", "")) or f"node {node}"
     refused = said.pop("refused", "")
     if refused:
@@ -144,6 +154,10 @@ def _introduction(reply: Message, node: int, clients: int) -> Member:
         raise _NotTaken(f"{name} is not taken: it says it is client {client!r}, the run has clients 0 to {clients - 1}")
     said.pop("device", None)
     return Member(node, client, name, said)
+
+
+def _plain(value: Any) -> Any:
+    return printable(value, _TEXT) if isinstance(value, str) else value
 
 
 def _is_plain(value: object) -> bool:

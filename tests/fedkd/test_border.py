@@ -212,6 +212,19 @@ def test_a_refusal_says_what_was_expected():
     assert found.what == "weights: 'head.weight': 12 of 12 values are not finite"
 
 
+@given(st.text() | st.text(st.characters(categories=["Cc", "Cf", "Cs", "Zl"])), st.integers(0, 60))
+def test_what_is_shown_of_a_clients_words_cannot_steer_a_terminal(text, most):
+    shown = border.printable(text, most)
+    assert shown.isprintable()
+    assert len(shown) <= most
+    assert shown == text[:most] or not text[:most].isprintable()
+
+
+def test_lines_are_kept_where_they_are_wanted():
+    assert border.printable("a\nb\x1b[2Jc", keep="\n") == "a\nb\\x1b[2Jc"
+    assert border.Refused("names", "kind\x07").what == "kind\\x07"
+
+
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
 tensors = st.builds(
     lambda shape, dtype, fill: torch.full(shape, fill).to(dtype),

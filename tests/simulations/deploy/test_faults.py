@@ -147,6 +147,41 @@ def test_what_a_node_says_of_itself_is_checked(grid: EdgeGrid, said: dict[str, A
     assert any(why in text for text in told)
 
 
+def test_what_a_node_says_cannot_steer_a_terminal(grid: EdgeGrid) -> None:
+    def spoil(message: Message, reply: Message) -> Message:
+        said = {"name": "edge\x1b[2J", "refused": "no\rdevice edge-1 has joined"}
+        return Message(RecordDict({"node": ConfigRecord(said)}), reply_to=message)
+
+    grid.spoil = spoil
+    told: list[str] = []
+    roster.Roster(grid, 3, lambda text, urgency: told.append(text)).refresh()
+    assert told == ["edge\\x1b[2J takes no part: no\\rdevice edge-1 has joined"] * 3
+
+
+def test_a_node_that_died_with_the_question_is_asked_again(grid: EdgeGrid, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = roster.Roster(grid, 3, lambda text, urgency: None)
+    grid.lose.add(node(grid, 1))
+    found.refresh()
+    grid.lose.clear()
+    found.refresh()
+    assert found.node(1) is None, "it may still be at work on its answer"
+    monkeypatch.setattr(roster, "ASK_AGAIN", 0.0)
+    found.refresh()
+    assert found.node(1) == node(grid, 1)
+
+
+def test_a_node_that_answers_twice_has_joined_once(grid: EdgeGrid, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    found = roster.Roster(grid, 3, lambda text, urgency: told.append(text))
+    monkeypatch.setattr(roster, "ASK_AGAIN", 0.0)
+    with monkeypatch.context() as slow:
+        slow.setattr(grid, "pull_messages", lambda ids: [])
+        found.refresh()
+    found.refresh()
+    found.refresh()
+    assert sorted(told) == [f"edge-{k + 1} has joined as client {k}" for k in range(3)]
+
+
 def test_a_node_whose_worker_fails_is_told_of(grid: EdgeGrid) -> None:
     def spoil(message: Message, reply: Message) -> Message:
         if message.metadata.dst_node_id == node(grid, 1):
