@@ -235,7 +235,7 @@ def test_an_adapter_learns_at_every_depth_and_brings_taps_to_one_width(depth):
         state = reply.state
     (tap,) = state.memory["heads"]
     entries = state.memory["heads"][tap]
-    assert not torch.equal(entries["adapter.weight"], made[tap]["adapter.weight"]) or depth < 3
+    assert not torch.equal(entries["adapter.weight"], made[tap]["adapter.weight"])
     assert reply.payload.samples["taps"].shape == (20, 6)
     student = at.problem.initial().load(state.kept).eval()
     x, _ = at.train.take(at.train_index[0])
