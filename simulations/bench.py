@@ -12,7 +12,8 @@ from typing import Any
 from fedkd import compose
 from fedkd.errors import EngineError
 from fedkd.resolved import Resolved
-from simulations import bench_view, ray_session
+from simulations import bench_costs, bench_view, ray_session
+from simulations.compare.cells import Grid
 from simulations.options import Options
 
 PER_ROUND = 50  # clients a round where memory is measured
@@ -26,6 +27,7 @@ class Effort:
     """How much is measured; all but `clients` and `workers` are repetitions."""
 
     rounds: int = 15
+    turns: int = 8  # rounds of each of several methods
     ray_rounds: int = 8
     exchanges: int = 10
     starts: int = 3
@@ -34,23 +36,44 @@ class Effort:
     workers: tuple[int, ...] = (1, 2)
 
 
-QUICK = Effort(rounds=3, ray_rounds=2, exchanges=2, starts=1, memory_rounds=2)
+QUICK = Effort(rounds=3, turns=3, ray_rounds=2, exchanges=2, starts=1, memory_rounds=2)
 
 
 def main(options: Options, overrides: Sequence[str], effort: Effort | None = None) -> int:
-    """Measure, and print tables or one JSON object. Raises FedkdError for a configuration that cannot be played."""
-    resolved = compose.resolve(overrides)  # before torch is imported: slips are answered at once
+    """Measure, and print tables or one JSON object. Raises FedkdError for a configuration that cannot be played.
+
+    Words that name several methods, as for `fedkd compare`, ask what a round of each costs.
+    """
+    effort = effort or Effort()
 
     def say(text: str) -> None:
         if not options.quiet:
             print(text, file=sys.stderr, flush=True)
 
-    found = measure(resolved, overrides, effort or Effort(), say)
+    if bench_costs.sought(overrides):
+        found, show = measure_several(bench_costs.check(overrides), effort, say), bench_view.show_costs
+    else:
+        # Resolved before torch is imported: slips are answered at once.
+        found, show = measure(compose.resolve(overrides), overrides, effort, say), bench_view.show
     if options.json:
         print(json.dumps(found))
     else:
-        bench_view.show(found)
+        show(found)
     return 0
+
+
+def measure_several(asked: Grid, effort: Effort, say: Callable[[str], None]) -> dict[str, Any]:
+    """What a round of each method costs, and on which machine."""
+    machine = _machine()
+    say("importing torch")
+    import torch
+
+    torch.set_num_threads(1)
+    shapes = {
+        setting: _configuration(asked.configuration((setting, asked.baseline), asked.seeds[0]), ())
+        for setting in asked.settings
+    }
+    return {"machine": machine, "settings": shapes, **bench_costs.measure(asked, effort.turns, say)}
 
 
 def measure(resolved: Resolved, words: Sequence[str], effort: Effort, say: Callable[[str], None]) -> dict[str, Any]:

@@ -65,6 +65,18 @@ def against_bare(assembly: Assembly, count: int) -> dict[str, Any]:
     }
 
 
+def in_turns(baseline: Assembly, other: Assembly, count: int) -> list[tuple[Mapping[str, float], Mapping[str, float]]]:
+    """Seconds by phase of `count` rounds of one and of another, the same cohorts, warm-up left out."""
+    engines = [(each.experiment, Inline(each.site)) for each in (baseline, other)]
+    states = [rounds.begin(experiment) for experiment, _ in engines]
+    pairs: list[tuple[Mapping[str, float], Mapping[str, float]]] = []
+    for _ in range(WARMUP + count):
+        played = [_play(*its, state) for its, state in zip(engines, states, strict=True)]
+        states = [each.state for each in played]
+        pairs.append((played[0].timings, played[1].timings))
+    return pairs[WARMUP:]
+
+
 def on_ray(assembly: Assembly, count: int, workers: int, exchanges: int) -> dict[str, Any]:
     """A pool against the inline engine, round by round; and what the pool takes to start and for a message."""
     experiment, inline = assembly.experiment, Inline(assembly.site)

@@ -20,17 +20,50 @@ def show(found: Mapping[str, Any]) -> None:
     console.print(*_tail(found), sep="\n", soft_wrap=True)
 
 
+def show_costs(found: Mapping[str, Any]) -> None:
+    """Print everything that `bench.measure_several` found."""
+    console = Console(highlight=False)
+    console.print(*_machine(found["machine"]), sep="\n", soft_wrap=True)
+    for setting, shape in found["settings"].items():
+        rows = [row for row in found["costs"] if row["setting"] == setting]
+        console.print()
+        console.print(f"{setting}{': ' if setting else ''}{_shape(shape)}", soft_wrap=True)
+        console.print(_costs(rows, found["baseline"]))
+    console.print()
+    above = [row["method"] for row in found["costs"] if row["ratio"] > found["limit"]]
+    mark = "miss" if above else "ok  "
+    text = f"{mark}  clients of a method / of {found['baseline']}: at most {found['limit']:g}"
+    console.print(text + (f"; above it: {', '.join(dict.fromkeys(above))}" if above else ""), soft_wrap=True)
+    for name, why in found["missing"].items():
+        console.print(f"warn  {name} was not measured: {why}", soft_wrap=True)
+
+
+def _costs(rows: Sequence[Mapping[str, Any]], baseline: str) -> Table:
+    table = _table("a round", "clients", f"x {baseline}", "middle half", "server")
+    for row in rows:
+        middle_half = f"{row['low']:.2f} to {row['high']:.2f}"
+        table.add_row(row["method"], _ms(row["clients"]), f"{row['ratio']:.2f}", middle_half, _ms(row["server"]))
+    return table
+
+
 def _head(found: Mapping[str, Any]) -> list[str]:
-    machine, chosen = found["machine"], found["configuration"]
+    chosen = found["configuration"]
+    return _machine(found["machine"], f"{chosen['strategy']} on {_shape(chosen)}")
+
+
+def _machine(machine: Mapping[str, Any], *lines: str) -> list[str]:
     load = "" if machine["load"] is None else f", load {machine['load']:.1f}"
-    lines = [
-        f"{machine['processor']}, {machine['cores']} cores{load}, Python {machine['python']}",
-        f"{chosen['strategy']} on {chosen['data']}, {chosen['students']}: {chosen['per_round']} of {chosen['clients']} "
-        f"clients a round, {chosen['steps'] or 'all'} steps of {chosen['batch']}",
-    ]
+    head = [f"{machine['processor']}, {machine['cores']} cores{load}, Python {machine['python']}", *lines]
     if machine["load"] and machine["load"] > BUSY * machine["cores"]:
-        lines.append("warn  this machine is busy: trust ratios more than times, and the speed-up of Ray not at all")
-    return lines
+        head.append("warn  this machine is busy: trust ratios more than times, and the speed-up of Ray not at all")
+    return head
+
+
+def _shape(chosen: Mapping[str, Any]) -> str:
+    return (
+        f"{chosen['data']}, {chosen['students']}: {chosen['per_round']} of {chosen['clients']} clients a round, "
+        f"{chosen['steps'] or 'all'} steps of {chosen['batch']}"
+    )
 
 
 def _tables(found: Mapping[str, Any]) -> list[Table]:

@@ -215,7 +215,13 @@ VERBS = {
     "doctor": Verb("check this machine: versions, memory, disk, data", ("fedkd doctor",), verbs.doctor, ()),
     "bench": Verb(
         "measure speed against a bare training loop on this machine",
-        ("fedkd bench", "fedkd bench preset=fedgen-mnist", "fedkd bench strategy=fedavg clients=20 --quick"),
+        (
+            "fedkd bench",
+            "fedkd bench preset=fedgen-mnist",
+            "fedkd bench strategy=fedavg clients=20 --quick",
+            "fedkd bench comparison=costs                   # a round of each method beside one of FedAvg",
+            "fedkd bench strategy=fedavg,scaffold,moon",
+        ),
         verbs.bench,
         (_WORDS, ("--quick", {"action": "store_true", "help": "few repetitions: a minute, and noisier"})),
     ),

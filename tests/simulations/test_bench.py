@@ -10,7 +10,7 @@ from clients.fedprox import FedProx
 from clients.supervised import Supervised
 from fedkd import compose, rounds
 from fedkd.errors import ConfigError, EngineError
-from simulations import bench, bench_measures, bench_memory, bench_view
+from simulations import bench, bench_costs, bench_measures, bench_memory, bench_view
 from simulations.assemble import Assembly
 from simulations.bench_loop import BareLoop
 from simulations.inline import Inline
@@ -183,6 +183,94 @@ def test_ray_and_memory_have_their_tables(capsys):
     out = capsys.readouterr().out
     for word in ("DIFFER", "2.00", "7 clients", "3 (1)", "too little of it", "busy", "stand-in"):
         assert word in out
+
+
+SEVERAL = ["strategy=fedavg,ditto", *WORDS[1:]]
+TURNS = bench.Effort(turns=2)
+
+
+def test_several_methods_are_played_in_turns_beside_the_baseline(capsys):
+    assert bench.main(Options(json=True), SEVERAL, TURNS) == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert (found["baseline"], found["rounds"], found["missing"]) == ("fedavg", 2, {})
+    assert [row["method"] for row in found["costs"]] == ["fedavg", "ditto"]
+    for row in found["costs"]:
+        assert 0 < row["low"] <= row["ratio"] <= row["high"]
+        assert min(row["clients"], row["server"]) > 0
+    assert "ditto: 2 rounds of it and of fedavg, in turns" in err
+
+
+def test_each_setting_has_its_table_and_its_own_baseline(capsys):
+    words = [*SEVERAL[:-2], "train.steps=1,3", "train.batch=8"]
+    assert bench.main(Options(quiet=True), words, TURNS) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert [out.count(word) for word in ("1 steps of 8", "3 steps of 8", "x fedavg")] == [1, 1, 2]
+
+
+def test_both_of_a_pair_play_the_same_cohorts_and_warm_up_is_left_out(monkeypatch):
+    seen = []
+
+    def play(experiment, engine, state):
+        seen.append((experiment, rounds.draw_cohort(experiment.config, state.round + 1)))
+        return rounds.play(experiment, engine, state)
+
+    monkeypatch.setattr(bench_measures, "_play", play)
+    one = assembly(Supervised(), FedAvg(), clients_per_round=2)
+    two = assembly(FedProx(), FedAvg(), clients_per_round=2)
+    assert len(bench_measures.in_turns(one, two, 3)) == 3
+    assert [each for each, _ in seen] == [one.experiment, two.experiment] * (3 + bench_measures.WARMUP)
+    assert [cohort for _, cohort in seen[::2]] == [cohort for _, cohort in seen[1::2]]
+
+
+def test_a_method_that_cannot_be_measured_is_named_with_its_reason_and_the_others_are(capsys, monkeypatch):
+    in_turns = bench_measures.in_turns
+
+    def fail_for_ditto(baseline, other, count):
+        if other.experiment.config.strategy["name"] == "ditto":
+            raise EngineError("client 1 failed: ValueError: no more disk")
+        return in_turns(baseline, other, count)
+
+    monkeypatch.setattr(bench_measures, "in_turns", fail_for_ditto)
+    assert bench.main(Options(quiet=True), SEVERAL, TURNS) == 0
+    out, _ = capsys.readouterr()
+    assert "warn  ditto was not measured: client 1 failed: ValueError: no more disk" in out
+    assert "fedavg   " in out
+
+
+def test_methods_above_the_goal_are_named(capsys):
+    row = {"setting": "", "clients": 1.0, "server": 0.0, "low": 1.0, "high": 1.0}
+    found = {
+        "machine": {"processor": "P", "cores": 2, "load": None, "python": "3"},
+        "settings": {"": dict.fromkeys(("data", "students", "per_round", "clients", "steps", "batch"), 1)},
+        "baseline": "fedavg",
+        "limit": 1.3,
+        "missing": {},
+    }
+    for ratio, line in ((1.3, "ok    clients"), (1.31, "miss  clients")):
+        bench_view.show_costs(found | {"costs": [row | {"method": "m", "ratio": ratio}]})
+        out = capsys.readouterr().out
+        assert line in out
+        assert ("above it: m" in out) == (ratio > 1.3)
+
+
+@pytest.mark.parametrize(
+    ("words", "is_several"),
+    [
+        (["comparison=costs"], True),
+        (["strategy=fedavg,fedgen"], True),
+        (["strategy=fedavg", "students={mlp: 0.5, lenet5: 0.5}", "run.yaml"], False),
+        (["rounds=2", "rounds=3"], False),
+    ],
+)
+def test_a_list_or_a_comparison_asks_for_several(words, is_several):
+    assert bench_costs.sought(words) == is_several
+
+
+def test_a_slip_among_several_is_told_before_anything_is_measured():
+    with pytest.raises(ConfigError, match="fedvag"):
+        bench.main(Options(), ["strategy=fedavg,fedvag"])
 
 
 PHASES = {phase: {"bare": 1.0, "inline": 1.0, "ratio": 1.0} for phase in (*bench_measures.PHASES, "cpu")}
