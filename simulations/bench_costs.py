@@ -62,8 +62,9 @@ def _assembled(asked: Grid, setting: str, method: str, count: int) -> "Assembly"
 
 
 def _row(pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> dict[str, float]:
+    from simulations import bench_measures
+
+    medians = bench_measures.medians(its for _, its in pairs)
     ratios = [its["busy"] / plain["busy"] for plain, its in pairs]
     low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
-    seconds = {"clients": "busy", "server": "server"}
-    medians = {name: statistics.median(its[phase] for _, its in pairs) for name, phase in seconds.items()}
-    return {**medians, "ratio": middle, "low": low, "high": high}
+    return {"clients": medians["busy"], "server": medians["server"], "ratio": middle, "low": low, "high": high}

@@ -103,11 +103,11 @@ def on_ray(assembly: Assembly, count: int, workers: int, exchanges: int) -> dict
         "speedup": statistics.median(one["total"] / two["total"] for one, two in counted),
         "is_equal": is_equal,
         "message": message,
-        "phases": {"inline": _phases(one for one, _ in counted), "ray": _phases(two for _, two in counted)},
+        "phases": {"inline": medians(one for one, _ in counted), "ray": medians(two for _, two in counted)},
     }
 
 
-def _phases(timings: Iterable[dict[str, float]]) -> dict[str, float]:
+def medians(timings: Iterable[Mapping[str, float]]) -> dict[str, float]:
     """Median seconds of each phase; `busy` is the sum of what the jobs of the clients took, wherever they ran."""
     found = list(timings)
     return {name: statistics.median(one[name] for one in found) for name in found[0]}
