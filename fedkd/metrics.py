@@ -42,6 +42,12 @@ def weight_drift(sent: Sequence[Weights], returned: Sequence[Weights]) -> dict[s
     }
 
 
+def distance(one: Weights, other: Weights) -> float:
+    """L2 distance of two students' weights over the learnable entries of `other`; BatchNorm statistics are left out."""
+    squares = [(one[n].double() - other[n].double()).square().sum() for n in other if ".running_" not in n]
+    return math.sqrt(math.fsum(map(float, squares)))
+
+
 def cosines(updates_KP: Tensor, mean_P: Tensor) -> Tensor:
     """Cosine of each update with their mean, (K,); 0 where one of them is 0.
 

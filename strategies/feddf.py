@@ -46,7 +46,8 @@ class FedDF(Strategy[State]):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Strategy.Config):
-        weighting: Literal["examples", "uniform"] = "examples"  # of the average; teachers always count alike
+        weighting: fusion.Weighting = "examples"  # of the average
+        teachers: fusion.Weighting = "uniform"  # of the mean of logits that teaches. Paper: uniform
         distil_steps: Annotated[int, Ge(0)] = 100  # Adam's, a round; 0 = FedAvg. Code: up to 10000, stopped early
         distil_batch: Annotated[int, Ge(1)] = 128  # public images a step
         distil_lr: Annotated[float, Gt(0)] = 1e-3  # Adam's, annealed to 0 along a cosine within the round
@@ -85,7 +86,7 @@ class FedDF(Strategy[State]):
         if self.config.distil_steps:
             x = public.images(state.problem)
             logits_KNC = said(state.problem, replies, x).double()
-            teacher_NC = logits_KNC.mean(0).softmax(1)  # the mean is of logits, not of probabilities
+            teacher_NC = self._mean(logits_KNC, replies).softmax(1)  # the mean is of logits, not of probabilities
             findings |= diagnostics.of_fused(logits_KNC.softmax(2), teacher_NC[None], public.labels(state.problem))
             weights, numbers = self._teach(state.problem, groups, weights, x, teacher_NC, stream)
             findings |= numbers
@@ -103,6 +104,11 @@ class FedDF(Strategy[State]):
     def _average(self, replies: Sequence[Reply]) -> Weights:
         return fusion.fuse_weights(replies, self._trust(replies))
 
+    def _mean(self, logits_KNC: Tensor, replies: Sequence[Reply]) -> Tensor:
+        if self.config.teachers == "uniform":
+            return logits_KNC.mean(0)
+        return torch.tensordot(fusion.by_examples(replies).flatten().double(), logits_KNC, 1)
+
     def _teach(
         self,
         problem: Problem,
@@ -116,15 +122,20 @@ class FedDF(Strategy[State]):
         taught, numbers = {}, []
         for name, theirs in groups.items():
             student = problem.alike(name).initial().load(averages[name], mean_statistics(theirs))
-            numbers.append(self._distil(student, x, teacher_NC, stream.child(name)))
+            before = judged(student, x, teacher_NC, public.labels(problem))
+            if before["gap"] >= NOTHING:
+                self._distil(student, x, teacher_NC, stream.child(name))
+            after = judged(student, x, teacher_NC, public.labels(problem))
             taught[name] = shared(problem, name, student)
+            numbers.append(
+                {f"{key}_before": value for key, value in before.items()}
+                | {f"{key}_after": value for key, value in after.items()}
+                | movement(averages[name], taught[name], theirs)
+            )
         return taught, metrics.mean_by_name(numbers)
 
-    def _distil(self, student: Student, x: Tensor, teacher_NC: Tensor, stream: Stream) -> dict[str, float]:
-        """Trains the student in place; gives its divergence from the teacher before and after, in nats."""
-        before = gap(teacher_NC, student, x)
-        if before < NOTHING:
-            return {"gap_before": before, "gap_after": before}
+    def _distil(self, student: Student, x: Tensor, teacher_NC: Tensor, stream: Stream) -> None:
+        """Trains the student in place."""
         config = self.config
         student.train(config.statistics == "moving")
         settings = TrainConfig(optimiser="adam", lr=config.distil_lr, clip=config.distil_clip)
@@ -137,12 +148,30 @@ class FedDF(Strategy[State]):
         known = {"teacher": teacher_NC.float()}
         batches = public.batches(x, known, config.distil_batch, stream, steps=config.distil_steps)
         training.descend(descent, batches, terms)
-        return {"gap_before": before, "gap_after": gap(teacher_NC, student, x)}
 
 
-def gap(teacher_NC: Tensor, student: Student, x: Tensor) -> float:
-    """KL(teacher || student) in nats, mean over the images; in float64, so that equals are 0."""
-    return float(losses.kl(teacher_NC, training.logits(student, x).double()).clamp(min=0))
+def judged(student: Student, x: Tensor, teacher_NC: Tensor, y_N: Tensor | None) -> dict[str, float]:
+    """gap: KL(teacher || student) in nats, mean over public images; accuracy, if they have labels.
+
+    In float64, so that the gap between equals is 0.
+    """
+    logits_NC = training.logits(student, x).double()
+    found = {"gap": float(losses.kl(teacher_NC, logits_NC).clamp(min=0))}
+    if y_N is not None and bool((kept_N := y_N >= 0).any()):
+        found["accuracy"] = float((logits_NC.argmax(1) == y_N)[kept_N].double().mean())
+    return found
+
+
+def movement(average: Weights, taught: Weights, replies: Sequence[Reply]) -> dict[str, float]:
+    """moved: L2 distance from the average to what became of it; moved_ratio: over the clients' mean distance from it.
+
+    Above a ratio of 1 distilling moves the average further than a client's round of training has moved its student
+    from the others'. Clients that are all alike have no such distance, and no ratio.
+    """
+    moved = metrics.distance(taught, average)
+    apart = [metrics.distance(reply.payload.weights or {}, average) for reply in replies]
+    spread = math.fsum(apart) / len(apart)
+    return {"moved": moved, "moved_ratio": moved / spread} if spread else {"moved": moved}
 
 
 def shared(problem: Problem, architecture: str, student: Student) -> Weights:

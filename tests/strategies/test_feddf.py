@@ -91,13 +91,43 @@ def test_the_average_comes_nearer_to_the_mean_of_logits():
 
 def test_the_teacher_is_the_mean_of_logits_and_not_of_probabilities(monkeypatch):
     problem, seen = posed(), []
-    monkeypatch.setattr(feddf, "gap", lambda teacher, student, x: (seen.append(teacher), 0.0)[1])
+    monkeypatch.setattr(feddf, "judged", lambda student, x, teacher, y: (seen.append(teacher), {"gap": 0.0})[1])
     each = [weights_of(problem, seed) for seed in (1, 2)]
     scaled = [{name: 20 * value for name, value in weights.items()} for weights in each]
     aggregate(problem, [reply(k, weights) for k, weights in enumerate(scaled)])
     logits = torch.stack([training.logits(problem.initial().load(w), X) for w in scaled])
     assert_close(seen[0], logits.double().mean(0).softmax(1))
     assert (seen[0] - logits.double().softmax(2).mean(0)).abs().max() > 0.01
+
+
+def test_teachers_count_by_examples_if_asked(monkeypatch):
+    problem, seen = posed(), []
+    monkeypatch.setattr(feddf, "judged", lambda student, x, teacher, y: (seen.append(teacher), {"gap": 0.0})[1])
+    each = [weights_of(problem, seed) for seed in (1, 2)]
+    aggregate(problem, [reply(k, w, size=1 + 2 * k) for k, w in enumerate(each)], teachers="examples")
+    one, two = (training.logits(problem.initial().load(w), X).double() for w in each)
+    assert_close(seen[0], (0.25 * one + 0.75 * two).softmax(1))
+
+
+def test_the_ledger_has_the_averages_own_accuracy_before_and_after_it_is_taught():
+    problem = posed()
+    each = [weights_of(problem, seed) for seed in range(3)]
+    replies = [reply(k, weights) for k, weights in enumerate(each)]
+    after, findings = aggregate(problem, replies, distil_steps=200, distil_lr=0.05)
+    average, _ = aggregate(problem, replies, distil_steps=0)
+    for name, state in (("accuracy_before", average), ("accuracy_after", after)):
+        said = training.logits(problem.initial().load(state.weights[""]), X).argmax(1)
+        assert findings[name] == pytest.approx(float((said == PUBLIC.samples.y).double().mean()))
+    assert findings["accuracy_before"] != findings["accuracy_after"]
+
+
+def test_a_student_that_is_moved_by_3_4_among_clients_at_distance_10_has_moved_by_half_of_it():
+    average = {"a": torch.zeros(1), "b": torch.zeros(1), "bn.running_mean": torch.zeros(1)}
+    taught = {"a": torch.tensor([3.0]), "b": torch.tensor([4.0]), "bn.running_mean": torch.full((1,), 100.0)}
+    sent = [{**average, "a": torch.tensor([value])} for value in (10.0, -10.0)]
+    found = feddf.movement(average, taught, [reply(k, weights) for k, weights in enumerate(sent)])
+    assert found == {"moved": 5.0, "moved_ratio": 0.5}
+    assert feddf.movement(average, average, [reply(0, average)]) == {"moved": 0.0}
 
 
 def test_replies_and_the_old_state_are_left_as_they_were():
@@ -184,8 +214,9 @@ def test_labels_are_for_the_ledger_only():
     one, with_labels = aggregate(posed(), [reply(k, weights_of(posed(), k)) for k in range(2)])
     two, without = aggregate(posed(proxy=UNLABELLED), [reply(k, weights_of(posed(), k)) for k in range(2)])
     tiny.assert_same_weights(one.weights[""], two.weights[""])
-    assert "teacher_accuracy" in with_labels
-    assert "teacher_accuracy" not in without
+    for name in ("teacher_accuracy", "accuracy_before", "accuracy_after"):
+        assert name in with_labels
+        assert name not in without
 
 
 @pytest.mark.parametrize(
