@@ -22,14 +22,18 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 import fedkd
-from fedkd import rounds, values
+from fedkd import plainjson, rounds, values
 from fedkd.engine import ClientId, ClientState
 from fedkd.errors import CheckpointError
 from fedkd.rounds import Experiment, RunState
 
 SCHEMA = 1  # of the files; another number cannot be read
 FILES = ("server.safetensors", "clients.safetensors", "state.json")
+MANIFEST = "manifest.json"
+LONGEST_MANIFEST = 1 << 16  # bytes; ours have 600
 _NAME = re.compile(r"round-(\d{4,})")
+# What reading values raises where the bytes are whole and make no sense.
+_UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, OverflowError, SafetensorError)
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Commit:
 
 
 class _Damaged(Exception):
-    """A checkpoint whose bytes are not those that were committed."""
+    """A checkpoint that is not what was committed: other bytes, or bytes that no commit of ours can have."""
 
 
 def commit(folder: Path, state: RunState, lengths: Mapping[str, int], digest: str, score: float | None = None) -> Path:
@@ -73,13 +77,13 @@ def load(folder: Path, experiment: Experiment, digest: str, warn: Callable[[str]
     damaged: list[str] = []
     for path in reversed(committed(folder)):
         try:
-            contents = _read(path, digest)
+            found = _restore(_read(path, digest), experiment, path)
         except _Damaged as damage:
             damaged.append(f"checkpoint round {_number(path)} is damaged ({damage})")
             continue
         for text in damaged:
             warn(f"{text}; continuing from round {_number(path)}, results stay identical")
-        return _restore(contents, experiment, path)
+        return found
     if damaged:
         raise CheckpointError(
             f"none is whole: {'; '.join(damaged)}",
@@ -95,9 +99,13 @@ def committed(folder: Path) -> list[Path]:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove all commits but the `keep` newest and the best, which is the earliest of those with the highest score."""
-    paths = committed(folder)
-    scores = {path: score for path in paths if (score := _score(path)) is not None}
+    """Remove all commits but the `keep` newest and the best, which is the earliest of those with the highest score.
+
+    A folder under another round's name is somebody's copy: it takes no place and is left alone.
+    """
+    said = {path: _said(path) for path in committed(folder)}
+    paths = [path for path, head in said.items() if head.get("round", _number(path)) == _number(path)]
+    scores = {path: score for path in paths if isinstance(score := said[path].get("score"), int | float)}
     best = max(scores, key=scores.__getitem__, default=None)
     for path in paths[:-keep]:
         if path != best:
@@ -170,29 +178,44 @@ def _write(folder: Path, contents: Mapping[str, bytes], head: Mapping[str, Any])
         _write_file(folder / name, data)
     manifest = {**head, "files": {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}}
     own = hashlib.sha256(_encode(manifest)).hexdigest()
-    _write_file(folder / "manifest.json", _encode({**manifest, "sha256": own}))
+    _write_file(folder / MANIFEST, _encode({**manifest, "sha256": own}))
     _sync(folder)
 
 
 def _read(folder: Path, digest: str) -> dict[str, bytes]:
     """The bytes of the files, checked: first that they are what was written, then that it is meant for us."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_bytes())
-        own = manifest.pop("sha256")
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        raise _Damaged("manifest.json: missing or unreadable") from None
-    if hashlib.sha256(_encode(manifest)).hexdigest() != own:
-        raise _Damaged("manifest.json: hash differs")
+    manifest = _manifest(folder)
     _check_compatible(manifest, digest, folder)
-    contents = {}
-    for name in FILES:
-        try:
-            contents[name] = (folder / name).read_bytes()
-        except OSError as error:
-            raise _Damaged(f"{name}: {error.strerror}") from None
-        if hashlib.sha256(contents[name]).hexdigest() != manifest["files"].get(name):
-            raise _Damaged(f"{name}: hash differs")
-    return contents
+    if manifest.get("round") != _number(folder):
+        raise _Damaged(f"{MANIFEST}: it is of round {manifest.get('round')}, the folder was renamed or copied")
+    hashes = manifest.get("files")
+    if not isinstance(hashes, Mapping) or set(hashes) != set(FILES):
+        raise _Damaged(f"{MANIFEST}: it does not name the files")
+    return {name: _checked(folder / name, hashes[name]) for name in FILES}
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    try:
+        manifest = plainjson.read(folder / MANIFEST, LONGEST_MANIFEST)
+        own = manifest.pop("sha256")
+        actual = hashlib.sha256(_encode(manifest)).hexdigest()
+    except (OSError, ValueError, KeyError, RecursionError):
+        raise _Damaged(f"{MANIFEST}: missing or unreadable") from None
+    if actual != own:
+        raise _Damaged(f"{MANIFEST}: hash differs")
+    return manifest
+
+
+def _checked(path: Path, digest: Any) -> bytes:
+    """The bytes of a file; hashed before they are taken into memory, since a damaged file may have any size."""
+    try:
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                raise _Damaged(f"{path.name}: hash differs")
+            file.seek(0)
+            return file.read()
+    except OSError as error:
+        raise _Damaged(f"{path.name}: {error.strerror}") from None
 
 
 def _check_compatible(manifest: Mapping[str, Any], digest: str, folder: Path) -> None:
@@ -212,31 +235,53 @@ def _check_compatible(manifest: Mapping[str, Any], digest: str, folder: Path) ->
 
 def _restore(contents: Mapping[str, bytes], experiment: Experiment, folder: Path) -> Commit:
     """The values themselves. Types come from our code: from a state as it is before the first round."""
-    plain = json.loads(contents["state.json"])
+    template = rounds.begin(experiment).server
     try:
+        plain = plainjson.mapping(contents["state.json"])
         named = safetensors.torch.load(contents["server.safetensors"])
         packed = safetensors.torch.load(contents["clients.safetensors"])
-        server = values.restore(rounds.begin(experiment).server, plain["server"], named)
-        clients = values.restore(
-            {}, plain["clients"], _unpack(packed, plain["packing"]), hint=Mapping[ClientId, ClientState]
-        )
-    except (values.Misfit, SafetensorError, KeyError) as error:
+        tensors = _unpack(packed, plain["packing"])
+        server = values.restore(template, plain["server"], named)
+        clients = values.restore({}, plain["clients"], tensors, hint=Mapping[ClientId, ClientState])
+        _check_shape(plain, _number(folder), type(server) is type(template), clients)
+    except values.Misfit as error:
         raise CheckpointError(
             f"does not fit this code: {error}", where=str(folder), mend="resume with the code that wrote it"
         ) from error
+    except _UNREADABLE as error:  # the hashes are right, so somebody wrote this who is not us
+        raise _Damaged(f"it cannot be read: {type(error).__name__}") from None
     return Commit(RunState(plain["round"], server, clients), plain["ledger"])
+
+
+def _check_shape(plain: Mapping[str, Any], number: int, is_state: bool, clients: Any) -> None:
+    """Raises ValueError for what no commit holds."""
+    lengths = plain["ledger"]
+    if type(plain["round"]) is not int or plain["round"] != number or not is_state:
+        raise ValueError("another round, or no state of this strategy")
+    if not isinstance(clients, Mapping) or not all(map(_is_client, clients.items())):
+        raise ValueError("no states of clients")
+    if not isinstance(lengths, Mapping) or not all(type(n) is int and n >= 0 for n in lengths.values()):
+        raise ValueError("no lengths of the ledger")
+
+
+def _is_client(item: tuple[Any, Any]) -> bool:
+    client, state = item
+    if type(client) is not int or not isinstance(state, ClientState) or not isinstance(state.kept, Mapping):
+        return False
+    counts = (state.epoch, state.position, state.last_round)
+    return all(type(count) is int for count in counts) and all(isinstance(v, Tensor) for v in state.kept.values())
 
 
 def _number(path: Path) -> int:
     return int(path.name.removeprefix("round-"))
 
 
-def _score(path: Path) -> float | None:
+def _said(path: Path) -> Mapping[str, Any]:
+    """A manifest, unchecked; empty if there is none."""
     try:
-        score = json.loads((path / "manifest.json").read_bytes()).get("score")
-    except (OSError, ValueError, AttributeError):
-        return None
-    return score if isinstance(score, int | float) else None
+        return plainjson.read(path / MANIFEST, LONGEST_MANIFEST)
+    except (OSError, ValueError):
+        return {}
 
 
 def _encode(value: Any) -> bytes:

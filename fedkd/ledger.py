@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from fedkd import plainjson
 from fedkd.errors import CheckpointError, FolderError
 
 SCHEMA = 1  # of the rows; stands in run.json
@@ -98,7 +99,7 @@ def read(folder: Path | str) -> Records:
     """What a run has recorded so far, also while it is running. Raises FolderError if there is no run."""
     path = Path(folder)
     try:
-        run = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        run = plainjson.mapping((path / "run.json").read_bytes())
     except (OSError, ValueError):
         raise FolderError(
             f"{path} is no run folder: run.json is missing or unreadable", mend="fedkd list runs"
@@ -115,7 +116,7 @@ def rows(path: Path) -> list[Row]:
     found = []
     for number, line in enumerate(lines, 1):
         try:
-            found.append(json.loads(line))
+            found.append(plainjson.mapping(line))
         except ValueError:
             raise FolderError(
                 f"line {number} is damaged", where=str(path), mend="restore the file from a copy"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import fedkd
-from fedkd import ledger
+from fedkd import ledger, plainjson
 from fedkd.errors import ConfigError, FolderError
 
 FULL = "the disk is full"  # what the error then says
@@ -140,12 +140,10 @@ def reopen(path: Path) -> RunFolder:
 def info(path: Path) -> dict[str, Any]:
     """run.json of any run folder."""
     try:
-        found = json.loads((path / "run.json").read_text(encoding="utf-8"))
-        if isinstance(found, dict):
-            return found
+        return plainjson.mapping((path / "run.json").read_bytes())
     except (OSError, ValueError):
-        pass
-    raise FolderError(f"{path} is no run folder: run.json is missing or unreadable", mend="fedkd list runs shows them")
+        mend = "fedkd list runs shows them"
+        raise FolderError(f"{path} is no run folder: run.json is missing or unreadable", mend=mend) from None
 
 
 def state(path: Path) -> str:
@@ -157,7 +155,7 @@ def state(path: Path) -> str:
 def is_on_devices(path: Path) -> bool:
     """Whether a run was played on devices, whose data its folder knows nothing of."""
     with suppress(OSError, ValueError, AttributeError):
-        partition = json.loads((path / "partition.json").read_text(encoding="utf-8"))
+        partition = plainjson.mapping((path / "partition.json").read_bytes())
         return bool(partition.get("recipe", {}).get("name") == "devices")
     return False
 
@@ -280,7 +278,7 @@ def holder(path: Path) -> tuple[int, str] | None:
     if not is_held(path):
         return None
     with suppress(OSError, ValueError, KeyError, TypeError):
-        said = json.loads((path / "run.lock").read_text(encoding="utf-8"))
+        said = plainjson.mapping((path / "run.lock").read_bytes())
         return int(said["pid"]), f"process {said['pid']} on host {said['host']} since {said['since']}"
     return None
 

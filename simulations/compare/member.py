@@ -1,13 +1,12 @@
 """A run as a comparison sees it: its records, where it stands in the grid, and what keeps it from being used."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fedkd import ledger
+from fedkd import ledger, plainjson
 from fedkd.errors import FedkdError
 from fedkd.ledger import Row
 from simulations import run_folder
@@ -60,7 +59,7 @@ def read(setting: str, method: str, seed: int, folder: Path, words: tuple[str, .
         return Member(setting, method, seed, folder, reason="not played yet", words=words)
     try:
         state, records = run_folder.state(folder), ledger.read(folder)
-        partition = json.loads((folder / "partition.json").read_text(encoding="utf-8"))
+        partition = plainjson.mapping((folder / "partition.json").read_bytes())
         written: Any = plainyaml.read((folder / "config.yaml").read_text(encoding="utf-8"), str(folder)).plain
     except (FedkdError, OSError, ValueError) as error:
         what = error.what if isinstance(error, FedkdError) else str(error)

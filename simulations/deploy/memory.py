@@ -16,7 +16,7 @@ from typing import Any
 import safetensors.torch
 from safetensors import SafetensorError
 
-from fedkd import privacy, values
+from fedkd import plainjson, privacy, values
 from fedkd.engine import ClientState
 
 KEPT = 8  # newest versions of a run: a server goes back one round, or two if its newest checkpoint is damaged
@@ -73,9 +73,9 @@ def _read(path: Path, digest: str) -> ClientState | None:
         if _digest(data) != digest:
             return None
         length = int.from_bytes(data[:8], "little")
-        plain = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["plain"])
+        plain = plainjson.parse(plainjson.mapping(data[8 : 8 + length])["__metadata__"]["plain"])
         return values.restore(ClientState(), plain, safetensors.torch.load(data))
-    except (OSError, SafetensorError, values.Misfit, ValueError, KeyError):
+    except (OSError, SafetensorError, values.Misfit, ValueError, LookupError, TypeError, AttributeError, RuntimeError):
         return None
 
 

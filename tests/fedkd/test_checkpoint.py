@@ -1,5 +1,6 @@
 """Commits: whole or not at all, refused when they are not meant for this run, passed over when damaged."""
 
+import hashlib
 import json
 import shutil
 import time
@@ -102,6 +103,79 @@ def test_no_flipped_bit_of_a_manifest_passes_for_another_version(folder, positio
     assert load(folder)[0].state.round == 2
 
 
+def test_a_copy_under_another_rounds_name_is_not_taken_for_that_round(folder):
+    shutil.copytree(folder / "round-0002", folder / "round-0050")
+    found, warnings = load(folder)
+    assert found.state.round == 3
+    assert len(warnings) == 1
+    assert "checkpoint round 50 is damaged (manifest.json: it is of round 2" in warnings[0]
+
+
+def test_pruning_leaves_a_copy_alone_and_gives_it_no_place(folder):
+    shutil.copytree(folder / "round-0002", folder / "round-0050")
+    checkpoint.prune(folder, 2)
+    assert [path.name for path in checkpoint.committed(folder)] == ["round-0002", "round-0003", "round-0050"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"files": None},
+        {"files": ["server.safetensors", "clients.safetensors", "state.json"]},
+        {"files": {"server.safetensors": 1}},
+        {"round": None},
+        {"round": "3"},
+        {"round": 3.5},
+        {"padding": "x" * checkpoint.LONGEST_MANIFEST},
+    ],
+    ids=str,
+)
+def test_a_signed_manifest_that_makes_no_sense_is_passed_over(folder, change):
+    rewrite(folder / "round-0003", lambda manifest: manifest | change)
+    found, warnings = load(folder)
+    assert found.state.round == 2
+    assert "round 3 is damaged (manifest.json: " in warnings[0]
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "null", '{"sha256": ' + "[" * 900 + "]" * 900 + "}", '"a"', ""])
+def test_a_manifest_that_is_no_object_is_passed_over(folder, text):
+    (folder / "round-0003" / "manifest.json").write_text(text)
+    assert load(folder)[0].state.round == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"round": "3"},
+        {"round": 4},
+        {"ledger": None},
+        {"ledger": {"metrics.jsonl": -1}},
+        {"ledger": {"metrics.jsonl": "300"}},
+        {"server": None},
+        {"server": {"fields": {"weights": {"map": 7}, "step": 1}}},
+        {"clients": {"list": []}},
+        {"clients": {"map": [[3, {"map": []}]]}},
+        {"packing": [["a", "float32", [10**12]]]},
+        {"packing": [["a", "float99", [1]]]},
+        {"packing": None},
+    ],
+    ids=str,
+)
+def test_a_signed_state_that_makes_no_sense_is_passed_over(folder, change):
+    place = folder / "round-0003" / "state.json"
+    resign(place, json.dumps(json.loads(place.read_text()) | change).encode())
+    found, warnings = load(folder)
+    assert found.state.round == 2
+    assert "round 3 is damaged" in warnings[0]
+
+
+@pytest.mark.parametrize("name", ["server.safetensors", "clients.safetensors", "state.json"])
+@pytest.mark.parametrize("data", [b"", b"[" * 100_000, b"\xff" * 8 + b"{}", b"\x02" + b"\0" * 7 + b"{}"], ids=repr)
+def test_a_signed_file_of_another_kind_is_passed_over(folder, name, data):
+    resign(folder / "round-0003" / name, data)
+    assert load(folder)[0].state.round == 2
+
+
 def test_none_whole_is_an_error_with_code_6(folder):
     for path in checkpoint.committed(folder):
         damage(path / "state.json", "flip")
@@ -176,6 +250,22 @@ def test_a_commit_of_a_thousand_clients_is_quick(tmp_path):
         seconds.append(time.process_time() - start)
     print(f"commit: {min(seconds):.3f} s of CPU time")
     assert min(seconds) < 0.5  # 0.05; what made it 15 times slower was one entry a tensor in the file
+
+
+def resign(path, data):
+    """Other bytes for one file, with their hash in the manifest: whoever can write there can also sign."""
+    path.write_bytes(data)
+    digest = hashlib.sha256(data).hexdigest()
+    rewrite(path.parent, lambda manifest: manifest | {"files": manifest["files"] | {path.name: digest}})
+
+
+def rewrite(place, change):
+    path = place / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["sha256"]
+    manifest = change(manifest)
+    own = hashlib.sha256(checkpoint._encode(manifest)).hexdigest()
+    path.write_bytes(checkpoint._encode(manifest | {"sha256": own}))
 
 
 def damage(path, how):

@@ -1,0 +1,30 @@
+"""JSON that somebody else may have written: whatever is wrong with it is a ValueError, nothing else."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def parse(text: str | bytes) -> Any:
+    """The value. Raises ValueError, also where it is nested deeper than Python's stack."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def mapping(text: str | bytes) -> dict[str, Any]:
+    """The same where only an object will do."""
+    found = parse(text)
+    if not isinstance(found, dict):
+        raise ValueError(f"a {type(found).__name__}, expected an object")
+    return found
+
+
+def read(path: Path, most: int) -> dict[str, Any]:
+    """The object in a file of at most `most` bytes. Raises OSError and ValueError."""
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"more than {most} bytes")
+    return mapping(data)
