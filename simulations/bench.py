@@ -1,6 +1,5 @@
 """`fedkd bench`: how fast this machine plays rounds, as ratios from one run. What is measured: docs/benchmark.md."""
 
-import json
 import os
 import platform
 import sys
@@ -55,9 +54,8 @@ def main(options: Options, overrides: Sequence[str], effort: Effort | None = Non
     else:
         # Resolved before torch is imported: slips are answered at once.
         found, show = measure(compose.resolve(overrides), overrides, effort, say), bench_view.show
-    if options.json:
-        print(json.dumps(found))
-    else:
+    options.answer(found)
+    if not options.json:
         show(found)
     return 0
 

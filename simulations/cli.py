@@ -4,28 +4,21 @@ Imports nothing heavy: `fedkd --help` answers before torch could be imported.
 """
 
 import argparse
-import os
 import signal
 import sys
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 import fedkd
-from fedkd.errors import ConfigError, FedkdError
-from simulations import verbs
+from fedkd.errors import ConfigError
+from simulations import ending, streams, verbs
 from simulations.options import Options
 
-INTERNAL, INTERRUPTED, TERMINATED = 1, 130, 143
 COMMAND_LINE = "command line"
 _WORDS = ("words", {"nargs": "*", "metavar": "WORD", "help": "key=value, group=name or a YAML file; later wins"})
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: saved like Ctrl-C, told apart by its exit code."""
 
 
 @dataclass(frozen=True)
@@ -234,23 +227,29 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Play a command line; gives the exit code."""
+    """Play a command line; gives the exit code. Without `argv` that of this process, whose streams are then ours."""
+    if argv is None:
+        streams.keep()
     args = list(sys.argv[1:] if argv is None else argv)
     before = _on_termination(_terminate)
+    answers: list[Mapping[str, Any]] = []
     try:
-        return _dispatch(args)
+        code = _dispatch(args, answers)
+        if not answers:  # the verb has nothing to tell but its end
+            Options(json="--json" in args).answer({"code": code})
+        return code
     except SystemExit as end:  # argparse after --help and --version
         return int(end.code or 0)
-    except BrokenPipeError:  # `fedkd list | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except BaseException as error:  # noqa: BLE001  the one place where everything ends as a message and a code
-        return _explain(error, debug="--debug" in args)
+        code = ending.explain(error, is_debug="--debug" in args)
+        if not answers:
+            Options(json="--json" in args).answer({"error": ending.as_json(error, code)})
+        return code
     finally:
         _on_termination(before)
 
 
-def _dispatch(args: list[str]) -> int:
+def _dispatch(args: list[str], answers: list[Mapping[str, Any]]) -> int:
     if not args or args[0] in ("-h", "--help", "help"):
         print(_overview())
         return 0
@@ -261,7 +260,7 @@ def _dispatch(args: list[str]) -> int:
     if verb is None:
         raise ConfigError(f"there is no verb '{args[0]}'", where=COMMAND_LINE, mend=_mend_verb(args[0]))
     parsed = _parser(args[0], verb).parse_intermixed_args(args[1:])
-    return verb.play(parsed, _options(parsed))
+    return verb.play(parsed, _options(parsed, answers))
 
 
 def _mend_verb(word: str) -> str:
@@ -307,27 +306,9 @@ def _parser(name: str, verb: Verb) -> argparse.ArgumentParser:
     return parser
 
 
-def _options(parsed: argparse.Namespace) -> Options:
-    return Options(**{name: getattr(parsed, name) for name in Options.__dataclass_fields__})
-
-
-def _explain(error: BaseException, *, debug: bool) -> int:
-    """Say on stderr what went wrong; gives the exit code."""
-    if debug and not isinstance(error, KeyboardInterrupt):
-        traceback.print_exception(error)
-    if isinstance(error, FedkdError):
-        print(f"error  {error}", file=sys.stderr)
-        return error.code
-    if isinstance(error, Terminated):
-        print("stopped  terminated", file=sys.stderr)
-        return TERMINATED
-    if isinstance(error, KeyboardInterrupt):
-        print("stopped  by Ctrl-C", file=sys.stderr)
-        return INTERRUPTED
-    print(f"error  internal: {type(error).__name__}: {error}", file=sys.stderr)
-    again = "please report it with" if debug else "run it again with --debug and please report"
-    print(f"       this is a bug in fedkd: {again} the traceback and the output of 'fedkd doctor'", file=sys.stderr)
-    return INTERNAL
+def _options(parsed: argparse.Namespace, answers: list[Mapping[str, Any]]) -> Options:
+    given = {name: value for name, value in vars(parsed).items() if name in Options.__dataclass_fields__}
+    return Options(**given, answers=answers)
 
 
 def _on_termination(handler: Any) -> Any:
@@ -339,7 +320,7 @@ def _on_termination(handler: Any) -> Any:
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
-    raise Terminated
+    raise ending.Terminated
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """`fedkd config`: each value with its source, what differs, and the schema with its comments."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ class View:
     """The same for people and, with --json, for machines."""
 
     text: str
-    value: Any
+    value: Mapping[str, Any]
 
 
 def of(action: str, words: Sequence[str]) -> View:
@@ -61,7 +61,8 @@ def diff(words: Sequence[str]) -> View:
     rows = [(d.key, _cell(d.left, d.key in left.values()), _cell(d.right, d.key in right.values())) for d in found]
     is_same = left.digest() == right.digest()
     note = ["only where and how fast it runs: equal results" if found else "no difference"] if is_same else []
-    return View("\n".join([*_columns(rows), *note]), [asdict(difference) for difference in found])
+    value = {"differences": [asdict(difference) for difference in found], "same_results": is_same}
+    return View("\n".join([*_columns(rows), *note]), value)
 
 
 def _side(word: str) -> Resolved:
@@ -80,7 +81,7 @@ def schema_of(words: Sequence[str]) -> View:
     wanted = {word.partition("=")[0].partition(".")[0] for word in words if "=" in word} - {"preset"}
     rows = [(name, key) for node, keys in _keys(draft).items() for name, key in keys if not wanted or node in wanted]
     lines = [(name, f"{key.type} {key.range}".strip(), key.default or "required", key.comment) for name, key in rows]
-    value = [{**asdict(key), "name": name} for name, key in rows]
+    value = {"keys": [{**asdict(key), "name": name} for name, key in rows]}
     return View("\n".join(_columns([("key", "type and range", "default", "meaning"), *lines])), value)
 
 

@@ -1,7 +1,6 @@
 """`fedkd doctor`: whether this machine can play runs; one line a check, the fast ones first, each with its mend."""
 
 import importlib.util
-import json
 import os
 import platform
 import shutil
@@ -53,8 +52,7 @@ def main(options: Options) -> int:
         if not options.json and (check.state != "ok" or not options.quiet):
             print(_line(check), flush=True)
     worst = "fail" if any(check.state == "fail" for check in found) else "ok"
-    if options.json:
-        print(json.dumps({"state": worst, "checks": [asdict(check) for check in found]}))
+    options.answer({"state": worst, "checks": [asdict(check) for check in found]})
     return FAILED if worst == "fail" else 0
 
 

@@ -27,7 +27,7 @@ from simulations.board import Board
 from simulations.interrupts import Interrupts, Stop
 from simulations.progress import Screen
 from simulations.run_folder import RunFolder
-from simulations.story import Head, closing, head, headline
+from simulations.story import Head, closing, head, headline, round_line
 
 Tell = Callable[[str, str], None]  # what the people who watch should know, and how urgent: `note` or `warn`
 
@@ -104,7 +104,7 @@ class Driver:
         stack.callback(engine.close)
         self.engine_facts = lambda: {"chosen": sentence, **engine.facts()}
         self._event("start" if not state.round else "resume", round=state.round, engine=sentence)
-        self.screen.begin(self._head(sentence.removeprefix("engine: ")), self.rows)
+        self._begin(self._head(sentence.removeprefix("engine: ")))
         while state.round < config.rounds:
             played = rounds.play(assembly.experiment, engine, state)
             with self.interrupts.deferred():
@@ -113,7 +113,7 @@ class Driver:
                 state = self.state = played.state
                 if state.round % self._commit_every() == 0:
                     self._commit()
-            self.screen.round(played.row, played.timings["total"], _shown(played.failures))
+            self._show(played)
         self.interrupts.hold()
         return self._finish()
 
@@ -208,7 +208,7 @@ class Driver:
     def _finish(self) -> dict[str, Any]:
         self._commit()
         found = self._summarise("done")
-        self.screen.end(closing(found, self._head("")))
+        self._end(closing(found, self._head("")))
         return found
 
     def _stop(self) -> dict[str, Any]:
@@ -218,7 +218,7 @@ class Driver:
         found = {**self._summarise("stopped"), "signal": caught.name if caught else "SIGINT"}
         by = "a request to terminate" if found["signal"] == "SIGTERM" else "Ctrl-C"
         resume = f"fedkd resume {self.folder.path}"
-        self.screen.end([f"stopped  after round {found['rounds']} by {by}; everything is saved.  {resume}"])
+        self._end([f"stopped  after round {found['rounds']} by {by}; everything is saved.  {resume}"])
         return found
 
     def _fail(self, error: RunError) -> RunError:
@@ -250,6 +250,21 @@ class Driver:
         self.folder.note(state=status, round=found["rounds"], engine=self.engine_facts(), **facts)
         self._event(status, round=found["rounds"], **facts)
         return found
+
+    # --- what people see: on the screen, which may be gone, and in log.txt -------------------------------------------
+
+    def _begin(self, head: Head) -> None:
+        self.folder.log(f"{head.line()}   {head.engine}")
+        self.screen.begin(head, self.rows)
+
+    def _show(self, played: Round) -> None:
+        seconds, failure = played.timings["total"], _shown(played.failures)
+        self.folder.log(round_line(played.row, seconds, failure, self.config.rounds, verbose=True))
+        self.screen.round(played.row, seconds, failure)
+
+    def _end(self, lines: Sequence[str]) -> None:
+        self.folder.log("\n".join(lines))
+        self.screen.end(lines)
 
     def _event(self, event: str, **facts: Any) -> None:
         with run_folder.writing(self.folder.path):

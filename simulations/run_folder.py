@@ -63,7 +63,7 @@ class RunFolder:
         """The same for text."""
         temporary = self.path / f".{name}.new"
         with writing(self.path):
-            with temporary.open("w", encoding="utf-8") as file:
+            with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:  # of names that are no text
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
@@ -72,7 +72,7 @@ class RunFolder:
     def log(self, text: str) -> None:
         """A line, or lines, in the human log. A full disk must not hide what was to be logged: it passes."""
         stamp = datetime.now().astimezone().isoformat(timespec="seconds")
-        with suppress(OSError), (self.path / "log.txt").open("a", encoding="utf-8") as file:
+        with suppress(OSError), (self.path / "log.txt").open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"{stamp} {text}\n")
 
     def log_error(self, client: int, text: str) -> None:
@@ -80,7 +80,7 @@ class RunFolder:
         place = self.path / "clients" / str(client)
         with writing(self.path):
             place.mkdir(parents=True, exist_ok=True)
-            with (place / "errors.log").open("a", encoding="utf-8") as file:
+            with (place / "errors.log").open("a", encoding="utf-8", errors="backslashreplace") as file:
                 if file.tell() < _LONGEST_LOG:
                     file.write(text.rstrip() + "\n\n")
 

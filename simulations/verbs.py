@@ -1,12 +1,12 @@
 """The verbs of the command line. Each imports what it needs when it is played."""
 
-import json
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from simulations import streams
 from simulations.options import Options
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 def run(args: Namespace, options: Options) -> int:
     from simulations import progress, runs
 
+    streams.outlive_terminal()
     where: dict[str, Any] = {"runs": options.runs, "name": options.name, "out": options.out}
     with progress.make(options) as screen:
         resolved = _resolve(args, options, announce=lambda: screen.phase("loading PyTorch"))
@@ -26,6 +27,7 @@ def run(args: Namespace, options: Options) -> int:
 def resume(args: Namespace, options: Options) -> int:
     from simulations import run_folder, runs
 
+    streams.outlive_terminal()
     path = run_folder.find(options.runs, args.run) if args.run else None
     return _end(runs.resume(path, runs=options.runs, options=options), options)
 
@@ -33,13 +35,14 @@ def resume(args: Namespace, options: Options) -> int:
 def show(args: Namespace, options: Options) -> int:
     from simulations import run_folder, runs
 
-    _print_json(runs.show(run_folder.find(options.runs, args.run), options=options), options)
+    options.answer(runs.show(run_folder.find(options.runs, args.run), options=options))
     return 0
 
 
 def compare(args: Namespace, options: Options) -> int:
     from simulations.compare import command
 
+    streams.outlive_terminal()
     names = ("words", "jobs", "baseline", "metric", "target", "tune", "tune_seeds", "dry_run")
     return command.main(command.Request(**{name: getattr(args, name) for name in names}), options)
 
@@ -70,7 +73,7 @@ def list_(args: Namespace, options: Options) -> int:
     from simulations import listing
 
     found = listing.of(args.what, options.runs)
-    _print_json(found, options)
+    options.answer(found)
     if not options.json:
         print(listing.text(found))
     return 0
@@ -88,7 +91,7 @@ def partition(args: Namespace, options: Options) -> int:
     if picture:
         partition_view.picture(split, labels, dataset.labels, picture)
         print(f"picture {picture}", file=sys.stderr)
-    _print_json(partition_view.as_json(split, labels), options)
+    options.answer(partition_view.as_json(split, labels))
     if not options.json:
         print(partition_view.table(split, labels, dataset.labels))
     return 0
@@ -98,7 +101,7 @@ def config(args: Namespace, options: Options) -> int:
     from simulations import config_view
 
     found = config_view.of(args.action, args.words)
-    _print_json(found.value, options)
+    options.answer(found.value)
     if not options.json:
         print(found.text)
     return 0
@@ -113,6 +116,7 @@ def doctor(args: Namespace, options: Options) -> int:
 def bench(args: Namespace, options: Options) -> int:
     from simulations import bench
 
+    streams.outlive_terminal()
     return bench.main(options, args.words, bench.QUICK if args.quick else None)
 
 
@@ -126,13 +130,8 @@ def _resolve(args: Namespace, options: Options, announce: Callable[[], None] = l
 
 
 def _end(found: dict[str, Any], options: Options) -> int:
-    """Print a run's summary where a machine asks for it; gives the exit code."""
+    """Give a run's summary where a machine asks for it; gives the exit code."""
     from simulations import runs
 
-    _print_json(found, options)
+    options.answer(found)
     return runs.exit_code(found)
-
-
-def _print_json(found: Any, options: Options) -> None:
-    if options.json:
-        print(json.dumps(found))

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,8 +62,9 @@ class Progress:
 
 @dataclass
 class Board:
-    """Shows nothing: --quiet, and the base of the others."""
+    """Shows nothing: --quiet, and the base of the others. What it would say is kept in a log: a screen may be lost."""
 
+    log: Path | None = None  # where; None: nowhere
     cells: dict[str, Progress] = field(default_factory=dict)  # by folder
     jobs: int = 1
     name: str = ""
@@ -77,6 +79,7 @@ class Board:
             if each.state == "done":
                 each.read()
         self.reused = self.count("done")
+        self.keep(self.head())
 
     def started(self, cell: Cell) -> None:
         found = self.cells[cell.folder]
@@ -94,9 +97,17 @@ class Board:
         self.tick()
         found = self.cells[cell.folder]
         found.state, found.played = outcome.status, found.played + found.rounds
+        self.keep(self.line(cell, outcome))
 
     def say(self, line: str) -> None:
         """A line of its own: phases, warnings."""
+        self.keep(line)
+
+    def keep(self, line: str) -> None:
+        """Write a line to the log; a full disk must not end what is played."""
+        if self.log is not None:
+            with suppress(OSError), self.log.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {line}\n")
 
     def close(self) -> None:
         """Give the terminal back. May be called twice."""
@@ -129,6 +140,17 @@ class Board:
         failed = f", {self.count('failed')} failed" if self.count("failed") else ""
         return f"{self.count('done')} of {len(self.cells)} runs{failed} in {story.clock(time.monotonic() - self.began)}"
 
+    def line(self, cell: Cell, outcome: Outcome) -> str:
+        """A finished cell in a line."""
+        ended = sum(self.count(state) for state in ("done", "failed", "stopped"))
+        parts = [f"{outcome.status:<8}{ended}/{len(self.cells)}  {cell.name}"]
+        if outcome.status == "failed":
+            return "   ".join([*parts, one_line(outcome.error)])
+        found = self.cells[cell.folder]
+        parts += [f"round {found.rounds}/{found.of}", f"accuracy {_number(found.accuracy)}", story.clock(found.seconds)]
+        left = self.left(list(self.cells.values()))
+        return "   ".join(parts + ([f"left {story.clock(left)}"] if left else []))
+
     def head(self) -> str:
         reused = f", {self.reused} done before" if self.reused else ""
         return f"fedkd {fedkd.__version__}  compare {self.name}   {len(self.cells)} runs{reused}, {self.jobs} at a time"
@@ -142,23 +164,17 @@ class Lines(Board):
 
     def begin(self, name: str, cells: Sequence[Progress], jobs: int) -> None:
         super().begin(name, cells, jobs)
-        self.say(self.head())
+        self._print(self.head())
 
     def ended(self, cell: Cell, outcome: Outcome) -> None:
         super().ended(cell, outcome)
-        self.say(self._line(cell, outcome))
-
-    def _line(self, cell: Cell, outcome: Outcome) -> str:
-        ended = sum(self.count(state) for state in ("done", "failed", "stopped"))
-        parts = [f"{outcome.status:<8}{ended}/{len(self.cells)}  {cell.name}"]
-        if outcome.status == "failed":
-            return "   ".join([*parts, one_line(outcome.error)])
-        found = self.cells[cell.folder]
-        parts += [f"round {found.rounds}/{found.of}", f"accuracy {_number(found.accuracy)}", story.clock(found.seconds)]
-        left = self.left(list(self.cells.values()))
-        return "   ".join(parts + ([f"left {story.clock(left)}"] if left else []))
+        self._print(self.line(cell, outcome))
 
     def say(self, line: str) -> None:
+        super().say(line)
+        self._print(line)
+
+    def _print(self, line: str) -> None:
         print(line, file=self.stream, flush=True)
 
 
@@ -186,9 +202,13 @@ class Table(Board):
     def ended(self, cell: Cell, outcome: Outcome) -> None:
         super().ended(cell, outcome)
         if outcome.status == "failed":
-            self.say(f"failed  {cell.name}: {one_line(outcome.error)}")
+            self._print(f"failed  {cell.name}: {one_line(outcome.error)}")
 
     def say(self, line: str) -> None:
+        super().say(line)
+        self._print(line)
+
+    def _print(self, line: str) -> None:
         word, gap, rest = line.partition(" ")
         from rich.text import Text
 
@@ -256,13 +276,13 @@ def one_line(error: str) -> str:
     return " ".join(error.split())[:_LONGEST]
 
 
-def make(options: Any) -> Board:
+def make(options: Any, log: Path | None = None) -> Board:
     """The board for the options of the command line; with --json it is on stderr, so that stdout holds one object."""
     if options.quiet:
-        return Board()
+        return Board(log=log)
     stream = sys.stderr if options.json else sys.stdout
     console = progress.terminal(stream, options)
-    return Lines(stream=stream) if console is None else Table(console=console)
+    return Lines(stream=stream, log=log) if console is None else Table(console=console, log=log)
 
 
 def _number(accuracy: float | None) -> str:

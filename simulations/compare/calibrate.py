@@ -1,7 +1,6 @@
 """`fedkd compare --dry-run`: what would be played, and about how long it would take. Leaves nothing on the disk."""
 
 import heapq
-import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -87,7 +86,7 @@ def show(
             key: getattr(found, key) for key in ("settings", "methods", "seeds", "metric", "baseline")
         }
         counts = {"cells": len(cells), "done": len(cells) - len(missing), "jobs": jobs, "seconds": seconds}
-        print(json.dumps({"comparison": str(folder), "status": "planned", **counts, **facts, "note": note}))
+        options.answer({"comparison": str(folder), "status": "planned", **counts, **facts, "note": note})
         return 0
     print("\n".join(_lines(found, cells, missing, folder)))
     if missing:

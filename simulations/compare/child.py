@@ -18,7 +18,7 @@ from typing import Any
 
 from fedkd import compose, ledger
 from fedkd.errors import CheckpointError, ConfigError, FedkdError, FolderError, RunError
-from simulations import run_folder, runs
+from simulations import run_folder, runs, streams
 from simulations.options import Options
 
 LOCK_SECONDS = 20.0  # a process that was told to end may need so long to save
@@ -127,3 +127,4 @@ def _redirect(log: Path) -> None:
         file = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  for the life of the process
     for stream in (1, 2):
         os.dup2(file.fileno(), stream)
+    streams.keep()

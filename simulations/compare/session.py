@@ -1,6 +1,5 @@
 """One command's work on a comparison: plays what is missing, judges, reports, and says how to go on."""
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -58,7 +57,7 @@ class Session:
 
 def _play(session: Session) -> int:
     held = run_folder.hold(session.folder)
-    shown = board.make(session.options)
+    shown = board.make(session.options, session.folder / "log.txt")
     try:
         if note := calibrate.seeds_note(session.plan):
             shown.say(f"note    {note}")
@@ -143,7 +142,7 @@ def _conclude(found: Plan, session: Session) -> int:
     if options.json:
         failed = [f"{member.name}: {member.reason}" for member in judged.failed]
         done = {"status": "failed" if failed else "done", "failed": failed}
-        print(json.dumps({**_counts(found, session), **done, "report": str(page), "verdict": list(judged.sentences)}))
+        options.answer({**_counts(found, session), **done, "report": str(page), "verdict": list(judged.sentences)})
     if judged.failed:
         print(f"error  {_missing(judged, found)}\n       {_again(found)}", file=sys.stderr)
     return NOT_ALL if judged.failed else 0
@@ -165,7 +164,7 @@ def _say_stopped(session: Session) -> None:
     print(f"stopped  {_again(session.plan)}", file=sys.stderr)
     if session.options.json:
         facts: dict[str, Any] = {"status": "stopped", "failed": [], "report": None, "verdict": []}
-        print(json.dumps({**_counts(session.plan, session), **facts}))
+        session.options.answer({**_counts(session.plan, session), **facts})
 
 
 def _counts(found: Plan, session: Session) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """`fedkd deploy ACTION`: what each action takes, and who does it."""
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from pathlib import Path
 
 from fedkd import schema
 from fedkd.errors import ConfigError
+from simulations import streams
 from simulations.options import Options
 
 COMMAND_LINE = "command line"
@@ -98,9 +98,8 @@ def _shards(request: Request, options: Options) -> int:
     found = plan.load(request.folder)
     config = compose.resolve([*found.run_words(), *request.rest]).config
     written = demo.share(found, config, is_public_only=request.public_only)
-    if options.json:
-        print(json.dumps({"shards": written}))
-    elif not options.quiet:
+    options.answer({"shards": written})
+    if not (options.json or options.quiet):
         for row in written:
             print("   ".join(f"{key} {value}" for key, value in row.items()))
     return 0
@@ -131,6 +130,7 @@ def _run(request: Request, options: Options) -> int:
     from simulations import runs
     from simulations.deploy import plan, submit
 
+    streams.outlive_terminal()
     found = plan.load(request.folder)
     if request.resume:
         if len(request.rest) > 1:
@@ -138,8 +138,7 @@ def _run(request: Request, options: Options) -> int:
         summary = submit.resume(found, request.rest[0] if request.rest else None, options)
     else:
         summary = submit.start(found, request.rest, options)
-    if options.json:
-        print(json.dumps(summary))
+    options.answer(summary)
     return runs.exit_code(summary)
 
 
@@ -147,7 +146,9 @@ def _status(request: Request, options: Options) -> int:
     from simulations.deploy import plan, status
 
     found = status.look(plan.load(request.folder))
-    print(json.dumps(found) if options.json else status.text(found))
+    options.answer(found)
+    if not options.json:
+        print(status.text(found))
     return 0
 
 
@@ -164,9 +165,9 @@ def _demo(request: Request, options: Options) -> int:
     from simulations import runs
     from simulations.deploy import demo
 
+    streams.outlive_terminal()
     summary = demo.main(request.words, options, _say(options))
-    if options.json:
-        print(json.dumps(summary))
+    options.answer(summary)
     return runs.exit_code(summary)
 
 

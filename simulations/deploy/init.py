@@ -1,7 +1,6 @@
 """`fedkd deploy init`, `add` and `renew`: a deployment is made. Nothing is ever overwritten or left half-made."""
 
 import fcntl
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -194,7 +193,7 @@ def _end(deployment: Deployment, lines: Sequence[str], options: Options, **more:
             for d in deployment.devices
         ]
         found = {"deployment": str(deployment.folder), "superlink": deployment.superlink, "tls": deployment.tls}
-        print(json.dumps({**found, "devices": devices, **more}))
+        options.answer({**found, "devices": devices, **more})
     else:
         print("\n".join(lines[:1] if options.quiet else lines))
     return 0

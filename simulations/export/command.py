@@ -1,6 +1,5 @@
 """`fedkd export`: finds the student, writes it beside its place, tries that file, and only then puts it there."""
 
-import json
 import os
 import shutil
 import sys
@@ -55,8 +54,7 @@ def main(request: Request, options: Options) -> int:
     told = story.Told(place, wanted.name, run, served, found, small)
     if not (options.json and options.quiet):
         print("\n".join(story.screen(told)), file=sys.stderr if options.json else sys.stdout)
-    if options.json:
-        print(json.dumps(story.as_json(told)))
+    options.answer(story.as_json(told))
     return 0
 
 

@@ -1,6 +1,5 @@
 """`fedkd report`: gathers runs, judges them again and writes the report."""
 
-import json
 import shlex
 import sys
 import webbrowser
@@ -36,8 +35,7 @@ def main(request: Request, options: Options) -> int:
     if not (options.json and options.quiet):
         lines = [*closing.screen(judged), f"report  {page}"]
         print("\n".join(lines), file=sys.stderr if options.json else sys.stdout)
-    if options.json:
-        print(json.dumps(_summary(judged, page)))
+    options.answer(_summary(judged, page))
     if request.open:
         webbrowser.open(Path(page).resolve().as_uri())
     return 0

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedkd.errors import CheckpointError, ConfigError, DataError, EngineError, FolderError, RunError
-from simulations import bench_costs, cli, listing
+from simulations import bench_costs, cli, ending, listing
 from simulations.options import Options
 
 ROOT = Path(cli.__file__).parent.parent
@@ -175,7 +175,7 @@ def test_resume_finds_a_run_by_the_beginning_of_its_name(played, tmp_path):
         (FolderError("x"), 5),
         (CheckpointError("x"), 6),
         (KeyboardInterrupt(), 130),
-        (cli.Terminated(), 143),
+        (ending.Terminated(), 143),
         (ZeroDivisionError("x"), 1),
         (MemoryError(), 1),
     ],
@@ -213,6 +213,42 @@ def test_errors_have_the_documented_form(capsys):
     assert "did you mean 'run'?" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("error", "found"),
+    [
+        (
+            DataError("no such file", where="x.npz", mend="look"),
+            {"message": "no such file", "where": "x.npz", "code": 3},
+        ),
+        (KeyboardInterrupt(), {"message": "stopped by Ctrl-C", "code": 130}),
+        (ending.Terminated(), {"message": "stopped terminated", "code": 143}),
+        (
+            ZeroDivisionError("division by zero"),
+            {"message": "internal: ZeroDivisionError: division by zero", "code": 1},
+        ),
+    ],
+)
+def test_with_json_an_error_is_the_one_object(monkeypatch, capsys, error, found):
+    fails_with(monkeypatch, error)
+    assert cli.main(["run", "--json"]) == found["code"]
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["error"].items() >= found.items()
+    assert found["message"].removeprefix("stopped ") in shown.err
+
+
+def test_with_json_several_mistakes_are_listed(capsys):
+    assert cli.main(["run", "rounds=0", "clients=0", "--json"]) == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert [mistake["what"] for mistake in error["mistakes"]] == ["rounds = 0", "clients = 0"]
+    assert cli.main(["run", "--nix", "--json"]) == 2  # nothing could be parsed
+    assert json.loads(capsys.readouterr().out)["error"]["message"] == "unrecognized arguments: --nix"
+
+
+def test_with_json_what_is_not_finite_is_null(capsys):
+    Options(json=True).answer({"a": [float("nan"), {"b": float("inf")}], "c": 1.5})
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {"a": [None, {"b": None}], "c": 1.5}
+
+
 def test_sigterm_ends_like_ctrl_c_with_its_own_code(monkeypatch):
     def start(resolved, **rest):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -222,12 +258,11 @@ def test_sigterm_ends_like_ctrl_c_with_its_own_code(monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
     assert cli.main(["run"]) == 143
     assert signal.getsignal(signal.SIGTERM) is before
-    assert issubclass(cli.Terminated, KeyboardInterrupt)  # so whoever saves on Ctrl-C saves now
+    assert issubclass(ending.Terminated, KeyboardInterrupt)  # so whoever saves on Ctrl-C saves now
 
 
 def test_a_pipe_that_closes_is_no_error():
-    code = "import sys; from simulations import cli; sys.exit(cli.main(['config', 'schema']))"
-    command = f'{sys.executable} -c "{code}" | head -n 1; exit ${{PIPESTATUS[0]}}'
+    command = f"{sys.executable} -m simulations.cli config schema | head -n 1; exit ${{PIPESTATUS[0]}}"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0
@@ -287,6 +322,10 @@ def test_config_diff_compares_folders_files_and_words(tmp_path, capsys):
         ["rounds", "3", "4"],
         ["engine.name", "auto", "ray"],
     ]
+    assert cli.main(["config", "diff", "a", "b.yaml", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["differences"][0] == {"key": "rounds", "left": 3, "right": 4}
+    assert found["same_results"] is False
     assert cli.main(["config", "diff", "a", "rounds=3"]) == 0
     assert capsys.readouterr().out == "no difference\n"
     assert cli.main(["config", "diff", "a"]) == 2
@@ -300,7 +339,7 @@ def test_config_schema_shows_the_nodes_that_are_named(capsys):
     assert "pull towards the received weights" in shown
     assert "train.lr" not in shown
     assert cli.main(["config", "schema", "--json"]) == 0
-    names = [row["name"] for row in json.loads(capsys.readouterr().out)]
+    names = [row["name"] for row in json.loads(capsys.readouterr().out)["keys"]]
     assert {"rounds", "data.root", "partition.alpha", "strategy.name", "engine.workers"} <= set(names)
 
 

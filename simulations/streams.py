@@ -1,0 +1,65 @@
+"""The two streams that a command prints to: nothing that happens to them may end work that is done.
+
+What an encoding lacks is replaced. A stream that is lost, as in `fedkd run | head`, swallows the rest.
+"""
+
+import errno
+import io
+import os
+import select
+import signal
+import sys
+from contextlib import suppress
+from typing import Any, cast
+
+_NOBODY_READS = {errno.EPIPE, errno.EIO}  # a reader that has ended, a terminal that has hung up: both know it
+
+
+class _Lasting(io.FileIO):
+    """A file descriptor that takes everything, also when nobody reads it any more."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            while (written := cast("int | None", super().write(data))) is None:  # a full pipe that does not block
+                select.select([], [self], [])
+            return written
+        except OSError as error:
+            self._lose(error)
+            return memoryview(data).nbytes
+
+    def _lose(self, error: OSError) -> None:
+        """From here on all goes nowhere; children and libraries that write to the same place do not meet it either."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.fileno())
+        os.close(nowhere)
+        if error.errno not in _NOBODY_READS and self.fileno() != 2:
+            with suppress(OSError):
+                os.write(2, f"warn   nothing more can be printed: {error.strerror}\n".encode())
+
+
+def keep() -> None:
+    """Make the standard streams of this process such that printing never fails."""
+    for number in (0, 1, 2):  # one that is closed would become a file of the run
+        with suppress(OSError):
+            os.fstat(number)
+            continue
+        os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    sys.stdout, sys.stderr = lasting(1, sys.stdout), lasting(2, sys.stderr)
+
+
+def outlive_terminal() -> None:
+    """Go on when the terminal hangs up: the screen is lost, the work is not. Children inherit it."""
+    with suppress(AttributeError, ValueError):  # not a system that hangs up; not the main thread
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def lasting(number: int, before: Any) -> io.TextIOWrapper:
+    """The text stream of a descriptor on which printing never fails; `before` is the one that Python has made."""
+    raw = _Lasting(number, "w", closefd=False)
+    errors = getattr(before, "errors", "strict")
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw),
+        encoding=getattr(before, "encoding", None) or "utf-8",
+        errors="replace" if errors in ("strict", "surrogateescape") else errors,
+        line_buffering=number == 2 or raw.isatty() or getattr(before, "write_through", False),
+    )
