@@ -23,6 +23,9 @@ RULES: Mapping[str, Callable[[Sequence[tuple[int, float]], int], float]] = {
 OPTIMISTIC = frozenset({"top5", "best"})  # pick rounds by what they report
 COSTS = frozenset({"bytes", "seconds", "drift", "terms"})
 PERCENT = frozenset({"accuracy", "forgetting"})  # fractions in the ledger
+_RATE, _NO_LESS = (0.0, 1.0), (0.0, math.inf)
+# How names of findings end that are rates.
+_SERVER_RATES = ("accuracy", "agreement", "fidelity", "coverage", "share", "harmed", "calibration")
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,23 @@ class Metric:
     def sign(self) -> float:
         """1 where more is better, -1 where less is: costs, drift and losses."""
         return -1.0 if self.place[0] in COSTS else 1.0
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Between which values the number of a round can lie, whatever is measured; as it stands in the ledger."""
+        first, *rest = self.place
+        if first in PERCENT and self.place[-1] != "loss":
+            return _RATE
+        if first == "server":
+            return _RATE if rest and rest[-1].endswith(_SERVER_RATES) else (-math.inf, math.inf)
+        if first == "drift":
+            return {"function": _RATE, "cosine": (-1.0, 1.0)}.get(rest[0], _NO_LESS)
+        return _NO_LESS if first in COSTS - {"terms"} else (-math.inf, math.inf)
+
+    def clipped(self, value: float) -> float:
+        """The end of an interval, not beyond what can be measured: a symmetric one knows no bounds."""
+        low, high = self.bounds
+        return min(max(value, low), high)
 
     @property
     def place(self) -> tuple[str, ...]:

@@ -65,8 +65,7 @@ def _of_setting(verdict: Verdict, setting: str) -> Iterator[str]:
     if not order:
         yield f"{head}No run is done."
         return
-    best = order[0]
-    yield f"{head}{best.method} has the best {metric}, {_with_interval(best, metric)}{_runner_up(order, metric)}."
+    yield f"{head}{_best(order, metric)}{_unanswered(verdict, setting, order)}."
     pairs = [(entry, entry.versus) for entry in order if entry.versus]
     said = {
         f"Significantly above {question.baseline}": [e for e, pair in pairs if e.is_sure and pair.mean > 0],
@@ -81,19 +80,30 @@ def _of_setting(verdict: Verdict, setting: str) -> Iterator[str]:
             yield f"{head}{what}: {'; '.join(_against(entry, metric) for entry in found)}."
 
 
+def _best(order: Sequence[Entry], metric: Metric) -> str:
+    """Who has the best mean, and who the next; of one alone only what it has."""
+    if len(order) < 2:
+        return f"{order[0].method} has {metric} {_with_interval(order[0], metric)}"
+    second = order[1].interval
+    assert second is not None  # all of an order have a value
+    rest = f", before {order[1].method} with {value(second.mean, metric)}"
+    return f"{order[0].method} has the best {metric}, {_with_interval(order[0], metric)}{rest}"
+
+
+def _unanswered(verdict: Verdict, setting: str, order: Sequence[Entry]) -> str:
+    """Said where one method of several has a value: it has won nothing."""
+    asked = [entry for (at, _), entry in verdict.entries.items() if at == setting]
+    return "; no other method has a value, so nothing is compared" if len(order) < 2 <= len(asked) else ""
+
+
 def _with_interval(entry: Entry, metric: Metric) -> str:
     interval = entry.interval
     assert interval is not None  # the caller asked
     text = value(interval.mean, metric)
     if not interval.is_known:
         return f"{text} (one seed)"
-    return f"{text} (95 % interval {value(interval.low, metric)} to {value(interval.high, metric)})"
-
-
-def _runner_up(order: Sequence[Entry], metric: Metric) -> str:
-    if len(order) < 2 or order[1].interval is None:
-        return ""
-    return f", before {order[1].method} with {value(order[1].interval.mean, metric)}"
+    low, high = (value(metric.clipped(end), metric) for end in (interval.low, interval.high))
+    return f"{text} (95 % interval {low} to {high})"
 
 
 def _against(entry: Entry, metric: Metric) -> str:

@@ -58,15 +58,21 @@ def place(places: Sequence[str], runs: Path, out: Path | None) -> Path:
 
 
 def _find(wanted: str, runs: Path) -> Path:
-    """A folder with runs in it, or a run: a path, or a name below `runs`."""
+    """A comparison, a folder of runs, or a run: a path, or a name below `runs`; any of its own files means it too."""
     for path in (Path(wanted), runs / wanted):
-        if (path / PLAN).exists() or (path / "run.json").exists() or _has_runs(path):
-            return path
+        place = path.parent if path.name in (PLAN, "run.json", "report.html") and path.is_file() else path
+        if (place / PLAN).exists() or (place / "run.json").exists():
+            return place
+        if place.name == "runs" and (place.parent / PLAN).exists():
+            return place.parent
+        its_runs, comparisons = run_folder.listed(place), _comparisons_in(place)
+        if its_runs or comparisons:
+            return comparisons[0] if len(comparisons) == 1 and not its_runs else place
     return run_folder.find(runs, wanted)
 
 
-def _has_runs(path: Path) -> bool:
-    return path.is_dir() and next(path.glob("*/run.json"), None) is not None
+def _comparisons_in(path: Path) -> list[Path]:
+    return sorted(plan.parent for plan in path.glob(f"*/{PLAN}"))
 
 
 def _runs_in(path: Path) -> list[Path]:
@@ -76,7 +82,7 @@ def _runs_in(path: Path) -> list[Path]:
         from simulations.compare import plan
 
         return [each.folder for each in plan.read(path)[1] if each.folder.exists()]
-    return run_folder.listed(path)
+    return [*run_folder.listed(path), *(run for each in _comparisons_in(path) for run in _runs_in(each))]
 
 
 def _of_comparison(folder: Path, wanted: Wanted) -> "tuple[Question, list[Member]]":

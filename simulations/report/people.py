@@ -28,9 +28,10 @@ def distribution(verdict: Verdict) -> Chart | None:
     rows = [row for place, values in found.items() for row in _marked(*place, values, most)]
     spec = _strips(verdict, rows, "own accuracy (%)", "worst tenth")
     lowest = min(found, key=lambda place: _worst_tenth(found[place]))
+    level = f"{100 * _worst_tenth(found[lowest]):.2f}%"
     summary = (
         "One mark a client and seed, at its last evaluation on its own test split; box: quartiles, line: median. "
-        f"Lowest worst tenth: {_named(lowest)}, {100 * _worst_tenth(found[lowest]):.2f}%."
+        + (f"Lowest worst tenth: {_named(lowest)}, {level}." if len(found) > 1 else f"Worst tenth: {level}.")
     )
     title = "How clients fare"
     return Chart(
@@ -63,8 +64,9 @@ def gains(verdict: Verdict) -> Chart | None:
     )
     harmed = max(found, key=lambda place: _harmed(found[place]))
     summary = (
-        "One mark a client and seed; left of the dashed line a client would have done better alone. Most harmed: "
-        f"{_named(harmed)}, {wording.share(_harmed(found[harmed]))} of clients."
+        "One mark a client and seed; left of the dashed line a client would have done better alone. "
+        f"{'Most harmed' if len(found) > 1 else 'Harmed'}: {_named(harmed)}, "
+        f"{wording.share(_harmed(found[harmed]))} of clients."
     )
     return Chart(
         "gain",

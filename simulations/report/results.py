@@ -154,8 +154,8 @@ def bands(rows: Sequence[Row], panels: Sequence[str], methods: Sequence[str], ti
 def pareto(verdict: Verdict) -> Chart | None:
     """What was reached for how many bytes; a step joins those that none beats in both."""
     question = verdict.question
-    rows = [row for entry in closing.ordered(verdict) if (row := _price(entry, question.metric.scale))]
-    if not rows:
+    rows = [row for entry in closing.ordered(verdict) if (row := _price(entry, question.metric))]
+    if len({row["method"] for row in rows}) < 2:  # one alone is beaten by none
         return None
     for row in rows:
         rivals = [other for other in rows if other["panel"] == row["panel"]]
@@ -225,12 +225,13 @@ def _ends_of(mean: float, low: float, high: float) -> Iterator[tuple[str, float]
     yield "high", high if math.isfinite(high) else mean
 
 
-def _price(entry: Entry, factor: float) -> Row | None:
+def _price(entry: Entry, metric: Metric) -> Row | None:
     sent = [found for member in entry.done if (found := _BYTES.of(member)) is not None]
     interval = entry.interval
     if not sent or interval is None:
         return None
-    ends = {n: chart.short(factor * v) for n, v in _ends_of(interval.mean, interval.low, interval.high)}
+    known = _ends_of(interval.mean, interval.low, interval.high)
+    ends = {name: chart.short(metric.scale * metric.clipped(value)) for name, value in known}
     return {"panel": entry.setting, "method": entry.method, "mb": chart.short(statistics.fmean(sent)), **ends}
 
 
@@ -245,7 +246,8 @@ def _ends(verdict: Verdict) -> str:
     for setting in verdict.question.settings:
         if best := verdict.best(setting):
             parts.append(f"{best.method} {wording.spread(best.interval, metric)}{' in ' + setting if setting else ''}")
-    return f"Best {metric}: {wording.listing(parts)}." if parts else ""
+    head = "Best " if len(verdict.question.methods) > 1 else ""
+    return f"{head}{metric}: {wording.listing(parts)}." if parts else ""
 
 
 def _curve_table(verdict: Verdict) -> Table:

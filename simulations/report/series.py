@@ -36,7 +36,7 @@ def points(entry: Entry, metric: Metric, most: int) -> list[Point]:
             found.setdefault(number, []).append((member, value))
     spent = {id(member): costs(member) for member in entry.done} if found else {}
     kept = chart.thinned(sorted(found.items()), most)
-    return [_point(number, at, [spent[id(m)] for m, _ in at]) for number, at in kept]
+    return [_point(metric, number, at, [spent[id(m)] for m, _ in at]) for number, at in kept]
 
 
 def costs(member: Member) -> Mapping[int, tuple[float, float]]:
@@ -77,9 +77,10 @@ def band(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _point(
-    number: int, at: Sequence[tuple[Member, float]], spent: Sequence[Mapping[int, tuple[float, float]]]
+    metric: Metric, number: int, at: Sequence[tuple[Member, float]], spent: Sequence[Mapping[int, tuple[float, float]]]
 ) -> Point:
     values = [value for _, value in at]
+    low, high = map(metric.clipped, band(values))
     paid = [costs[number] for costs in spent if number in costs] or [(0.0, 0.0)]
     sent, passed = (statistics.fmean(each) for each in zip(*paid, strict=True))
-    return Point(number, sent, passed, statistics.fmean(values), *band(values), len(values))
+    return Point(number, sent, passed, statistics.fmean(values), low, high, len(values))

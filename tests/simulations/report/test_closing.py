@@ -1,10 +1,12 @@
 """The closing screen: plain lines with the table, the verdict, and what failed."""
 
+import re
+
 import fabricated
 
 from simulations import report
 from simulations.compare import metric
-from simulations.report import closing
+from simulations.report import closing, files
 
 
 def test_first_line_says_how_much_was_played() -> None:
@@ -71,3 +73,20 @@ def test_costs_are_better_when_lower() -> None:
 
 def test_optimistic_metric_is_marked() -> None:
     assert "optimistic" in report.screen(fabricated.verdict(metric=metric.parse("clients.pooled top5")))[0]
+
+
+def test_one_run_declares_no_winner() -> None:
+    judged = fabricated.verdict([fabricated.member("knfu")])
+    said = " ".join([*report.screen(judged), *(chart.summary for chart in files.drawn(judged))])
+    assert "knfu has clients.mean last" in said
+    assert not re.search(r"\b(best|Best|before|unbeaten|Lowest)\b", said)
+
+
+def test_one_method_that_has_a_value_has_not_won_against_those_that_failed() -> None:
+    found = [
+        each if each.method == "fedgen" else fabricated.replace(each, state="failed", reason="no memory", rows=())
+        for each in fabricated.members(settings=("",))
+    ]
+    said = fabricated.verdict(found).sentences[0]
+    assert "best" not in said
+    assert said.endswith("no other method has a value, so nothing is compared.")

@@ -9,6 +9,7 @@ import pytest
 
 from fedkd.errors import ConfigError, FolderError
 from simulations import cli
+from simulations.compare import plan
 from simulations.report import gather, labels
 
 
@@ -128,6 +129,39 @@ def test_no_finished_run_is_an_error(tmp_path: Path) -> None:
     lay(tmp_path, fabricated.replace(fabricated.member("fedavg"), state="stopped"))
     with pytest.raises(FolderError, match="no run is done"):
         collect(tmp_path)
+
+
+def lay_comparison(folder: Path, name: str, seeds: tuple[int, ...] = (0, 1)) -> Path:
+    """A comparison of two methods, all its runs done."""
+    place = folder / name
+    cells = []
+    for method in ("fedavg", "fedprox"):
+        for seed in seeds:
+            fabricated.write(fabricated.member(method, seed), place / f"runs/{method}-s{seed}")
+            cells.append(plan.Cell("", method, seed, (f"strategy={method}",), "0" * 64, f"runs/{method}-s{seed}"))
+    facts = {"command": "fedkd compare", "asked": "", "code": "", "about": "", "settings": ("",)}
+    more = {"methods": ("fedavg", "fedprox"), "seeds": seeds, "metric": "clients.mean last", "baseline": "fedprox"}
+    made = plan.Plan(**facts, **more, columns={}, target=None, published=None, cells=tuple(cells))  # type: ignore[arg-type]
+    (place / "plan.yaml").write_text("".join(plan._lines(made)), encoding="utf-8")
+    return place
+
+
+@pytest.mark.parametrize("meant", ["", "skew", "skew/plan.yaml", "skew/runs", "skew/report.html"])
+def test_any_folder_or_file_of_a_comparison_means_the_comparison(tmp_path: Path, meant: str) -> None:
+    place = lay_comparison(tmp_path, "skew")
+    (place / "report.html").write_text("an older one", encoding="utf-8")
+    question, found = collect(tmp_path / meant)
+    assert (question.name, question.baseline, len(found)) == ("skew", "fedprox", 4)
+    assert gather.place([str(tmp_path / meant)], tmp_path, None) == place
+
+
+def test_a_folder_of_runs_has_those_of_its_comparisons_too(tmp_path: Path) -> None:
+    lay(tmp_path, fabricated.member("fedgen", 0))
+    lay_comparison(tmp_path, "one")
+    lay_comparison(tmp_path, "two", seeds=(2, 3))
+    question, found = collect(tmp_path)
+    assert (set(question.methods), question.seeds) == ({"fedavg", "fedprox", "fedgen"}, (0, 1, 2, 3))
+    assert len(found) == 9
 
 
 def test_nothing_at_all_is_an_error(tmp_path: Path) -> None:
