@@ -51,9 +51,8 @@ class FedMD(Client):
         student = site.student(job)
         numbers = {} if "is_prepared" in job.state.memory else self._prepare(site, job, student)
         outcome = site.close(self, job, student, None, numbers)
-        memory = {**outcome.state.memory, "is_prepared": 1}
-        # Not yet its last round: the learning rate of the second exchange may go by the one before.
-        state = replace(outcome.state, memory=memory, last_round=job.state.last_round)
+        state = replace(outcome.state, memory={**outcome.state.memory, "is_prepared": 1})
+        # What comes before all rounds is not this round's training: the probe images wait for the second exchange.
         return replace(outcome, payload=Payload(probe_logits=training.logits(student, x)), state=state, student=None)
 
     def _prepare(self, site: "Site", job: Job, student: Student) -> dict[str, float]:

@@ -23,7 +23,7 @@ class ClientState:
     optimiser: Mapping[str, Any] = field(default_factory=dict)  # Adam's moments, where they stay with the client
     epoch: int = 0  # which pass over its data it is in
     position: int = 0  # samples of that pass already drawn
-    last_round: int = 0  # the last round it trained in; 0 = never
+    last_round: int = 0  # the last round it took part in, in a job of training: before this one; 0 = never
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -86,7 +86,8 @@ def play(experiment: Experiment, engine: Engine, state: RunState) -> Round:
     server, clients = state.server, dict(state.clients)
     cohort = draw_cohort(experiment.config, number)
     for exchange in range(experiment.strategy.trips(number)):
-        server, cohort = _exchange(experiment, engine, server, clients, Cohort(cohort, number, exchange), tally)
+        part = Cohort(cohort, number, exchange)
+        server, cohort = _exchange(experiment, engine, server, clients, state.clients, part, tally)
     after = RunState(number, server, clients)
     accuracy = _evaluate(experiment, engine, after, tally)
     tally.timings["total"] = time.perf_counter() - start
@@ -101,11 +102,23 @@ def draw_cohort(config: RunConfig, number: int) -> tuple[ClientId, ...]:
     return tuple(sorted(int(c) for c in generator.choice(config.clients, size, replace=False)))
 
 
+def remembered(
+    client: ClientId, now: Mapping[ClientId, ClientState], before: Mapping[ClientId, ClientState]
+) -> ClientState:
+    """A client's memory in an exchange: as the last one left it, but with the clock of before the round.
+
+    Its last round is an earlier one in all exchanges of this one, so that all of them have the same learning rate.
+    """
+    last_round = before.get(client, ClientState()).last_round
+    return replace(now.get(client, ClientState()), last_round=last_round)
+
+
 def _exchange(
     experiment: Experiment,
     engine: Engine,
     server: Any,
     clients: dict[ClientId, ClientState],
+    before: Mapping[ClientId, ClientState],
     cohort: Cohort,
     tally: _Tally,
 ) -> tuple[Any, tuple[ClientId, ...]]:
@@ -120,7 +133,7 @@ def _exchange(
             round=cohort.round,
             exchange=cohort.exchange,
             payload=payload,
-            state=clients.get(client, ClientState()),
+            state=remembered(client, clients, before),
         )
         for client, payload in sorted(payloads.items())
     }

@@ -123,7 +123,10 @@ class Site:
         numbers: Mapping[str, float],
         descent: Descent | None = None,
     ) -> Outcome:
-        """State and report after training; `drawn` is None for a phase that drew no training samples."""
+        """State and report after training; `drawn` is None for a phase that drew no training samples.
+
+        Without `numbers`, the means of the terms, nothing was trained: there is no student for the probe images.
+        """
         trained = self.trained(client, job, student, drawn)
         received, state = job.payload.weights or {}, job.state
         after = ClientState(
@@ -134,7 +137,7 @@ class Site:
             position=drawn.offset if drawn is not None else state.position,
             last_round=job.round,
         )
-        return Outcome(client.report(trained, job), after, numbers, student)
+        return Outcome(client.report(trained, job), after, numbers, student if numbers else None)
 
     def trained(self, client: Client, job: Job, student: Student, drawn: Drawn | None) -> Trained:
         """What `Client.remember` and `Client.report` are told."""

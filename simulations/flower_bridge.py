@@ -83,7 +83,17 @@ class Bridge(Strategy):
         if not self._cohort:
             return []
         payloads = self.experiment.strategy.plan(self.state.server, Cohort(self._cohort, number, exchange))
-        jobs = [self._job("train", client, number, payload, exchange) for client, payload in sorted(payloads.items())]
+        jobs = [
+            Job(
+                task="train",
+                client=client,
+                round=number,
+                payload=payload,
+                state=rounds.remembered(client, self.state.clients, self._before.clients),
+                exchange=exchange,
+            )
+            for client, payload in sorted(payloads.items())
+        ]
         return self._send(jobs, grid)
 
     def aggregate_train(
@@ -117,7 +127,16 @@ class Bridge(Strategy):
         if exchange + 1 < experiment.strategy.exchanges or number % experiment.config.evaluate.every:
             return []
         served = {c: experiment.strategy.served(self.state.server, c) for c in range(experiment.config.clients)}
-        jobs = [self._job("evaluate", client, number, payload or Payload()) for client, payload in served.items()]
+        jobs = [
+            Job(
+                task="evaluate",
+                client=client,
+                round=number,
+                payload=payload or Payload(),
+                state=self.state.clients.get(client, ClientState()),
+            )
+            for client, payload in served.items()
+        ]
         return self._send(jobs, grid)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
@@ -149,10 +168,6 @@ class Bridge(Strategy):
                 )
         known = {field.name: getattr(experiment.problem, field.name) for field in fields(Problem)}
         return rounds.begin(replace(experiment, problem=_WarmStart(**known, entries=given)))
-
-    def _job(self, task: engine.Task, client: ClientId, number: int, payload: Payload, exchange: int = 0) -> Job:
-        state = self.state.clients.get(client, ClientState())
-        return Job(task=task, client=client, round=number, payload=payload, state=state, exchange=exchange)
 
     def _send(self, jobs: Sequence[Job], grid: Grid) -> list[Message]:
         self._nodes = self._nodes or flower.find_nodes(grid, self.patience)

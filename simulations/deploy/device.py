@@ -127,7 +127,7 @@ class Device:
             return ClientState(), False
         state = memory.load(version)
         if state is not None:
-            return state, False
+            return replace(state, last_round=known.last_round), False  # the round's clock is the server's
         return ClientState(epoch=known.epoch, position=known.position, last_round=known.last_round), True
 
     def _covered(self, failure: Failure) -> Failure:

@@ -54,7 +54,7 @@ def test_it_says_the_logits_of_its_student_in_eval_mode_and_trains_nothing():
     assert found.payload.kinds() == {"probe_logits"}
     assert torch.equal(found.payload.probe_logits, expected)
     tiny.assert_same_weights(found.state.kept, problem.initial())
-    assert (found.state.epoch, found.state.position, found.state.last_round) == (0, 0, 0)
+    assert (found.state.epoch, found.state.position) == (0, 0)
 
 
 def test_digesting_its_own_logits_has_no_loss_and_no_weights_go_up(problem, site):

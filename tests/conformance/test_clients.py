@@ -137,6 +137,20 @@ def test_a_replys_state_begins_where_the_client_stopped_and_holds_what_it_may(tr
         assert tiny.canonical(state)
 
 
+def test_all_exchanges_of_a_round_have_the_clock_of_before_it(trail: Trail):
+    """So that under train.lr_clock=participation they all have one learning rate."""
+    before: dict[int, int] = {}
+    for number in (1, 2, 3):
+        jobs = [job for job in trail.jobs if job.round == number]
+        assert all(job.state.last_round == before.get(job.client, 0) for job in jobs)
+        before |= {job.client: number for job in jobs}
+
+
+def test_probe_images_are_shown_to_students_that_have_been_trained_and_to_no_others(trail: Trail):
+    for exchange in trail.exchanges:
+        assert all(reply.numbers or reply.probe is None for reply in exchange.replies)
+
+
 # Weight 0 is absence
 
 

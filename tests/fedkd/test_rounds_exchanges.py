@@ -1,14 +1,14 @@
 """Rounds of two exchanges and clients that remember: the loop carries what the next algorithms need."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import tiny
 import torch
 
 from clients.supervised import Supervised
-from fedkd import border
+from fedkd import border, training
 from fedkd.engine import Reply, failed
 from fedkd.errors import RunError
 from fedkd.payload import Payload
@@ -82,6 +82,14 @@ def test_a_clients_memory_survives_exchanges_and_rounds(two_trips):
 def test_clients_begin_with_memories_of_their_own(two_trips):
     clients = tiny.play(*two_trips)[0].state.clients
     assert not torch.equal(clients[0].memory["secret"], clients[1].memory["secret"])
+
+
+def test_under_the_clock_of_participations_both_exchanges_of_a_round_have_its_rate(two_trips):
+    experiment, engine = two_trips
+    tiny.play(experiment, engine, count=3)
+    train = replace(tiny.TRAIN, lr=0.1, lr_decay=0.5, lr_clock="participation")
+    rates = [training.learning_rate(train, job) for job in engine.jobs if job.task == "train" and job.client == 0]
+    assert rates == [0.1, 0.1, 0.1, 0.1, 0.05, 0.05]  # as FedGen's code: the second participation is not decayed
 
 
 def test_batches_go_on_through_the_exchanges_of_a_round(two_trips):

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import algorithms
 import pytest
 import tiny
 import torch
@@ -140,6 +141,14 @@ def test_in_two_steps_the_teacher_is_of_this_round():
     first, second = ([j for j in engine.jobs if j.task == "train" and j.exchange == e] for e in (0, 1))
     assert [j.payload.samples for j in first] == [None] * 3
     assert [len(j.payload.samples["logits"]) for j in second] == list(SIZES)
+
+
+def test_in_two_steps_what_training_does_to_a_student_is_measured_after_it():
+    found = algorithms.trail(("strategy=fedd2s",), "strategy.exchange=two_step")
+    for number in (1, 2, 3):
+        first, second = found.round(number)
+        assert [reply.probe for reply in first.replies] == [None] * 4
+        assert all(len(reply.probe) == 8 for reply in second.replies)
 
 
 def test_students_that_differ_share_no_head_even_at_taps_of_one_shape():
