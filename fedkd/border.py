@@ -76,7 +76,7 @@ def admit(
     return result
 
 
-def admit_evaluation(job: Job, result: Result) -> Result:
+def admit_evaluation(job: Job, result: Result, classes: int) -> Result:
     """The same for a reply to an evaluation job: counts that fit, numbers that are finite."""
     if isinstance(result, Failure):
         return result
@@ -87,6 +87,7 @@ def admit_evaluation(job: Job, result: Result) -> Result:
         correct, loss_sum = result.numbers.get("correct"), result.numbers.get("loss_sum")
         if correct is None or loss_sum is None or not 0 <= correct <= result.num_examples:
             raise Refused("range", f"numbers: {correct} correct of {result.num_examples}, loss_sum {loss_sum}")
+        _check_by_label(result, classes)
     except Refused as refusal:
         return engine.failed(job, refusal.what, refusal.cause)
     except Exception as error:  # noqa: BLE001  # as above
@@ -184,6 +185,16 @@ def _check_numbers(kind: str, value: Any, expected: Expectation | None = None) -
             raise Refused("range", f"{kind}: '{name}' does not fit in 64 bits")
         if not math.isfinite(number):
             raise Refused("non_finite", f"{kind}: '{name}' is not finite")
+
+
+def _check_by_label(reply: Reply, classes: int) -> None:
+    if reply.by_label is None:
+        return
+    _check_tensor("by_label", reply.by_label, (2, classes), torch.int64)
+    seen_C, right_C = reply.by_label
+    sums = (int(seen_C.sum()), int(right_C.sum()))
+    if bool((right_C < 0).any() | (right_C > seen_C).any()) or sums != (reply.num_examples, reply.numbers["correct"]):
+        raise Refused("range", "by_label does not add up to what numbers say")
 
 
 def _check_probe(value: Any, expected: Expectation) -> None:

@@ -68,7 +68,9 @@ class EvaluateConfig:
     validation: Annotated[float, Gt(0), Lt(1)] = 0.2  # that share; on test nothing is held out
     every: Annotated[int, Ge(1)] = 1  # rounds between evaluations on the clients' own test splits; the last always
     pooled_every: Annotated[int, Ge(1)] = 1  # rounds between evaluations on the pooled test set; the last always
-    probe: Annotated[int, Ge(0)] = 64  # test images on which function drift and forgetting are measured; 0: neither is
+    probe: Annotated[int, Ge(0)] = (
+        64  # test images on which function drift and local accuracy are measured; 0: neither is
+    )
     common: Annotated[int, Ge(0)] = (
         1000  # pooled test images for each client's own student, where none is global; 0: none
     )

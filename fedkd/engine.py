@@ -58,6 +58,9 @@ class Reply:
     probe: Tensor | None = (
         None  # (N,) uint8: labels the trained student gives the probe images; a diagnostic, not knowledge
     )
+    by_label: Tensor | None = (
+        None  # (2, C) int64: of each label, images classified and how many of them rightly; of common and pooled images
+    )
     seconds: float = 0.0  # a machine fact, kept out of the ledger
 
 

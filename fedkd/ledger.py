@@ -116,12 +116,21 @@ def rows(path: Path) -> list[Row]:
     found = []
     for number, line in enumerate(lines, 1):
         try:
-            found.append(plainjson.mapping(line))
+            found.append(_renamed(plainjson.mapping(line)))
         except ValueError:
             raise FolderError(
                 f"line {number} is damaged", where=str(path), mend="restore the file from a copy"
             ) from None
     return found
+
+
+def _renamed(row: Row) -> Row:
+    """A row with the names of today: `local_accuracy` was called `forgetting`, which it is not."""
+    if "forgetting" not in row:
+        return row
+    names = {"inside": "in", "outside": "out"}
+    old = {names.get(name, name): value for name, value in row["forgetting"].items()}
+    return {key: value for key, value in row.items() if key != "forgetting"} | {"local_accuracy": old}
 
 
 def load_runs(folder: Path | str, table: str = "metrics") -> list[Row]:

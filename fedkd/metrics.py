@@ -68,11 +68,11 @@ def function_drift(labels_KN: Tensor, classes: int) -> float:
     return float(1 - agreeing.mean())
 
 
-def inside_and_outside(labels_KN: Tensor, y_N: Tensor, laws_KC: Tensor) -> dict[str, float]:
-    """Accuracy of K trained students on the labels their clients hold, and on the others: what training made forget.
+def local_accuracy(labels_KN: Tensor, y_N: Tensor, laws_KC: Tensor) -> dict[str, float]:
+    """In-local and out-local accuracy of K trained students: labels weighted by their client's share, and against it.
 
-    A_k(y) is student k's accuracy on the probe images of label y, q_k its client's label distribution: inside is
-    sum_y q_k(y) A_k(y), outside the same under (1 - q_k(y)) / (C - 1), both averaged over clients (Lee et al.,
+    A_k(y) is student k's accuracy on the probe images of label y, q_k its client's label distribution: `in` is
+    sum_y q_k(y) A_k(y), `out` the same under (1 - q_k(y)) / (C - 1), both averaged over clients (Lee et al.,
     NeurIPS 2022; baselines.md section 5). Labels without a probe image are left out of both.
     """
     classes = laws_KC.shape[1]
@@ -80,13 +80,19 @@ def inside_and_outside(labels_KN: Tensor, y_N: Tensor, laws_KC: Tensor) -> dict[
     counts_C = of_label_NC.sum(0)
     accuracy_KC = (labels_KN == y_N).double() @ of_label_NC / counts_C.clamp(min=1)
     found = {}
-    for name, law_KC in (("inside", laws_KC.double()), ("outside", (1 - laws_KC.double()) / max(1, classes - 1))):
+    for name, law_KC in (("in", laws_KC.double()), ("out", (1 - laws_KC.double()) / max(1, classes - 1))):
         law_KC = law_KC * (counts_C > 0)
         total_K = law_KC.sum(1)
         held = total_K > 0
         if bool(held.any()):
             found[name] = float(((accuracy_KC * law_KC).sum(1)[held] / total_K[held]).mean())
     return found
+
+
+def by_class(counts: Sequence[Tensor]) -> list[float | None]:
+    """Accuracy of each class over all of some evaluations, each (2, C): images, and right ones. None: no image."""
+    seen, right = torch.stack(list(counts)).sum(0).tolist()
+    return [its / of if of else None for its, of in zip(right, seen, strict=True)]
 
 
 def summarise(by_round: Mapping[int, float]) -> dict[str, float]:

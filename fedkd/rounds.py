@@ -5,16 +5,16 @@ resuming, repeating and parallel runs are the same thing.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from fedkd import border, metrics, privacy, seeds
 from fedkd.config import RunConfig
-from fedkd.engine import ClientId, ClientState, Engine, Failure, Job, Reply, failed
+from fedkd.engine import ClientId, ClientState, Engine, Failure, Job, Reply, Task, failed
 from fedkd.errors import RunError
 from fedkd.payload import KINDS, Payload, Weights
 from fedkd.problem import Problem
@@ -65,7 +65,7 @@ class _Tally:
     rows: dict[ClientId, dict[str, Any]] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     numbers: dict[str, Any] = field(default_factory=dict)
-    forgetting: dict[str, float] = field(default_factory=dict)
+    local_accuracy: dict[str, float] = field(default_factory=dict)
     drift: dict[str, float] = field(default_factory=dict)
     timings: dict[str, float] = field(
         default_factory=lambda: {"clients": 0.0, "server": 0.0, "evaluation": 0.0, "busy": 0.0}
@@ -222,15 +222,15 @@ def _check_quorum(
 def _measure_drift(
     experiment: Experiment, tally: _Tally, jobs: Mapping[ClientId, Job], replies: Sequence[Reply]
 ) -> None:
-    """How far clients stand apart after training and, after the first exchange, what training made them forget."""
+    """How far clients stand apart after training and, after the first exchange, how they do on their own labels."""
     probed = [reply for reply in replies if reply.probe is not None]
     probes = [reply.probe for reply in probed if reply.probe is not None]
     labels, laws = experiment.probe_labels, experiment.label_laws
     if probes:
         tally.drift["function"] = metrics.function_drift(torch.stack(probes), experiment.problem.classes)
-    if probes and labels is not None and laws is not None and not tally.forgetting:
+    if probes and labels is not None and laws is not None and not tally.local_accuracy:
         its = laws[[reply.client for reply in probed]]
-        tally.forgetting = metrics.inside_and_outside(torch.stack(probes), labels, its)
+        tally.local_accuracy = metrics.local_accuracy(torch.stack(probes), labels, its)
     pairs = [(jobs[r.client].payload.weights, r.payload.weights) for r in replies]
     full = [(sent, back) for sent, back in pairs if sent and back and sent.keys() == back.keys()]
     if full and all(_shapes(sent) == _shapes(full[0][0]) for sent, _ in full):
@@ -262,11 +262,13 @@ def _evaluate(experiment: Experiment, engine: Engine, state: RunState, tally: _T
         for part in range(num_pooled_parts(experiment.num_pooled)):
             jobs.append(Job(task="evaluate_pooled", client=part, round=state.round, payload=payload))
     results = list(engine.run(jobs, config.engine.deadline)) if jobs else []
-    found = [border.admit_evaluation(job, result) for job, result in _pair(jobs, results)]
+    classes = experiment.problem.classes
+    found = [border.admit_evaluation(job, result, classes) for job, result in _pair(jobs, results)]
     tally.timings["evaluation"] = time.perf_counter() - start
     tally.failures += [result for result in found if isinstance(result, Failure)]
     done = [(job, result) for job, result in zip(jobs, found, strict=True) if isinstance(result, Reply)]
-    return _accuracy(done, experiment.num_pooled, tally)
+    trained = range(config.clients) if strategy.pools_data else state.clients.keys()
+    return _accuracy(done, experiment.num_pooled, trained, tally)
 
 
 def _pair(jobs: Sequence[Job], results: Sequence[Reply | Failure]) -> list[tuple[Job, Reply | Failure]]:
@@ -280,29 +282,38 @@ def _pair(jobs: Sequence[Job], results: Sequence[Reply | Failure]) -> list[tuple
     return [(job, by_key.get((job.task, job.client)) or failed(job, "no result came", "lost")) for job in jobs]
 
 
-def _accuracy(done: Sequence[tuple[Job, Reply]], num_pooled: int, tally: _Tally) -> dict[str, Any]:
-    """By client and pooled; of a pooled test set that was not classified whole, nothing: its parts differ."""
+def _accuracy(
+    done: Sequence[tuple[Job, Reply]], num_pooled: int, trained: Collection[ClientId], tally: _Tally
+) -> dict[str, Any]:
+    """By client, of all and of those that have trained yet; and pooled.
+
+    Of a pooled test set that was not classified whole there is nothing: its parts differ.
+    """
     accuracy: dict[str, Any] = {}
-    own = [reply for job, reply in done if job.task == "evaluate"]
-    pooled = [reply for job, reply in done if job.task == "evaluate_pooled"]
-    if own:
-        accuracy["clients"] = metrics.over_clients([r.numbers["correct"] for r in own], [r.num_examples for r in own])
-        for reply in own:
+    of_trained: dict[str, Any] = {}
+    by_task = {task: [reply for job, reply in done if job.task == task] for task in get_args(Task)}
+    for name, task, column in (("clients", "evaluate", "accuracy"), ("common", "evaluate_common", "common")):
+        if replies := by_task[task]:
+            accuracy[name] = _over_clients(replies)
+        if took_part := [reply for reply in replies if reply.client in trained]:
+            of_trained[name] = _over_clients(took_part)
+        for reply in replies:
             row = tally.rows.setdefault(reply.client, {"state": "idle"})
-            row["accuracy"] = reply.numbers["correct"] / reply.num_examples
-    common = [reply for job, reply in done if job.task == "evaluate_common"]
-    if common:
-        accuracy["common"] = metrics.over_clients(
-            [r.numbers["correct"] for r in common], [r.num_examples for r in common]
-        )
-        for reply in common:
-            tally.rows.setdefault(reply.client, {"state": "idle"})["common"] = (
-                reply.numbers["correct"] / reply.num_examples
-            )
+            row[column] = reply.numbers["correct"] / reply.num_examples
+    if of_trained:
+        accuracy["trained"] = {"count": len(trained), **of_trained}
+    pooled = by_task["evaluate_pooled"]
     if pooled and sum(reply.num_examples for reply in pooled) == num_pooled:
         accuracy["global"] = sum(reply.numbers["correct"] for reply in pooled) / num_pooled
         accuracy["loss"] = sum(reply.numbers["loss_sum"] for reply in pooled) / num_pooled
+    judged = pooled if "global" in accuracy else by_task["evaluate_common"]
+    if counts := [reply.by_label for reply in judged if reply.by_label is not None]:
+        accuracy["by_class"] = metrics.by_class(counts)
     return accuracy
+
+
+def _over_clients(replies: Sequence[Reply]) -> dict[str, float]:
+    return metrics.over_clients([r.numbers["correct"] for r in replies], [r.num_examples for r in replies])
 
 
 def with_statistics(problem: Problem, served: Payload, state: RunState) -> Payload:
@@ -332,7 +343,7 @@ def _row(number: int, tally: _Tally, accuracy: Mapping[str, Any]) -> dict[str, A
         "terms": metrics.mean_by_name([row["numbers"] for _, row in sorted(tally.rows.items()) if "numbers" in row]),
         "server": tally.numbers,
         "drift": tally.drift,
-        "forgetting": tally.forgetting,
+        "local_accuracy": tally.local_accuracy,
         "bytes": {"down": tally.down, "up": tally.up},
     }
 

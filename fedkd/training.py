@@ -197,7 +197,8 @@ class Site:
     def score(self, client: Client, student: Student, job: Job) -> float:
         """Accuracy of a student on the client's own test split, as an evaluation job would find it."""
         student.eval()
-        return self._classify(client, student, job, self.test_index[job.client])[0] / len(self.test_index[job.client])
+        index = self.test_index[job.client]
+        return int(self._classify(client, student, job, index)[0].sum()) / len(index)
 
     def _module(self, architecture: str, role: str) -> Student:
         key = (architecture, role)
@@ -236,9 +237,18 @@ class Site:
         index = self._test_of(job)
         if not len(index):
             return engine.failed(job, f"client {job.client} has no test samples", "no_data")
-        correct, loss_sum = self._classify(self.client, self.student(job).eval(), job, index)
-        numbers = {"correct": float(correct), "loss_sum": loss_sum}
-        return Reply(client=job.client, round=job.round, task=job.task, num_examples=len(index), numbers=numbers)
+        right_C, loss_sum = self._classify(self.client, self.student(job).eval(), job, index)
+        by_label = None  # a client's own test split would show its labels
+        if job.task != "evaluate":
+            by_label = torch.stack([torch.bincount(self.test.y[index], minlength=self.problem.classes), right_C])
+        return Reply(
+            client=job.client,
+            round=job.round,
+            task=job.task,
+            num_examples=len(index),
+            numbers={"correct": float(right_C.sum()), "loss_sum": loss_sum},
+            by_label=by_label,
+        )
 
     def _test_of(self, job: Job) -> Tensor:
         if job.task == "evaluate":
@@ -247,16 +257,16 @@ class Site:
             return self.common if self.common is not None else torch.empty(0, dtype=torch.int64)
         return pooled_part(job.client, len(self.test))
 
-    def _classify(self, client: Client, student: Student, job: Job, index: Tensor) -> tuple[int, float]:
-        """How many test samples it gets right, and the sum of their losses."""
-        correct, loss_sum = 0, 0.0
+    def _classify(self, client: Client, student: Student, job: Job, index: Tensor) -> tuple[Tensor, float]:
+        """How many test samples of each label it gets right, (C,) int64, and the sum of all losses."""
+        right_C, loss_sum = torch.zeros(self.problem.classes, dtype=torch.int64), 0.0
         with torch.inference_mode():
             for part in index.split(EVALUATION_BATCH):
                 x, y = self.test.take(part)
                 logits = client.logits(student, x, job)
-                correct += int((logits.argmax(1) == y).sum())
+                right_C += torch.bincount(y[logits.argmax(1) == y], minlength=self.problem.classes)
                 loss_sum += float(F.cross_entropy(logits, y, reduction="sum"))
-        return correct, loss_sum
+        return right_C, loss_sum
 
 
 def descend(

@@ -13,6 +13,8 @@ from typing import Any, BinaryIO
 
 from fedkd import ledger
 
+_GROUPS = ("accuracy", "terms", "server", "drift", "local_accuracy", "clients")  # of a row of metrics.jsonl
+
 
 class Board:
     """One event file a process. A resume removes older ones and writes the ledger's rows again: no step comes twice."""
@@ -60,7 +62,7 @@ class Board:
 
 def scalars(row: Mapping[str, Any], timings: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """Tags and values of a round: accuracy/global, bytes/up, bytes/up_weights, terms/ce, seconds/total, ..."""
-    tree = {group: row.get(group, {}) for group in ("accuracy", "terms", "server", "drift", "forgetting", "clients")}
+    tree = {group: row.get(group, {}) for group in _GROUPS}
     tree["seconds"] = {name: value for name, value in timings.items() if name not in {"round", "at"}}
     for tag, value in ledger.flat(tree).items():
         if isinstance(value, int | float):  # not null, not a list: who trusts whom is in the ledger

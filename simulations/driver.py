@@ -27,7 +27,7 @@ from simulations.board import Board
 from simulations.interrupts import Interrupts, Stop
 from simulations.progress import Screen
 from simulations.run_folder import RunFolder
-from simulations.story import Head, closing, head, headline, round_line
+from simulations.story import Head, closing, head, measured, round_line
 
 Tell = Callable[[str, str], None]  # what the people who watch should know, and how urgent: `note` or `warn`
 
@@ -65,6 +65,8 @@ class Driver:
         self.engine_facts: Callable[[], Mapping[str, Any]] = dict
         self.state: RunState | None = None
         self.committed = -1  # round of the last commit
+        self.is_pooled = False  # whether the run is judged by a global student on the pooled test set
+        self.client_student = "own"
         self.lengths: Mapping[str, int] = {}  # of the ledger after the last whole round
         self.rows: list[ledger.Row] = []
         self.timings: list[ledger.Row] = []
@@ -98,7 +100,7 @@ class Driver:
         assigned.keep(self.folder, assembly, config.students.name)
         self._compare_arithmetic()
         state = self._state(assembly)
-        self.folder.note(statistics=statistics_policy(assembly.experiment, state))
+        self._note_students(assembly.experiment, state)
         self.screen.phase("starting the engine")
         engine, sentence = self._engine(assembly.site)
         stack.callback(engine.close)
@@ -145,6 +147,13 @@ class Driver:
         self.state, self.committed = state, state.round if found else -1
         return state
 
+    def _note_students(self, experiment: Experiment, state: RunState) -> None:
+        """Whose students are evaluated, and how: what reads the ledger cannot tell before it has all of it."""
+        has_global = experiment.strategy.served(state.server, None) is not None
+        self.is_pooled = has_global and experiment.num_pooled > 0
+        self.client_student = "global" if has_global and experiment.strategy.serves == "global" else "own"
+        self.folder.note(statistics=statistics_policy(experiment, state), client_student=self.client_student)
+
     def _read_ledger(self) -> None:
         self.rows = ledger.rows(self.folder.path / "metrics.jsonl")
         self.timings = ledger.rows(self.folder.path / "timings.jsonl")
@@ -162,7 +171,7 @@ class Driver:
         return 1 if self.venue is not None and self.venue.commit_each_round else self.config.checkpoint.every
 
     def _head(self, engine: str) -> Head:
-        return head(self.resolved, self.folder.path, engine)
+        return head(self.resolved, self.folder.path, engine, self.client_student)
 
     # --- a round ---------------------------------------------------------------------------------------------------
 
@@ -197,7 +206,8 @@ class Driver:
         accuracy = self.rows[-1]["accuracy"] if self.rows else {}
         with run_folder.writing(self.folder.path):
             lengths = self.ledger.sync()
-            checkpoint.commit(self.folder.checkpoints, self.state, lengths, self.digest, headline(accuracy))
+            worth = measured(accuracy).get("global" if self.is_pooled else "clients.mean")
+            checkpoint.commit(self.folder.checkpoints, self.state, lengths, self.digest, worth)
             checkpoint.prune(self.folder.checkpoints, self.config.checkpoint.keep)
         self.committed = self.state.round
         self.folder.note(round=self.committed)
@@ -244,7 +254,7 @@ class Driver:
     def _summarise(self, status: str, **facts: Any) -> dict[str, Any]:
         """Write summary.json and the state in run.json."""
         found = {"run": str(self.folder.path), "status": status, **summary.of_rows(self.rows, self.timings), **facts}
-        found["statistics"] = self.folder.info().get("statistics")
+        found |= {key: self.folder.info().get(key) for key in ("statistics", "client_student")}
         found["seconds"]["total"] = self.before + time.perf_counter() - self.began
         self.folder.write_json("summary.json", found)
         self.folder.note(state=status, round=found["rounds"], engine=self.engine_facts(), **facts)
@@ -259,7 +269,7 @@ class Driver:
 
     def _show(self, played: Round) -> None:
         seconds, failure = played.timings["total"], _shown(played.failures)
-        self.folder.log(round_line(played.row, seconds, failure, self.config.rounds, verbose=True))
+        self.folder.log(round_line(played.row, seconds, failure, self._head(""), verbose=True))
         self.screen.round(played.row, seconds, failure)
 
     def _end(self, lines: Sequence[str]) -> None:
@@ -299,7 +309,7 @@ def statistics_policy(experiment: Experiment, state: RunState) -> str:
 def _check_sane(played: Round) -> None:
     """Raises RunError if the served students have left the finite numbers: nothing after this could be of use."""
     bad = [f for f in played.failures if f.task != "train" and f.cause == "non_finite"]
-    if any(f.task == "evaluate_pooled" for f in bad) or (bad and headline(played.row["accuracy"]) is None):
+    if any(f.task == "evaluate_pooled" for f in bad) or (bad and not measured(played.row["accuracy"])):
         raise RunError(
             f"round {played.state.round}: training has diverged, the test loss is not finite ({bad[0].what})",
             failures=tuple(bad),

@@ -141,7 +141,8 @@ class Bridge(Strategy):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Accuracy over clients, each on its own test split."""
-        checked = (border.admit_evaluation(job, result) for job, result in self._results(replies))
+        classes = self.experiment.problem.classes
+        checked = (border.admit_evaluation(job, result, classes) for job, result in self._results(replies))
         usable, _ = _split(checked)
         if not usable:
             return None

@@ -66,6 +66,8 @@ def encode_result(result: Result) -> RecordDict:
     records: dict[str, Record] = {"reply": head, "reply.numbers": _metrics(result.numbers)}
     if result.probe is not None:
         records["reply.probe"] = ArrayRecord({"probe": encode_tensor(result.probe)})
+    if result.by_label is not None:
+        records["reply.by_label"] = ArrayRecord({"by_label": encode_tensor(result.by_label)})
     return RecordDict({**records, **encode_state(result.state), **encode_payload(result.payload)})
 
 
@@ -82,9 +84,16 @@ def decode_result(content: RecordDict, job: Job) -> Result:
         payload=decode_payload(content),
         state=decode_state(content),
         numbers=_numbers(content, "reply.numbers"),
-        probe=_arrays(content, "reply.probe", ("probe",))["probe"] if "reply.probe" in content else None,
+        probe=_optional(content, "probe"),
+        by_label=_optional(content, "by_label"),
         **head,
     )
+
+
+def _optional(content: RecordDict, name: str) -> Tensor | None:
+    """A tensor beside the payload, if there is one."""
+    record = f"reply.{name}"
+    return _arrays(content, record, (name,))[name] if record in content else None
 
 
 def encode_payload(payload: Payload) -> dict[str, Record]:

@@ -80,7 +80,8 @@ class Lines(Screen):
 
     def round(self, row: Row, seconds: float, failure: str) -> None:
         super().round(row, seconds, failure)
-        self._write(story.round_line(row, seconds, failure, self.head.rounds if self.head else 0, verbose=self.verbose))
+        assert self.head is not None  # `begin` came first
+        self._write(story.round_line(row, seconds, failure, self.head, verbose=self.verbose))
 
     def warn(self, text: str) -> None:
         self._write("", end="")

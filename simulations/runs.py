@@ -171,7 +171,7 @@ def _summary(path: Path) -> dict[str, Any]:
 def _listed(path: Path) -> dict[str, Any]:
     info = run_folder.info(path)
     rows = ledger.rows(path / "metrics.jsonl")
-    accuracies = [value for row in rows if (value := story.headline(row["accuracy"])) is not None]
+    accuracies = story.curve(rows)
     return {
         "run": path.name,
         "state": run_folder.state(path),

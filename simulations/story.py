@@ -2,7 +2,7 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import fedkd
 from fedkd.resolved import Resolved
 
 _BARS = "▁▂▃▄▅▆▇█"
+_LATE = 10  # rounds whose mean a summary has
 _ETA_ROUNDS = 10  # rounds whose mean duration predicts the rest
 
 _STATISTICS = {  # with which of BatchNorm's students are evaluated; of the primary figure
@@ -20,9 +21,11 @@ _STATISTICS = {  # with which of BatchNorm's students are evaluated; of the prim
     ("clients.mean", "local"): "   (BatchNorm statistics: each client's own)",
 }
 
-_NAMES = {  # of the primary figure, and what it is the accuracy of
-    "global": ("global accuracy", ""),
-    "clients.mean": ("personal accuracy", "   (each client's own student on its own test split, mean)"),
+_NAMES = {  # of the primary figure and the student that clients use: its name, and what it is the accuracy of
+    ("global", "own"): ("global accuracy", ""),
+    ("global", "global"): ("global accuracy", ""),
+    ("clients.mean", "own"): ("personal accuracy", "   (each client's own student on its own test split, mean)"),
+    ("clients.mean", "global"): ("accuracy", "   (the global student on each client's own test split, mean)"),
 }
 
 Row = Mapping[str, Any]
@@ -42,6 +45,7 @@ class Head:
     folder: str
     engine: str
     option: str = ""  # of conf/strategy, if the run has it as it stands there
+    client_student: str = "own"  # what is tried on a client's test split: its `own` student, or the `global` one
 
     def line(self) -> str:
         return (
@@ -55,10 +59,10 @@ class Story:
     """What has happened so far, added up from the rows of the ledger."""
 
     rounds: int = 0
-    accuracy: list[float] = field(default_factory=list)  # global, else personal
+    curves: dict[str, list[float]] = field(default_factory=dict)  # `global` and `clients.mean`, as far as measured
     latest: dict[str, Any] = field(default_factory=dict)  # the newest accuracy of each sort
     drift: Row = field(default_factory=dict)
-    forgetting: Row = field(default_factory=dict)
+    local_accuracy: Row = field(default_factory=dict)
     server: Row = field(default_factory=dict)
     terms: Row = field(default_factory=dict)
     privacy: Row = field(default_factory=dict)
@@ -73,11 +77,11 @@ class Story:
         self.rounds = row["round"]
         accuracy = row["accuracy"]
         self.latest |= accuracy
-        if (value := headline(accuracy)) is not None:
-            self.accuracy.append(value)
+        for name, value in measured(accuracy).items():
+            self.curves.setdefault(name, []).append(value)
         self.drift, self.server, self.terms = row["drift"], row["server"], row["terms"]
         self.privacy = row.get("privacy", {})
-        self.forgetting = row.get("forgetting", {})  # older ledgers have none
+        self.local_accuracy = row.get("local_accuracy", {})  # older ledgers have none
         self.up.update(row["bytes"]["up"])
         self.down.update(row["bytes"]["down"])
         self.states.update(row["clients"])
@@ -88,7 +92,7 @@ class Story:
         return sum(recent) / len(recent) * (rounds - self.rounds) if recent else None
 
 
-def head(resolved: Resolved, folder: Path, engine: str) -> Head:
+def head(resolved: Resolved, folder: Path, engine: str, client_student: str = "own") -> Head:
     """The head of a run that is played in a folder."""
     config, partition = resolved.config, resolved.config.partition
     alpha, variant = partition.get("alpha"), config.strategy.get("variant")
@@ -103,12 +107,21 @@ def head(resolved: Resolved, folder: Path, engine: str) -> Head:
         folder=str(folder),
         engine=engine,
         option=resolved.as_in_conf("strategy"),
+        client_student=client_student,
     )
 
 
-def headline(accuracy: Row) -> float | None:
-    """The one number of a round: the global student's accuracy, else the mean of the clients' own."""
-    return accuracy["global"] if "global" in accuracy else accuracy.get("clients", {}).get("mean")
+def measured(accuracy: Row) -> dict[str, float]:
+    """What of the two figures that a run may be judged by was measured in a round: `global`, `clients.mean`."""
+    found = {"global": accuracy.get("global"), "clients.mean": accuracy.get("clients", {}).get("mean")}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def curve(rows: Iterable[Row]) -> list[float]:
+    """The figure that a run is judged by, of the rounds that measured it: the global student's where any did."""
+    found = [measured(row["accuracy"]) for row in rows]
+    name = "global" if any("global" in each for each in found) else "clients.mean"
+    return [each[name] for each in found if name in each]
 
 
 def panel(head: Head, story: Story, running: float, *, verbose: bool = False) -> list[str]:
@@ -116,15 +129,15 @@ def panel(head: Head, story: Story, running: float, *, verbose: bool = False) ->
     lines = [
         head.line(),
         _progress_line(head, story, running),
-        f" accuracy   {_accuracy(story)}",
+        f" accuracy   {_accuracy(story, head)}",
         f" drift      {_numbers(story.drift) or '-'}",
     ]
     if knowledge := _numbers(story.server):
         lines.append(f" knowledge  {knowledge}")
     if verbose and story.terms:
         lines.append(f" terms      {_numbers(story.terms)}")
-    if verbose and story.forgetting:
-        lines.append(f" labels     {_forgetting(story.forgetting)}")
+    if verbose and story.local_accuracy:
+        lines.append(f" labels     {_on_labels(story.local_accuracy)}")
     kinds = story.up + story.down
     lines += [
         f" traffic    up {mega(story.up.total())}   down {mega(story.down.total())}      {_by_kind(kinds)}",
@@ -139,20 +152,20 @@ def _privacy(row: Row) -> str:
     return f"label epsilon {row['label_epsilon']:g}, spent by {row['clients']} clients"
 
 
-def round_line(row: Row, seconds: float, failure: str, rounds: int, *, verbose: bool = False) -> str:
+def round_line(row: Row, seconds: float, failure: str, head: Head, *, verbose: bool = False) -> str:
     """One round as one line."""
     accuracy, drift, traffic = row["accuracy"], row["drift"], row["bytes"]
-    parts = [f"round {row['round']}/{rounds}"]
+    parts = [f"round {row['round']}/{head.rounds}"]
     if "global" in accuracy:
         parts.append(f"accuracy {accuracy['global']:.3f}")
-    parts += _of_clients(accuracy)
+    parts += _of_clients(accuracy, head)
     if "function" in drift:
         parts.append(f"drift {drift['function']:.2f}")
     parts.append(f"up {mega(sum(traffic['up'].values()))}   down {mega(sum(traffic['down'].values()))}")
     parts.append(_states({state: count for state, count in row["clients"].items() if count}))
     parts.append(f"{seconds:.1f} s")
     if verbose:
-        numbers = (_numbers({**row["terms"], **row["server"]}), _forgetting(row.get("forgetting", {})))
+        numbers = (_numbers({**row["terms"], **row["server"]}), _on_labels(row.get("local_accuracy", {})))
         parts += filter(None, numbers)
     if failure:
         parts.append(f"({failure})")
@@ -163,10 +176,11 @@ def closing(summary: Row, head: Head) -> list[str]:
     """The last lines of a run that is done: the figures, where they are, and what to do next."""
     failures = sum(count for state, count in summary["replies"].items() if state != "ok")
     lines = [f"done   {summary['rounds']} rounds in {clock(summary['seconds']['total'])}" + _failures(failures)]
-    lines += [f"       {line}" for line in figures(summary)]
+    lines += [f"       {line}" for line in figures(summary, head.clients)]
     lines.append(f"files  {head.folder}   curves: tensorboard --logdir {shlex.quote(_parent(head.folder))}")
     # Personal students may differ in architecture: what they must beat is training alone.
-    other, name = ("local", "local training") if summary["accuracy_of"] == "clients.mean" else ("fedavg", "FedAvg")
+    is_personal = summary["accuracy_of"] == "clients.mean" and head.client_student == "own"
+    other, name = ("local", "local training") if is_personal else ("fedavg", "FedAvg")
     if head.strategy.split("/")[0] != other:
         config = shlex.quote(head.folder + "/config.yaml")
         both = f"compare {config} strategy={other},{head.option} seed=1..8"
@@ -183,7 +197,7 @@ def portrait(found: Row) -> list[str]:
         f"what    {found['strategy']}{variant}   {found['data']} {found['partition']}   {found['num_clients']} clients"
         f"   seed {found['seed']}",
         f"when    begun {found['created']}, {clock(found['seconds']['total'])} of rounds",
-        *(f"        {line}" for line in figures(found)),
+        *(f"        {line}" for line in figures(found, found["num_clients"])),
     ]
     if error := found.get("error"):
         lines.append(f"error   {error}")
@@ -192,18 +206,28 @@ def portrait(found: Row) -> list[str]:
     return lines
 
 
-def figures(summary: Row) -> list[str]:
+def figures(summary: Row, num_clients: int) -> list[str]:
     """Accuracy, clients and traffic of a summary, a line each."""
     accuracy, clients, traffic = summary["accuracy"], summary["clients"], summary["bytes"]
+    student = summary.get("client_student") or "own"
     lines = []
     if accuracy:
-        name, of = _NAMES[summary["accuracy_of"]]
+        name, of = _NAMES[summary["accuracy_of"], student]
         note = of + _STATISTICS.get((summary["accuracy_of"], summary.get("statistics") or ""), "")
-        lines.append(f"{name:<17} {_curve(accuracy)}{note}")
+        lines.append(f"{name:<17} {_curve(accuracy, summary['rounds'])}{note}")
     if common := summary.get("common"):
-        lines.append(f"common images     {_curve(common)}   (the same students on common test images, mean)")
+        how = "   (the same students on common test images, mean)"
+        lines.append(f"common images     {_curve(common, summary['rounds'])}{how}")
+    trained = summary.get("trained", {})
+    is_told_apart = student == "own" and 0 < trained.get("count", 0) < num_clients
     if clients:
-        lines.append(f"clients           mean {clients['mean']:.3f}   worst tenth {clients['worst_decile']:.3f}")
+        who = f"   (all {num_clients})" if is_told_apart else ""
+        lines.append(f"clients           {_spread(clients)}{who}")
+    if is_told_apart and "clients" in trained:
+        who = f"   (the {trained['count']} that have taken part; the others keep their first students)"
+        lines.append(f"trained clients   {_spread(trained['clients'])}{who}")
+    if (lost := summary.get("forgetting")) is not None:
+        lines.append(f"forgetting        {lost:.3f}   (accuracy that a class has lost since its best round, mean)")
     lines.append(f"traffic           up {mega(traffic['up'])}   down {mega(traffic['down'])}")
     return lines
 
@@ -246,21 +270,22 @@ def _progress_line(head: Head, story: Story, running: float) -> str:
     return "   ".join([*parts, head.engine.partition(",")[0]])
 
 
-def _accuracy(story: Story) -> str:
-    parts = []
-    curve = sparkline(story.accuracy)
-    if "global" in story.latest:
-        parts.append(f"global {story.latest['global']:.3f} {curve}")
-        curve = ""
-    return "   ".join(parts + _of_clients(story.latest, curve)) or "-"
+def _accuracy(story: Story, head: Head) -> str:
+    if "global" not in story.latest:
+        return "   ".join(_of_clients(story.latest, head, sparkline(story.curves.get("clients.mean", ())))) or "-"
+    line = f"global {story.latest['global']:.3f} {sparkline(story.curves['global'])}"
+    return "   ".join([line, *_of_clients(story.latest, head)])
 
 
-def _of_clients(accuracy: Row, curve: str = "") -> list[str]:
-    """What clients reach: beside a global student as `per client`, without one as the figure that counts."""
+def _of_clients(accuracy: Row, head: Head, curve: str = "") -> list[str]:
+    """What clients reach: `per client` with a global student, `personal` with their own, and who has trained."""
     clients, parts = accuracy.get("clients"), []
     if clients:
-        name = "per client" if "global" in accuracy else "personal"
+        name = "per client" if head.client_student == "global" else "personal"
         parts.append(f"{name} {clients['mean']:.3f} {curve}".rstrip())
+    trained = accuracy.get("trained", {})
+    if "clients" in trained and head.client_student == "own" and trained["count"] < head.clients:
+        parts.append(f"trained {trained['clients']['mean']:.3f} ({trained['count']} of {head.clients})")
     if common := accuracy.get("common"):
         parts.append(f"common {common['mean']:.3f}")
     if clients:
@@ -268,13 +293,18 @@ def _of_clients(accuracy: Row, curve: str = "") -> list[str]:
     return parts
 
 
-def _curve(accuracy: Row) -> str:
-    return f"{accuracy['last']:.3f}   last 10 rounds {accuracy['last10']:.3f}   best {accuracy['best']:.3f}"
+def _curve(accuracy: Row, rounds: int) -> str:
+    which = f"last {_LATE} rounds" if rounds > _LATE else f"mean of {rounds} round{'s' * (rounds > 1)}"
+    return f"{accuracy['last']:.3f}   {which} {accuracy['last10']:.3f}   best {accuracy['best']:.3f}"
 
 
-def _forgetting(found: Row) -> str:
-    """Accuracy after local training on the labels that a client holds, and on those that it does not."""
-    return "   ".join(f"{name} {found[name]:.3f}" for name in ("inside", "outside") if found.get(name) is not None)
+def _spread(clients: Row) -> str:
+    return f"mean {clients['mean']:.3f}   worst tenth {clients['worst_decile']:.3f}"
+
+
+def _on_labels(found: Row) -> str:
+    """In-local and out-local accuracy after local training."""
+    return "   ".join(f"{name}-local {found[name]:.3f}" for name in ("in", "out") if found.get(name) is not None)
 
 
 def _numbers(numbers: Row) -> str:

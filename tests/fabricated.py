@@ -123,7 +123,7 @@ def _round(t: int, rounds: int, clients: int, level: float, method: str, draws: 
         "terms": {"ce": 2.0 / t},
         "server": {**server, "weights": weights} if method == "knfu" else server,
         "drift": {"weights": 1.0 / t, "function": 0.5},
-        "forgetting": {"inside": 0.9, "outside": 0.2 + 0.1 * t / rounds},
+        "local_accuracy": {"in": 0.9, "out": 0.2 + 0.1 * t / rounds},
         "bytes": {"down": {"weights": 80_000} if method != "local" else {}, "up": {"weights": 70_000, "numbers": 40}},
     }
 

@@ -40,6 +40,7 @@ class Progress:
     seconds: float = 0.0  # that this process has played it
     played: int = 0  # rounds in these seconds
     _offset: int = 0
+    _measured: dict[str, float] = field(default_factory=dict)
 
     def read(self) -> None:
         """Take in the rows that are new."""
@@ -56,8 +57,8 @@ class Progress:
         with suppress(ValueError, KeyError, TypeError):
             row = json.loads(line)
             self.rounds = int(row["round"])
-            found = story.headline(row["accuracy"])
-            self.accuracy = self.accuracy if found is None else found
+            self._measured |= story.measured(row["accuracy"])
+            self.accuracy = self._measured.get("global", self._measured.get("clients.mean"))
 
 
 @dataclass

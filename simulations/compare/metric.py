@@ -8,6 +8,7 @@ from typing import Any
 
 from fedkd.errors import ConfigError
 from fedkd.ledger import Row
+from simulations import summary
 from simulations.compare.member import Member
 
 RULES: Mapping[str, Callable[[Sequence[tuple[int, float]], int], float]] = {
@@ -21,8 +22,10 @@ RULES: Mapping[str, Callable[[Sequence[tuple[int, float]], int], float]] = {
     "sum": lambda found, end: math.fsum(value for _, value in found),
 }
 OPTIMISTIC = frozenset({"top5", "best"})  # pick rounds by what they report
-COSTS = frozenset({"bytes", "seconds", "drift", "terms"})
-PERCENT = frozenset({"accuracy", "forgetting"})  # fractions in the ledger
+FORGETTING = "forgetting"  # FedNTD's F until a round: the one metric that no single row has
+COSTS = frozenset({"bytes", "seconds", "drift", "terms", FORGETTING})
+PERCENT = frozenset({"accuracy", "local_accuracy", FORGETTING})  # fractions in the ledger
+_OLD = {"forgetting.inside": "local_accuracy.in", "forgetting.outside": "local_accuracy.out"}  # as older plans say
 _RATE, _NO_LESS = (0.0, 1.0), (0.0, math.inf)
 # How names of findings end that are rates.
 _SERVER_RATES = ("accuracy", "agreement", "fidelity", "coverage", "share", "harmed", "calibration")
@@ -32,9 +35,10 @@ _SERVER_RATES = ("accuracy", "agreement", "fidelity", "coverage", "share", "harm
 class Metric:
     """`clients.pooled top5`: where the number of a round stands, and what is made of the rounds.
 
-    Paths: `global`, `clients.mean`, `clients.worst_decile`, `common.mean`, ... stand below `accuracy`;
-    `forgetting.inside`, `drift.weights`, `server.NAME`, `terms.NAME` as in metrics.jsonl; `bytes.up`, `bytes.down`
-    and `bytes.all` in megabytes, all kinds together; `seconds.total` and its like are those of timings.jsonl.
+    Paths: `global`, `clients.mean`, `clients.worst_decile`, `trained.clients.mean`, `common.mean`, ... stand below
+    `accuracy`; `local_accuracy.in`, `drift.weights`, `server.NAME`, `terms.NAME` as in metrics.jsonl; `bytes.up`,
+    `bytes.down` and `bytes.all` in megabytes, all kinds together; `seconds.total` and its like are those of
+    timings.jsonl; `forgetting` is FedNTD's F, from the accuracy by class of the rounds so far.
     """
 
     path: str
@@ -72,6 +76,8 @@ class Metric:
     def bounds(self) -> tuple[float, float]:
         """Between which values the number of a round can lie, whatever is measured; as it stands in the ledger."""
         first, *rest = self.place
+        if first == FORGETTING:
+            return (-1.0, 1.0)
         if first in PERCENT and self.place[-1] != "loss":
             return _RATE
         if first == "server":
@@ -89,7 +95,7 @@ class Metric:
     def place(self) -> tuple[str, ...]:
         """The path from the row of a round, or `seconds`, `bytes`."""
         parts = tuple(self.path.split("."))
-        return ("accuracy", *parts) if parts[0] in ("global", "clients", "common") else parts
+        return ("accuracy", *parts) if parts[0] in ("global", "clients", "trained", "common") else parts
 
     def of(self, member: Member) -> float | None:
         """The number of a run, fractions and megabytes; None if no round has it."""
@@ -101,6 +107,8 @@ class Metric:
         first, *rest = self.place
         if first == "seconds":
             return [(row["round"], value) for row in member.timings if (value := _at(row, rest)) is not None]
+        if first == FORGETTING:
+            return list(summary.forgetting(member.rows).items())
         if first == "bytes":
             return [(row["round"], megabytes(row, rest[0])) for row in member.rows]
         return [(row["round"], value) for row in member.rows if (value := _at(row, self.place)) is not None]
@@ -117,17 +125,18 @@ def default(serves: Iterable[str]) -> Metric:
 def parse(text: str, where: str = "") -> Metric:
     """`clients.mean last10`, or a path alone (its rule is then last10). Raises ConfigError."""
     path, _, rule = text.strip().partition(" ")
-    metric = Metric(path, rule.strip() or "last10")
+    metric = Metric(_OLD.get(path, path), rule.strip() or "last10")
     if metric.rule not in RULES:
         raise ConfigError(
             f"metric '{text}' has no rule '{metric.rule}'", where=where, mend=f"one of: {', '.join(RULES)}"
         )
     first, *rest = metric.place
-    if first not in ("accuracy", "forgetting", "drift", "server", "terms", "bytes", "seconds") or not rest:
+    known = ("accuracy", "local_accuracy", "drift", "server", "terms", "bytes", "seconds")
+    if metric.path != FORGETTING and (first not in known or not rest):
         raise ConfigError(
             f"metric '{text}' names nothing that runs record",
             where=where,
-            mend="e.g. 'global last10', 'clients.mean last', 'clients.pooled top5', 'forgetting.outside last'",
+            mend="e.g. 'global last10', 'clients.mean last', 'clients.pooled top5', 'local_accuracy.out last'",
         )
     if first == "bytes" and rest not in (["up"], ["down"], ["all"]):
         raise ConfigError(

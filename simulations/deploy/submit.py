@@ -177,7 +177,7 @@ class Follower:
         if found["status"] == "failed":
             raise RunError(str(found.get("error") or "the run failed"), where=str(self.folder), mend=self._again())
         if found["status"] == "done":
-            self.screen.end(story.closing(found, story.head(self.resolved, self.folder, "")))
+            self.screen.end(story.closing(found, self._head("")))
         else:
             self.screen.end([f"stopped  after round {found['rounds']}; everything is saved.  {self._again()}"])
             found = {**found, "signal": found.get("signal", "SIGINT")}
@@ -204,14 +204,17 @@ class Follower:
         self._events = len(events)
         if self.screen.head is None and (self.folder / "partition.json").exists():
             self._rows = len([row for row in timings if row.get("at", 0) < self.since])
-            head = story.head(self.resolved, self.folder, f"{len(self.plan.devices)} devices")
-            self.screen.begin(head, rows[: self._rows])
+            self.screen.begin(self._head(f"{len(self.plan.devices)} devices"), rows[: self._rows])
         if self.screen.head is None:
             return
         failures = _failures(events)
         for row, timing in list(zip(rows, timings, strict=False))[self._rows :]:
             self.screen.round(row, timing["total"], failures.get(row["round"], ""))
             self._rows += 1
+
+    def _head(self, engine: str) -> story.Head:
+        student = run_folder.info(self.folder).get("client_student", "own")
+        return story.head(self.resolved, self.folder, engine, student)
 
     def _died(self) -> RunError:
         log = processes.run(["flwr", "log", self.flower_id, server.CONNECTION, "--show"], self._env())

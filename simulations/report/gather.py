@@ -179,7 +179,7 @@ def _checked(wanted: Metric, found: Sequence[Member]) -> Metric:
 def _paths(row: Mapping[str, Any]) -> list[str]:
     from fedkd.ledger import flat
 
-    parts = {key: row.get(key) or {} for key in ("accuracy", "forgetting", "drift", "terms", "server")}
+    parts = {key: row.get(key) or {} for key in ("accuracy", "local_accuracy", "drift", "terms", "server")}
     numbers = [key for key, value in flat(parts).items() if isinstance(value, int | float)]
     return [*(key.removeprefix("accuracy.") for key in numbers), "bytes.all", "seconds.total"]
 

@@ -6,13 +6,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from simulations.compare.member import Member
-from simulations.compare.metric import Metric
+from simulations.compare.metric import FORGETTING, Metric
 from simulations.compare.verdict import Entry, Verdict
 from simulations.report import chart, closing, results, series, wording
 from simulations.report.chart import Chart, Row, Spec
 from simulations.report.closing import Table
 
-_MEASURES = ("drift.weights", "drift.function", "drift.cosine", "forgetting.inside", "forgetting.outside")
+_MEASURES = ("drift.weights", "drift.function", "drift.cosine", "local_accuracy.in", "local_accuracy.out")
+_LABELS = {
+    "local_accuracy.in": "in-local accuracy",
+    "local_accuracy.out": "out-local accuracy",
+    FORGETTING: "forgetting",
+}
 # Read first, so drawn first; then the others in the order of the ledger.
 _FIRST = (
     "teacher_agreement",
@@ -43,12 +48,13 @@ def drift(verdict: Verdict) -> Chart | None:
 
 
 def forgetting(verdict: Verdict) -> Chart | None:
-    """Accuracy on labels that clients hold and on the others."""
+    """Accuracy on the labels that clients hold much of and on the others, and what was lost class by class."""
     summary = (
-        "Accuracy in percent after local training on the labels that a client holds (inside) and on those that it does "
-        "not (outside): low outside means that what others know was forgotten, or never learned."
+        "Accuracy in percent after local training with each label weighted by its client's share of it (in), and "
+        "against that share (out): low out means that what others know was forgotten, or never learned. Forgetting: "
+        "points of accuracy that a class has lost since its best round, mean over classes (FedNTD's F)."
     )
-    return _over_rounds(verdict, "forgetting", "Forgetting", summary, _MEASURES[3:])
+    return _over_rounds(verdict, "forgetting", "Forgetting", summary, [*_MEASURES[3:], FORGETTING])
 
 
 def scalars(verdict: Verdict) -> Chart | None:
@@ -134,7 +140,7 @@ def _over_rounds(verdict: Verdict, name: str, title: str, summary: str, paths: S
     """A panel for each number and setting."""
     rows: list[Row] = []
     for path in paths:
-        label = path.partition(".")[2].replace("_", " ")
+        label = _LABELS.get(path, path.partition(".")[2].replace("_", " "))
         metric, entries = Metric(path, "last"), closing.ordered(verdict)
         rows += series.rows(entries, metric, lambda entry, label=label: _panel(label, entry))  # type: ignore[misc]
     flat = _constant(rows)

@@ -71,7 +71,7 @@ def test_all_kinds_at_once_are_admitted():
 def test_a_failure_passes_as_it_is():
     found = failed(JOB, "it broke", "raised")
     assert border.admit(found, JOB, expect("weights")) is found
-    assert border.admit_evaluation(JOB, found) is found
+    assert border.admit_evaluation(JOB, found, CLASSES) is found
 
 
 @pytest.mark.parametrize("change", [{"round": 1}, {"client": 2}, {"exchange": 1}, {"task": "evaluate"}, {"round": "2"}])
@@ -247,6 +247,7 @@ replies = st.builds(
     num_examples=scalars | st.just(5),
     numbers=values,
     probe=values,
+    by_label=values,
     seconds=values,
 )
 
@@ -254,7 +255,7 @@ replies = st.builds(
 @given(replies)
 def test_the_border_never_raises_and_admits_no_garbage(garbage):
     assert isinstance(border.admit(garbage, JOB, expect(*KINDS)), Failure)
-    assert isinstance(border.admit_evaluation(EVALUATION, garbage), Failure | Reply)
+    assert isinstance(border.admit_evaluation(EVALUATION, garbage, CLASSES), Failure | Reply)
 
 
 @given(st.sampled_from(KINDS), values)
@@ -264,7 +265,7 @@ def test_each_kind_is_refused_or_admitted_but_never_raises(kind, value):
 
 
 def cause_of_evaluation(result: Reply) -> str:
-    found = border.admit_evaluation(EVALUATION, result)
+    found = border.admit_evaluation(EVALUATION, result, CLASSES)
     assert isinstance(found, Failure)
     assert found.task == "evaluate"
     return found.cause
@@ -275,9 +276,28 @@ def evaluated(**changes: Any) -> Reply:
     return replace(Reply(client=1, round=2, task="evaluate", num_examples=5, numbers=numbers), **changes)
 
 
+@pytest.mark.parametrize(
+    ("expected", "seen", "right"),
+    [
+        ("range", [3, 1, 1], [3, 1, 1]),  # 5 right, where `correct` says 4
+        ("range", [3, 1, 0], [3, 1, 0]),  # of 4 images, where 5 were classified
+        ("range", [3, 0, 2], [2, 1, 1]),  # right where there was none
+        ("range", [3, 3, -1], [3, 1, 0]),
+        ("shape", [3, 2], [2, 2]),
+    ],
+)
+def test_counts_by_label_must_add_up(expected, seen, right):
+    assert cause_of_evaluation(evaluated(by_label=torch.tensor([seen, right]))) == expected
+
+
+def test_an_honest_evaluation_with_counts_by_label_is_admitted():
+    sent = evaluated(by_label=torch.tensor([[3, 1, 1], [3, 0, 1]]))
+    assert border.admit_evaluation(EVALUATION, sent, CLASSES) is sent
+
+
 def test_an_honest_evaluation_is_admitted_as_it_is():
     sent = evaluated()
-    assert border.admit_evaluation(EVALUATION, sent) is sent
+    assert border.admit_evaluation(EVALUATION, sent, CLASSES) is sent
 
 
 @pytest.mark.parametrize(

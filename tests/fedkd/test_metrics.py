@@ -102,7 +102,7 @@ def test_mean_by_name_is_over_those_that_have_it_in_order_of_appearance():
     assert list(found.items()) == [("ce", 1.5), ("kl", 4.0)]
 
 
-# Accuracy inside and outside of what a client holds
+# In-local and out-local accuracy
 
 
 def probed(*accuracies: float, per_label: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
@@ -114,35 +114,35 @@ def probed(*accuracies: float, per_label: int = 10) -> tuple[torch.Tensor, torch
     return given[None].to(torch.uint8), true
 
 
-def test_inside_and_outside_by_hand():
+def test_in_local_and_out_local_accuracy_by_hand():
     """baselines.md section 5: A = (.9, .6, .3), q = (.5, .5, 0)."""
     labels, true = probed(0.9, 0.6, 0.3)
-    found = metrics.inside_and_outside(labels, true, torch.tensor([[0.5, 0.5, 0.0]]))
-    assert found == {"inside": pytest.approx(0.75), "outside": pytest.approx(0.525)}
+    found = metrics.local_accuracy(labels, true, torch.tensor([[0.5, 0.5, 0.0]]))
+    assert found == {"in": pytest.approx(0.75), "out": pytest.approx(0.525)}
 
 
-def test_inside_and_outside_are_means_over_clients():
+def test_in_local_and_out_local_accuracy_are_means_over_clients():
     (one, true), (other, _) = probed(0.9, 0.6, 0.3), probed(0.1, 1.0, 0.0)
     laws = torch.tensor([[0.5, 0.5, 0.0], [0.0, 1.0, 0.0]])
-    found = metrics.inside_and_outside(torch.cat([one, other]), true, laws)
-    assert found == {"inside": pytest.approx((0.75 + 1.0) / 2), "outside": pytest.approx((0.525 + 0.05) / 2)}
+    found = metrics.local_accuracy(torch.cat([one, other]), true, laws)
+    assert found == {"in": pytest.approx((0.75 + 1.0) / 2), "out": pytest.approx((0.525 + 0.05) / 2)}
 
 
 def test_of_a_client_that_holds_all_labels_alike_both_are_its_accuracy():
     labels, true = probed(0.9, 0.6, 0.3)
-    found = metrics.inside_and_outside(labels, true, torch.full((1, 3), 1 / 3))
-    assert found == {"inside": pytest.approx(0.6), "outside": pytest.approx(0.6)}
+    found = metrics.local_accuracy(labels, true, torch.full((1, 3), 1 / 3))
+    assert found == {"in": pytest.approx(0.6), "out": pytest.approx(0.6)}
 
 
 def test_labels_without_a_probe_image_are_left_out_of_both():
     labels, true = probed(0.9, 0.6, 0.3)
     seen = true != 1
-    found = metrics.inside_and_outside(labels[:, seen], true[seen], torch.tensor([[0.5, 0.5, 0.0]]))
-    assert found == {"inside": pytest.approx(0.9), "outside": pytest.approx((0.25 * 0.9 + 0.5 * 0.3) / 0.75)}
+    found = metrics.local_accuracy(labels[:, seen], true[seen], torch.tensor([[0.5, 0.5, 0.0]]))
+    assert found == {"in": pytest.approx(0.9), "out": pytest.approx((0.25 * 0.9 + 0.5 * 0.3) / 0.75)}
 
 
-def test_a_client_none_of_whose_labels_is_probed_counts_outside_only():
+def test_a_client_none_of_whose_labels_is_probed_counts_out_local_only():
     labels, true = probed(0.9, 0.6, 0.3)
     seen = true != 0
-    found = metrics.inside_and_outside(labels[:, seen], true[seen], torch.tensor([[1.0, 0.0, 0.0]]))
-    assert found == {"outside": pytest.approx(0.45)}
+    found = metrics.local_accuracy(labels[:, seen], true[seen], torch.tensor([[1.0, 0.0, 0.0]]))
+    assert found == {"out": pytest.approx(0.45)}

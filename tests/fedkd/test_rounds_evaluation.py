@@ -9,9 +9,11 @@ import tiny
 import torch
 
 from clients.supervised import Supervised
+from fedkd import metrics
 from fedkd.config import EvaluateConfig
 from fedkd.engine import Job, failed
 from strategies.fedavg import FedAvg
+from strategies.local import Local
 
 
 @pytest.mark.parametrize(
@@ -28,7 +30,7 @@ def test_a_shared_head_is_evaluated_on_each_clients_own_extractor(site):
     head = FedAvg(FedAvg.Config(share="head"))
     engine = tiny.FakeEngine(site)
     played = tiny.play(tiny.experiment(head, site), engine)[0]
-    assert set(played.row["accuracy"]) == {"clients"}
+    assert set(played.row["accuracy"]) == {"clients", "trained"}
     jobs = [job for job in engine.jobs if job.task == "evaluate"]
     for job in jobs:
         tiny.assert_same_weights(job.state.kept, played.state.clients[job.client].kept)
@@ -90,7 +92,7 @@ def test_of_a_pooled_test_set_that_was_not_classified_whole_there_is_no_accuracy
         return failed(job, "gone", "lost") if (job.task, job.client) == ("evaluate_pooled", 1) else result
 
     accuracy = tiny.play(experiment, tiny.FakeEngine(site, spoil=spoil))[0].row["accuracy"]
-    assert set(accuracy) == {"clients"}
+    assert set(accuracy) == {"clients", "trained"}
 
 
 def test_a_client_without_test_data_is_left_out_of_the_accuracy(problem):
@@ -100,6 +102,42 @@ def test_a_client_without_test_data_is_left_out_of_the_accuracy(problem):
     assert played.clients[1]["state"] == "ok"
     own = [played.clients[k]["accuracy"] for k in (0, 2)]
     assert played.row["accuracy"]["clients"]["mean"] == pytest.approx(sum(own) / 2)
+
+
+def test_the_accuracy_of_those_that_have_trained_stands_beside_that_of_all(site):
+    """One client a round: the others still have the student that everybody starts from."""
+    engine = tiny.FakeEngine(site)
+    played = tiny.play(tiny.experiment(Local(), site, clients_per_round=1, rounds=9), engine, count=3)
+    for number, its in enumerate(played, 1):
+        accuracy, who = its.row["accuracy"], its.state.clients
+        assert accuracy["trained"]["count"] == len(who) <= number
+        own = [row["accuracy"] for row in its.clients if row["client"] in who]
+        assert accuracy["trained"]["clients"]["mean"] == pytest.approx(sum(own) / len(own))
+        assert accuracy["clients"]["mean"] == pytest.approx(sum(row["accuracy"] for row in its.clients) / 3)
+
+
+def test_of_a_round_in_which_all_have_trained_both_are_the_same(experiment, engine):
+    accuracy = tiny.play(experiment, engine)[0].row["accuracy"]
+    assert accuracy["trained"] == {"count": 3, "clients": accuracy["clients"]}
+
+
+def test_accuracy_by_class_is_over_the_pooled_test_set(experiment, engine, monkeypatch):
+    monkeypatch.setattr("fedkd.training.POOLED_PART", 10)
+    accuracy = tiny.play(experiment, engine)[0].row["accuracy"]
+    seen = torch.bincount(engine.site.test.y, minlength=tiny.CLASSES).tolist()
+    assert sum(a * n for a, n in zip(accuracy["by_class"], seen, strict=True)) == pytest.approx(27 * accuracy["global"])
+
+
+def test_without_a_global_student_accuracy_by_class_is_over_the_common_images(site):
+    site = replace(site, common=torch.arange(12))
+    found = tiny.play(tiny.experiment(Local(), site), tiny.FakeEngine(site))[0].row["accuracy"]
+    seen = torch.bincount(site.test.y[:12], minlength=tiny.CLASSES).tolist()
+    right = sum(a * n for a, n in zip(found["by_class"], seen, strict=True) if n)
+    assert right == pytest.approx(12 * found["common"]["mean"])
+
+
+def test_a_class_without_an_image_has_no_accuracy():
+    assert metrics.by_class([torch.tensor([[2, 0], [1, 0]]), torch.tensor([[2, 0], [2, 0]])]) == [0.75, None]
 
 
 def test_a_failed_evaluation_leaves_a_gap_not_a_zero(experiment, site):

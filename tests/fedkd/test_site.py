@@ -183,7 +183,7 @@ def measured(strategy, site, **evaluate):
 def test_where_no_student_is_global_each_is_tried_on_the_same_images(problem):
     site = replace(tiny.site(Supervised(), problem), common=torch.arange(12))
     played, engine = measured(Personal(), site)
-    assert set(played.row["accuracy"]) == {"clients", "common"}
+    assert set(played.row["accuracy"]) == {"clients", "common", "trained", "by_class"}
     jobs = {task: [job for job in engine.jobs if job.task == task] for task in ("evaluate", "evaluate_common")}
     for own, common in zip(jobs["evaluate"], jobs["evaluate_common"], strict=True):
         assert (own.client, own.payload, own.state) == (common.client, common.payload, common.state)

@@ -121,7 +121,7 @@ def test_groups_play_a_federation_an_architecture():
     played = tiny.play(assembly.experiment, tiny.FakeEngine(assembly.site), count=2)
     assert not [failure for each in played for failure in each.failures]
     accuracy = played[-1].row["accuracy"]
-    assert set(accuracy) == {"clients", "common"}
+    assert set(accuracy) == {"clients", "common", "trained", "by_class"}
     assert set(played[-1].state.server.groups) == {"fedgen-cnn", "mlp"}
 
 

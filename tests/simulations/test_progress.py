@@ -115,7 +115,7 @@ def test_rounds_without_evaluation_keep_the_last_accuracy():
     told.tell(row(1))
     told.tell(row(2, accuracy=None) | {"accuracy": {}})
     assert "global 0.700" in "\n".join(story.panel(HEAD, told, 0))
-    assert len(told.accuracy) == 1
+    assert told.curves["global"] == [0.7]
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,15 @@
 """Where no student is global, the clients' own are what counts; findings and older ledgers break nothing."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from fedkd import compose, ledger
 from simulations import board, runs, story, summary
+from simulations.compare import metric
+from simulations.compare.member import Member
 from simulations.options import Options
 from simulations.story import Head, Story
 
@@ -36,7 +40,7 @@ def row(number, mean=0.6, **more):
         "terms": {"ce": 1.0, "digest": None},
         "server": {"filter_gain": 0.25, "trust": [[0.5, 0.5], [0.25, 0.75]], "coverage": [1.0, 0.0]},
         "drift": {"function": 0.3},
-        "forgetting": {"inside": 0.8, "outside": 0.2},
+        "local_accuracy": {"in": 0.8, "out": 0.2},
         "bytes": {"down": {"probe_logits": 1000}, "up": {"probe_logits": 2000}},
         **more,
     }
@@ -52,7 +56,7 @@ def test_the_accuracy_of_a_run_is_that_of_the_clients_own_students():
     assert its["accuracy"] == pytest.approx({"last": 0.6, "last10": 0.55, "top5": 0.55, "best": 0.6})
     assert its["common"]["last"] == pytest.approx(0.5)
     assert its["clients"]["pooled"]["last"] == 0.65
-    assert its["forgetting"] == {"inside": 0.8, "outside": 0.2}
+    assert its["local_accuracy"] == {"in": 0.8, "out": 0.2}
     json.dumps(its, allow_nan=False)
 
 
@@ -61,7 +65,7 @@ def test_a_global_student_counts_where_there_is_one():
     its = found(row(1, accuracy=accuracy))
     assert (its["accuracy_of"], its["accuracy"]["last"]) == ("global", 0.7)
     assert "common" not in its
-    assert story.figures(its)[0].startswith("global accuracy   0.700")
+    assert story.figures(its, 10)[0].startswith("global accuracy   0.700")
 
 
 def test_the_last_lines_say_whose_accuracy_it_is():
@@ -88,7 +92,7 @@ def test_the_figures_say_which_statistics_students_had(statistics, personal, of_
     """Of a global student only where there is one."""
     accuracy = {"global": 0.7, "clients": {"mean": 0.6, "worst_decile": 0.4, "pooled": 0.65}}
     for its, end in ((found(row(1)), personal), (found(row(1, accuracy=accuracy)), of_global)):
-        assert story.figures({**its, "statistics": statistics})[0].endswith(end)
+        assert story.figures({**its, "statistics": statistics}, 10)[0].endswith(end)
 
 
 def test_the_panel_shows_personal_and_common_accuracy():
@@ -98,19 +102,19 @@ def test_the_panel_shows_personal_and_common_accuracy():
     text = "\n".join(story.panel(HEAD, told, 0))
     assert "personal 0.500 ▁█   common 0.400   worst tenth 0.400" in text
     assert "knowledge  filter gain 0.25\n" in text
-    assert "inside" not in text
+    assert "in-local" not in text
 
 
-def test_verbose_shows_what_training_made_forget():
+def test_verbose_shows_accuracy_on_own_labels_and_on_others():
     told = Story()
     told.tell(row(1))
-    assert " labels     inside 0.800   outside 0.200" in story.panel(HEAD, told, 0, verbose=True)
-    assert "inside 0.800   outside 0.200" in story.round_line(row(1), 0.1, "", 3, verbose=True)
-    assert "inside" not in story.round_line(row(1), 0.1, "", 3)
+    assert " labels     in-local 0.800   out-local 0.200" in story.panel(HEAD, told, 0, verbose=True)
+    assert "in-local 0.800   out-local 0.200" in story.round_line(row(1), 0.1, "", HEAD, verbose=True)
+    assert "in-local" not in story.round_line(row(1), 0.1, "", HEAD)
 
 
 def test_a_line_a_round_shows_personal_and_common_accuracy():
-    line = story.round_line(row(1), 0.1, "", 3, verbose=True)
+    line = story.round_line(row(1), 0.1, "", HEAD, verbose=True)
     assert "personal 0.600   common 0.500   worst tenth 0.400" in line
     assert "filter gain 0.25" in line
     assert "[" not in line
@@ -122,24 +126,116 @@ def test_a_server_that_finds_only_lists_has_no_line_in_the_panel():
     assert not any(line.startswith(" knowledge") for line in story.panel(HEAD, told, 0))
 
 
-def test_curves_have_forgetting_and_no_lists():
+def test_curves_have_local_accuracy_and_no_lists():
     tags = dict(board.scalars(row(1), {}))
-    assert (tags["forgetting/inside"], tags["forgetting/outside"]) == (0.8, 0.2)
+    assert (tags["local_accuracy/in"], tags["local_accuracy/out"]) == (0.8, 0.2)
     assert tags["accuracy/common_mean"] == 0.5
     assert tags["server/filter_gain"] == 0.25
     assert not {tag for tag in tags if "trust" in tag or "coverage" in tag or "digest" in tag}
 
 
-def test_rows_of_an_older_ledger_without_forgetting_are_read():
-    old = {key: value for key, value in row(1).items() if key != "forgetting"}
-    assert "forgetting" not in found(old)
-    assert not any(tag.startswith("forgetting") for tag, _ in board.scalars(old, {}))
+def test_rows_of_an_older_ledger_without_local_accuracy_are_read():
+    old = {key: value for key, value in row(1).items() if key != "local_accuracy"}
+    assert "local_accuracy" not in found(old)
+    assert not any(tag.startswith("local_accuracy") for tag, _ in board.scalars(old, {}))
     told = Story()
     told.tell(row(1))
     told.tell(old)
-    assert told.forgetting == {}
+    assert told.local_accuracy == {}
     story.panel(HEAD, told, 0, verbose=True)
-    story.round_line(old, 0.1, "", 3, verbose=True)
+    story.round_line(old, 0.1, "", HEAD, verbose=True)
+
+
+def test_rows_of_an_older_ledger_get_the_names_of_today(tmp_path):
+    old = {key: value for key, value in row(1).items() if key != "local_accuracy"}
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(ledger.encode({**old, "forgetting": {"inside": 0.8, "outside": 0.2}}))
+    (read,) = ledger.rows(path)
+    assert read == row(1)
+    assert metric.parse("forgetting.outside last") == metric.parse("local_accuracy.out last")
+
+
+HISTORY = [[0.2, 0.8, None], [0.6, 0.5, None], [0.5, 0.7, None]]
+
+
+def by_class(history):
+    return [row(number, accuracy={"by_class": each}) for number, each in enumerate(history, 1)]
+
+
+def test_forgetting_is_what_classes_lost_since_their_best_round():
+    """Lee et al. (2022): classes fall from 0.6 to 0.5 and from 0.8 to 0.7."""
+    its = found(*by_class(HISTORY))
+    assert its["forgetting"] == pytest.approx(0.1)
+    assert "forgetting        0.100   (accuracy that a class has lost" in "\n".join(story.figures(its, 10))
+
+
+def test_classes_that_end_better_than_ever_have_forgotten_less_than_nothing():
+    assert found(*by_class([[0.2, 0.4], [0.5, 0.5]]))["forgetting"] == pytest.approx(-0.2)
+    assert "forgetting" not in found(*by_class(HISTORY[:1]))
+
+
+def test_forgetting_is_a_metric_of_which_less_is_better():
+    member = Member("", "", 0, Path(), rows=by_class(HISTORY))
+    lost = metric.parse("forgetting last")
+    assert (lost.of(member), lost.sign, lost.unit) == (pytest.approx(0.1), -1.0, "points")
+    assert lost.curve(member) == [(2, pytest.approx((-0.4 + 0.3) / 2)), (3, pytest.approx(0.1))]
+
+
+def some_trained(count=6):
+    spread = {"mean": 0.5, "std": 0.1, "worst_decile": 0.3, "pooled": 0.5}
+    return row(1, accuracy={**row(1, 0.25)["accuracy"], "trained": {"count": count, "clients": spread}})
+
+
+def test_the_screens_say_how_the_clients_fare_that_have_trained():
+    told = Story()
+    told.tell(some_trained())
+    assert "personal 0.250   trained 0.500 (6 of 10)   common" in story.round_line(some_trained(), 0.1, "", HEAD)
+    assert "trained 0.500 (6 of 10)" in "\n".join(story.panel(HEAD, told, 0))
+    its = "\n".join(story.figures(found(some_trained()), 10))
+    assert "clients           mean 0.250   worst tenth 0.400   (all 10)" in its
+    assert "trained clients   mean 0.500   worst tenth 0.300   (the 6 that have taken part" in its
+    assert metric.parse("trained.clients.mean last").of(Member("", "", 0, Path(), rows=[some_trained()])) == 0.5
+    assert dict(board.scalars(some_trained(), {}))["accuracy/trained_clients_mean"] == 0.5
+
+
+def test_where_all_have_trained_nobody_is_told_apart():
+    assert "trained" not in story.round_line(some_trained(10), 0.1, "", HEAD)
+    assert not any("trained" in line for line in story.figures(found(some_trained(10)), 10))
+
+
+def test_a_global_students_accuracy_on_clients_is_never_called_personal():
+    shared = replace(HEAD, client_student="global")
+    told = Story()
+    told.tell(row(1))
+    assert "per client 0.600" in story.round_line(row(1), 0.1, "", shared)
+    assert "per client 0.600" in "\n".join(story.panel(shared, told, 0))
+    its = {**found(row(1)), "client_student": "global"}
+    lines = story.closing(its, shared)
+    assert "accuracy          0.600   mean of 1 round 0.600   best 0.600   (the global student on each" in lines[1]
+    assert lines[-1].startswith("next   compare with FedAvg")
+    assert "personal" not in "\n".join(lines)
+
+
+def test_the_curve_of_a_run_never_mixes_two_accuracies():
+    both = [row(1), row(2, accuracy={**row(2)["accuracy"], "global": 0.7}), row(3)]
+    assert story.curve(both) == [0.7]
+    assert story.curve(both[:1]) == [0.6]
+
+
+@pytest.mark.parametrize(("rounds", "said"), [(1, "mean of 1 round "), (4, "mean of 4 rounds"), (11, "last 10 rounds")])
+def test_the_last_lines_name_no_more_rounds_than_were_played(rounds, said):
+    lines = story.figures(found(*(row(number) for number in range(1, rounds + 1))), 10)
+    assert said in lines[0]
+
+
+def test_a_round_without_the_pooled_test_set_calls_fedavgs_student_global(tmp_path, capsys):
+    words = [*SMALL, "strategy=fedavg", "evaluate.pooled_every=2", "engine.name=inline"]
+    its = runs.start(compose.resolve(words), runs=tmp_path, name="avg", options=Options(runs=tmp_path))
+    said = capsys.readouterr()
+    assert "round 1/2   per client 0." in said.out + said.err
+    assert "personal" not in said.out + said.err
+    assert its["client_student"] == "global"
+    assert its["trained"]["count"] == 3
 
 
 @pytest.fixture
@@ -159,7 +255,7 @@ def test_a_run_with_shared_heads_reports_personal_and_common_accuracy(played, tm
 
 def test_an_older_run_folder_can_be_shown_listed_and_resumed(played, tmp_path, capsys):
     place = tmp_path / "head" / "metrics.jsonl"
-    rows = [{k: v for k, v in row.items() if k != "forgetting"} for row in ledger.rows(place)]
+    rows = [{k: v for k, v in row.items() if k != "local_accuracy"} for row in ledger.rows(place)]
     place.write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = Options(runs=tmp_path)
     assert "personal accuracy" in "\n".join(story.portrait(runs.show(tmp_path / "head", options=options)))

@@ -56,7 +56,7 @@ def test_every_round_trains_whoever_is_drawn(problem):
 def test_the_pooled_student_is_tried_on_the_pooled_test_set_and_on_each_clients_own(problem):
     site = pooled(problem)
     (played,) = tiny.play(tiny.experiment(Centralised(), site), tiny.FakeEngine(site))
-    assert set(played.row["accuracy"]) == {"clients", "global", "loss"}
+    assert set(played.row["accuracy"]) == {"clients", "global", "loss", "trained", "by_class"}
     assert all("accuracy" in row for row in played.clients)
     assert len(played.clients) == 3
 

@@ -87,7 +87,7 @@ def test_with_batch_norm_no_student_is_global():
     (*_, last), _ = played(FedBN(), tiny.normed)
     assert FedBN().served(last.state.server, None) is None
     assert "global" not in last.row["accuracy"]
-    assert set(last.row["accuracy"]) == {"clients", "common"}
+    assert set(last.row["accuracy"]) == {"clients", "common", "trained", "by_class"}
 
 
 def test_a_client_that_never_trained_has_the_initial_norms():

@@ -45,7 +45,7 @@ def test_a_broadcast_gives_all_the_same_body_under_each_its_own_head(order):
 def test_no_student_is_global_so_each_clients_own_is_tried_on_common_images():
     (*_, last), _ = played()
     assert FedRep().served(last.state.server, None) is None
-    assert set(last.row["accuracy"]) == {"clients", "common"}
+    assert set(last.row["accuracy"]) == {"clients", "common", "trained", "by_class"}
 
 
 @pytest.mark.parametrize(("weighting", "expected"), [("examples", 1.66425), ("uniform", 1.3525)])

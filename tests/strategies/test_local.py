@@ -54,7 +54,7 @@ def test_a_client_trains_in_the_rounds_in_which_it_is_selected_only(site):
 def test_clients_are_judged_by_what_they_keep_on_their_own_and_on_common_images(site):
     common = replace(site, common=torch.arange(5))
     (played,) = tiny.play(tiny.experiment(Local(), common), tiny.FakeEngine(common))
-    assert set(played.row["accuracy"]) == {"clients", "common"}
+    assert set(played.row["accuracy"]) == {"clients", "common", "trained", "by_class"}
     assert all({"accuracy", "common"} <= set(row) for row in played.clients)
 
 

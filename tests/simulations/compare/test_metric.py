@@ -46,7 +46,7 @@ def test_what_names_nothing_is_refused(text):
 
 def test_less_is_better_for_costs():
     assert metric.parse("bytes.up sum").sign == metric.parse("drift.weights last").sign == -1
-    assert metric.parse("forgetting.outside last").sign == 1
+    assert metric.parse("local_accuracy.out last").sign == 1
 
 
 def test_without_a_choice_the_metric_is_what_all_strategies_have():

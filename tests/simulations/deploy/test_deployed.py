@@ -128,8 +128,8 @@ def left(text: str) -> list[str]:
 
 def rows(folder: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
     found = [json.loads(line) for line in (folder / name).read_text().splitlines()]
-    # Forgetting needs everybody's label distribution, which devices do not give away.
-    return [{key: value for key, value in row.items() if key != "forgetting"} for row in found]
+    # Accuracy on one's own labels needs everybody's label distribution, which devices do not give away.
+    return [{key: value for key, value in row.items() if key != "local_accuracy"} for row in found]
 
 
 def simulated(found: Deployment, words: tuple[str, ...], folder: Path) -> Path:

@@ -50,7 +50,8 @@ def test_charts_of_rates_do_not_go_below_0_or_above_100(level: float) -> None:
     [
         ("global", (0.0, 1.0)),
         ("clients.worst_decile", (0.0, 1.0)),
-        ("forgetting.inside", (0.0, 1.0)),
+        ("local_accuracy.in", (0.0, 1.0)),
+        ("forgetting", (-1.0, 1.0)),
         ("server.teacher_agreement", (0.0, 1.0)),
         ("server.filter_gain", (float("-inf"), float("inf"))),
         ("drift.cosine", (-1.0, 1.0)),
