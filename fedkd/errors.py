@@ -24,6 +24,11 @@ class FedkdError(Exception):
         self.mistakes = mistakes or (Mistake(what, where, mend),)
         super().__init__(self.message())
 
+    @property
+    def headline(self) -> str:
+        """What is wrong and where, in a line: what a record keeps of it."""
+        return "; ".join(f"{each.what} ({each.where})" if each.where else each.what for each in self.mistakes)
+
     def message(self) -> str:
         """The text for people: one problem as a sentence, several as a table."""
         if len(self.mistakes) > 1:

@@ -214,7 +214,7 @@ def _check_quorum(
     raise RunError(
         f"round {cohort.round}: only {len(replies)} of {asked} clients replied usefully, quorum is {quorum} "
         f"({len(failures) - rejected} failed, {rejected} rejected: {causes})",
-        mend=f"The state of round {cohort.round - 1} is safe. See clients/*/errors.log, then: fedkd resume",
+        mend=f"The state of round {cohort.round - 1} is safe",
         failures=tuple(failures),
     )
 

@@ -167,7 +167,7 @@ VERBS = {
         "go on with a stopped run",
         ("fedkd resume                    # the newest unfinished one", "fedkd resume 1124-1830-fedgen-a3f9"),
         verbs.resume,
-        (("run", {"nargs": "?", "metavar": "RUN", "help": _RUN}),),
+        (("words", {"nargs": "*", "metavar": "RUN", "help": _RUN}),),
     ),
     "show": Verb(
         "what a run has done",

@@ -21,7 +21,7 @@ from fedkd.payload import Payload
 from fedkd.resolved import Resolved
 from fedkd.rounds import Experiment, Round, RunState
 from fedkd.training import Site
-from simulations import assemble, assigned, engines, run_folder, summary
+from simulations import advice, assemble, assigned, engines, run_folder, summary
 from simulations.assemble import Assembly
 from simulations.board import Board
 from simulations.interrupts import Interrupts, Stop
@@ -235,12 +235,13 @@ class Driver:
         """The same error, with the way to go on from here."""
         with suppress(FolderError):
             self._log_failures(error.failures)
-        self._save_after(error)
+        found = advice.after(error.failures, self.config, self.folder.path, on_devices=self.venue is not None)
         number = self.state.round if self.state else 0
-        mend = f"state of round {number} is safe. See clients/*/errors.log, then: fedkd resume {self.folder.path}"
+        self._save_after(error, mend=found.text, replays=found.replays)
+        mend = f"The state of round {number} is safe. {found.text}"
         return RunError(error.what, where=error.where, mend=mend, failures=error.failures)
 
-    def _save_after(self, error: BaseException) -> None:
+    def _save_after(self, error: BaseException, **facts: Any) -> None:
         """What can be saved after an error is saved; nothing here may hide the error itself."""
         self.screen.close()
         self.folder.log("".join(traceback.format_exception(error)))
@@ -249,7 +250,8 @@ class Driver:
                 self.ledger.cut(self.lengths)  # rows of a round that broke while it was recorded
                 self._commit()
         with suppress(OSError, FedkdError):
-            self._summarise("failed", error=str(error) or type(error).__name__)
+            what = error.headline if isinstance(error, FedkdError) else str(error)
+            self._summarise("failed", error=what or type(error).__name__, **facts)
 
     def _summarise(self, status: str, **facts: Any) -> dict[str, Any]:
         """Write summary.json and the state in run.json."""

@@ -9,7 +9,7 @@ import re
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -183,6 +183,14 @@ def find(runs: Path, wanted: str | Path) -> Path:
     if matches:
         raise FolderError(f"'{wanted}' may be {', '.join(path.name for path in matches[:5])}", mend="write more of it")
     raise FolderError(f"there is no run '{wanted}'", where=f"in {runs}", mend="fedkd list runs shows them")
+
+
+def told_apart(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Of what follows `resume`: the run that is named, if any, and the words `key=value`. Raises ConfigError."""
+    names = [word for word in words if "=" not in word]
+    if len(names) > 1:
+        raise ConfigError(f"'{names[1]}' is too much", where="command line", mend="name one run")
+    return names[0] if names else None, [word for word in words if "=" in word]
 
 
 def listed(runs: Path) -> list[Path]:

@@ -1,12 +1,14 @@
 """Runs: start, resume, show and list them. Free of torch until a run begins, so that mistakes show at once."""
 
+import shlex
 import sys
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedkd import ledger
-from fedkd.errors import CheckpointError, FedkdError, FolderError
+from fedkd.errors import CheckpointError, ConfigError, FedkdError, FolderError
 from fedkd.resolved import Resolved
 from simulations import progress, run_folder, story, summary
 from simulations.options import Options
@@ -47,23 +49,25 @@ def start(
         folder.release()
 
 
-def resume(path: Path | None, *, runs: Path, options: Options, venue: "Venue | None" = None) -> dict[str, Any]:
+def resume(
+    path: Path | None, *, runs: Path, options: Options, venue: "Venue | None" = None, words: Sequence[str] = ()
+) -> dict[str, Any]:
     """Go on with a run, without `path` with the newest unfinished one; a run that is done is only summarised.
 
-    The ledger ends up as if nothing had happened. Raises FedkdError.
+    The ledger ends up as if nothing had happened. Raises FedkdError, also for any words: a run keeps its configuration.
     """
     place = run_folder.find(runs, path) if path is not None else newest_unfinished(runs)
+    refuse_words(place, words, f"fedkd run {shlex.quote(str(place / 'config.yaml'))}")
     folder = run_folder.reopen(place)
     try:
         with progress.make(options) as screen:
-            info = folder.info()
+            screen.phase(_FIRST)
+            info, resolved = folder.info(), same_configuration(place)
             if info.get("state") == "done":
                 screen.end([f"done   {place} was finished before; nothing is left to play.  fedkd show {place}"])
                 return _summary(place)
-            screen.phase(_FIRST)
-            resolved = _same_configuration(folder, info)
             _compare_environment(info, screen)
-            folder.note(state="running", resumed=_now(), error=None)
+            folder.note(state="running", resumed=_now(), error=None, mend=None, replays=None)
             return _drive(resolved, folder, screen, options, venue)
     finally:
         folder.release()
@@ -127,16 +131,29 @@ def _describe(folder: RunFolder, resolved: Resolved) -> None:
     )
 
 
-def _same_configuration(folder: RunFolder, info: dict[str, Any]) -> Resolved:
+def refuse_words(place: Path, words: Sequence[str], command: str) -> None:
+    """Raises CheckpointError if a resume is given words; `command` is the beginning of one that takes them."""
+    if words:
+        given = shlex.join(words)
+        raise CheckpointError(
+            f"a run keeps the configuration that it began with, so it cannot go on with {given}",
+            where=str(place),
+            mend=f"leave {given} out, or start a new run: {command} {given}",
+        )
+
+
+def same_configuration(place: Path) -> Resolved:
+    """The configuration of a run, from its config.yaml. Raises CheckpointError if that has been edited."""
     from fedkd import compose
 
-    resolved = compose.from_yaml_file(folder.path / "config.yaml")
-    if resolved.digest() != info.get("config"):
-        raise CheckpointError(
-            "config.yaml is not the configuration that this run began with",
-            where=str(folder.path),
-            mend=f"undo the changes, or start a new run: fedkd run {folder.path}/config.yaml",
-        )
+    why = "config.yaml is not the configuration that this run began with"
+    mend = f"undo the changes, or start a new run: fedkd run {shlex.quote(str(place / 'config.yaml'))}"
+    try:
+        resolved = compose.from_yaml_file(place / "config.yaml")
+    except ConfigError as error:
+        raise CheckpointError(f"{why}: {error.headline}", where=str(place), mend=mend) from error
+    if resolved.digest() != run_folder.info(place).get("config"):
+        raise CheckpointError(why, where=str(place), mend=mend)
     return resolved
 
 
@@ -154,11 +171,15 @@ def _compare_environment(info: dict[str, Any], screen: Screen) -> None:
 
 
 def newest_unfinished(runs: Path) -> Path:
-    """The newest run below a folder that is stopped or failed. Raises FolderError."""
-    unfinished = [path for path in run_folder.listed(runs) if run_folder.state(path) in {"stopped", "failed"}]
+    """The newest run below a folder that is stopped, or failed in a way that may end otherwise. Raises FolderError."""
+    unfinished = [path for path in run_folder.listed(runs) if _may_go_on(path)]
     if not unfinished:
         raise FolderError("no unfinished run", where=str(runs), mend="fedkd list runs shows all, fedkd run starts one")
     return unfinished[-1]
+
+
+def _may_go_on(path: Path) -> bool:
+    return run_folder.state(path) in {"stopped", "failed"} and not run_folder.info(path).get("replays")
 
 
 def _summary(path: Path) -> dict[str, Any]:

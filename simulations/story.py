@@ -202,7 +202,7 @@ def portrait(found: Row) -> list[str]:
     if error := found.get("error"):
         lines.append(f"error   {error}")
     if found["status"] in {"stopped", "failed"}:
-        lines.append(f"next    fedkd resume {shlex.quote(found['run'])}")
+        lines.append(f"next    {found.get('mend') or 'fedkd resume ' + shlex.quote(found['run'])}")
     return lines
 
 

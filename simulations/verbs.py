@@ -28,8 +28,9 @@ def resume(args: Namespace, options: Options) -> int:
     from simulations import run_folder, runs
 
     streams.outlive_terminal()
-    path = run_folder.find(options.runs, args.run) if args.run else None
-    return _end(runs.resume(path, runs=options.runs, options=options), options)
+    wanted, words = run_folder.told_apart(args.words)
+    path = run_folder.find(options.runs, wanted) if wanted else None
+    return _end(runs.resume(path, runs=options.runs, options=options, words=words), options)
 
 
 def show(args: Namespace, options: Options) -> int:

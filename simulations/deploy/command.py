@@ -127,15 +127,14 @@ def _client(request: Request, options: Options) -> int:
 
 
 def _run(request: Request, options: Options) -> int:
-    from simulations import runs
+    from simulations import run_folder, runs
     from simulations.deploy import plan, submit
 
     streams.outlive_terminal()
     found = plan.load(request.folder)
     if request.resume:
-        if len(request.rest) > 1:
-            raise ConfigError(f"'{request.rest[1]}' is too much", where=COMMAND_LINE, mend="--resume takes one run")
-        summary = submit.resume(found, request.rest[0] if request.rest else None, options)
+        wanted, words = run_folder.told_apart(request.rest)
+        summary = submit.resume(found, wanted, options, words)
     else:
         summary = submit.start(found, request.rest, options)
     options.answer(summary)

@@ -46,14 +46,15 @@ def start(plan: Deployment, words: Sequence[str], options: Options, folder: Path
         return _play(plan, resolved, place, screen, is_resumed=False)
 
 
-def resume(plan: Deployment, wanted: str | None, options: Options) -> dict[str, Any]:
-    """Go on with a run of a deployment, the newest unfinished one if none is named. Raises FedkdError."""
+def resume(plan: Deployment, wanted: str | None, options: Options, words: Sequence[str] = ()) -> dict[str, Any]:
+    """Go on with a run of a deployment, the newest unfinished one if none is named. Raises FedkdError, as for words."""
     folder = run_folder.find(plan.runs, wanted) if wanted else runs.newest_unfinished(plan.runs)
     with progress.make(options) as screen:
+        runs.refuse_words(folder, words, f"fedkd deploy run {shlex.quote(str(plan.folder))}")
+        resolved = runs.same_configuration(folder)
         if run_folder.state(folder) == "done":
             screen.end([f"done   {folder} was finished before; nothing is left to play.  fedkd show {folder}"])
             return runs.show(folder)
-        resolved = compose.from_yaml_file(folder / "config.yaml")
         _check(plan, resolved)
         return _play(plan, resolved, folder, screen, is_resumed=True)
 
@@ -175,7 +176,10 @@ class Follower:
         """Show the last lines; the summary. Raises RunError if the run failed."""
         found = runs.show(self.folder)
         if found["status"] == "failed":
-            raise RunError(str(found.get("error") or "the run failed"), where=str(self.folder), mend=self._again())
+            what, mend = found.get("error") or "the run failed", found.get("mend") or f"To go on: {self._again()}"
+            raise RunError(
+                str(what), where=str(self.folder), mend=str(mend).replace("deploy run DIR", self._deploy_run())
+            )
         if found["status"] == "done":
             self.screen.end(story.closing(found, self._head("")))
         else:
@@ -232,7 +236,10 @@ class Follower:
 
     def _again(self) -> str:
         """The command that goes on with this run."""
-        return f"fedkd deploy run {shlex.quote(str(self.plan.folder))} {self.folder.name} --resume"
+        return f"fedkd {self._deploy_run()} {self.folder.name} --resume"
+
+    def _deploy_run(self) -> str:
+        return f"deploy run {shlex.quote(str(self.plan.folder))}"
 
 
 def _failures(events: Sequence[ledger.Row]) -> dict[int, str]:

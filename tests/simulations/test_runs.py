@@ -11,7 +11,7 @@ import torch
 
 from fedkd import checkpoint, compose, engine, ledger
 from fedkd.errors import CheckpointError, ConfigError, DataError, FolderError, RunError
-from simulations import engines, run_folder, runs
+from simulations import cli, engines, run_folder, runs, story
 from simulations.inline import Inline
 from simulations.interrupts import Stop
 from simulations.options import Options
@@ -185,6 +185,29 @@ def test_a_changed_config_is_not_resumed(tmp_path, faulty):
         resume(tmp_path)
 
 
+@pytest.mark.parametrize("rounds", ["5", "many"])
+def test_a_changed_config_of_a_finished_run_is_refused(tmp_path, rounds):
+    start(tmp_path)
+    path = tmp_path / "pilot" / "config.yaml"
+    path.write_text(path.read_text().replace("rounds: 4", f"rounds: {rounds}"))
+    with pytest.raises(CheckpointError, match="not the configuration that this run began with") as caught:
+        resume(tmp_path, tmp_path / "pilot")
+    assert caught.value.code == 6
+    assert f"fedkd run {path}" in caught.value.mend
+
+
+@pytest.mark.parametrize("place", [["pilot"], []])
+def test_a_resume_with_words_says_that_a_run_keeps_its_configuration(tmp_path, faulty, capsys, place):
+    faulty.before = staticmethod(stop_in(2))
+    start(tmp_path)
+    assert cli.main(["resume", *place, "rounds=40", "--runs", str(tmp_path)]) == 6
+    shown = capsys.readouterr().err
+    assert "a run keeps the configuration that it began with, so it cannot go on with rounds=40" in shown
+    assert f"leave rounds=40 out, or start a new run: fedkd run {tmp_path}/pilot/config.yaml rounds=40" in shown
+    assert cli.main(["resume", "pilot", "other", "--runs", str(tmp_path)]) == 2
+    assert "'other' is too much" in capsys.readouterr().err
+
+
 def test_a_changed_partition_is_not_resumed(tmp_path, faulty):
     faulty.before = staticmethod(stop_in(2))
     start(tmp_path)
@@ -242,9 +265,27 @@ def test_a_student_that_is_not_finite_ends_the_run(tmp_path, faulty):
         return result
 
     faulty.change = staticmethod(diverge)
-    with pytest.raises(RunError, match="round 3: training has diverged"):
+    with pytest.raises(RunError, match="round 3: training has diverged") as caught:
+        start(tmp_path, "strategy=fedgen", "train.lr=20")
+    place = tmp_path / "pilot"
+    assert len(ledger.rows(place / "metrics.jsonl")) == 2
+    advice = caught.value.mend
+    assert "resume does not help. Lower train.lr (= 20), or strategy.generator_lr (= 0.0003), or bound" in advice
+    assert f"in a new run: fedkd run {place}/config.yaml train.lr=2 train.clip=1" in advice
+    assert "fedkd resume" not in "\n".join([advice, *story.portrait(runs.show(place, options=Options(json=True)))])
+    with pytest.raises(FolderError, match="no unfinished run"):  # it would fail again
+        resume(tmp_path)
+
+
+def test_replies_that_are_all_refused_would_be_refused_again(tmp_path, faulty):
+    faulty.change = staticmethod(lambda job, result: engine.failed(job, "counts: 9 is too much", "range"))
+    with pytest.raises(RunError, match="only 0 of 4 clients") as caught:
         start(tmp_path)
-    assert len(ledger.rows(tmp_path / "pilot" / "metrics.jsonl")) == 2
+    assert "The same replies would be refused again, so a resume does not help" in caught.value.mend
+    assert json.loads((tmp_path / "pilot" / "run.json").read_text())["replays"] is True
+    faulty.change = staticmethod(lambda job, result: result)
+    assert resume(tmp_path, tmp_path / "pilot")["status"] == "done"  # whoever names it may have mended the code
+    assert json.loads((tmp_path / "pilot" / "run.json").read_text())["replays"] is None
 
 
 def test_a_bug_in_an_algorithm_keeps_the_rounds_before_it(tmp_path, faulty):
