@@ -14,6 +14,7 @@ from fedkd.payload import Weights
 
 MAX_EXAMPLES = 10**9
 MAX_NUMBERS = 256  # scalars a reply may carry
+MAX_NAME = 200  # characters of a name that a client chooses: the ledger keeps those of numbers
 MAX_SAMPLES = 100_000  # rows of `samples` and `probe_logits` a reply may carry
 MAX_REASON = 500  # characters of a refusal: the ledger keeps it, and a client chooses what it quotes
 
@@ -165,9 +166,10 @@ def _check_probe_logits(kind: str, value: Any, expected: Expectation) -> None:
 
 
 def _check_named(kind: str, value: Any, expected: Expectation) -> None:
-    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+    if not isinstance(value, Mapping):
         raise Refused("names", f"{kind} is not a mapping of names to tensors")
     for name, tensor in value.items():
+        _check_name(kind, name)
         dtype = getattr(tensor, "dtype", torch.float32)
         wanted = dtype if dtype in {torch.float32, torch.float16, torch.int64, torch.uint8} else torch.float32
         _check_tensor(f"{kind}: '{name}'", tensor, None, wanted)
@@ -175,11 +177,18 @@ def _check_named(kind: str, value: Any, expected: Expectation) -> None:
             raise Refused("size", f"{kind}: '{name}' has shape {tuple(tensor.shape)}, at most {MAX_SAMPLES} rows")
 
 
+def _check_name(kind: str, name: Any) -> None:
+    if not isinstance(name, str) or len(name) > MAX_NAME or not name.isprintable():
+        shown = repr(name[:40]) if isinstance(name, str) else f"a {type(name).__name__}"
+        raise Refused("names", f"{kind} has a name that is not printable text of {MAX_NAME} characters: {shown}")
+
+
 def _check_numbers(kind: str, value: Any, expected: Expectation | None = None) -> None:
     if not isinstance(value, Mapping) or len(value) > MAX_NUMBERS:
         raise Refused("names", f"{kind} is not a mapping of at most {MAX_NUMBERS} names to numbers")
     for name, number in value.items():
-        if not isinstance(name, str) or isinstance(number, bool) or not isinstance(number, int | float):
+        _check_name(kind, name)
+        if isinstance(number, bool) or not isinstance(number, int | float):
             raise Refused("dtype", f"{kind}: {name!r} = {number!r} is not a named number")
         if isinstance(number, int) and abs(number) >= 2**63:
             raise Refused("range", f"{kind}: '{name}' does not fit in 64 bits")

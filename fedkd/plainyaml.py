@@ -25,7 +25,7 @@ _SCALARS = {
     ),
 }
 _WORDS: dict[str, bool | None] = {"~": None, "null": None, "": None, "true": True, "false": False}
-_LONGEST = 1 << 20  # characters; a configuration is a page, not a data set
+LONGEST = 1 << 20  # characters; a configuration is a page, not a data set
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,8 @@ def read(text: str, where: str) -> Value:
 
     Raises ConfigError with `where:line`.
     """
-    if len(text) > _LONGEST:
-        raise ConfigError(f"the file has {len(text)} characters, at most {_LONGEST} are read", where=where)
+    if len(text) > LONGEST:
+        raise ConfigError(f"the file has {len(text)} characters, at most {LONGEST} are read", where=where)
     try:
         node = _Loader(text).get_single_node()
         return Value({}, 1) if node is None else _value(node, where)

@@ -17,7 +17,7 @@ from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid, ServerApp
 
-from fedkd import compose, engine
+from fedkd import compose, engine, plainyaml
 from fedkd.border import printable
 from fedkd.engine import ClientId, Engine, Failure, Job, Result
 from fedkd.errors import ConfigError, EngineError
@@ -28,6 +28,7 @@ from simulations import assemble, flower_codec, runs
 from simulations.deploy import node
 from simulations.driver import Venue
 from simulations.flower_codec import Malformed, Record
+from simulations.flower_limits import OWN, Limits
 from simulations.inline import late
 from simulations.options import Options
 
@@ -118,13 +119,13 @@ def messages(jobs: Sequence[Job], node_of: Callable[[ClientId], int]) -> Iterato
         yield job, Message(content, node_of(job.client), kind, group_id=str(job.round))
 
 
-def read(reply: Message, job: Job) -> Result:
+def read(reply: Message, job: Job, limits: Limits = OWN) -> Result:
     """What a reply says about a job. Whatever is wrong with it becomes a Failure."""
     if reply.has_error():
         what = f"Flower: {printable(str(reply.error.reason))} (code {reply.error.code})"
         return engine.failed(job, what, _CAUSES.get(reply.error.code, "raised"))
     try:
-        return flower_codec.decode_result(reply.content, job)
+        return flower_codec.decode_result(reply.content, job, limits)
     except Malformed as error:
         return engine.failed(job, str(error), error.cause)
 
@@ -194,17 +195,19 @@ def respond(
         if found is None:
             return RecordDict({"node": _plain_introduction(node_config)})
         return RecordDict({"node": found.introduce(text(run_config), run_name(run_config, run_id))})
+    unknown = Job(task="train", client=0, round=0, payload=Payload())  # the engine knows which job it was
     try:
-        job = flower_codec.decode_job(content)
         found = device.of(node_config)
+        job = flower_codec.decode_job(content, OWN if found is None else found.reads)
         if found is not None:
             result = found.answer(job, text(run_config), run_name(run_config, run_id))
         else:
             result = _site(str(run_config.get("overrides", ""))).run(job)
+    except Malformed as error:  # its words are about the server's own message
+        result = engine.failed(unknown, f"the job cannot be read: {error}", "raised")
     except Exception as error:  # the border: the run must learn of it and go on
         if device.is_one(node_config):  # its worker tells what may be told
             raise
-        unknown = Job(task="train", client=0, round=0, payload=Payload())  # the engine knows which job it was
         result = engine.failure(unknown, error)
     return flower_codec.encode_result(result)
 
@@ -227,6 +230,8 @@ def _site(overrides: str) -> Site:
 
 def resolve(overrides: str) -> Resolved:
     """The configuration that the app's `overrides` describe, in the words of `fedkd run`. Raises ConfigError."""
+    if len(overrides) > plainyaml.LONGEST:
+        raise ConfigError(f"overrides have {len(overrides)} characters", where="run config", mend="send a whole config")
     try:
         words = shlex.split(overrides)
     except ValueError as error:

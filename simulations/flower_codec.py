@@ -5,7 +5,7 @@ header of an array is matched against the bytes that are there before anything i
 fit is `Malformed`, which the engine turns into a Failure.
 
 The memory of a client travels with its jobs and replies, as `inline` and `ray` have it: the driver owns it. Devices
-will keep their own; then `encode_state` and `decode_state` are no longer called, and nothing else here changes.
+keep their own; of theirs only a stub travels (deploy/memory.py).
 """
 
 import json
@@ -19,10 +19,11 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
-from fedkd import engine, values
-from fedkd.border import printable
+from fedkd import engine, plainjson, values
+from fedkd.border import MAX_NUMBERS, printable
 from fedkd.engine import ClientState, Failure, Job, Reply, Result
 from fedkd.payload import KINDS, Numbers, Payload, Weights
+from simulations.flower_limits import OWN, Limits, TooLarge
 
 Record = ArrayRecord | ConfigRecord | MetricRecord
 R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
@@ -33,6 +34,7 @@ _HEADER = re.compile(r"\{'descr': '([<|][a-z]\d)', 'fortran_order': (True|False)
 _DTYPES = frozenset({"<f4", "<f8", "<f2", "<i8", "<i4", "<i2", "|i1", "|u1", "|b1"})
 _CAUSES = frozenset({"raised", "no_data"})  # what a client may say of itself; the rest is for the engine and border
 _MAX_DETAIL = 20_000  # characters of a traceback
+_MAX_COUNT = 2**63 - 1  # of rounds and samples in a client's memory
 _HEAD = {"task": str, "client": int, "round": int, "exchange": int}
 
 
@@ -50,8 +52,9 @@ def encode_job(job: Job, payload: Mapping[str, Record] | None = None) -> RecordD
     return RecordDict({**records, **(encode_payload(job.payload) if payload is None else payload)})
 
 
-def decode_job(content: RecordDict) -> Job:
+def decode_job(content: RecordDict, limits: Limits = OWN) -> Job:
     """The inverse of `encode_job`. Raises Malformed."""
+    _check_size(content, limits)
     head = _fields(content, "job", _HEAD)
     return Job(payload=decode_payload(content), state=decode_state(content), **head)
 
@@ -71,8 +74,9 @@ def encode_result(result: Result) -> RecordDict:
     return RecordDict({**records, **encode_state(result.state), **encode_payload(result.payload)})
 
 
-def decode_result(content: RecordDict, job: Job) -> Result:
+def decode_result(content: RecordDict, job: Job, limits: Limits = OWN) -> Result:
     """The answer to `job`. Raises Malformed, also if it answers another job: nobody speaks for another client."""
+    _check_size(content, limits)
     if "failure" in content:
         return _failure(content, job)
     head = _fields(content, "reply", {**_HEAD, "num_examples": int, "seconds": float})
@@ -122,11 +126,11 @@ def decode_state(content: RecordDict) -> ClientState:
     plain = _fields(content, "state.plain", {"json": str})["json"]
     tensors = _arrays(content, "state")
     try:
-        state = values.restore(ClientState(), json.loads(plain), tensors)
-    except (values.Misfit, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        state = values.restore(ClientState(), plainjson.parse(plain), tensors)
+    except (values.Misfit, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise Malformed(f"state: {type(error).__name__}: {error}", "names") from error
     counts = (getattr(state, name, None) for name in ("epoch", "position", "last_round"))
-    if not isinstance(state, ClientState) or not all(type(count) is int for count in counts):
+    if not isinstance(state, ClientState) or not all(map(_is_count, counts)):
         raise Malformed("state is not a client's memory", "dtype")
     if not all(isinstance(getattr(state, name), Mapping) for name in ("kept", "memory", "optimiser")):
         raise Malformed("state: kept, memory and optimiser must be mappings", "dtype")
@@ -169,6 +173,17 @@ def decode_tensor(array: Array, name: str) -> Tensor:
         raise Malformed(f"{name}: {error}", "shape") from error
 
 
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= _MAX_COUNT
+
+
+def _check_size(content: RecordDict, limits: Limits) -> None:
+    try:
+        limits.check(content)
+    except TooLarge as error:
+        raise Malformed(str(error), "size") from None
+
+
 def _encode_kind(kind: str, value: Any) -> Record:
     if kind == "numbers":
         return _metrics(value)
@@ -209,7 +224,8 @@ def _fields(content: RecordDict, name: str, types: Mapping[str, type]) -> dict[s
         raise Malformed(f"record '{name}' has {sorted(found)}, expected {sorted(types)}", "names")
     for field, kind in types.items():
         if type(found[field]) is not kind:
-            raise Malformed(f"record '{name}': {field} = {found[field]!r} is no {kind.__name__}", "dtype")
+            got = type(found[field]).__name__
+            raise Malformed(f"record '{name}': {field} is a {got}, expected {kind.__name__}", "dtype")
     return dict(found)
 
 
@@ -226,6 +242,8 @@ def _metrics(numbers: Numbers) -> MetricRecord:
 
 def _numbers(content: RecordDict, name: str) -> Numbers:
     found = _record(content, name, MetricRecord)
+    if len(found) > MAX_NUMBERS:
+        raise Malformed(f"record '{name}' has {len(found)} numbers, at most {MAX_NUMBERS} are read", "size")
     for entry, value in found.items():
         if isinstance(value, list):
             raise Malformed(f"record '{name}': '{entry}' is a list, expected a number", "dtype")

@@ -18,11 +18,15 @@ from fedkd.data import agreed
 from fedkd.engine import ClientState, Failure, Job, Reply, Result
 from fedkd.errors import ConfigError, FedkdError
 from fedkd.training import Site
+from simulations import flower_limits
 from simulations.deploy import assembly, kit
-from simulations.deploy.memory import VERSION, Memory, stub
+from simulations.deploy.memory import Memory, stub, version_of
 
 KIT = "kit"  # keys of Flower's node-config that make a node a device
 DATA = "data"
+_JOB = flower_limits.Limits(
+    size=1 << 30, text=1 << 20, entries=10_000
+)  # what of a server's job is read, where it lends no less
 _TASKS = ("train", "evaluate", "evaluate_common")
 _COPIES = 12  # of a student's entries that training may hold at once: gradients, moments, teachers, activations
 
@@ -46,6 +50,12 @@ class Device:
     data: Path
     state: Path
     limits: Limits = Limits()
+
+    @property
+    def reads(self) -> flower_limits.Limits:
+        """What of a job it reads: no more than the memory that it lends."""
+        lent = self.limits.memory_mb
+        return _JOB if lent is None else replace(_JOB, size=min(_JOB.size, 1_000_000 * lent))
 
     def introduce(self, text: str, run: str) -> ConfigRecord:
         """What the device says of itself before a run; `refused` is why it takes no part, without telling its data."""
@@ -122,8 +132,8 @@ class Device:
 
     def _recall(self, memory: Memory, known: ClientState) -> tuple[ClientState, bool]:
         """The state that the server means, and whether it is lost: then only what the server knows of it is left."""
-        version = known.memory.get(VERSION)
-        if not isinstance(version, str):
+        version = version_of(known)
+        if version is None:
             return ClientState(), False
         state = memory.load(version)
         if state is not None:

@@ -4,18 +4,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from flwr.app import ArrayRecord, Message
+from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedkd import engine, privacy
+from fedkd.border import printable
 from fedkd.engine import ClientId, Failure, Job, Reply, Result
 from fedkd.training import Site
 from simulations import flower
-from simulations.deploy.memory import VERSION
+from simulations.deploy.memory import VERSION, version_of
 from simulations.deploy.roster import POLL, Roster
 from simulations.flower import NOBODY, FlowerEngine
+from simulations.flower_limits import Limits
 
-MAX_REPLY = 1 << 28  # bytes of arrays in one reply: what is larger is refused before it is read
+REPLY = Limits(size=1 << 28, text=1 << 20, entries=10_000)  # what of a device's reply is read
 DEADLINE = 3600.0  # seconds, where the configuration has none: a device that hangs must not hold the others for ever
 _NAMED = {"raised", "late", "lost"}  # causes whose words are about a machine: the device's name helps there
 _LOST = "lost"  # in a stub's memory: the device has no longer the version it was asked for
@@ -50,10 +52,7 @@ class EdgeEngine(FlowerEngine):
         return POLL
 
     def _heard(self, reply: Message, job: Job) -> Result:
-        if reply.has_content() and (size := num_bytes(reply)) > MAX_REPLY:
-            what = f"reply has {size / 1e6:.0f} MB of arrays, at most {MAX_REPLY / 1e6:.0f} MB are read"
-            return engine.failed(job, what, "size")
-        result = flower.read(reply, job)
+        result = flower.read(reply, job, REPLY)
         if isinstance(result, Failure):
             return self._about(result)
         return self._told(result, job)
@@ -63,10 +62,14 @@ class EdgeEngine(FlowerEngine):
         state = reply.state
         if state.kept or state.optimiser or set(state.memory) - {VERSION, _LOST, privacy.MEMORY}:
             return engine.failed(job, "a device's memory must stay with it", "kinds")
+        try:
+            version = version_of(state)
+        except ValueError as error:
+            return engine.failed(job, printable(str(error)), "range")
         if state.memory.get(_LOST):
             name = self.roster.name(job.client)
             self.tell(f"{name} has lost its state of before round {job.round}; it went on from the initial one", "warn")
-        kept: dict[str, Any] = {VERSION: version} if isinstance(version := state.memory.get(VERSION), str) else {}
+        kept: dict[str, Any] = {} if version is None else {VERSION: version}
         if privacy.MEMORY in state.memory:
             kept[privacy.MEMORY] = {}  # that it has spent its epsilon; which one, the configuration says
         return replace(reply, state=replace(state, memory=kept))
@@ -80,9 +83,3 @@ class EdgeEngine(FlowerEngine):
         # Of what was raised the ledger keeps the words before the first colon: the exception's name.
         what = f"{failure.what} [{name}]" if failure.cause == "raised" else f"{name}: {failure.what}"
         return replace(failure, what=what)
-
-
-def num_bytes(message: Message) -> int:
-    """Bytes of the arrays in a message."""
-    records = (record for record in message.content.values() if isinstance(record, ArrayRecord))
-    return sum(len(array.data) for record in records for array in record.values())

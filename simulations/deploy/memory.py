@@ -22,6 +22,7 @@ from fedkd.engine import ClientState
 KEPT = 8  # newest versions of a run: a server goes back one round, or two if its newest checkpoint is damaged
 VERSION = "version"  # in a stub's memory
 _FILE = re.compile(r"(\d{8})-([0-9a-f]{16})-([0-9a-f]{16})\.safetensors")  # order, version, SHA-256 of what is in it
+_VERSION = re.compile(r"[0-9a-f]{16}")
 _RUN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")
 
 
@@ -65,6 +66,14 @@ def stub(state: ClientState, version: str) -> ClientState:
     if spent := state.memory.get(privacy.MEMORY):
         told[privacy.MEMORY] = {"label_epsilon": spent["label_epsilon"]}  # for the ledger; the counts stay here
     return ClientState(memory=told, epoch=state.epoch, position=state.position, last_round=state.last_round)
+
+
+def version_of(state: ClientState) -> str | None:
+    """The version that a stub names; None if it names none. Raises ValueError for what `save` never gives."""
+    version = state.memory.get(VERSION)
+    if version is not None and not (isinstance(version, str) and _VERSION.fullmatch(version)):
+        raise ValueError(f"a memory's version is 16 hexadecimal digits, not {str(version)[:40]!r}")
+    return version
 
 
 def _read(path: Path, digest: str) -> ClientState | None:

@@ -3,6 +3,7 @@
 Node ids of Flower are random; whose client a node is, it says itself when it is asked. A node is asked once a run.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ POLL = 0.25  # seconds between looks at a grid across a network
 GRACE = 60.0  # seconds that late devices get once enough are there
 ASK_AGAIN = 120.0  # seconds after which a node is asked anew: whoever was asked may have died with the question
 _TEXT = 200  # characters of what a node says of itself
+_FACTS = 32  # things it says; run.json keeps them
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,11 @@ class Roster:
     def name(self, client: int) -> str:
         """What to call a client's device."""
         return self.names.get(client, f"the device of client {client}")
+
+    def _called(self, node: int) -> str | None:
+        """The name of the device whose key a node has; None if it is not registered."""
+        client = next((client for client, known in self.keys.items() if known == node), None)
+        return self.names.get(client) if client is not None else None
 
     def node(self, client: int) -> int | None:
         """The node that acts for a client now, if there is one."""
@@ -109,7 +116,7 @@ class Roster:
             if node is None or node in self._joined():
                 continue  # nobody asked, or it was asked twice and has answered twice
             try:
-                self._admit(_introduction(reply, node, self.clients))
+                self._admit(_introduction(reply, node, self.clients, self._called(node)))
             except _NotTaken as refusal:
                 self._refused.add(node)
                 self.tell(str(refusal), "warn")
@@ -134,17 +141,21 @@ class _NotTaken(Exception):
     """Why a node takes no part."""
 
 
-def _introduction(reply: Message, node: int, clients: int) -> Member:
-    """What a node says of itself, checked. Raises _NotTaken."""
+def _introduction(reply: Message, node: int, clients: int, known: str | None) -> Member:
+    """What a node says of itself, checked; `known` is the name that its key is registered under. Raises _NotTaken."""
+    called = f"{known} (node {node})" if known else f"node {node}"
     if reply.has_error():
         reason = printable(str(reply.error.reason), _TEXT)
-        raise _NotTaken(f"node {node} is not taken: {reason} (code {reply.error.code})")
+        raise _NotTaken(f"{called} is not taken: {reason} (code {reply.error.code})")
     if "failure" in reply.content:  # its worker could not even ask the device
-        what = printable(str(dict(reply.content["failure"]).get("what")), _TEXT)
-        raise _NotTaken(f"node {node} is not taken: {what}")
-    told: dict[str, Any] = dict(reply.content.get("node", {}))
+        what = printable(str(reply.content["failure"].get("what")), _TEXT)
+        raise _NotTaken(f"{called} is not taken: {what}")
+    told: Mapping[str, Any] = reply.content.get("node", {})
+    if len(told) > _FACTS:
+        raise _NotTaken(f"{called} is not taken: it says {len(told)} things of itself, at most {_FACTS} are read")
     said = {printable(name, _TEXT): _plain(value) for name, value in told.items() if _is_plain(value)}
-    name = str(said.pop("name", "")) or f"node {node}"
+    claimed = str(said.pop("name", ""))
+    name = known or claimed or called
     refused = said.pop("refused", "")
     if refused:
         raise _NotTaken(f"{name} takes no part: {refused}")
@@ -161,4 +172,6 @@ def _plain(value: Any) -> Any:
 
 
 def _is_plain(value: object) -> bool:
-    return isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) <= _TEXT)
+    if isinstance(value, float):
+        return math.isfinite(value)  # JSON has no others
+    return isinstance(value, bool | int) or (isinstance(value, str) and len(value) <= _TEXT)

@@ -145,7 +145,10 @@ HOSTILE = [
     ("dtype", {"numbers": {"a": True}}),
     ("dtype", {"numbers": {"a": "1"}}),
     ("dtype", {"numbers": {"a": torch.tensor(1.0)}}),
-    ("dtype", {"numbers": {1: 1.0}}),
+    ("names", {"numbers": {1: 1.0}}),
+    ("names", {"numbers": {"a" * 201: 1.0}}),
+    ("names", {"numbers": {"a\u202eb": 1.0}}),
+    ("names", {"samples": {"a\nb": torch.zeros(1)}}),
     ("non_finite", {"numbers": {"a": math.nan}}),
     ("non_finite", {"numbers": {"a": -math.inf}}),
     ("range", {"numbers": {"a": 10**400}}),  # too large for a float: math.isfinite would raise

@@ -17,6 +17,7 @@ from fedkd.engine import ClientState, Failure, Reply
 from fedkd.payload import Payload
 from simulations import flower_codec
 from simulations.flower_codec import Malformed
+from simulations.flower_limits import Limits
 
 NAN_PAYLOAD = torch.tensor([0x7FC00001, -1, 0], dtype=torch.int32).view(torch.float32)  # NaNs differ in their bits
 PAYLOAD = Payload(
@@ -209,6 +210,53 @@ def test_results_that_do_not_fit_are_refused_with_a_cause(spoil, cause):
     with pytest.raises(Malformed) as caught:
         flower_codec.decode_result(content, JOB)
     assert caught.value.cause == cause
+
+
+@pytest.mark.parametrize(
+    ("name", "record", "limits"),
+    [
+        ("state.plain", ConfigRecord({"json": " " * 5000}), Limits(text=4000)),
+        ("state.plain", ConfigRecord({"json": "{}", "b": b"1" * 5000}), Limits(size=4000)),
+        ("more", ConfigRecord({"a" * 5000: 1}), Limits(text=4000)),
+        ("m" * 5000, ConfigRecord({}), Limits(text=4000)),
+        ("more", ConfigRecord({"a": ["b" * 50] * 100}), Limits(text=4000)),
+        ("more", ConfigRecord({"a": [1.5] * 500}), Limits(size=4000)),
+        ("more", ConfigRecord({"a": [1.5] * 500}), Limits(entries=400)),
+        ("payload.numbers", MetricRecord({f"n{k}": k for k in range(500)}), Limits(entries=400)),
+        ("payload.samples", ArrayRecord({f"n{k}": Array(np.zeros(0)) for k in range(500)}), Limits(entries=400)),
+        ("payload.samples", ArrayRecord({"x": Array(np.zeros(500))}), Limits(size=4000)),
+        ("payload.samples", ArrayRecord({"x": Array("f" * 5000, (1,), "npy", b"")}), Limits(text=4000)),
+    ],
+)
+def test_everything_in_a_message_counts_and_is_limited_before_it_is_decoded(name, record, limits, monkeypatch):
+    content = RecordDict({**flower_codec.encode_result(replace(REPLY, payload=Payload())), name: record})
+    monkeypatch.setattr(flower_codec, "decode_tensor", lambda array, name: pytest.fail("decoded"))
+    monkeypatch.setattr(flower_codec.plainjson, "parse", lambda text: pytest.fail("decoded"))
+    for decode in (
+        lambda: flower_codec.decode_result(content, JOB, limits),
+        lambda: flower_codec.decode_job(content, limits),
+    ):
+        with pytest.raises(Malformed, match=r"at most [\d,]+ are read") as caught:
+            decode()
+        assert caught.value.cause == "size"
+
+
+def test_more_numbers_than_a_reply_may_carry_are_not_copied():
+    content = flower_codec.encode_result(REPLY)
+    content["payload.numbers"] = MetricRecord({f"n{k}": k for k in range(257)})
+    with pytest.raises(Malformed, match="257 numbers, at most 256") as caught:
+        flower_codec.decode_result(content, JOB)
+    assert caught.value.cause == "size"
+
+
+@pytest.mark.parametrize("count", ["-1", "1" + "0" * 30])
+def test_counts_of_a_memory_fit_in_64_bits(count):
+    content = flower_codec.encode_result(replace(REPLY, state=ClientState(epoch=7)))
+    text = content["state.plain"]["json"]
+    assert isinstance(text, str)
+    content["state.plain"] = ConfigRecord({"json": text.replace("7", count)})
+    with pytest.raises(Malformed, match="not a client's memory"):
+        flower_codec.decode_result(content, JOB)
 
 
 def test_what_a_client_says_of_its_failure_is_bounded_and_its_cause_is_one_it_can_know():

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from edges import EdgeGrid
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MessageType, RecordDict
+from flwr.common.constant import ErrorCode
 
 import fedkd
 from clients.supervised import Supervised
@@ -20,6 +21,7 @@ from simulations import flower_codec, runs
 from simulations.deploy import device, engine, roster
 from simulations.deploy.memory import Memory
 from simulations.export import serving
+from simulations.flower_limits import Limits
 from simulations.options import Options
 
 WORDS = ("strategy=knfu", "proxy=held-out", "proxy.size=40", "rounds=2", "train.steps=2", "evaluate.probe=0")
@@ -145,6 +147,48 @@ def test_what_a_node_says_of_itself_is_checked(grid: EdgeGrid, said: dict[str, A
     told: list[str] = []
     roster.Roster(grid, 3, lambda text, urgency: told.append(text)).refresh()
     assert any(why in text for text in told)
+
+
+def test_a_node_whose_answer_flower_refuses_is_called_by_the_name_of_its_key(grid: EdgeGrid) -> None:
+    its = node(grid, 1)
+
+    def spoil(message: Message, reply: Message) -> Message:
+        error = Error(ErrorCode.MESSAGE_UNAVAILABLE, "it was answered twice")
+        return Message(error, reply_to=message) if message.metadata.dst_node_id == its else reply
+
+    grid.spoil = spoil
+    told: list[str] = []
+    names = {client: f"edge-{client + 1}" for client in range(3)}
+    keys = {client: node(grid, client) for client in range(3)}
+    roster.Roster(grid, 3, lambda text, urgency: told.append(text), names, keys).refresh()
+    assert f"edge-2 (node {its}) is not taken: it was answered twice (code {ErrorCode.MESSAGE_UNAVAILABLE})" in told
+
+
+def test_a_device_cannot_take_anothers_name(grid: EdgeGrid) -> None:
+    its = node(grid, 1)
+
+    def spoil(message: Message, reply: Message) -> Message:
+        said = ConfigRecord({"name": "edge-1", "partition-id": 1})
+        return Message(RecordDict({"node": said}), reply_to=message) if message.metadata.dst_node_id == its else reply
+
+    grid.spoil = spoil
+    told: list[str] = []
+    names = {client: f"edge-{client + 1}" for client in range(3)}
+    keys = {client: node(grid, client) for client in range(3)}
+    roster.Roster(grid, 3, lambda text, urgency: told.append(text), names, keys).refresh()
+    assert "edge-2 has joined as client 1" in told
+
+
+@pytest.mark.parametrize("said", [{f"fact-{k}": k for k in range(33)}, {"more": [1.0] * 10**6, "heat": float("nan")}])
+def test_what_a_node_says_of_itself_is_bounded(grid: EdgeGrid, said: dict[str, Any]) -> None:
+    def spoil(message: Message, reply: Message) -> Message:
+        its = grid.partitions[message.metadata.dst_node_id]
+        return Message(RecordDict({"node": ConfigRecord({"partition-id": its, **said})}), reply_to=message)
+
+    grid.spoil = spoil
+    found = roster.Roster(grid, 3, lambda text, urgency: None)
+    found.refresh()
+    assert set(json.dumps(found.facts())) <= set(json.dumps([{"client": 0, "name": f"node {k}"} for k in range(10)]))
 
 
 def test_what_a_node_says_cannot_steer_a_terminal(grid: EdgeGrid) -> None:
@@ -324,7 +368,7 @@ def states(folder: Path) -> list[str]:
 def test_a_reply_that_is_too_large_is_refused_before_it_is_read(
     tmp_path: Path, grid: EdgeGrid, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "MAX_REPLY", 10)
+    monkeypatch.setattr(engine, "REPLY", Limits(size=10))
     with pytest.raises(RunError, match="only 0 of 3"):
         grid.play(tmp_path)
     failures = [event for event in rows(tmp_path, "events.jsonl") if event["event"] == "failure"]
@@ -336,6 +380,23 @@ def test_a_memory_that_leaves_the_device_is_refused(tmp_path: Path, grid: EdgeGr
     spoiled(grid, lambda content: content.update(whole))
     grid.play(tmp_path)
     assert states(tmp_path) == ["kinds"] * 3
+
+
+def test_a_version_that_no_device_makes_is_refused(tmp_path: Path, grid: EdgeGrid) -> None:
+    endless = flower_codec.encode_state(ClientState(memory={"version": "a" * 10_000}, last_round=1))
+    spoiled(grid, lambda content: content.update(endless))
+    grid.play(tmp_path)
+    assert states(tmp_path) == ["range"] * 3
+
+
+def test_a_device_reads_no_more_of_a_job_than_it_lends(
+    tmp_path: Path, grid: EdgeGrid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "_JOB", Limits(size=10_000))
+    with pytest.raises(
+        RunError, match=r"the job cannot be read: the message has [\d,]+ bytes, at most 10,000 are read"
+    ):
+        grid.play(tmp_path)
 
 
 def test_nonsense_is_rejected_with_its_cause(tmp_path: Path, grid: EdgeGrid) -> None:
