@@ -55,6 +55,7 @@ def check(asked: Asked, announce: Announce = lambda data: None) -> Grid:
     announce({chosen.get("data", "") for chosen in choices.values()})
     resolved = _each(asked.words, lambda words: compose.resolve(_seeded(words, asked)))
     _check_different(resolved, asked)
+    _raise(list(dict.fromkeys(_evaluated_otherwise(resolved, asked))))  # each once, not by setting
     asked = known.complete(asked, resolved)
     primary = metric.parse(asked.metric or _default_metric(strategies.values()), asked.where)
     facts = {field.name: getattr(asked, field.name) for field in fields(Asked)}
@@ -155,3 +156,14 @@ def _check_different(resolved: Mapping[Pair, Resolved], asked: Asked) -> None:
             what = f"{' and '.join(names)} are the same experiment"
             mistakes.append(Mistake(what, asked.where, "leave one out, or say what differs"))
     _raise(mistakes)
+
+
+def _evaluated_otherwise(resolved: Mapping[Pair, Resolved], asked: Asked) -> Iterator[Mistake]:
+    """Methods that are evaluated otherwise than the first: rules over rounds favour those that are seen more often."""
+    for setting, method in resolved:
+        first = resolved[setting, asked.methods[0]].config.evaluate
+        own = resolved[setting, method].config.evaluate
+        for name in (field.name for field in fields(own) if getattr(own, field.name) != getattr(first, field.name)):
+            values = f"{getattr(own, name)}, '{asked.methods[0]}' has {getattr(first, name)}"
+            what = f"'{method}' has evaluate.{name} = {values}: methods of a comparison are evaluated alike"
+            yield Mistake(what, asked.where, f"say evaluate.{name} in 'base' or in a setting, for all methods")

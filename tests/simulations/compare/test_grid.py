@@ -108,6 +108,27 @@ def test_two_names_of_one_experiment_are_refused(tmp_path):
         cells.check(asked(f"comparison={path}"))
 
 
+def test_a_method_that_is_evaluated_less_often_than_the_others_is_refused(tmp_path):
+    path = tmp_path / "seldom.yaml"
+    path.write_text(
+        "base: data=digits\nsettings: {a: '', b: clients=4}\n"
+        "methods: {x: strategy=fedavg, y: strategy=fedprox evaluate.every=5}\n"
+    )
+    with pytest.raises(ConfigError, match=r"'y' has evaluate\.every = 5, 'x' has 1") as found:
+        cells.check(asked(f"comparison={path}"))
+    assert len(found.value.mistakes) == 1
+
+
+@pytest.mark.parametrize("name", compose.options("comparison"))
+def test_a_comparison_of_ours_evaluates_all_its_methods_alike(name):
+    """From its words alone: the data need not be there."""
+    of_method: dict[str, dict[str, set[str]]] = {}
+    for (setting, method), words in asked(f"comparison={name}").words.items():
+        of_method.setdefault(setting, {})[method] = {word for word in words if word.startswith("evaluate.")}
+    for its in of_method.values():
+        assert len({frozenset(words) for words in its.values()}) == 1, its
+
+
 @pytest.mark.parametrize(
     ("method", "options"), [("nix", {}), ("local", {"metric": "nix"}), ("", {"metric": "global no"})]
 )
