@@ -17,7 +17,7 @@ from typing import Literal
 from fedkd.config import DataConfig
 from fedkd.data import sources
 from fedkd.errors import DataError, EngineError
-from simulations import children, ray_session
+from simulations import children, ray_session, scratch
 from simulations.options import Options
 
 State = Literal["ok", "warn", "fail"]
@@ -66,6 +66,7 @@ def look(options: Options) -> Iterator[Check]:
         ("shared memory", shared_memory),
         ("disk", lambda: disk(options.runs)),
         ("write rights", lambda: write_rights(options.runs)),
+        ("temporary", temporary),
         ("network", network),
         ("torch", torch),
         ("torchvision", torchvision),
@@ -161,6 +162,18 @@ def write_rights(runs: Path) -> Check:
     return Check("write rights", "ok", f"can write in {folder}")
 
 
+def temporary() -> Check:
+    """The folder for temporary files, where Ray makes its sockets."""
+    own = tempfile.gettempdir()
+    try:
+        detour = scratch.detour("ray", ray_session.SOCKET)
+    except EngineError as error:
+        return Check("temporary", "fail", error.what, error.mend)
+    if detour:
+        return Check("temporary", "warn", f"of Ray, {detour}", "nothing need be done; or set TMPDIR to a shorter path")
+    return Check("temporary", "ok", own)
+
+
 def network() -> Check:
     """Ray and Flower talk to their own processes over loopback."""
     try:
@@ -241,7 +254,7 @@ def ray() -> Check:
     try:
         seconds = float(children.python("-c", _TRY_RAY, timeout=RAY_SECONDS).split()[-1])
     except EngineError as error:
-        mend = "use engine=inline; or look at memory, /dev/shm and network above"
+        mend = error.mend or "use engine=inline; or look at memory, /dev/shm and network above"
         return Check("ray", "fail", f"{version} does not start: {error.what}", mend)
     return Check("ray", "ok", f"{version}, a worker answered after {seconds:.1f} s")
 

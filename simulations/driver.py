@@ -24,12 +24,11 @@ from fedkd.training import Site
 from simulations import advice, assemble, assigned, engines, run_folder, summary
 from simulations.assemble import Assembly
 from simulations.board import Board
+from simulations.engines import Tell
 from simulations.interrupts import Interrupts, Stop
 from simulations.progress import Screen
 from simulations.run_folder import RunFolder
 from simulations.story import Head, closing, head, measured, round_line
-
-Tell = Callable[[str, str], None]  # what the people who watch should know, and how urgent: `note` or `warn`
 
 
 @dataclass(frozen=True)
@@ -165,7 +164,7 @@ class Driver:
             return engine, f"engine: {engine.name}"
         config = self.config
         wanted = dataclasses.replace(config.engine, name="inline") if self.debug else config.engine
-        return engines.make(wanted, site, estimate=lambda: engines.estimate(config, site))
+        return engines.make(wanted, site, estimate=lambda: engines.estimate(config, site), tell=self._tell)
 
     def _commit_every(self) -> int:
         return 1 if self.venue is not None and self.venue.commit_each_round else self.config.checkpoint.every

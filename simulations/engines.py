@@ -2,12 +2,14 @@
 
 import importlib.util
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fedkd.config import EngineConfig, RunConfig
 from fedkd.engine import Engine, Job, Reply, Result
-from simulations import ray_session
+from fedkd.errors import EngineError
+from simulations import ray_session, scratch
 from simulations.inline import Inline, Place
 
 if TYPE_CHECKING:
@@ -19,40 +21,67 @@ EFFICIENCY = 0.85  # of a core that shares caches and memory with the others, ca
 FORWARD_SHARE = 0.3  # of an SGD step's time, per image
 
 
+Tell = Callable[[str, str], None]  # what the people who watch should know, and how urgent: `note` or `warn`
+
+
 class Warming(Engine):
-    """Runs jobs in this process until the pool is ready: no round waits for its start. Both give the same bytes."""
+    """Runs jobs in this process until the pool is ready: no round waits for its start. Both give the same bytes.
+
+    With `tell`, which says so once, also from then on where no pool comes; else that is an error.
+    """
 
     name = "ray"
 
-    def __init__(self, inline: Inline, pool: "RayPool") -> None:
-        self._inline, self._pool = inline, pool
+    def __init__(self, inline: Inline, pool: "RayPool", tell: Tell | None = None) -> None:
+        self._inline, self._pool, self._tell = inline, pool, tell
+        self._given_up = ""
         pool.start()
 
     def run(self, jobs: Sequence[Job], deadline: float | None = None) -> Iterator[Result]:
         start = time.monotonic()
-        rest = iter(jobs)
-        while not self._pool.is_ready:  # raises what went wrong in starting
-            if (job := next(rest, None)) is None:
-                return
+        rest = deque(jobs)
+        while rest:
+            is_ready = self._is_ready()
+            now = list(rest) if is_ready else [rest.popleft()]
             left = None if deadline is None else deadline - (time.monotonic() - start)
-            yield from self._inline.run([job], left)
-        left = None if deadline is None else deadline - (time.monotonic() - start)
-        yield from self._pool.run(list(rest), left)
+            yield from (self._pool if is_ready else self._inline).run(now, left)
+            if is_ready:
+                return
+
+    def _is_ready(self) -> bool:
+        """Whether the pool takes jobs. Raises what went wrong in starting, unless this process may do its work."""
+        if self._given_up:
+            return False
+        try:
+            is_ready = self._pool.is_ready
+        except EngineError as error:
+            if self._tell is None:
+                raise
+            self._given_up = error.what
+            self._tell(f"Ray does not come, so this process does all the work: {error.what}", "warn")
+            return False
+        if is_ready:
+            self._tell = None  # what breaks from now on is no matter of starting
+        return is_ready
 
     def serve(self, site: Place) -> None:
         """From now on run jobs at another site: the next run of a comparison."""
         self._inline.serve(site)
-        self._pool.serve(site)
+        if not self._given_up:
+            self._pool.serve(site)
 
     def close(self) -> None:
         self._pool.close()
 
     def facts(self) -> Mapping[str, Any]:
-        return self._pool.facts()
+        return {"given_up": self._given_up} if self._given_up else self._pool.facts()
 
 
-def make(config: EngineConfig, site: Place, *, estimate: Callable[[], float]) -> tuple[Engine, str]:
-    """The engine, and a sentence on which it is and why. `estimate`: seconds of the run on one core (for auto)."""
+def make(config: EngineConfig, site: Place, *, estimate: Callable[[], float], tell: Tell) -> tuple[Engine, str]:
+    """The engine, and a sentence on which it is and why. `estimate`: seconds of the run on one core (for auto).
+
+    Raises EngineError if Ray is asked for and cannot start here.
+    """
     if config.name == "inline":
         return Inline(site), "engine: inline, as asked"
     name, why = ("ray", "as asked") if config.name == "ray" else choose(config, estimate)
@@ -60,8 +89,11 @@ def make(config: EngineConfig, site: Place, *, estimate: Callable[[], float]) ->
         return Inline(site), f"engine: inline, {why}"
     from simulations.ray_pool import RayPool
 
+    is_private = config.address is None
+    detour = scratch.detour("ray", ray_session.SOCKET) if is_private else ""
     pool = RayPool(site, workers=config.workers, address=config.address)
-    return Warming(Inline(site), pool), f"engine: ray x {_num_workers(config)}, {why}"
+    engine = Warming(Inline(site), pool, tell if config.name == "auto" and is_private else None)
+    return engine, f"engine: ray x {_num_workers(config)}, {why}" + (f"; {detour}" if detour else "")
 
 
 def choose(config: EngineConfig, estimate: Callable[[], float]) -> tuple[str, str]:
@@ -73,6 +105,10 @@ def choose(config: EngineConfig, estimate: Callable[[], float]) -> tuple[str, st
     workers = min(config.workers or ray_session.num_cores(), ray_session.num_cores())
     if workers == 1:
         return "inline", "because there is one core to use"
+    try:
+        scratch.detour("ray", ray_session.SOCKET)
+    except EngineError as error:
+        return "inline", f"because Ray cannot start: {error.what}"
     alone = estimate()
     shared = START_SECONDS + alone / (workers * EFFICIENCY)
     why = (

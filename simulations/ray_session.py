@@ -4,17 +4,17 @@ import functools
 import logging
 import os
 import secrets
-import shutil
 import socket
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from fedkd.errors import EngineError
+from simulations import scratch
 
 STORE_FLOOR = 256 << 20  # bytes of Ray's object store besides the samples: payloads and answers; it spills to disk
 CONNECT_SECONDS = 5.0
+SOCKET = "r/session_2026-12-31_23-59-59_999999_4194304/sockets/plasma_store"  # the longest that Ray makes in its folder
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -33,7 +33,7 @@ def session(*, workers: int | None, address: str | None, data_bytes: int) -> Ite
 
     Must be left in the thread that entered it, and that thread must live until then:
     Ray asks Linux to end its head process together with the thread that started it.
-    Raises EngineError if Ray cannot start.
+    Raises EngineError if Ray cannot start, or if no folder is short enough for its sockets.
     """
     with _environment(_QUIET):  # Ray reads it when it is first imported
         ray = _import()
@@ -43,16 +43,14 @@ def session(*, workers: int | None, address: str | None, data_bytes: int) -> Ite
         with _joined(ray, address):
             yield _room(ray, workers)
         return
-    # Own, and short: the paths of Ray's sockets end at 107 characters. Only we may enter it.
-    folder = tempfile.mkdtemp(prefix="fedkd-ray-")
-    try:
-        with _environment(_PRIVATE | _token()), _loopback(ray):
-            _reread_token(ray)
-            _init(ray, workers or num_cores(), folder, data_bytes)
-        yield workers or num_cores()
-    finally:
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+    with scratch.folder("ray", SOCKET) as folder:
+        try:
+            with _environment(_PRIVATE | _priority() | _token()), _loopback(ray):
+                _reread_token(ray)
+                _init(ray, workers or num_cores(), str(folder), data_bytes)
+            yield workers or num_cores()
+        finally:
+            ray.shutdown()
 
 
 def num_cores() -> int:
@@ -136,6 +134,11 @@ def _is_private(ray: Any, address: str) -> bool:
     except OSError:
         return True
     return False
+
+
+def _priority() -> dict[str, str]:
+    """Ray's workers wait behind every other process (niceness 15) unless told otherwise; a user's own choice stays."""
+    return {} if "RAY_worker_niceness" in os.environ else {"RAY_worker_niceness": "0"}
 
 
 def _token() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import signal
+import tempfile
 import time
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from simulations import scratch
 from simulations.compare import child
 from simulations.compare.board import Board
 from simulations.compare.child import Outcome
@@ -21,6 +23,7 @@ TICK = 0.5  # seconds between looks at the ledgers of running cells
 PATIENCE = 60.0  # seconds that children are given to save
 
 _PRELOAD = "simulations.compare.preload"
+_SOCKET = "pymp-12345678/listener-12345678"  # what multiprocessing calls it
 
 
 @dataclass
@@ -44,7 +47,7 @@ def warm_up(data: Collection[str]) -> None:
     """Begin to load, in a process from which the cells' are forked, what all of them need; returns at once."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([_PRELOAD, *(["sklearn.datasets"] if "digits" in data else [])])
-    with _without_interrupts():
+    with _without_interrupts(), _short_names():
         from multiprocessing import forkserver
 
         forkserver.ensure_running()
@@ -119,6 +122,16 @@ def _stop(running: Sequence[_Running]) -> None:
         for each in running:
             if each.process.is_alive():
                 each.process.kill()
+
+
+@contextmanager
+def _short_names() -> Iterator[None]:
+    """The fork server's socket lies below the folder for temporary files, whose name may be too long for one."""
+    before, tempfile.tempdir = tempfile.tempdir, str(scratch.place(_SOCKET))
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 @contextmanager

@@ -1,13 +1,12 @@
 """`fedkd deploy demo`: a whole deployment on this machine, from keys to ledger; nothing is left running."""
 
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 from fedkd import compose
 from fedkd.config import RunConfig
+from simulations import scratch
 from simulations.deploy import client, init, plan, processes, request, server, shards, submit
 from simulations.options import Options
 
@@ -22,8 +21,8 @@ def main(words: Sequence[str], options: Options, say: Say) -> dict[str, Any]:
 
     The run folder is made below `options.runs`; keys, certificates and the devices' memory are thrown away.
     """
-    with tempfile.TemporaryDirectory(prefix="fedkd-demo-") as temporary, ExitStack() as stack:
-        folder = Path(temporary) / "demo"
+    with scratch.folder("demo") as temporary, ExitStack() as stack:
+        folder = temporary / "demo"
         port = processes.free_port()
         asked = request.Request(
             folder=folder, words=(*WORDS, *words), address="127.0.0.1", port=port, devices=DEVICES, insecure=False

@@ -13,7 +13,6 @@ import socket
 import stat
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +24,8 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as Proto
+
+from simulations import scratch
 
 START_SECONDS = 180.0  # for a worker to import torch: 2 on a laptop, a minute on a small device
 _ROOT = Path(__file__).parents[2]
@@ -105,8 +106,9 @@ def _connected(owner: str) -> Iterator[socket.socket]:
 
 def _place(owner: str) -> Path:
     """A folder for the socket that is ours alone; short, as names of sockets must be."""
-    name = hashlib.sha256(f"{owner}\n{_ROOT}".encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()) / f"fedkd-{os.getuid()}-{name}"
+    digest = hashlib.sha256(f"{owner}\n{_ROOT}".encode()).hexdigest()[:16]
+    name = f"fedkd-{os.getuid()}-{digest}"
+    folder = scratch.place(f"{name}/socket", first=os.environ.get("XDG_RUNTIME_DIR")) / name
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:

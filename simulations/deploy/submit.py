@@ -4,7 +4,6 @@ import json
 import os
 import shlex
 import signal
-import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,7 +14,7 @@ from typing import Any
 from fedkd import compose, ledger
 from fedkd.errors import ConfigError, DeployError, RunError
 from fedkd.resolved import Resolved
-from simulations import progress, run_folder, runs, story
+from simulations import progress, run_folder, runs, scratch, story
 from simulations.deploy import app, link, processes, server
 from simulations.deploy.plan import Deployment
 from simulations.options import Options
@@ -117,9 +116,9 @@ def submit(plan: Deployment, resolved: Resolved, place: Path, *, is_resumed: boo
         "plaintext": not plan.tls,
     }
     place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="fedkd-app-") as folder:
-        place = app.stage(Path(folder) / "fedkd")
-        said = Path(folder) / "run.toml"
+    with scratch.folder("app") as folder:
+        place = app.stage(folder / "fedkd")
+        said = folder / "run.toml"
         said.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in given.items()), encoding="utf-8")
         command = ["flwr", "run", str(place), server.CONNECTION, "--run-config", str(said), "--format", "json"]
         done = processes.run(command, processes.environment(plan.flwr_home), seconds=120.0)

@@ -20,6 +20,34 @@ def test_the_last_line_of_a_failing_child_is_told():
         children.python("-c", "raise ValueError('no such thing')", timeout=60)
 
 
+def test_an_error_keeps_its_cause_and_its_advice_across_the_border():
+    code = """
+import sys
+from fedkd.errors import EngineError
+try:
+    try:
+        raise OSError("AF_UNIX path too long")
+    except OSError as error:
+        raise RuntimeError("no session") from error
+except RuntimeError as error:
+    try:
+        raise EngineError(f"Ray does not start: {error}", mend="use engine=inline") from error
+    finally:
+        print("noise of a library", file=sys.stderr)
+"""
+    with pytest.raises(EngineError) as caught:
+        children.python("-c", code, timeout=60)
+    assert caught.value.what == (
+        "EngineError: engine: Ray does not start: no session (from OSError: AF_UNIX path too long)"
+    )
+    assert caught.value.mend == "use engine=inline"
+
+
+def test_what_a_library_says_after_the_exception_does_not_hide_it():
+    err = f"{children._TRACEBACK}  File 'x', line 1\na.b.Bad: first\n       second\n[W] goodbye\n"
+    assert children.last_words(err) == ("Bad: first", "second")
+
+
 def test_a_child_that_says_nothing_is_told_by_its_code():
     with pytest.raises(EngineError, match="ended with code 7"):
         children.python("-c", "import sys; sys.exit(7)", timeout=60)

@@ -1,10 +1,11 @@
 import json
 import os
+import tempfile
 
 import pytest
 
 from fedkd.errors import DataError
-from simulations import doctor
+from simulations import doctor, scratch
 from simulations.options import Options
 
 
@@ -127,6 +128,28 @@ def test_a_ray_that_does_not_start_is_a_failure_with_its_reason(monkeypatch):
     check = doctor.ray()
     assert check.state == "fail"
     assert "no sockets here" in check.what
+
+
+def test_the_cause_and_the_mend_of_a_ray_that_does_not_start_are_told(monkeypatch):
+    pytest.importorskip("ray")
+    code = "raise EngineError('Ray does not start: OSError: no room', mend='do this')"
+    monkeypatch.setattr(doctor, "_TRY_RAY", f"from fedkd.errors import EngineError; {code}")
+    check = doctor.ray()
+    assert "Ray does not start: OSError: no room" in check.what
+    assert check.mend == "do this"
+
+
+def test_a_folder_for_temporary_files_that_is_too_long_for_sockets_is_told_and_another_named(monkeypatch, tmp_path):
+    long = tmp_path / ("x" * 60)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    check = doctor.temporary()
+    assert check.state == "warn"
+    assert str(long) in check.what
+    assert "/tmp" in check.what
+    monkeypatch.setattr(scratch, "_places", lambda first=None: [long])
+    assert doctor.temporary().state == "fail"
+    assert "TMPDIR" in doctor.temporary().mend
 
 
 def test_here_the_libraries_work():

@@ -8,7 +8,7 @@ import tiny
 from fedkd.config import EngineConfig, RunConfig, TrainConfig
 from fedkd.engine import Engine, Reply
 from fedkd.errors import EngineError
-from simulations import engines, ray_session
+from simulations import engines, ray_session, scratch
 from simulations.inline import Inline
 
 
@@ -53,18 +53,18 @@ def jobs(problem):
     return [tiny.job(problem, client=client) for client in range(3)]
 
 
-def never():
+def never(*_):
     raise AssertionError("nothing is to be measured")
 
 
 def test_inline_is_taken_when_asked_for(site):
-    engine, why = engines.make(EngineConfig(name="inline"), site, estimate=never)
+    engine, why = engines.make(EngineConfig(name="inline"), site, estimate=never, tell=never)
     assert isinstance(engine, Inline)
     assert why == "engine: inline, as asked"
 
 
 def test_auto_takes_one_process_for_little_work(site, two_cores):
-    engine, why = engines.make(EngineConfig(name="auto"), site, estimate=lambda: 3.0)
+    engine, why = engines.make(EngineConfig(name="auto"), site, estimate=lambda: 3.0, tell=never)
     assert isinstance(engine, Inline)
     assert why.startswith("engine: inline, because the work is about 3 s on one core and 10 s with 2 workers")
 
@@ -133,6 +133,40 @@ def test_a_pool_that_cannot_start_ends_the_run(site, jobs):
     engine = engines.Warming(Inline(site), FakePool(error=EngineError("no room")))
     with pytest.raises(EngineError, match="no room"):
         list(engine.run(jobs))
+
+
+def test_where_no_pool_comes_the_work_is_done_here_and_that_is_said_once(site, jobs):
+    said = []
+    pool = FakePool(ready_after=1, error=EngineError("no room in /dev/shm"))
+    engine = engines.Warming(Inline(site), pool, lambda text, urgency: said.append((text, urgency)))
+    assert [reply.num_examples for reply in [*engine.run(jobs), *engine.run(jobs)]] == [20, 12, 7] * 2
+    assert said == [("Ray does not come, so this process does all the work: no room in /dev/shm", "warn")]
+    engine.serve(site)
+    assert pool.ran == pool.sites == []
+    assert engine.facts() == {"given_up": "no room in /dev/shm"}
+
+
+def test_a_pool_that_breaks_after_it_came_ends_the_run_under_auto_too(site, jobs):
+    pool = FakePool()
+    engine = engines.Warming(Inline(site), pool, lambda text, urgency: None)
+    assert len(list(engine.run(jobs))) == 3
+    pool.error, pool.asked = EngineError("Ray has died"), 99
+    with pytest.raises(EngineError, match="has died"):
+        list(engine.run(jobs))
+
+
+def test_auto_takes_one_process_where_no_folder_is_short_enough_for_sockets(two_cores, monkeypatch, tmp_path):
+    monkeypatch.setattr(scratch, "_places", lambda first=None: [tmp_path / ("x" * 60)])
+    name, why = engines.choose(EngineConfig(), never)
+    assert name == "inline"
+    assert "the path of a socket ends at" in why
+
+
+def test_ray_that_is_asked_for_where_no_folder_is_short_enough_is_one_error_with_a_mend(site, monkeypatch, tmp_path):
+    monkeypatch.setattr(scratch, "_places", lambda first=None: [tmp_path / ("x" * 60)])
+    with pytest.raises(EngineError, match=r"set TMPDIR to .* at most 22 bytes, or use engine=inline") as caught:
+        engines.make(EngineConfig(name="ray"), site, estimate=never, tell=never)
+    assert caught.value.code == 3
 
 
 def test_another_site_is_served_by_both(site, problem):
