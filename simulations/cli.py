@@ -55,11 +55,11 @@ _COMPARE: tuple[tuple[str, dict[str, Any]], ...] = (
         {
             "action": "append",
             "default": [],
-            "metavar": "KEY=A,B,C",
-            "help": "choose a value for each method, on validation data; may be given again",
+            "metavar": "[METHOD.]KEY=A,B,C",
+            "help": "choose a value for each method, or for one, on validation data; may be given again",
         },
     ),
-    ("--tune-seeds", {"type": int, "default": 1, "metavar": "N", "help": "seeds that --tune tries (default: 1)"}),
+    ("--tune-seeds", {"type": int, "metavar": "N", "help": "seeds that --tune tries (default: 1)"}),
     ("--dry-run", {"action": "store_true", "help": "print the plan and about how long it takes; play nothing"}),
 )
 _REPORT: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -123,6 +123,7 @@ VERBS = {
             "fedkd compare strategy=fedavg,fedprox,fedgen seed=1..8",
             "fedkd compare preset=fedgen-mnist strategy=fedavg,knfu partition.alpha=0.1,0.5 seed=1..8 --name skew",
             "fedkd compare strategy=fedavg,fedgen --tune lr=0.003,0.01,0.03 --dry-run",
+            "fedkd compare strategy=fedavg,fedprox --tune tune.fedprox.strategy.mu=0.01,0.1,1",
             "fedkd compare comparison=fedgen-mnist seed=1..5",
         ),
         verbs.compare,

@@ -9,7 +9,7 @@ from typing import Any
 
 from fedkd.config import RunConfig
 from fedkd.errors import RunError
-from simulations.compare import plan
+from simulations.compare import candidates, plan
 from simulations.compare.plan import Cell, Plan
 from simulations.options import Options
 
@@ -155,6 +155,7 @@ def _lines(found: Plan, cells: Sequence[Cell], missing: Sequence[Cell], folder: 
     yield f"seeds     {spans(found.seeds)}"
     yield f"metric    {found.metric}"
     if found.tuning:
-        tried = "; ".join(" ".join(words) for words in found.tuning["words"])
-        on = f"on validation data, seeds {spans(found.tuning['seeds'])}"
-        yield f"tuning    {tried}: {on}, {len(cells) - len(found.cells)} runs"
+        lines = candidates.shown(plan.tried_before(found))
+        on = f"on validation data, seeds {spans(found.tuning['seeds'])}, {len(cells) - len(found.cells)} runs"
+        yield from (f"tuning    {line}" for line in lines[:-1])
+        yield f"tuning    {lines[-1]}: {on}" if len(lines) == 1 else f"tuning    {lines[-1]}; {on}"

@@ -8,7 +8,7 @@ from fedkd import compose, reference, schema
 from fedkd.config import AlgorithmConfig
 from fedkd.errors import ConfigError, Mistake
 from fedkd.resolved import Resolved
-from simulations.compare import grid, known, metric, named
+from simulations.compare import candidates, grid, known, metric, named
 from simulations.compare.grid import Asked, Pair, Words
 from simulations.compare.metric import Metric
 
@@ -32,9 +32,15 @@ class Grid(Asked):
         return replace(found, config=replace(found.config, seed=seed))
 
 
-def ask(words: Sequence[str], **options: Any) -> Asked:
-    """What words ask for; `options` (metric, baseline, target) win over what a file says. Raises ConfigError."""
-    asked = named.of_words(words) or grid.of_words(words)
+def ask(words: Sequence[str], tune: Sequence[str] = (), **options: Any) -> Asked:
+    """What words ask for; `tune` and `options` (metric, baseline, target, tune_seeds) win over what a file says.
+
+    Raises ConfigError.
+    """
+    tuned = [word for word in words if word.startswith(candidates.PREFIX)]
+    rest = [word for word in words if not word.startswith(candidates.PREFIX)]
+    asked = named.of_words(rest) or grid.of_words(rest)
+    asked = replace(asked, tune=candidates.later(asked.tune, [*tuned, *tune]))
     return replace(asked, **{key: value for key, value in options.items() if value is not None})
 
 

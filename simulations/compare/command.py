@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fedkd.errors import ConfigError
 from simulations import ray_session, run_folder
-from simulations.compare import cells, plan, tune
+from simulations.compare import candidates, cells, plan, tune
 from simulations.compare.grid import COMMAND_LINE
 from simulations.options import Options
 
@@ -22,21 +22,22 @@ class Request:
     metric: str | None = None
     target: float | None = None
     tune: Sequence[str] = ()
-    tune_seeds: int = 1
+    tune_seeds: int | None = None
     dry_run: bool = False
 
 
 def main(request: Request, options: Options) -> int:
     """Play what is missing of a comparison, judge, report; gives the exit code. Raises FedkdError."""
-    asked = cells.ask(request.words, baseline=request.baseline, metric=request.metric, target=request.target)
-    tried = tune.candidates(request.tune)
+    given = {name: getattr(request, name) for name in ("tune", "baseline", "metric", "target", "tune_seeds")}
+    asked = cells.ask(request.words, **given)
+    tried = candidates.of(asked.tune, asked)
     jobs = _jobs(request, options)
     fingerprint = plan.fingerprint(asked.words, tried)
     folder = _folder(fingerprint, options)
     before = plan.load(folder)
     if before:
         plan.check_same(before, asked.words, tried)
-    tuning = tune.ask(asked, tried, request.tune_seeds, before, lambda data: _begin(data, request, options))
+    tuning = tune.ask(asked, before, lambda data: _begin(data, request, options))
     rows = tuning.rows(folder)
     found = plan.make(tuning.grid(rows), fingerprint, _command(request, options), before)
     found = replace(found, tuning=tuning.note(), tuned=rows)
@@ -74,7 +75,7 @@ def _command(request: Request, options: Options) -> str:
         "--baseline": request.baseline,
         "--metric": request.metric,
         "--target": request.target,
-        "--tune-seeds": request.tune_seeds if request.tune_seeds != 1 else None,
+        "--tune-seeds": request.tune_seeds,
         "--name": options.name,
         "--out": options.out,
         "--runs": options.runs if options.runs != Options.runs else None,

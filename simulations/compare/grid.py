@@ -42,6 +42,8 @@ class Asked:
     baseline: str = ""  # empty: FedAvg, else the first method
     target: float | None = None
     published: Mapping[str, Mapping[str, str]] | None = None
+    tune: tuple[str, ...] = ()  # what is tried for which method, as written: candidates.py
+    tune_seeds: int = 1
     about: str = ""
     where: str = COMMAND_LINE
 

@@ -1,7 +1,8 @@
 """Named comparisons: files of conf/comparison, or anywhere, that say what is compared in more words than a grid has.
 
 A first line `# about`, then: base (words that all runs share), settings and methods (label: words), and if wanted
-seeds, columns (title: metric), metric, baseline, target, published (setting: {method: text}). Free of torch.
+seeds, columns (title: metric), metric, baseline, target, published (setting: {method: text}), tune (KEY or METHOD.KEY:
+values) and tune_seeds. Free of torch.
 """
 
 import shlex
@@ -72,6 +73,8 @@ def _load(name: str, extra: Sequence[str], seeds: tuple[int, ...] | None) -> Ask
         baseline=found.get("baseline", ""),
         target=found.get("target"),
         published=found.get("published"),
+        tune=tuple(f"{key}={_values(each)}" for key, each in found.get("tune", {}).items()),
+        tune_seeds=found.get("tune_seeds", 1),
         about=about,
         where=where,
     )
@@ -129,6 +132,18 @@ def _words(text: str | None, label: str, where: str) -> Words:
         ) from None
 
 
+def _values(value: str | list[Any]) -> str:
+    return value if isinstance(value, str) else ",".join(map(plainyaml.write, value))
+
+
+def _is_grids(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(each, str | list) and each for each in value.values())
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
 def _is_texts(value: Any) -> bool:
     return isinstance(value, dict) and bool(value) and all(isinstance(text, str | None) for text in value.values())
 
@@ -159,5 +174,7 @@ _SHAPES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "metric": (_is_text, "e.g. clients.pooled top5"),
     "baseline": (_is_text, "write the label of a method"),
     "target": (_is_number, "write a number: 0.9"),
+    "tune": (_is_grids, "write KEY or METHOD.KEY: 0.1,1, a line each"),
+    "tune_seeds": (_is_count, "write a whole number from 1"),
     "published": (_is_table, "write setting: {method: text}, a line each, in quotes"),
 }

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fedkd import ledger, plainyaml
 from fedkd.errors import ConfigError, FedkdError, FolderError
 from simulations import run_folder
-from simulations.compare import member, metric
+from simulations.compare import candidates, choices, member, metric
 from simulations.compare.cells import Grid
 from simulations.compare.grid import COMMAND_LINE, Pair, Words
 from simulations.compare.member import Member
@@ -66,7 +66,7 @@ class Plan:
     target: float | None
     published: Mapping[str, Mapping[str, str]] | None
     cells: tuple[Cell, ...]
-    tuning: Mapping[str, Any] | None = None  # what --tune asked for: `words` of each candidate, `seeds`
+    tuning: Mapping[str, Any] | None = None  # what --tune asked for: `candidates` of each method, `seeds`, `metric`
     tuned: tuple[
         Mapping[str, Any], ...
     ] = ()  # a row a setting and method: what was tried, what came out, what is taken
@@ -112,10 +112,14 @@ def _slug(label: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.]+", "-", label)[:_LONGEST_SLUG].strip("-.").lower()
 
 
-def fingerprint(words: Mapping[Pair, Words], candidates: Sequence[Words]) -> str:
-    """SHA-256 of what is asked without the seeds: the order of words, settings and methods does not matter."""
+def fingerprint(words: Mapping[Pair, Words], tried: Mapping[str, Sequence[Words]]) -> str:
+    """SHA-256 of what is asked without the seeds: the order of words, settings and methods does not matter.
+
+    `tried` are the candidates of each method; they are written once where all methods have the same.
+    """
     pairs = sorted([*pair, sorted(set(its))] for pair, its in words.items())
-    return _sha256(json.dumps([pairs, candidates]).encode())
+    same = next(iter(tried.values()), candidates.NOTHING)
+    return _sha256(json.dumps([pairs, same if candidates.alike(tried) else dict(sorted(tried.items()))]).encode())
 
 
 @cache
@@ -195,16 +199,17 @@ def question(found: Plan, name: str) -> "Question":
         name=name,
         metric=metric.parse(found.metric),
         columns={title: metric.parse(text) for title, text in found.columns.items()},
+        tuned=choices.of(found.tuning, found.tuned),
         **{fact: getattr(found, fact) for fact in facts},
     )
 
 
-def check_same(before: Plan, words: Mapping[Pair, Words], candidates: Sequence[Words]) -> None:
+def check_same(before: Plan, words: Mapping[Pair, Words], tried: Mapping[str, Sequence[Words]]) -> None:
     """Raises ConfigError if a folder holds another comparison; what only the analysis needs may change."""
-    if before.asked == fingerprint(words, candidates):
+    if before.asked == fingerprint(words, tried):
         return
-    tuned = [tuple(each) for each in before.tuning["words"]] if before.tuning else [()]
-    extra = {word for each in tuned for word in each}
+    then = tried_before(before)
+    extra = {word for each in then.values() for its in each for word in its}
     there = {(cell.setting, cell.method): set(cell.words) - extra for cell in before.cells}
     here = {pair: set(its) for pair, its in words.items()}
     if there.keys() != here.keys():
@@ -215,7 +220,7 @@ def check_same(before: Plan, words: Mapping[Pair, Words], candidates: Sequence[W
     elif pair := next((pair for pair in here if here[pair] != there[pair]), None):
         shown = [" ".join(sorted(a[pair] - b[pair])) or "nothing of this" for a, b in ((there, here), (here, there))]
     else:
-        shown = [_tune(tuned), _tune(candidates)]
+        shown = [_tune(then), _tune(tried)]
     raise ConfigError(
         f"the folder holds another comparison: there {shown[0]}, here {shown[1]}",
         where=COMMAND_LINE,
@@ -223,12 +228,20 @@ def check_same(before: Plan, words: Mapping[Pair, Words], candidates: Sequence[W
     )
 
 
+def tried_before(before: Plan) -> dict[str, list[Words]]:
+    """The candidates of each method in a plan; an older one has the same for all."""
+    found = before.tuning or {"words": candidates.NOTHING}
+    each = found["candidates"] if "candidates" in found else dict.fromkeys(before.methods, found["words"])
+    return {method: [tuple(words) for words in its] for method, its in each.items()}
+
+
 def _grid(settings: set[str], methods: set[str]) -> str:
     return f"{', '.join(sorted(methods))}" + (f" in {'; '.join(sorted(settings))}" if settings != {""} else "")
 
 
-def _tune(candidates: Sequence[Words]) -> str:
-    return "--tune " + ", ".join(" ".join(words) for words in candidates) if any(candidates) else "no --tune"
+def _tune(tried: Mapping[str, Sequence[Words]]) -> str:
+    lines = candidates.shown(tried)
+    return f"--tune {' | '.join(lines)}" if lines else "no --tune"
 
 
 def _lines(found: Plan) -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fedkd.config import RunConfig
 from fedkd.errors import FolderError
 from simulations import run_folder
-from simulations.compare import board, calibrate, plan, player, tune
+from simulations.compare import board, calibrate, choices, plan, player, tune
 from simulations.compare.board import Board, Progress
 from simulations.compare.child import Outcome
 from simulations.compare.plan import Cell, Plan
@@ -38,8 +38,8 @@ class Session:
 
     def configs(self) -> dict[str, RunConfig]:
         """Folder -> configuration of every cell; what a trial is judged on changes neither its rounds nor its data."""
-        grids = [*zip(self.tuning.candidates, self.tuning.grids, strict=True)]
-        known = {(pair, words): each.resolved[pair].config for _, each in grids for pair, words in each.words.items()}
+        grids = self.tuning.grids
+        known = {(pair, words): each.resolved[pair].config for each in grids for pair, words in each.words.items()}
         found = {}
         for cell in self.all_cells():
             words = tuple(word for word in cell.words if word != tune.VALIDATION)
@@ -83,6 +83,8 @@ def _run(session: Session, held: RunFolder, shown: Board) -> Plan:
         grid = session.tuning.grid(rows)
         found = replace(found, tuned=rows, cells=plan.cells(grid, found.seeds))
         found.write(held)
+        for line in tuned.lines() if (tuned := choices.of(found.tuning, rows)) else ():
+            shown.say(f"tuned   {line}")
     session = replace(session, plan=found)
     outcomes = _play_cells(found.cells, session, shown, session.folder.name)
     found = replace(found, failed={place: each.error for place, each in outcomes.items() if each.status == "failed"})

@@ -3,8 +3,6 @@
 Candidates are played on a share of the clients' training data that is held out for it; test data are never looked at.
 """
 
-import itertools
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,44 +10,58 @@ from typing import Any
 
 from fedkd.errors import ConfigError, Mistake
 from fedkd.resolved import Resolved
-from simulations.compare import cells, grid, member, metric, plan
+from simulations.compare import candidates, cells, choices, grid, member, metric, plan
 from simulations.compare.cells import Announce, Grid
 from simulations.compare.grid import Asked, Pair, Words
 from simulations.compare.plan import Cell, Plan
 
 BELOW = "tuning"
-WHERE = "--tune"
 VALIDATION = "evaluate.on=validation"
-_SHORT = {"lr": "train.lr"}
+_ONE = "leave one of them out"
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """What is tried: candidates, each with the grid that it makes; one without words where nothing is tuned."""
+    """What is tried: the candidates of each method, and the grids that they make.
 
-    candidates: tuple[Words, ...]
+    The i-th grid has the i-th candidate of each method, and the last of those that have fewer.
+    """
+
+    candidates: Mapping[str, tuple[Words, ...]]
     grids: tuple[Grid, ...]
     seeds: tuple[int, ...]
     metric: str
 
     @property
     def is_asked(self) -> bool:
-        return any(self.candidates)
+        return any(map(self._is_tuned, self.candidates))
+
+    def _is_tuned(self, method: str) -> bool:
+        return self.candidates[method] != candidates.NOTHING
 
     def trials(self) -> list[Cell]:
         """The cells that decide: the first candidate of all methods, then the next."""
-        found = (plan.cells(_on_validation(each), self.seeds, BELOW) for each in self.grids)
-        return [cell for its in found for cell in its] if self.is_asked else []
+        return [cell for index in range(len(self.grids)) for cell in self._trials(index)]
+
+    def _trials(self, index: int) -> tuple[Cell, ...]:
+        """Those of the candidates of one place, of the methods that have so many."""
+        found = self.grids[index]
+        there = [pair for pair in found.words if self._is_tuned(pair[1]) and index < len(self.candidates[pair[1]])]
+        tried = replace(found, words={pair: found.words[pair] for pair in there})
+        return plan.cells(_on_validation(tried), self.seeds, BELOW)
 
     def note(self) -> dict[str, Any] | None:
         """What plan.yaml says of it."""
         if not self.is_asked:
             return None
-        return {"words": [list(each) for each in self.candidates], "seeds": list(self.seeds), "metric": self.metric}
+        tried = {method: [list(words) for words in each] for method, each in self.candidates.items()}
+        return {"candidates": tried, "seeds": list(self.seeds), "metric": self.metric}
 
     def grid(self, rows: Sequence[Mapping[str, Any]]) -> Grid:
         """The grid in which each setting and method has the words that were chosen for it."""
-        chosen = {(row["setting"], row["method"]): self.candidates.index(tuple(row["chosen"])) for row in rows}
+        chosen = {
+            (row["setting"], row["method"]): self.candidates[row["method"]].index(tuple(row["chosen"])) for row in rows
+        }
         picked = {pair: self.grids[chosen.get(pair, 0)] for pair in self.grids[0].words}
         return replace(
             self.grids[0],
@@ -60,25 +72,22 @@ class Tuning:
     def rows(self, folder: Path) -> tuple[dict[str, Any], ...]:
         """For each setting and method what was tried, what it gave by seed, and what is taken: the best mean, the first
         of equal ones; nothing that failed under one of the seeds."""
-        if not self.is_asked:
-            return ()
         values = self._values(folder)
         rows = []
-        for pair in self.grids[0].words:
-            tried = [values[index, pair] for index in range(len(self.candidates))]
+        for pair in filter(lambda pair: self._is_tuned(pair[1]), self.grids[0].words):
+            its = self.candidates[pair[1]]
+            tried = [values[index, pair] for index in range(len(its))]
             best = max(range(len(tried)), key=lambda index: self._score(tried[index]))
-            found = [{"words": list(w), "values": v} for w, v in zip(self.candidates, tried, strict=True)]
-            rows.append(
-                dict(zip(("setting", "method"), pair, strict=True))
-                | {"tried": found, "chosen": list(self.candidates[best])}
-            )
+            found = [{"words": list(words), "values": given} for words, given in zip(its, tried, strict=True)]
+            place = dict(zip(("setting", "method"), pair, strict=True))
+            rows.append(place | {"tried": found, "chosen": list(its[best])})
         return tuple(rows)
 
     def _values(self, folder: Path) -> dict[tuple[int, Pair], list[float | None]]:
         """The metric of each candidate in each pair, by seed; None where a trial is not done."""
         asked, found = metric.parse(self.metric), dict[tuple[int, Pair], list[float | None]]()
-        for index, each in enumerate(self.grids):
-            for cell in plan.cells(_on_validation(each), self.seeds, BELOW):
+        for index in range(len(self.grids)):
+            for cell in self._trials(index):
                 place = folder / cell.folder
                 is_done = plan.is_done(place, cell.digest)
                 value = asked.of(member.read(cell.setting, cell.method, cell.seed, place)) if is_done else None
@@ -86,61 +95,52 @@ class Tuning:
         return found
 
     def _score(self, values: Sequence[float | None]) -> float:
-        given = [value for value in values if value is not None]
-        if len(given) < len(values):
-            return float("-inf")
-        return metric.parse(self.metric).sign * statistics.fmean(given)
+        mean = choices.mean(values)
+        return float("-inf") if mean is None else metric.parse(self.metric).sign * mean
 
 
-def candidates(texts: Sequence[str]) -> tuple[Words, ...]:
-    """The combinations of values that `--tune KEY=a,b,c`, given once or more, stand for. Raises ConfigError."""
-    axes = grid.read([_long(text) for text in texts])
-    mistakes = [Mistake(f"'{text}' is no list", WHERE, "write key=a,b,c") for text in texts if "=" not in text]
-    mistakes += [Mistake(f"{axis.key} has one value", WHERE, "write key=a,b,c") for axis in axes if not axis.is_list]
-    mistakes += [
-        Mistake(f"{axis.key} cannot be tuned", WHERE, "tune what belongs to the training")
-        for axis in axes
-        if axis.key.split(".")[0] in ("seed", "strategy", "preset", "comparison", "data", "partition", "evaluate")
-        and not axis.key.startswith("strategy.")
-    ]
-    if mistakes:
-        raise ConfigError(mistakes[0].what, mistakes=tuple(mistakes))
-    return tuple(
-        tuple(f"{axis.key}={value}" for axis, value in zip(axes, values, strict=True))
-        for values in itertools.product(*(axis.values for axis in axes))
-    )
-
-
-def ask(asked: Asked, tried: tuple[Words, ...], num_seeds: int, before: Plan | None, announce: Announce) -> Tuning:
-    """The grid of each candidate, all checked before anything runs. Raises ConfigError."""
+def ask(asked: Asked, before: Plan | None, announce: Announce) -> Tuning:
+    """The grids of all candidates, checked before anything runs. Raises ConfigError."""
+    tried = candidates.of(asked.tune, asked)
     _check_disjoint(asked, tried)
-    if not 1 <= num_seeds <= len(asked.seeds):
-        what = f"--tune-seeds {num_seeds} of {len(asked.seeds)} seeds"
+    if not 1 <= asked.tune_seeds <= len(asked.seeds):
+        what = f"--tune-seeds {asked.tune_seeds} of {len(asked.seeds)} seeds"
         raise ConfigError(what, where=grid.COMMAND_LINE, mend="choose at least 1, and no more than there are")
+    grids = _grids(asked, tried, announce)
+    then = before.tuning if before else None  # chosen once, a choice stays: longer seed lists do not move it
+    if then and len(then["seeds"]) != asked.tune_seeds:
+        what = f"--tune-seeds {asked.tune_seeds}: this folder was tuned on {len(then['seeds'])}"
+        raise ConfigError(what, where=grid.COMMAND_LINE, mend="choose another --name")
+    seeds = tuple(then["seeds"]) if then else asked.seeds[: asked.tune_seeds]
+    return Tuning(tried, grids, seeds, then["metric"] if then else str(grids[0].primary))
+
+
+def _grids(asked: Asked, tried: Mapping[str, Sequence[Words]], announce: Announce) -> tuple[Grid, ...]:
+    """A grid for each place among the candidates. Raises ConfigError with the mistakes of all."""
     mistakes: dict[Mistake, None] = {}
     grids = []
-    for words in tried:
+    for index in range(max(map(len, tried.values()))):
+        chosen = {method: each[min(index, len(each) - 1)] for method, each in tried.items()}
+        words = {pair: (*its, *chosen[pair[1]]) for pair, its in asked.words.items()}
         try:
-            more = {pair: (*its, *words) for pair, its in asked.words.items()}
-            grids.append(cells.check(replace(asked, words=more), announce if words == tried[0] else lambda data: None))
+            grids.append(cells.check(replace(asked, words=words), announce if not index else lambda data: None))
         except ConfigError as error:
             mistakes |= dict.fromkeys(error.mistakes)
     if mistakes:
         raise ConfigError(next(iter(mistakes)).what, mistakes=tuple(mistakes))
-    then = before.tuning if before else None  # chosen once, a choice stays: longer seed lists do not move it
-    if then and len(then["seeds"]) != num_seeds:
-        what = f"--tune-seeds {num_seeds}: this folder was tuned on {len(then['seeds'])}"
-        raise ConfigError(what, where=grid.COMMAND_LINE, mend="choose another --name")
-    seeds = tuple(then["seeds"]) if then else asked.seeds[:num_seeds]
-    return Tuning(tried, tuple(grids), seeds, then["metric"] if then else str(grids[0].primary))
+    return tuple(grids)
 
 
-def _check_disjoint(asked: Asked, tried: tuple[Words, ...]) -> None:
+def _check_disjoint(asked: Asked, tried: Mapping[str, Sequence[Words]]) -> None:
     """Raises ConfigError for a key that is both tuned and given."""
-    keys = {word.partition("=")[0] for words in asked.words.values() for word in words}
-    twice = [key for word in tried[0] if (key := word.partition("=")[0]) in keys]
+    twice: dict[Mistake, None] = {}
+    for (_, method), words in asked.words.items():
+        given = {word.partition("=")[0] for word in words}
+        tuned = [word.partition("=")[0] for word in tried[method][0]]
+        mistakes = (Mistake(f"{key} is given and tuned", candidates.WHERE, _ONE) for key in tuned if key in given)
+        twice |= dict.fromkeys(mistakes)
     if twice:
-        raise ConfigError(f"{twice[0]} is given and tuned", where=WHERE, mend="leave one of them out")
+        raise ConfigError(next(iter(twice)).what, mistakes=tuple(twice))
 
 
 def _on_validation(found: Grid) -> Grid:
@@ -152,8 +152,3 @@ def _on_validation(found: Grid) -> Grid:
 
 def _judged(found: Resolved) -> Resolved:
     return replace(found, config=replace(found.config, evaluate=replace(found.config.evaluate, on="validation")))
-
-
-def _long(text: str) -> str:
-    key, equals, values = text.partition("=")
-    return _SHORT.get(key.strip(), key.strip()) + equals + values

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from simulations import stats
+from simulations.compare.choices import Tuned
 from simulations.compare.member import Member
 from simulations.compare.metric import Metric
 
@@ -26,6 +27,7 @@ class Question:
     baseline: str  # a method
     columns: Mapping[str, Metric]  # further ones, by title
     target: float | None = None  # accuracy whose price is asked: rounds, megabytes, seconds to reach it
+    tuned: Tuned | None = None  # what was tried on validation data, and taken
     published: Mapping[str, Mapping[str, str]] | None = None  # setting -> method -> `93.03 ± 0.32`, as printed
     command: str = ""  # that makes it again
     about: str = ""  # one line

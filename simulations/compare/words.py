@@ -25,6 +25,7 @@ def cautions(verdict: Verdict) -> Iterator[str]:
     """What cannot be concluded, and why."""
     yield from _few_seeds(verdict)
     yield from _resolved(verdict)
+    yield from _tuning(verdict)
     question = verdict.question
     if question.metric.is_optimistic:
         yield (
@@ -125,6 +126,21 @@ def _over_settings(verdict: Verdict) -> Iterator[str]:
         else f"; ranks closer than {ranks.critical_difference:.1f} are not told apart"
     )
     yield f"Average rank over {ranks.settings} settings: {listed}{differ}."
+
+
+def _tuning(verdict: Verdict) -> Iterator[str]:
+    """Where the best value may not have been tried, and who had fewer tries than others."""
+    tuned = verdict.question.tuned
+    if tuned is None:
+        return
+    if edges := [f"{choice.place}: {edge}" for choice in tuned.choices for edge in choice.edges()]:
+        yield f"Chosen at the edge of what was tried, so a value beyond it may be better: {_list(edges)}."
+    if lost := [choice.place for choice in tuned.choices if not choice.is_made]:
+        yield f"Nothing could be chosen on validation data for {_list(lost)}: the first value was taken."
+    tries = dict.fromkeys(verdict.question.methods, 1) | {c.method: len(c.trials) for c in tuned.choices}
+    if len(set(tries.values())) > 1:
+        each = _list([f"{method} {count}" if count > 1 else f"{method} none" for method, count in tries.items()])
+        yield f"The methods were not tuned alike; values tried for each: {each}."
 
 
 def _few_seeds(verdict: Verdict) -> Iterator[str]:

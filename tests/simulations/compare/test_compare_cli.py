@@ -172,7 +172,9 @@ def test_a_value_is_chosen_for_each_method_on_validation_data_and_recorded(plain
     compare(*args)
     folder = tmp_path / "runs/x"
     found = plan.load(folder)
-    assert found.tuning == {"words": [["train.lr=1e-9"], ["train.lr=0.3"]], "seeds": [1], "metric": "global last10"}
+    tried = [["train.lr=1e-9"], ["train.lr=0.3"]]
+    assert found.tuning["candidates"] == {"fedavg": tried, "fedprox": tried}
+    assert (found.tuning["seeds"], found.tuning["metric"]) == ([1], "global last10")
     assert [(row["method"], row["chosen"]) for row in found.tuned] == [
         ("fedavg", ["train.lr=0.3"]),
         ("fedprox", ["train.lr=0.3"]),

@@ -1,5 +1,6 @@
 """plan.yaml: what a comparison folder says of itself, what may change in it, and what is refused."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -10,12 +11,13 @@ from fedkd.errors import ConfigError, FolderError
 from simulations import run_folder
 from simulations.compare import cells, plan
 
+TRIED = [("train.lr=0.1",), ("train.lr=1",)]
 WORDS = "data=digits clients=2 rounds=2 train.steps=1 students=mlp checkpoint.every=1 strategy=fedavg,fedprox"
 
 
 def planned(text=f"{WORDS} seed=1..3", before=None, **options):
     grid = cells.check(cells.ask(text.split(), **options))
-    return plan.make(grid, plan.fingerprint(grid.words, [()]), f"fedkd compare {text}", before)
+    return plan.make(grid, plan.fingerprint(grid.words, {}), f"fedkd compare {text}", before)
 
 
 @pytest.fixture(scope="module")
@@ -87,15 +89,25 @@ def test_what_is_asked_does_not_depend_on_the_order_of_words_or_on_the_analysis(
 )
 def test_another_grid_in_the_same_folder_is_refused_and_both_are_named(usual, words, there, here):
     with pytest.raises(ConfigError) as refused:
-        plan.check_same(usual, cells.ask(words.split()).words, [()])
+        plan.check_same(usual, cells.ask(words.split()).words, {})
     assert there in str(refused.value)
     assert here in str(refused.value)
-    plan.check_same(usual, cells.ask(f"{WORDS} seed=9".split()).words, [()])
+    plan.check_same(usual, cells.ask(f"{WORDS} seed=9".split()).words, {})
+
+
+def test_a_tuned_comparison_of_an_older_plan_is_gone_on_with(usual):
+    """Then one list of candidates was written for all methods, and hashed."""
+    old = replace(usual, tuning={"words": [list(words) for words in TRIED], "seeds": [1], "metric": "global last10"})
+    pairs = sorted([*pair, sorted(set(its))] for pair, its in cells.ask(WORDS.split()).words.items())
+    assert plan.fingerprint(cells.ask(WORDS.split()).words, dict.fromkeys(old.methods, TRIED)) == plan._sha256(
+        json.dumps([pairs, TRIED]).encode()
+    )
+    assert plan.tried_before(old) == dict.fromkeys(old.methods, TRIED)
 
 
 def test_tuning_and_none_are_different_comparisons(usual):
     with pytest.raises(ConfigError, match="there no --tune, here --tune"):
-        plan.check_same(usual, cells.ask(WORDS.split()).words, [("train.lr=0.1",), ("train.lr=1",)])
+        plan.check_same(usual, cells.ask(WORDS.split()).words, dict.fromkeys(usual.methods, TRIED))
 
 
 @pytest.mark.parametrize(
