@@ -18,6 +18,8 @@ from fedkd.student import Student
 
 
 class FedEnsemble(Client):
+    own_logits = False
+
     @dataclass(frozen=True, kw_only=True)
     class Config(Client.Config):
         combine: Literal["logits", "probabilities"] = "logits"  # FedGen's code sums logits; or mean of probabilities

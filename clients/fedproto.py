@@ -24,6 +24,7 @@ FAR = -1e9  # the logit of a label without prototype: it is infinitely far, and 
 
 class FedProto(Client):
     sends = frozenset({"prototypes", "label_counts"})
+    own_logits = False
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Client.Config):

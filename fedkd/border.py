@@ -96,6 +96,38 @@ def admit_evaluation(job: Job, result: Result, classes: int) -> Result:
     return result
 
 
+def singly(job: Job, result: Result) -> list[tuple[Job, Result]]:
+    """An evaluation job and its result; one that is for many clients as a job and a result for each."""
+    if not job.clients:
+        return [(job, result)]
+    jobs = [Job(task="evaluate", client=c, round=job.round, payload=job.payload) for c in job.clients]
+    if isinstance(result, Reply):
+        try:
+            _check_fresh(result, job)
+            return list(zip(jobs, _each(jobs, result.judged), strict=True))
+        except Refused as refusal:
+            result = engine.failed(job, refusal.what, refusal.cause)
+    return [(each, engine.failed(each, result.what, result.cause, result.detail)) for each in jobs]
+
+
+def _each(jobs: list[Job], judged: Any) -> list[Reply]:
+    """The replies that the rows of `judged` are. What a row says is checked where each is admitted."""
+    if not isinstance(judged, Tensor) or judged.dtype != torch.float64 or judged.shape != (len(jobs), 3):
+        raise Refused("shape", f"judged is no table of 3 numbers for each of {len(jobs)} clients")
+    if not bool(torch.isfinite(judged[:, 0]).all()):
+        raise Refused("non_finite", "judged counts samples that are not finite")
+    return [
+        Reply(
+            client=job.client,
+            round=job.round,
+            task=job.task,
+            num_examples=int(count),
+            numbers={"correct": correct, "loss_sum": loss_sum},
+        )
+        for job, (count, correct, loss_sum) in zip(jobs, judged.tolist(), strict=True)
+    ]
+
+
 def check_rows(reply: Reply, rows: int) -> None:
     """Whether `probe_logits` are of as many samples as were asked for. Raises Refused."""
     got = reply.payload.probe_logits

@@ -46,10 +46,18 @@ class Client:
     """A loss of named terms, and what is reported afterwards. Train loop, device and bytes are not its business."""
 
     sends: ClassVar[frozenset[str]] = frozenset({"weights"})
+    # Whether `logits` looks at whose job it is (`job.client`, `job.state`). If not, clients that have one student are
+    # judged in one pass. A class that overrides `logits` is taken to look, unless it says no.
+    own_logits: bool = False
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
         """Hyper-parameters of the client half."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "logits" in vars(cls) and "own_logits" not in vars(cls):
+            cls.own_logits = True
 
     def __init__(self, config: Any = None) -> None:
         self.config: Any = config if config is not None else self.Config()

@@ -11,7 +11,7 @@ from torch import Tensor
 from fedkd.payload import Numbers, Payload, Weights
 
 ClientId = int
-Task = Literal["train", "evaluate", "evaluate_common", "evaluate_pooled"]
+Task = Literal["train", "evaluate", "evaluate_common", "evaluate_pooled", "evaluate_shared"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Job:
 
     Evaluation: `evaluate` takes the client's student on its own test split, `evaluate_common` the same student on
     images of the pooled test set that are the same for all, `evaluate_pooled` the global student on a part of that set
-    (`client` is the number of the part).
+    (`client` is the number of the part). `evaluate_shared` is `evaluate` for all of `clients`, who have one student.
     """
 
     task: Task
@@ -41,6 +41,7 @@ class Job:
     payload: Payload
     state: ClientState = field(default_factory=ClientState)
     exchange: int = 0  # counts from 0 within the round
+    clients: tuple[ClientId, ...] = ()  # of evaluate_shared, whose samples are all in reach; `client` is the first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,7 @@ class Reply:
     by_label: Tensor | None = (
         None  # (2, C) int64: of each label, images classified and how many of them rightly; of common and pooled images
     )
+    judged: Tensor | None = None  # evaluate_shared: (K, 3) float64, a client: samples, how many right, sum of losses
     seconds: float = 0.0  # a machine fact, kept out of the ledger
 
 
@@ -102,6 +104,17 @@ class Engine(ABC):
     def facts(self) -> Mapping[str, Any]:
         """What `run.json` records of the machine side: workers, address, replacements."""
         return {}
+
+
+def pair(jobs: Sequence[Job], results: Sequence[Result]) -> list[tuple[Job, Result]]:
+    """Jobs with their results, in the order of the jobs.
+
+    Of two results for a job the first counts, one that nobody asked for none: whom a reply is from is its own claim.
+    """
+    by_key: dict[tuple[str, ClientId], Result] = {}
+    for result in results:
+        by_key.setdefault((result.task, result.client), result)
+    return [(job, by_key.get((job.task, job.client)) or failed(job, "no result came", "lost")) for job in jobs]
 
 
 def failure(job: Job, error: BaseException, cause: str = "raised") -> Failure:

@@ -117,6 +117,7 @@ class Private(Client):
     def __init__(self, inner: Client, privacy: PrivacyConfig, seed: int, draw: Draw) -> None:
         super().__init__(inner.config)
         self.inner, self.privacy, self.seed, self.draw_noise = inner, privacy, seed, draw
+        self.own_logits = inner.own_logits
 
     def train(self, site: "Site", job: Job) -> "Outcome":
         outcome = self.inner.train(site, _without(job))

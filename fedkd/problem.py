@@ -93,6 +93,11 @@ class Problem:
         """d, the width of the latent z: the head's input. 0 if the head is not a linear layer."""
         return int(getattr(self.shape[-1], "in_features", 0))
 
+    @cached_property
+    def entry_names(self) -> frozenset[str]:
+        """Names of all entries of a student's weights."""
+        return frozenset(self.shape.learnable | self.shape.statistics)
+
     @property
     def statistic_names(self) -> tuple[str, ...]:
         """Names of the BatchNorm statistics; empty under GroupNorm."""

@@ -5,21 +5,20 @@ resuming, repeating and parallel runs are the same thing.
 """
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
-from fedkd import border, metrics, privacy, seeds
+from fedkd import border, evaluation, metrics, privacy, seeds
 from fedkd.config import RunConfig
-from fedkd.engine import ClientId, ClientState, Engine, Failure, Job, Reply, Task, failed
+from fedkd.engine import ClientId, ClientState, Engine, Failure, Job, Reply, pair
 from fedkd.errors import RunError
-from fedkd.payload import KINDS, Payload, Weights
+from fedkd.payload import Weights
 from fedkd.problem import Problem
 from fedkd.strategy import Cohort, Strategy
-from fedkd.training import num_pooled_parts
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,8 @@ class Experiment:
     label_laws: torch.Tensor | None = (
         None  # (K, C): label distribution of each client's training data; for measures only
     )
+    num_tests: Sequence[int] | None = None  # test samples of each client; None: devices hold them, nobody knows
+    own_logits: bool = True  # of the client half
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ def _admit(
     kinds, probe = strategy.asks(cohort), min(experiment.config.evaluate.probe, experiment.num_pooled)
     replies: list[Reply] = []
     failures: list[Failure] = []
-    for job, result in _pair(list(jobs.values()), results):
+    for job, result in pair(list(jobs.values()), results):
         expected = border.Expectation(
             kinds=kinds,
             classes=problem.classes,
@@ -242,95 +243,14 @@ def _shapes(weights: Weights) -> dict[str, torch.Size]:
 
 
 def _evaluate(experiment: Experiment, engine: Engine, state: RunState, tally: _Tally) -> dict[str, Any]:
-    """Accuracy of the served students: each client's on its own test split, the global one on the pooled test set."""
-    config, strategy = experiment.config, experiment.strategy
+    """Accuracy of the served students; what concerns a client alone goes to its row."""
     start = time.perf_counter()
-    jobs: list[Job] = []
-    same: dict[tuple[int, ...], Payload] = {}  # by identity of what is in them: sent once a worker
-    pooled = strategy.served(state.server, None)
-    is_pooled_due = _is_due(state.round, config.evaluate.pooled_every, config.rounds)
-    if _is_due(state.round, config.evaluate.every, config.rounds):
-        for client in range(config.clients):
-            own = state.clients.get(client, ClientState())
-            served = strategy.served(state.server, client) or Payload()
-            payload = same.setdefault(tuple(id(getattr(served, kind)) for kind in KINDS), served)
-            jobs.append(Job(task="evaluate", client=client, round=state.round, payload=payload, state=own))
-        if pooled is None and is_pooled_due and config.evaluate.common and experiment.num_pooled:
-            jobs += [replace(job, task="evaluate_common") for job in jobs]
-    if pooled is not None and is_pooled_due:
-        payload = with_statistics(experiment.problem, pooled, state)
-        for part in range(num_pooled_parts(experiment.num_pooled)):
-            jobs.append(Job(task="evaluate_pooled", client=part, round=state.round, payload=payload))
-    results = list(engine.run(jobs, config.engine.deadline)) if jobs else []
-    classes = experiment.problem.classes
-    found = [border.admit_evaluation(job, result, classes) for job, result in _pair(jobs, results)]
+    found = evaluation.evaluate(experiment, engine, state)
     tally.timings["evaluation"] = time.perf_counter() - start
-    tally.failures += [result for result in found if isinstance(result, Failure)]
-    done = [(job, result) for job, result in zip(jobs, found, strict=True) if isinstance(result, Reply)]
-    trained = range(config.clients) if strategy.pools_data else state.clients.keys()
-    return _accuracy(done, experiment.num_pooled, trained, tally)
-
-
-def _pair(jobs: Sequence[Job], results: Sequence[Reply | Failure]) -> list[tuple[Job, Reply | Failure]]:
-    """Jobs with their results, in the order of the jobs.
-
-    Of two results for a job the first counts, one that nobody asked for none: whom a reply is from is its own claim.
-    """
-    by_key: dict[tuple[str, ClientId], Reply | Failure] = {}
-    for result in results:
-        by_key.setdefault((result.task, result.client), result)
-    return [(job, by_key.get((job.task, job.client)) or failed(job, "no result came", "lost")) for job in jobs]
-
-
-def _accuracy(
-    done: Sequence[tuple[Job, Reply]], num_pooled: int, trained: Collection[ClientId], tally: _Tally
-) -> dict[str, Any]:
-    """By client, of all and of those that have trained yet; and pooled.
-
-    Of a pooled test set that was not classified whole there is nothing: its parts differ.
-    """
-    accuracy: dict[str, Any] = {}
-    of_trained: dict[str, Any] = {}
-    by_task = {task: [reply for job, reply in done if job.task == task] for task in get_args(Task)}
-    for name, task, column in (("clients", "evaluate", "accuracy"), ("common", "evaluate_common", "common")):
-        if replies := by_task[task]:
-            accuracy[name] = _over_clients(replies)
-        if took_part := [reply for reply in replies if reply.client in trained]:
-            of_trained[name] = _over_clients(took_part)
-        for reply in replies:
-            row = tally.rows.setdefault(reply.client, {"state": "idle"})
-            row[column] = reply.numbers["correct"] / reply.num_examples
-    if of_trained:
-        accuracy["trained"] = {"count": len(trained), **of_trained}
-    pooled = by_task["evaluate_pooled"]
-    if pooled and sum(reply.num_examples for reply in pooled) == num_pooled:
-        accuracy["global"] = sum(reply.numbers["correct"] for reply in pooled) / num_pooled
-        accuracy["loss"] = sum(reply.numbers["loss_sum"] for reply in pooled) / num_pooled
-    judged = pooled if "global" in accuracy else by_task["evaluate_common"]
-    if counts := [reply.by_label for reply in judged if reply.by_label is not None]:
-        accuracy["by_class"] = metrics.by_class(counts)
-    return accuracy
-
-
-def _over_clients(replies: Sequence[Reply]) -> dict[str, float]:
-    return metrics.over_clients([r.numbers["correct"] for r in replies], [r.num_examples for r in replies])
-
-
-def with_statistics(problem: Problem, served: Payload, state: RunState) -> Payload:
-    """The global student with the mean of the clients' BatchNorm statistics, where these stay with the clients.
-
-    A student that the server trained has its own, which fit it.
-    """
-    missing = [name for name in problem.statistic_names if name not in (served.weights or {})]
-    if problem.statistics != "local" or not missing:
-        return served
-    kept = [state.clients[client].kept for client in sorted(state.clients)]
-    statistics = metrics.mean_statistics(kept, missing)
-    return replace(served, weights={**(served.weights or {}), **statistics})
-
-
-def _is_due(number: int, every: int, rounds: int) -> bool:
-    return number % every == 0 or number == rounds
+    tally.failures += found.failures
+    for client, numbers in found.clients.items():
+        tally.rows.setdefault(client, {"state": "idle"}).update(numbers)
+    return found.accuracy
 
 
 def _row(number: int, tally: _Tally, accuracy: Mapping[str, Any]) -> dict[str, Any]:

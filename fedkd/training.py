@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedkd import engine, seeds
+from fedkd import engine, passes, seeds
 from fedkd.client import Batch, Client, Trained
 from fedkd.config import TrainConfig
 from fedkd.data.samples import Samples
@@ -87,7 +87,7 @@ class Site:
     def draw(self, job: Job, train: TrainConfig | None = None) -> Drawn:
         """The training samples of this participation; `train` where not as many as the configuration says."""
         index = self.train_index[job.client]
-        steps, epoch, offset = draw_batches(self.problem.seed, train or self.problem.train, job, len(index))
+        steps, epoch, offset = passes.draw_batches(self.problem.seed, train or self.problem.train, job, len(index))
         position = torch.cat(steps)
         x, y = self.train.take(index[position])
         return Drawn(x, y, position, tuple(map(len, steps)), epoch, offset)
@@ -234,6 +234,8 @@ class Site:
         )
 
     def _evaluate(self, job: Job) -> Result:
+        if job.task == "evaluate_shared":
+            return self._evaluate_shared(job)
         index = self._test_of(job)
         if not len(index):
             return engine.failed(job, f"client {job.client} has no test samples", "no_data")
@@ -250,6 +252,17 @@ class Site:
             by_label=by_label,
         )
 
+    def _evaluate_shared(self, job: Job) -> Result:
+        parts = [self.test_index[client] for client in job.clients]
+        student, index = self.student(job).eval(), torch.cat(parts)
+        batches = self._judged(self.client, student, job, index)
+        found = [(logits.argmax(1) == y, F.cross_entropy(logits, y, reduction="none")) for logits, y in batches]
+        sizes = torch.tensor([len(part) for part in parts])
+        owner = torch.arange(len(parts)).repeat_interleave(sizes)
+        sums = [torch.bincount(owner, torch.cat(each).double(), len(parts)) for each in zip(*found, strict=True)]
+        judged = torch.stack([sizes.double(), *sums], 1)
+        return Reply(client=job.client, round=job.round, task=job.task, num_examples=len(index), judged=judged)
+
     def _test_of(self, job: Job) -> Tensor:
         if job.task == "evaluate":
             return self.test_index[job.client]
@@ -260,13 +273,17 @@ class Site:
     def _classify(self, client: Client, student: Student, job: Job, index: Tensor) -> tuple[Tensor, float]:
         """How many test samples of each label it gets right, (C,) int64, and the sum of all losses."""
         right_C, loss_sum = torch.zeros(self.problem.classes, dtype=torch.int64), 0.0
-        with torch.inference_mode():
-            for part in index.split(EVALUATION_BATCH):
-                x, y = self.test.take(part)
-                logits = client.logits(student, x, job)
-                right_C += torch.bincount(y[logits.argmax(1) == y], minlength=self.problem.classes)
-                loss_sum += float(F.cross_entropy(logits, y, reduction="sum"))
+        for logits, y in self._judged(client, student, job, index):
+            right_C += torch.bincount(y[logits.argmax(1) == y], minlength=self.problem.classes)
+            loss_sum += float(F.cross_entropy(logits, y, reduction="sum"))
         return right_C, loss_sum
+
+    @torch.inference_mode()
+    def _judged(self, client: Client, student: Student, job: Job, index: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Logits and labels of test samples, batch by batch."""
+        for part in index.split(EVALUATION_BATCH):
+            x, y = self.test.take(part)
+            yield client.logits(student, x, job), y
 
 
 def descend(
@@ -304,11 +321,6 @@ def logits(student: Student, x: Tensor) -> Tensor:
 POOLED_PART = 2500  # samples of the pooled test set a job evaluates
 
 
-def num_pooled_parts(num_samples: int) -> int:
-    """Jobs that one evaluation on the pooled test set takes."""
-    return -(-num_samples // POOLED_PART)
-
-
 def pooled_part(part: int, num_samples: int) -> Tensor:
     """The indices of one part of the pooled test set."""
     return torch.arange(part * POOLED_PART, min((part + 1) * POOLED_PART, num_samples))
@@ -319,30 +331,3 @@ def learning_rate(config: TrainConfig, job: Job) -> float:
     if config.lr_clock == "round":
         return config.lr * config.lr_decay ** (job.round - 1)
     return config.lr * config.lr_decay ** max(job.state.last_round - 1, 0)
-
-
-def draw_batches(seed: int, config: TrainConfig, job: Job, num_samples: int) -> tuple[list[Tensor], int, int]:
-    """Index batches of one participation, and the epoch and position where the next begins.
-
-    Passes go on where the last participation stopped; a pass ends with a short batch, never dropped. The order of
-    epoch e depends on (seed, client, e) alone, so all strategies see the same batches.
-    """
-    epoch, position = job.state.epoch, job.state.position
-    if config.steps is None:
-        epoch, position = (epoch + 1, 0) if position else (epoch, 0)
-    total = config.steps if config.steps is not None else config.epochs * -(-num_samples // config.batch)
-    batches: list[Tensor] = []
-    pass_over = None
-    for _ in range(total):
-        if pass_over is None:
-            pass_over = pass_order(seed, job.client, epoch, num_samples)
-        batches.append(pass_over[position : position + config.batch])
-        position += config.batch
-        if position >= num_samples:
-            epoch, position, pass_over = epoch + 1, 0, None
-    return batches, epoch, position
-
-
-def pass_order(seed: int, client: int, epoch: int, num_samples: int) -> Tensor:
-    """The order in which a client passes over its training samples in one epoch, (num_samples,) int64."""
-    return torch.randperm(num_samples, generator=seeds.stream(seed, "batches", round=epoch, client=client).torch())

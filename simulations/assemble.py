@@ -70,6 +70,8 @@ def assemble(config: RunConfig) -> Assembly:
         len(dataset.test),
         probe_labels=dataset.test.y[probe],
         label_laws=counts / counts.sum(1, keepdim=True),
+        num_tests=tuple(map(len, held.test)),
+        own_logits=client.own_logits,
     )
     return Assembly(experiment, site, held, dataset)
 

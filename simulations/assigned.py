@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from fedkd import training
+from fedkd import passes
 from fedkd.data.partition import Partition
 from fedkd.errors import CheckpointError
 from fedkd.problem import Problem, Proxy
@@ -47,7 +47,7 @@ def pairing(assembly: Assembly, student: str) -> dict[str, Any]:
     if assembly.partition is None:
         return {"initial_sha256": first}
     sizes = [len(index) for index in assembly.partition.train]
-    orders = [training.pass_order(problem.seed, client, 0, size) for client, size in enumerate(sizes)]
+    orders = [passes.pass_order(problem.seed, client, 0, size) for client, size in enumerate(sizes)]
     return {"initial_sha256": first, "batches_sha256": _sha256(orders)}
 
 

@@ -35,6 +35,8 @@ from simulations.options import Options
 PATIENCE = 300.0  # seconds that nodes may take to appear; each assembles its site meanwhile
 POLL = 0.02  # seconds between looks at a grid that has nothing new; Flower offers no way to be woken
 
+_HERE = {"evaluate_pooled", "evaluate_shared"}
+
 NOBODY = "nobody acts for this client now"
 
 _CAUSES = {  # what an error reply of Flower is for us; all others: raised
@@ -48,7 +50,7 @@ server_app = ServerApp()
 
 
 class FlowerEngine(Engine):
-    """Runs jobs as messages on a Grid; parts of the pooled test set at `site`, the server's own."""
+    """Runs jobs as messages on a Grid; what concerns more than one client at `site`, the server's own."""
 
     name = "flower"
 
@@ -59,7 +61,7 @@ class FlowerEngine(Engine):
     def run(self, jobs: Sequence[Job], deadline: float | None = None) -> Iterator[Result]:
         end = None if deadline is None else time.monotonic() + deadline
         waiting: dict[str, Job] = {}
-        away = [job for job in jobs if job.task != "evaluate_pooled"]
+        away = [job for job in jobs if job.task not in _HERE]
         at = self._locate(away)
         for job, message in messages([job for job in away if job.client in at], at.__getitem__):
             taken = list(self.grid.push_messages([message]))
@@ -72,7 +74,7 @@ class FlowerEngine(Engine):
             if job.client not in at:
                 yield self._about(engine.failed(job, NOBODY, "lost"))
         for job in jobs:
-            if job.task == "evaluate_pooled":
+            if job.task in _HERE:
                 yield self.site.run(job)
         yield from self._collect(waiting, end)
         for job in waiting.values():

@@ -244,5 +244,5 @@ def _rebuild(base: type[Client], config: Any, parts: Sequence[Part], decay: floa
 
 @cache
 def _class_of(base: Any) -> type[WithParts]:
-    members = {"__module__": base.__module__, "inner": base}
+    members = {"__module__": base.__module__, "inner": base, "own_logits": base.own_logits}
     return cast(type[WithParts], type(f"{base.__name__}WithParts", (WithParts, base), members))

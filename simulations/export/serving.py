@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import fedkd
-from fedkd import checkpoint, compose, ledger, rounds
+from fedkd import checkpoint, compose, evaluation, ledger
 from fedkd.config import RunConfig
 from fedkd.engine import ClientId, ClientState, Job
 from fedkd.errors import CheckpointError, ConfigError, DataError, RunError
@@ -159,7 +159,7 @@ def of(assembly: Assembly, state: RunState, client: ClientId | None) -> Served:
                 where="command line",
                 mend=f"choose whose to export: --client 0 to --client {clients - 1}",
             )
-        payload = rounds.with_statistics(experiment.problem, payload, state)
+        payload = evaluation.with_statistics(experiment.problem, payload, state)
         return Served(assembly, Job(task="evaluate_pooled", client=0, round=state.round, payload=payload), None)
     if not 0 <= client < clients:
         raise ConfigError(

@@ -16,7 +16,7 @@ from algorithms import Trail
 
 from fedkd import reference, training
 from fedkd.client import Batch, Client
-from fedkd.engine import Job, Reply
+from fedkd.engine import ClientState, Job, Reply
 from fedkd.errors import ConfigError
 from fedkd.optimisers import Descent
 from simulations import assemble
@@ -53,6 +53,16 @@ def test_a_fresh_client_gives_the_same_bytes(trail: Trail, algorithm):
     for job in last_jobs(trail):
         old = run(trail, trail.assembly.site.client, job)
         tiny.assert_same(tiny.lasting(run(trail, fresh, job)), tiny.lasting(old))
+
+
+def test_who_is_judged_alike_is_judged_by_the_payload_alone(trail: Trail):
+    """Else clients that share a student could not be judged in one pass."""
+    site, job = trail.assembly.site, replace(trail.jobs[-1], task="evaluate")
+    if site.client.own_logits:
+        return
+    stranger = replace(job, client=job.client + 1, state=ClientState())
+    student, x = site.student(job).eval(), site.test.x[:5].float()
+    assert torch.equal(site.client.logits(student, x, job), site.client.logits(student, x, stranger))
 
 
 def test_it_holds_its_configuration_and_nothing_else(trail: Trail, algorithm):

@@ -12,7 +12,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from clients.supervised import Supervised
-from fedkd import training
+from fedkd import evaluation, passes, training
 from fedkd.client import Client
 from fedkd.engine import ClientState, Failure, Job, Reply
 from fedkd.payload import Payload
@@ -26,7 +26,7 @@ def test_training_is_the_plain_loop_of_torch(site, job):
     found = tiny.fit(site.client, job, site)
     student = problem.initial()
     optimiser = torch.optim.SGD(student.parameters(), lr=problem.train.lr)
-    for batch in training.draw_batches(problem.seed, problem.train, job, 20)[0]:
+    for batch in passes.draw_batches(problem.seed, problem.train, job, 20)[0]:
         x, y = site.train.take(site.train_index[0][batch])
         optimiser.zero_grad()
         nn.functional.cross_entropy(student(x), y).backward()
@@ -293,7 +293,7 @@ def test_a_client_without_test_samples_is_a_failure_that_says_so(problem):
 
 @given(st.integers(0, 20_000))
 def test_parts_of_the_pooled_test_set_are_all_of_it_once(samples):
-    parts = [training.pooled_part(k, samples) for k in range(training.num_pooled_parts(samples))]
+    parts = [training.pooled_part(k, samples) for k in range(evaluation.num_pooled_parts(samples))]
     assert all(0 < len(part) <= training.POOLED_PART for part in parts)
     assert torch.equal(torch.cat([torch.arange(0), *parts]), torch.arange(samples))
 

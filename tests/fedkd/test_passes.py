@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedkd import training
+from fedkd import passes, training
 from fedkd.config import TrainConfig
 from fedkd.engine import ClientState, Job
 from fedkd.payload import Payload
@@ -19,7 +19,7 @@ def drawing_job(client: int = 0, **state: int) -> Job:
 
 def draw(samples: int, *, seed: int = 0, client: int = 0, config: TrainConfig | None = None, **state: int):
     job = drawing_job(client, **state)
-    return training.draw_batches(seed, config or TrainConfig(batch=4, steps=3), job, samples)
+    return passes.draw_batches(seed, config or TrainConfig(batch=4, steps=3), job, samples)
 
 
 # Batches
@@ -66,7 +66,7 @@ def test_orders_differ_between_passes_clients_and_seeds():
 def test_the_round_does_not_change_the_batches():
     """All strategies meet the same batches, whenever a client takes part."""
     config, job = TrainConfig(batch=4, steps=3), drawing_job()
-    one, other = (training.draw_batches(0, config, replace(job, round=t), 10)[0] for t in (1, 7))
+    one, other = (passes.draw_batches(0, config, replace(job, round=t), 10)[0] for t in (1, 7))
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 

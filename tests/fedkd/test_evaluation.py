@@ -1,0 +1,97 @@
+"""Evaluation: clients that have one student are judged in one pass, with the figures of as many single ones."""
+
+from dataclasses import replace
+
+import pytest
+import tiny
+import torch
+
+from clients.fedfuse import FedFuse
+from clients.fedproto import FedProto
+from clients.supervised import Supervised
+from fedkd import training
+from fedkd.client import Client
+from fedkd.config import EvaluateConfig
+from fedkd.engine import failed
+from strategies.fedavg import FedAvg
+from strategies.local import Local
+
+
+def knowing(strategy, site, **changes):
+    """An experiment that knows how many test samples each client has."""
+    sizes = tuple(map(len, site.test_index.values()))
+    config = EvaluateConfig(probe=0, pooled_every=100)
+    known = {"num_tests": sizes, "own_logits": site.client.own_logits, **changes}
+    return replace(tiny.experiment(strategy, site, evaluate=config), **known)
+
+
+def tasks(engine):
+    return [(job.task, job.clients or (job.client,)) for job in engine.jobs if job.task.startswith("evaluate")]
+
+
+def test_clients_with_one_student_are_judged_in_one_pass_with_the_same_rows(problem):
+    site = tiny.site(Supervised(), problem, tests=(9, 300, 1))
+    together, singly = tiny.FakeEngine(site), tiny.FakeEngine(site)
+    one = tiny.play(knowing(FedAvg(), site), together)[0]
+    other = tiny.play(knowing(FedAvg(), site, num_tests=None), singly)[0]
+    assert tiny.as_bytes(one) == tiny.as_bytes(other)
+    assert [task for task, _ in tasks(singly)] == ["evaluate"] * 3
+    assert tasks(together) == [("evaluate_shared", (0, 1, 2))]
+
+
+def test_a_pass_is_cut_into_parts_for_several_workers(problem, monkeypatch):
+    monkeypatch.setattr(training, "POOLED_PART", 18)
+    site = tiny.site(Supervised(), problem, tests=(9, 9, 9))
+    engine = tiny.FakeEngine(site)
+    tiny.play(knowing(FedAvg(), site), engine)
+    assert tasks(engine) == [("evaluate_shared", (0, 1)), ("evaluate_shared", (2,))]
+
+
+def test_students_that_keep_entries_of_their_own_are_judged_alone(problem):
+    site = tiny.site(Supervised(), problem)
+    engine = tiny.FakeEngine(site)
+    tiny.play(knowing(Local(), site), engine)
+    assert tasks(engine) == [("evaluate", (client,)) for client in range(3)]
+
+
+def test_statistics_of_their_own_too(problem):
+    site = tiny.site(Supervised(), tiny.problem(tiny.normed, statistics="local"))
+    engine = tiny.FakeEngine(site)
+    tiny.play(knowing(FedAvg(), site), engine)
+    assert [task for task, _ in tasks(engine)] == ["evaluate"] * 3
+
+
+def test_clients_that_judge_by_their_own_memory_are_judged_alone():
+    class Looking(Supervised):
+        def logits(self, student, x, job):
+            return student(x) + job.client
+
+    assert all(half.own_logits for half in (Looking, FedFuse))
+    assert not any(half.own_logits for half in (Client, Supervised, FedProto))
+
+
+def test_a_pass_that_fails_is_a_failure_of_each_of_its_clients(problem):
+    site = tiny.site(Supervised(), problem)
+    engine = tiny.FakeEngine(site)
+    engine.spoil = lambda job, r: failed(job, "no memory", "raised") if job.task == "evaluate_shared" else r
+    played = tiny.play(knowing(FedAvg(), site), engine)[0]
+    assert [(f.client, f.task, f.what) for f in played.failures] == [(c, "evaluate", "no memory") for c in range(3)]
+    assert played.row["accuracy"] == {}
+
+
+@pytest.mark.parametrize(
+    ("judged", "cause"),
+    [
+        (None, "shape"),
+        (torch.ones(2, 3, dtype=torch.float64), "shape"),
+        (torch.ones(3, 3), "shape"),
+        (torch.tensor([[9.0, 10.0, 1.0]] * 3, dtype=torch.float64), "range"),
+        (torch.tensor([[9.0, 5.0, torch.nan]] * 3, dtype=torch.float64), "non_finite"),
+    ],
+)
+def test_a_table_that_is_none_is_refused(problem, judged, cause):
+    site = tiny.site(Supervised(), problem)
+    engine = tiny.FakeEngine(site)
+    engine.spoil = lambda job, r: replace(r, judged=judged) if job.task == "evaluate_shared" else r
+    played = tiny.play(knowing(FedAvg(), site), engine)[0]
+    assert [(f.client, f.cause) for f in played.failures] == [(client, cause) for client in range(3)]
