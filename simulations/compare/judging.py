@@ -12,9 +12,12 @@ from simulations.compare.member import Member
 from simulations.compare.metric import Metric, megabytes
 from simulations.compare.verdict import LOCAL, WINDOW, Entry, Key, Price, Question, Verdict, own_accuracy
 
+TRAINED = "trained.clients.mean"
+
 
 def judge(question: Question, members: Sequence[Member]) -> Verdict:
     """The verdict on what has been played so far. Raises ConfigError if runs are done and none has the metric."""
+    question = _with_trained(question, members)
     entries = _with_p(_entries(question, members))
     if any(entry.done for entry in entries.values()) and not any(entry.values for entry in entries.values()):
         raise ConfigError(
@@ -33,6 +36,13 @@ def judge(question: Question, members: Sequence[Member]) -> Verdict:
         failed=tuple(member for member in members if not member.is_done),
     )
     return replace(verdict, sentences=tuple(words.sentences(verdict)), cautions=tuple(words.cautions(verdict)))
+
+
+def _with_trained(question: Question, members: Sequence[Member]) -> Question:
+    """Beside a mean over all clients that of those that have trained, where these are not all."""
+    if question.metric.path != "clients.mean" or not any(member.untrained for member in members):
+        return question
+    return replace(question, columns={**question.columns, "trained": replace(question.metric, path=TRAINED)})
 
 
 def _entries(question: Question, members: Sequence[Member]) -> dict[Key, Entry]:

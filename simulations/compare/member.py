@@ -39,6 +39,16 @@ class Member:
         return self.state == "done" and not self.reason
 
     @property
+    def untrained(self) -> int:
+        """Clients that have not taken part, where that shows: each is tried with its own student."""
+        trained = next(
+            (row["accuracy"]["trained"] for row in reversed(self.rows) if "trained" in row["accuracy"]), None
+        )
+        if trained is None or self.info.get("client_student") != "own":
+            return 0
+        return int(self.info.get("num_clients", 0)) - int(trained["count"])
+
+    @property
     def name(self) -> str:
         """`fedgen, alpha 0.1, seed 3`."""
         return ", ".join(part for part in (self.method, self.setting, f"seed {self.seed}") if part)

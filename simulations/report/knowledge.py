@@ -52,7 +52,7 @@ def forgetting(verdict: Verdict) -> Chart | None:
     summary = (
         "Accuracy in percent after local training with each label weighted by its client's share of it (in), and "
         "against that share (out): low out means that what others know was forgotten, or never learned. Forgetting: "
-        "points of accuracy that a class has lost since its best round, mean over classes (FedNTD's F)."
+        "points of accuracy that a class has lost since the round in which it had most, mean over classes (FedNTD's F)."
     )
     return _over_rounds(verdict, "forgetting", "Forgetting", summary, [*_MEASURES[3:], FORGETTING])
 

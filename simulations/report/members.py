@@ -42,8 +42,9 @@ def runs(verdict: Verdict) -> Table:
 
 
 def remark(member: Member) -> str:
-    """Why a run does not count, and how many replies of its clients did not."""
-    return "; ".join(part for part in (member.reason, lost_replies(member)) if part)
+    """Why a run does not count, how many replies of its clients did not, and how many clients never took part."""
+    never = f"{wording.count(member.untrained, 'client')} never took part" if member.untrained else ""
+    return "; ".join(part for part in (member.reason, lost_replies(member), never) if part)
 
 
 def lost_replies(member: Member) -> str:
