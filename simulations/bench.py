@@ -3,12 +3,13 @@
 import os
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from fedkd import compose
+from fedkd import compose, reference
+from fedkd.config import RunConfig
 from fedkd.errors import EngineError
 from fedkd.resolved import Resolved
 from simulations import bench_costs, bench_view, ray_session
@@ -71,12 +72,15 @@ def measure_several(asked: Grid, effort: Effort, say: Callable[[str], None]) -> 
         setting: _configuration(asked.configuration((setting, asked.baseline), asked.seeds[0]), ())
         for setting in asked.settings
     }
-    return {"machine": machine, "settings": shapes, **bench_costs.measure(asked, effort.turns, say)}
+    configs = {method: asked.resolved[setting, method].config for setting, method in asked.words}
+    notes = without_images(configs)
+    return {"machine": machine, "notes": notes, "settings": shapes, **bench_costs.measure(asked, effort.turns, say)}
 
 
 def measure(resolved: Resolved, words: Sequence[str], effort: Effort, say: Callable[[str], None]) -> dict[str, Any]:
     """Everything, in seconds and bytes; what could not be measured has its reason under `missing`."""
     found: dict[str, Any] = {"machine": _machine(), "configuration": _configuration(resolved, words), "missing": {}}
+    found["notes"] = without_images({str(resolved.config.strategy["name"]): resolved.config})
     say("importing torch")
     import torch
 
@@ -99,6 +103,16 @@ def measure(resolved: Resolved, words: Sequence[str], effort: Effort, say: Calla
         plan = bench_memory.Plan(list(words), clients, PER_ROUND, effort.memory_rounds, pool)
         _try(found, "memory", partial(bench_memory.in_child, plan))
     return {**found, "goals": goals(found)}
+
+
+def without_images(configs: Mapping[str, RunConfig]) -> list[str]:
+    """A sentence for each method that can use a public set and has none: it then does other, dearer work."""
+    return [
+        f"{method} has no public set of images, so it generates them at the server, and that is what is measured. "
+        "To measure it with a public set: add proxy=held-out"
+        for method, config in configs.items()
+        if config.proxy.name == "none" and reference.traits(config.strategy["name"]).get("proxy") == "optional"
+    ]
 
 
 def goals(found: dict[str, Any]) -> list[dict[str, Any]]:

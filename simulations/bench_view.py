@@ -23,7 +23,7 @@ def show(found: Mapping[str, Any]) -> None:
 def show_costs(found: Mapping[str, Any]) -> None:
     """Print everything that `bench.measure_several` found."""
     console = Console(highlight=False)
-    console.print(*_machine(found["machine"]), sep="\n", soft_wrap=True)
+    console.print(*_machine(found["machine"]), *_notes(found), sep="\n", soft_wrap=True)
     for setting, shape in found["settings"].items():
         rows = [row for row in found["costs"] if row["setting"] == setting]
         console.print()
@@ -48,7 +48,11 @@ def _costs(rows: Sequence[Mapping[str, Any]], baseline: str) -> Table:
 
 def _head(found: Mapping[str, Any]) -> list[str]:
     chosen = found["configuration"]
-    return _machine(found["machine"], f"{chosen['strategy']} on {_shape(chosen)}")
+    return _machine(found["machine"], f"{chosen['strategy']} on {_shape(chosen)}") + _notes(found)
+
+
+def _notes(found: Mapping[str, Any]) -> list[str]:
+    return [f"note  {text}" for text in found["notes"]]
 
 
 def _machine(machine: Mapping[str, Any], *lines: str) -> list[str]:

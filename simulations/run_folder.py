@@ -22,7 +22,6 @@ from fedkd import ledger, plainjson
 from fedkd.errors import ConfigError, FolderError
 
 FULL = "the disk is full"  # what the error then says
-STATES = ("running", "stopped", "failed", "done")
 _FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 _LONGEST_LOG = 1 << 20  # bytes of one client's errors.log

@@ -161,6 +161,7 @@ def test_a_goal_is_missed_on_its_own_side():
 def test_ray_and_memory_have_their_tables(capsys):
     found = {
         "machine": {"processor": "P", "cores": 2, "load": 4.0, "python": "3"},
+        "notes": ["without images"],
         "configuration": dict.fromkeys(("strategy", "data", "students", "per_round", "clients", "steps", "batch"), 1),
         "starting": {},
         "loop": {
@@ -181,7 +182,16 @@ def test_ray_and_memory_have_their_tables(capsys):
     }
     bench_view.show(found)
     out = capsys.readouterr().out
-    for word in ("DIFFER", "2.00", "7 clients", "3 (1)", "too little of it", "busy", "stand-in"):
+    for word in (
+        "DIFFER",
+        "2.00",
+        "7 clients",
+        "3 (1)",
+        "too little of it",
+        "busy",
+        "stand-in",
+        "note  without images",
+    ):
         assert word in out
 
 
@@ -199,6 +209,19 @@ def test_several_methods_are_played_in_turns_beside_the_baseline(capsys):
         assert 0 < row["low"] <= row["ratio"] <= row["high"]
         assert min(row["clients"], row["server"]) > 0
     assert "ditto: 2 rounds of it and of fedavg, in turns" in err
+
+
+def test_a_method_that_makes_its_own_images_for_want_of_a_public_set_is_said_to(capsys, monkeypatch):
+    monkeypatch.setattr(
+        bench_costs,
+        "measure",
+        lambda asked, count, say: {"baseline": "fedavg", "costs": [], "limit": 1.3, "missing": {}},
+    )
+    words = ["data=digits", "strategy=fedavg,fedfuse"]
+    assert bench.main(Options(quiet=True), words, TURNS) == 0
+    assert "note  fedfuse has no public set of images, so it generates them" in capsys.readouterr().out
+    assert bench.main(Options(quiet=True), [*words, "proxy=held-out"], TURNS) == 0
+    assert "note" not in capsys.readouterr().out
 
 
 def test_each_setting_has_its_table_and_its_own_baseline(capsys):
