@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedkd import engine
+from fedkd import engine, plaintext
 from fedkd.engine import Failure, Job, Reply, Result
 from fedkd.payload import Weights
 
@@ -40,15 +40,8 @@ class Refused(Exception):
 
 
 def printable(text: str, most: int = MAX_REASON, keep: str = "") -> str:
-    """Words that a client may have chosen, as they may be shown: what could steer a terminal is escaped.
-
-    At most `most` characters; of those that cannot be printed the ones in `keep` stay as they are.
-    """
-    cut = text[:most]
-    if cut.isprintable():
-        return cut
-    shown = (c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in cut)
-    return "".join(shown)[:most]
+    """Words that a client may have chosen, as they may be shown: what could steer a terminal is escaped."""
+    return plaintext.printable(text, most, keep)
 
 
 def admit(

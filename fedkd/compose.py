@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from fedkd import plainyaml, schema
+from fedkd import plaintext, plainyaml, schema
 from fedkd.config import RunConfig, StudentsConfig
 from fedkd.errors import ConfigError, Mistake
 from fedkd.plainyaml import Value
@@ -122,8 +122,17 @@ def _grow(layers: list[Layer], tree: _Tree) -> _Tree:
 
 
 def _draft(tree: _Tree) -> schema.Draft:
-    _raise(tree.mistakes)
+    _raise([*_unshowable(tree), *tree.mistakes])
     return schema.Draft(_nest(tree.leaves), {path: source for path, (_, source) in tree.leaves.items()})
+
+
+def _unshowable(tree: _Tree) -> Iterator[Mistake]:
+    """Names and values that hold what no screen, picture or file should be handed."""
+    for path, (value, source) in tree.leaves.items():
+        mends = (plaintext.problem(text) for part in (*path, value) for text in plaintext.texts(part))
+        if mend := next(filter(None, mends), ""):
+            what = plaintext.printable(f"{'.'.join(path)} = {plainyaml.write(value)}", plaintext.LONGEST_NAME)
+            yield Mistake(what, source, mend)
 
 
 def _finish(tree: _Tree, announce: Callable[[], None] = lambda: None) -> Resolved:

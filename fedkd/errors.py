@@ -3,6 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
+from fedkd import plaintext
+
+_LONGEST = 100_000  # characters of an error; those of a comparison name its runs
+
 
 @dataclass(frozen=True)
 class Mistake:
@@ -30,7 +34,10 @@ class FedkdError(Exception):
         return "; ".join(f"{each.what} ({each.where})" if each.where else each.what for each in self.mistakes)
 
     def message(self) -> str:
-        """The text for people: one problem as a sentence, several as a table."""
+        """The text for people: one problem as a sentence, several as a table. Quoted text cannot steer a terminal."""
+        return plaintext.printable(self._message(), _LONGEST, keep="\n\t")
+
+    def _message(self) -> str:
         if len(self.mistakes) > 1:
             width = max(len(p.what) for p in self.mistakes)
             place = max(len(p.where) for p in self.mistakes)

@@ -13,6 +13,7 @@ import yaml
 from yaml.composer import Composer, ComposerError
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from fedkd import plaintext
 from fedkd.errors import ConfigError
 
 _SCALARS = {
@@ -122,7 +123,9 @@ def scalar(text: str, where: str) -> Any:
     try:
         return read(text, where).plain if text.strip() else None
     except ConfigError as error:
-        raise ConfigError(f"cannot read the value '{text}': {error.what}", where=where, mend=error.mend) from error
+        raise ConfigError(
+            f"cannot read the value '{plaintext.printable(text, 80)}': {error.what}", where=where, mend=error.mend
+        ) from error
 
 
 def write(value: Any) -> str:

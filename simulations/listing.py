@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedkd import compose, plainyaml, reference, schema
+from fedkd import compose, plaintext, plainyaml, reference, schema
 from fedkd.errors import ConfigError
 
 GROUPS = {
@@ -81,7 +81,11 @@ def _about_run(row: Row) -> str:
 
 
 def text(found: Mapping[str, list[Row]]) -> str:
-    """The lists for people; several have headings."""
+    """The lists for people; several have headings. What folders are called, and say, cannot steer a terminal."""
+    return plaintext.printable(_text(found), keep="\n")
+
+
+def _text(found: Mapping[str, list[Row]]) -> str:
     if list(found) == ["strategies"]:
         return _table(found["strategies"])
     width = max((len(row["name"]) for rows in found.values() for row in rows), default=0)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from fedkd import plaintext
 from simulations.report.closing import Table
 
 Row = dict[str, Any]
@@ -40,6 +41,10 @@ class Chart:
     most: int = 560
     margin: int = 56
     axes: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # Names come from files: the renderer aborts at a control character, and takes minutes for a very long one.
+        object.__setattr__(self, "spec", plaintext.shown(self.spec))
 
     @property
     def panels(self) -> int:

@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from fedkd import plaintext
 from simulations.compare.verdict import Entry, Question, Verdict
 from simulations.report import wording
 
@@ -30,7 +31,8 @@ def screen(verdict: Verdict) -> list[str]:
     """What `fedkd compare` and `fedkd report` end with: the table, the verdict, what failed. Plain lines."""
     lines = [headline(verdict), *aligned(table(verdict)), *verdict.sentences]
     lines += [f"note  {caution}" for caution in verdict.cautions]
-    return lines + [f"{member.state}  {member.name}: {member.reason}" for member in verdict.failed]
+    lines += [f"{member.state}  {member.name}: {member.reason}" for member in verdict.failed]
+    return [plaintext.printable(line, keep="\n") for line in lines]
 
 
 def headline(verdict: Verdict) -> str:

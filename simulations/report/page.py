@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import fedkd
+from fedkd import plaintext
 from simulations.compare.verdict import Verdict
 from simulations.report import closing, members, published, vega
 from simulations.report.chart import Chart
 from simulations.report.closing import Table
 
 _HERE = Path(__file__).parent
-_ESCAPES = {ord("<"): "\\u003c", ord(">"): "\\u003e", ord("&"): "\\u0026", 0x2028: "\\u2028", 0x2029: "\\u2029"}
+_ESCAPES = {ord("<"): "\\u003c", ord(">"): "\\u003e", ord("&"): "\\u0026"}
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,12 @@ def render(verdict: Verdict, charts: Sequence[Chart]) -> str:
 
     loader = jinja2.FileSystemLoader(_HERE)
     world = jinja2.Environment(
-        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        loader=loader,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_shown,
     )
     return world.get_template("page.html").render(
         verdict=verdict,
@@ -92,6 +98,11 @@ def embedded(charts: Sequence[Chart]) -> Any:
     found = {"charts": specs, "looks": looks, "gap": vega.GAP}
     text = json.dumps(found, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return Markup(text.translate(_ESCAPES))
+
+
+def _shown(value: Any) -> Any:
+    """A value of the page: text from files without what could make it read as something else."""
+    return plaintext.printable(value, keep="\n") if type(value) is str else value
 
 
 def _of_runs(verdict: Verdict) -> list[Table]:

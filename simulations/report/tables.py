@@ -8,6 +8,7 @@ import io
 import re
 from collections.abc import Sequence
 
+from fedkd import plaintext
 from simulations.compare.metric import Metric
 from simulations.compare.verdict import Verdict
 from simulations.report import closing, members, published, wording
@@ -55,13 +56,13 @@ def comma_separated(verdict: Verdict) -> str:
     question, file = verdict.question, io.StringIO(newline="")
     writer = csv.writer(file, lineterminator="\n")
     heads = ("setting", "method", "seed", "state", str(question.metric), *question.columns)
-    writer.writerow((*heads, "bytes_up", "bytes_down", "reason"))
+    writer.writerow(map(plaintext.cell, (*heads, "bytes_up", "bytes_down", "reason")))
     for member in members.every(verdict):
         metrics = (question.metric, *question.columns.values())
         values = [each.of(member) if member.rows else None for each in metrics]
         sent = [None if (found := each.of(member)) is None else round(1e6 * found) for each in (_UP, _DOWN)]
         place = (member.setting, member.method, member.seed, member.state)
-        writer.writerow((*place, *values, *sent, member.reason))
+        writer.writerow(map(plaintext.cell, (*place, *values, *sent, member.reason)))
     return file.getvalue()
 
 
@@ -72,7 +73,7 @@ def timings(verdict: Verdict) -> str:
     writer.writerow(("setting", "method", "seed", *(f"seconds_{phase}" for phase in _PHASES)))
     for member in members.every(verdict):
         seconds = [Metric(f"seconds.{phase}", "sum").of(member) if member.rows else None for phase in _PHASES]
-        writer.writerow((member.setting, member.method, member.seed, *seconds))
+        writer.writerow(map(plaintext.cell, (member.setting, member.method, member.seed, *seconds)))
     return file.getvalue()
 
 
@@ -90,7 +91,8 @@ def latex(verdict: Verdict) -> str:
 
 
 def _ampersands(cells: Sequence[str]) -> str:
-    return " & ".join("".join(_TEX.get(sign, sign) for sign in cell) for cell in cells) + r" \\"
+    shown = (plaintext.printable(cell) for cell in cells)
+    return " & ".join("".join(_TEX.get(sign, sign) for sign in cell) for cell in shown) + r" \\"
 
 
 def _piped(table: Table) -> str:
@@ -99,4 +101,4 @@ def _piped(table: Table) -> str:
 
 
 def _escaped(text: str) -> str:
-    return _MARKDOWN.sub(r"\\\1", " ".join(text.split()))
+    return _MARKDOWN.sub(r"\\\1", plaintext.printable(" ".join(text.split())))

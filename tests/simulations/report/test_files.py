@@ -13,7 +13,7 @@ import pytest
 
 from fedkd.errors import FolderError
 from simulations import report
-from simulations.report import closing, tables
+from simulations.report import closing, files, page, tables, vega
 
 
 @contextmanager
@@ -87,6 +87,34 @@ def test_markdown_has_the_table_of_the_screen() -> None:
     ]
     for row in closing.table(judged).rows:
         assert [cell.strip() for cell in row] in [[cell.strip() for cell in found] for found in rows]
+
+
+HOSTILE = ("=cmd\x00\x1b[2J\u2028", "@\u202e\ud800" + "x" * 20_000)
+
+
+@pytest.fixture(scope="module")
+def hostile() -> fabricated.Verdict:
+    names = dict(zip(("fedavg", "knfu"), HOSTILE, strict=True))
+    found = [
+        fabricated.replace(each, method=names[each.method], setting="\x07")
+        for each in fabricated.members(settings=("",), methods=tuple(names), seeds=range(2), rounds=3, clients=3)
+    ]
+    return fabricated.verdict(found, methods=HOSTILE, baseline=HOSTILE[0], settings=("\x07",))
+
+
+def test_no_name_from_a_file_reaches_a_renderer_raw(hostile: fabricated.Verdict) -> None:
+    drawn = files.drawn(hostile)
+    pictures = [vega.svg(each) for each in drawn if each.name in ("curves", "clients")]
+    html = page.render(hostile, drawn).replace(vega.script(), "")
+    for text in (*pictures, html, tables.markdown(hostile, drawn), tables.latex(hostile), *closing.screen(hostile)):
+        assert not [sign for sign in text if not sign.isprintable() and sign not in "\n\t\xa0"]
+        text.encode()
+
+
+def test_no_cell_of_a_csv_is_a_formula(hostile: fabricated.Verdict) -> None:
+    for text in (tables.comma_separated(hostile), tables.timings(hostile)):
+        rows = list(csv.reader(text.splitlines()))
+        assert {row[1][:5] for row in rows[1:]} == {"'=cmd", "'@\\u2"}
 
 
 def test_markdown_escapes_names(written: Path) -> None:
