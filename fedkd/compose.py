@@ -55,6 +55,7 @@ class _Tree:
     base: dict[schema.Path, tuple[Any, str]] = field(default_factory=dict)  # the strategy's leaves without a variant
     variants: dict[str, Layer] = field(default_factory=dict)
     mistakes: list[Mistake] = field(default_factory=list)
+    failed: set[str] = field(default_factory=set)  # groups for which an option was chosen that does not exist
 
     def value(self, path: schema.Path) -> Any:
         return self.leaves.get(path, (None, ""))[0]
@@ -77,12 +78,15 @@ def resolve(args: Sequence[str], *, conf: Path | None = None, announce: Callable
 
 def draft(args: Sequence[str], *, conf: Path | None = None) -> schema.Draft:
     """The same before it is checked: groups chosen, values as written. Raises ConfigError where that fails."""
-    return _draft(_compose(args, conf or CONF))
+    tree = _compose(args, conf or CONF)
+    _raise(tree.mistakes)
+    return _draft(tree)
 
 
 def check(args: Sequence[str], *, conf: Path | None = None) -> Mapping[str, str]:
     """The option chosen in each group. Raises ConfigError for all that is wrong and can be told without torch."""
-    _checked(tree := _compose(args, conf or CONF))
+    _, _, mistakes = _checked(tree := _compose(args, conf or CONF))
+    _raise(mistakes)
     return dict(tree.choices)
 
 
@@ -122,8 +126,15 @@ def _grow(layers: list[Layer], tree: _Tree) -> _Tree:
 
 
 def _draft(tree: _Tree) -> schema.Draft:
-    _raise([*_unshowable(tree), *tree.mistakes])
-    return schema.Draft(_nest(tree.leaves), {path: source for path, (_, source) in tree.leaves.items()})
+    """What was written, but for what belongs to an option that does not exist: nobody can tell whether it is right."""
+    if unshowable := list(_unshowable(tree)):
+        _raise([*unshowable, *tree.mistakes])
+    leaves = {path: leaf for path, leaf in tree.leaves.items() if path[0] not in tree.failed or _is_of_conf(leaf[1])}
+    return schema.Draft(_nest(leaves), {path: source for path, (_, source) in leaves.items()})
+
+
+def _is_of_conf(source: str) -> bool:
+    return source.startswith("conf/")
 
 
 def _unshowable(tree: _Tree) -> Iterator[Mistake]:
@@ -136,21 +147,31 @@ def _unshowable(tree: _Tree) -> Iterator[Mistake]:
 
 
 def _finish(tree: _Tree, announce: Callable[[], None] = lambda: None) -> Resolved:
-    draft, config = _checked(tree)
+    draft, config, mistakes = _checked(tree)
+    if mistakes and not _has_own_strategy_values(draft, mistakes):
+        _raise(mistakes)
     announce()
-    strategy, mistakes = schema.check_strategy(draft)
-    _raise(mistakes)
+    strategy, more = schema.check_strategy(draft)
+    _raise([*mistakes, *more])
     sources = {".".join(path): source for path, source in draft.sources.items()}
     return Resolved.of(replace(config, strategy=strategy), sources, tree.choices)
 
 
-def _checked(tree: _Tree) -> tuple[schema.Draft, Any]:
-    """All but the strategy's own keys against the schema. Raises ConfigError."""
+def _checked(tree: _Tree) -> tuple[schema.Draft, Any, list[Mistake]]:
+    """All but the values of the strategy's own keys against the schema, and all that is wrong up to here."""
     draft = _draft(tree)
     config, mistakes = schema.check_run(draft)
     known = {group: options(group) for group in ("students", "proxy")}  # of our own: they are named after the code
-    _raise([*mistakes, *schema.unknown_options(draft, known)])
-    return draft, config
+    return draft, config, [*tree.mistakes, *mistakes, *schema.unknown_options(draft, known)]
+
+
+def _has_own_strategy_values(draft: schema.Draft, mistakes: Sequence[Mistake]) -> bool:
+    """Whether somebody wrote values that only the strategy's halves can check, and these can be imported.
+
+    That takes seconds, which other mistakes alone are not worth.
+    """
+    own = {source for path, source in draft.sources.items() if path[0] == "strategy" and not _is_of_conf(source)}
+    return bool(own) and not any("strategy" in mistake.what for mistake in mistakes)
 
 
 def _raise(mistakes: Sequence[Mistake]) -> None:
@@ -305,6 +326,7 @@ def _choose(tree: _Tree, entry: Entry) -> None:
     if not isinstance(choice, dict) and choice not in known:
         what = f"{group} = {plainyaml.write(choice)}"
         tree.mistakes.append(Mistake(what, entry.source, schema.one_of(choice, known)))
+        tree.failed.add(group)
         return
     for path in [path for path in tree.leaves if path[0] == group]:
         del tree.leaves[path]

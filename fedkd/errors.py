@@ -15,6 +15,7 @@ class Mistake:
     what: str
     where: str = ""
     mend: str = ""
+    add: str = ""  # a word that mends it when it is added to the command line
 
 
 class FedkdError(Exception):

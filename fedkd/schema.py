@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from fedkd import plainyaml, plugins, reference
+from fedkd import foreign, plainyaml, plugins, reference
 from fedkd.config import AlgorithmConfig, RunConfig
 from fedkd.errors import ConfigError, Mistake
 
@@ -141,10 +141,12 @@ def one_of(word: Any, known: Iterable[str]) -> str:
 
 def unknown_key(path: Path, draft: Draft, allowed: list[str] | None = None) -> Mistake:
     """A key that no schema has: names the one that was meant, and those allowed beside it."""
+    if (hint := foreign.hint(path[-1])) and len(path) == 1:
+        return Mistake(f"unknown key '{path[0]}'", draft.source(path), f"{hint}   fedkd config schema")
     meant, node = _meant(path, draft, allowed)
     names = allowed if allowed is not None and node == path[:-1] else _keys(node, draft)
     group = node[0] if node and node[0] in ("strategy", "partition") else ""
-    hint = f"did you mean {meant}?   " if meant else ""
+    hint = f"did you mean {meant}?   " if meant else f"{hint}   " if hint else ""
     here = f"allowed here: {', '.join(names)}   " if names else ""
     choice = f" {group}={draft.name(group)}" if group else ""
     return Mistake(f"unknown key '{'.'.join(path)}'", draft.source(path), f"{hint}{here}fedkd config schema{choice}")
@@ -269,7 +271,7 @@ def _check_algorithm_names(draft: Draft) -> list[Mistake]:
 def _crossed(config: RunConfig, draft: Draft) -> list[Mistake]:
     """What no single value can tell."""
     cohort = config.clients_per_round or config.clients
-    mistakes = []
+    mistakes = list(_public_set(config, draft))
     if cohort > config.clients:
         mistakes.append(draft.mistake(("clients_per_round",), f"must be at most clients = {config.clients}"))
     elif config.quorum > cohort:
@@ -277,6 +279,15 @@ def _crossed(config: RunConfig, draft: Draft) -> list[Mistake]:
     from fedkd.data import agreed  # numpy: not for those who only ask for help
 
     return mistakes + [draft.mistake(("data", key), mend) for key, mend in agreed.problems(config.data)]
+
+
+def _public_set(config: RunConfig, draft: Draft) -> Iterator[Mistake]:
+    """A strategy that must have public images, and none are named; of those in our own package, whose source tells."""
+    name = config.strategy["name"]
+    if config.proxy.name == "none" and reference.traits(name).get("proxy") == "yes":
+        what = f"strategy '{name}' needs a public set of images, and proxy is none"
+        mend = "add proxy=held-out, proxy=unused or another source: fedkd list proxies"
+        yield Mistake(what, "proxy", mend, add="proxy=held-out")
 
 
 def _static_names(draft: Draft) -> list[str] | None:

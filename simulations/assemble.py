@@ -156,7 +156,7 @@ def _fit(strategy: Strategy[Any], problem: Problem, config: RunConfig) -> Strate
         raise ConfigError(
             f"strategy '{name}' needs a public set of images, and proxy is none",
             where="proxy",
-            mend="say proxy=held-out, proxy=unused or a foreign source: fedkd list proxies",
+            mend="add proxy=held-out, proxy=unused or another source: fedkd list proxies",
         )
     if not problem.is_mixed or strategy.works_across_students:
         return strategy

@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import fedkd
+from fedkd import foreign
 from fedkd.errors import ConfigError
 from simulations import ending, streams, verbs
 from simulations.options import Options
@@ -224,7 +225,8 @@ VERBS = {
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(message, where=COMMAND_LINE, mend=f"{self.prog} --help")
+        hints = [hint for word in message.split() if (hint := foreign.hint(word.partition("=")[0]))]
+        raise ConfigError(message, where=COMMAND_LINE, mend="   ".join([*hints, f"{self.prog} --help"]))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -242,9 +244,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as end:  # argparse after --help and --version
         return int(end.code or 0)
     except BaseException as error:  # noqa: BLE001  the one place where everything ends as a message and a code
-        code = ending.explain(error, is_debug="--debug" in args)
+        code = ending.explain(error, args)
         if not answers:
-            Options(json="--json" in args).answer({"error": ending.as_json(error, code)})
+            Options(json="--json" in args).answer({"error": ending.as_json(error, code, args)})
         return code
     finally:
         _on_termination(before)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fedkd import ledger
 from fedkd.errors import CheckpointError, ConfigError, FedkdError, FolderError
 from fedkd.resolved import Resolved
-from simulations import progress, run_folder, story, summary
+from simulations import progress, redacted, run_folder, story, summary
 from simulations.options import Options
 from simulations.progress import Screen
 from simulations.run_folder import RunFolder
@@ -31,15 +31,17 @@ def start(
     options: Options,
     venue: "Venue | None" = None,
     screen: Screen | None = None,
+    command: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Play a configuration in a new folder; the summary that `--json` prints. Raises FedkdError.
 
     `venue` is where it is played, if not where the configuration says. `screen` is one that already shows something.
+    `command` is what the user wrote, if it is not that of this process.
     """
     screen = screen or progress.make(options)
     folder = run_folder.create(runs, resolved.config.strategy["name"], resolved.digest(), name=name, out=out)
     try:
-        _describe(folder, resolved)
+        _describe(folder, resolved, command or ["fedkd", *sys.argv[1:]])
         return _drive(resolved, folder, screen, options, venue)
     except (FedkdError, KeyboardInterrupt):
         if not (folder.path / "partition.json").exists():  # it could not even begin: leave nothing behind
@@ -106,7 +108,7 @@ def _drive(
         screen.close()
 
 
-def _describe(folder: RunFolder, resolved: Resolved) -> None:
+def _describe(folder: RunFolder, resolved: Resolved, command: Sequence[str]) -> None:
     config = resolved.config
     folder.write_text("config.yaml", resolved.to_yaml())
     folder.write_json(
@@ -125,7 +127,7 @@ def _describe(folder: RunFolder, resolved: Resolved) -> None:
             "num_rounds": config.rounds,
             "round": 0,
             "config": resolved.digest(),
-            "command": ["fedkd", *sys.argv[1:]],
+            "command": redacted.command(command),
             **run_folder.environment(),
         },
     )

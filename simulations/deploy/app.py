@@ -23,6 +23,7 @@ KEYS = {  # of the app's run config: what `flwr run -c` may set
     "names": '"{}"',
     "resume": "false",
     "plaintext": "false",
+    "command": '"[]"',
 }
 
 _PYPROJECT = """[project]

@@ -24,7 +24,8 @@ def play(grid: Grid, given: Mapping[str, Any], text: str, name: str) -> None:
     """Play a run on the devices that a grid reaches, or go on with one. Raises FedkdError.
 
     `given` is the app's run config: `runs` (folder), `resume`, `public` (file of public images), `plaintext`, `names`
-    (JSON: `names`, client -> its device; `nodes`, device -> node id that its key is registered as).
+    (JSON: `names`, client -> its device; `nodes`, device -> node id that its key is registered as), `command` (JSON:
+    the words that asked for the run).
     """
     resolved = compose.from_yaml(text, "the run's configuration")
     config = resolved.config
@@ -41,7 +42,8 @@ def play(grid: Grid, given: Mapping[str, Any], text: str, name: str) -> None:
     if given.get("resume"):
         runs.resume(run_folder.find(folder, name), runs=folder, options=Options(), venue=venue)
     else:
-        runs.start(resolved, runs=folder, name=name, options=Options(), venue=venue)
+        command = json.loads(str(given.get("command") or "[]"))
+        runs.start(resolved, runs=folder, name=name, options=Options(), venue=venue, command=command)
 
 
 def _known(text: str) -> tuple[dict[int, str], dict[int, int]]:

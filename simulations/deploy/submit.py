@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,7 +15,7 @@ from typing import Any
 from fedkd import compose, ledger
 from fedkd.errors import ConfigError, DeployError, RunError
 from fedkd.resolved import Resolved
-from simulations import progress, run_folder, runs, scratch, story
+from simulations import progress, redacted, run_folder, runs, scratch, story
 from simulations.deploy import app, link, processes, server
 from simulations.deploy.plan import Deployment
 from simulations.options import Options
@@ -114,6 +115,7 @@ def submit(plan: Deployment, resolved: Resolved, place: Path, *, is_resumed: boo
         "names": json.dumps({"names": names, "nodes": server.nodes(plan)}),
         "resume": is_resumed,
         "plaintext": not plan.tls,
+        "command": json.dumps(redacted.command(["fedkd", *sys.argv[1:]])),
     }
     place.parent.mkdir(parents=True, exist_ok=True)
     with scratch.folder("app") as folder:

@@ -1,8 +1,10 @@
+import re
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedkd import compose, plainyaml, resolved
+from fedkd import compose, foreign, plainyaml, resolved
 from fedkd.errors import ConfigError
 
 FILES = {
@@ -188,6 +190,60 @@ def test_all_mistakes_are_told_at_once_with_their_places(conf, write):
         "train.lr_clock = rond command line did you mean 'round'?",
         "partition.alpha = -1 command line must be greater than 0",
     ]
+
+
+def test_a_word_that_does_not_exist_hides_no_other_mistake(conf):
+    message = problem(conf, "partition.alpha=-1", "train.lr=abc", "clients=0", "data=minst", "strategy.mu=-1", "x")
+    assert [" ".join(line.split()) for line in message.splitlines()] == [
+        "config: 6 problems",
+        "'x' is neither key=value nor a YAML file command line write rounds=20, strategy=fedgen or my.yaml",
+        "data = minst command line did you mean 'mnist'?",
+        "clients = 0 command line must be at least 1",
+        "train.lr = abc command line must be a number",
+        "partition.alpha = -1 command line must be greater than 0",
+        "strategy.mu = -1 command line must be at least 0",
+    ]
+
+
+def test_of_an_option_that_does_not_exist_no_value_is_judged(conf):
+    message = problem(conf, "partition=shrads", "partition.shards=3", "rounds=0")
+    assert "2 problems" in message
+    assert "partition.shards" not in message
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("model=cnn", "write students=NAME"),
+        ("batch_size=32", "write train.batch=N"),
+        ("learning-rate=0.1", "write train.lr=X"),
+        ("optimizer=adam", "write train.optimiser=sgd or adam"),
+        ("epochs=5", "write train.epochs=N train.steps=null"),
+        ("dataset=mnist", "write data=NAME"),
+        ("num_rounds=3", "write rounds=N"),
+        ("num_clients=3", "write clients=N"),
+        ("fraction=0.1", "write clients_per_round=N, a number and no share"),
+        ("algorithm=fedavg", "write strategy=NAME"),
+        ("device=cuda", "write nothing: students are trained on the CPU"),
+        ("train.learning_rate=0.1", "write train.lr=X"),
+    ],
+)
+def test_the_words_of_other_platforms_are_answered_with_ours(conf, word, hint):
+    assert f"       {hint}   " in problem(conf, word) + "   "
+
+
+def test_every_hint_names_a_key_that_exists():
+    for mend in foreign._KEYS:
+        for word in re.findall(r"([a-z_.]+)=", mend):
+            with pytest.raises(ConfigError) as caught:
+                compose.resolve([f"{word}=[]", "rounds=0"])
+            assert "unknown key" not in caught.value.message()
+
+
+def test_a_strategy_without_its_public_set_is_told_at_once_with_the_word_that_mends_it():
+    with pytest.raises(ConfigError, match="'knfu' needs a public set of images, and proxy is none") as caught:
+        compose.resolve(["strategy=knfu"])
+    assert compose.resolve(["strategy=knfu", caught.value.mistakes[0].add]).config.proxy.name == "held-out"
 
 
 def test_one_unknown_key_is_told_with_what_was_meant_and_what_is_allowed(conf):
@@ -383,7 +439,7 @@ def test_every_option_that_ships_can_be_run():
     for name in compose.options("preset"):
         assert compose.resolve([f"preset={name}"]).choices
     for name in compose.options("strategy"):
-        assert compose.resolve([f"strategy={name}"]).config.strategy["name"]
+        assert compose.resolve([f"strategy={name}", "proxy=held-out"]).config.strategy["name"]
     for name in compose.options("partition"):
         assert compose.resolve([f"partition={name}"]).config.partition["name"] == name
 

@@ -249,6 +249,18 @@ def test_with_json_what_is_not_finite_is_null(capsys):
     assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {"a": [None, {"b": None}], "c": 1.5}
 
 
+def test_a_word_that_is_missing_is_shown_in_the_very_command_to_paste(capsys):
+    assert cli.main(["run", "strategy=knfu", "--name", "my run"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "       fedkd run strategy=knfu --name 'my run' proxy=held-out"
+    assert cli.main(["run", "strategy=knfu", "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["command"] == "fedkd run strategy=knfu --json proxy=held-out"
+
+
+def test_an_option_that_other_platforms_have_is_answered_with_our_word(capsys):
+    assert cli.main(["run", "--num-rounds", "5"]) == 2
+    assert "write rounds=N   fedkd run --help" in capsys.readouterr().err
+
+
 def test_sigterm_ends_like_ctrl_c_with_its_own_code(monkeypatch):
     def start(resolved, **rest):
         os.kill(os.getpid(), signal.SIGTERM)

@@ -20,7 +20,7 @@ import pytest
 
 from fedkd import compose
 from fedkd.errors import FedkdError
-from simulations import runs
+from simulations import redacted, runs
 from simulations.deploy import certificates, client, demo, init, kit, processes, request, server, submit
 from simulations.deploy.plan import Deployment
 from simulations.options import Options
@@ -143,6 +143,8 @@ def test_three_devices_write_the_ledger_of_a_simulation(fl: Deployment, tmp_path
     words = (f"strategy={strategy}", *STRATEGIES[strategy])
     found = submit.start(fl, words, dataclasses.replace(QUIET, name=strategy))
     assert found["status"] == "done"
+    command = json.loads((fl.runs / strategy / "run.json").read_text())["command"]
+    assert command == redacted.command(["fedkd", *sys.argv[1:]])  # not that of Flower's process, with its token
     wanted = simulated(fl, words, tmp_path)
     assert rows(fl.runs / strategy) == rows(wanted)
     assert rows(fl.runs / strategy, "clients.jsonl") == rows(wanted, "clients.jsonl")

@@ -1,0 +1,35 @@
+"""Words of other federated learning platforms, and what they are called here: hints for those who try them."""
+
+_KEYS = {  # what to write instead, and the words that people try for it
+    "students=NAME   fedkd list students": "model net network arch architecture student model_name",
+    "train.batch=N": "batch_size batchsize bs local_batch_size train_batch_size",
+    "train.lr=X": "learning_rate local_lr eta",
+    "train.optimiser=sgd or adam": "optimizer optim",
+    "train.epochs=N train.steps=null": "epochs local_epochs num_epochs num_local_epochs local_ep",
+    "train.steps=N": "num_steps local_steps local_iterations",
+    "train.weight_decay=X": "wd l2",
+    "data=NAME   fedkd list data": "dataset data_set dataset_name data_name",
+    "partition=NAME   fedkd list partitions": "split partitioner distribution iid noniid non_iid",
+    "rounds=N": "num_rounds n_rounds comm_rounds communication_rounds global_rounds global_epochs num_server_rounds",
+    "clients=N": "num_clients n_clients num_users num_parties parties users num_partitions num_supernodes",
+    "clients_per_round=N, a number and no share": (
+        "fraction fraction_fit fraction_train frac client_fraction sample_fraction participation join_ratio "
+        "participation_rate sampling_rate"
+    ),
+    "strategy=NAME   fedkd list strategies": "algorithm algo method aggregator aggregation fl_algorithm",
+    "proxy=NAME   fedkd list proxies": "public public_set public_data public_dataset proxy_data",
+    "seed=N": "random_seed random_state manual_seed",
+    "engine=ray engine.workers=N": "num_workers n_jobs processes num_cpus cpus",
+    "engine.deadline=SECONDS": "timeout round_timeout",
+    "evaluate.every=N": "eval_every eval_interval test_every",
+    "nothing: students are trained on the CPU": "device gpu gpus cuda num_gpus accelerator",
+    "--out DIR": "output output_dir out save_dir log_dir results_dir",
+    "--name NAME": "run_name exp_name experiment_name experiment",
+}
+_BY_WORD = {word: mend for mend, words in _KEYS.items() for word in words.split()}
+
+
+def hint(word: str) -> str:
+    """How fedkd says what another platform calls `word`, as `write train.batch=N`; empty if it is no such word."""
+    mend = _BY_WORD.get(word.strip("-").replace("-", "_").lower(), "")
+    return f"write {mend}" if mend else ""
