@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, get_args
 
 from fedkd import border, engine, metrics, training
@@ -11,6 +12,8 @@ from fedkd.problem import Problem
 
 if TYPE_CHECKING:
     from fedkd.rounds import Experiment, RunState
+
+_KINDS = attrgetter(*KINDS)
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ def _due(experiment: "Experiment", state: "RunState") -> Iterator[Job]:
     is_pooled_due = _is_due(number, config.pooled_every, experiment.config.rounds)
     if _is_due(number, config.every, experiment.config.rounds):
         own = _own_jobs(experiment, state)
-        yield from _together(experiment, own)
+        yield from _together(experiment, [job for job in own if _has_tests(experiment, job.client)])
         if pooled is None and is_pooled_due and config.common and experiment.num_pooled:
             yield from (replace(job, task="evaluate_common") for job in own)
     if pooled is not None and is_pooled_due:
@@ -73,21 +76,35 @@ def _is_due(number: int, every: int, rounds: int) -> bool:
     return number % every == 0 or number == rounds
 
 
+def _has_tests(experiment: "Experiment", client: ClientId) -> bool:
+    """Whether a client has test samples of its own; devices, of which nobody knows, are asked."""
+    return experiment.num_tests is None or experiment.num_tests[client] > 0
+
+
 def _own_jobs(experiment: "Experiment", state: "RunState") -> list[Job]:
     """A job a client: its student on its own test split."""
-    fresh, same = ClientState(), dict[tuple[Any, ...], Payload]()  # by identity: sent once a worker
+    fresh, same = ClientState(), dict[tuple[Any, ...], Payload]()
     jobs = []
     for client in range(experiment.config.clients):
         served = experiment.strategy.served(state.server, client) or Payload()
-        payload = same.setdefault(_identity(served), served)
-        own = state.clients.get(client, fresh)
+        payload, own = _one_of(same, served), state.clients.get(client, fresh)
         jobs.append(Job(task="evaluate", client=client, round=state.round, payload=payload, state=own))
     return jobs
 
 
-def _identity(payload: Payload) -> tuple[Any, ...]:
-    """Equal for payloads that are made of the same objects. Whoever compares must keep them alive."""
-    return tuple(_identities(getattr(payload, kind)) for kind in KINDS)
+def _one_of(same: dict[tuple[Any, ...], Payload], served: Payload) -> Payload:
+    """The payload met before that is made of the same objects, else this one: it is sent to a worker once.
+
+    `same` keeps what it knows alive, so that no identity is given twice.
+    """
+    kinds = _KINDS(served)
+    shallow = tuple(map(id, kinds))
+    if shallow not in same:
+        payload = same.setdefault(tuple(map(_identities, kinds)), served)
+        if payload is not served:
+            return payload
+        same[shallow] = served
+    return same[shallow]
 
 
 def _identities(kind: Any) -> Any:

@@ -177,7 +177,7 @@ class BareLoop:
         self.model.eval()
         due = self.config.evaluate
         if number % due.every == 0 or number == self.config.rounds:
-            for client, index in self.test_index.items():
+            for client, index in ((k, index) for k, index in self.test_index.items() if len(index)):
                 self._load(self.own.get(client, {}))
                 self.own_accuracy[client] = self._accuracy(index)
         if self.has_global and (number % due.pooled_every == 0 or number == self.config.rounds):

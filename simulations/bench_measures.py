@@ -120,7 +120,7 @@ def start_pool(site: Site, workers: int) -> tuple[RayPool, float]:
     try:
         _wait(lambda: pool.is_ready)
         ready = time.perf_counter() - start
-        index = min(site.test_index)
+        index = min(client for client, part in site.test_index.items() if len(part))
         while len(pool.pids) < workers:  # greetings are read while jobs run
             list(pool.run([Job(task="evaluate", client=index, round=1, payload=Payload())]))
             _check_time(start, "not all workers have started")

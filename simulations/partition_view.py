@@ -117,6 +117,7 @@ def _notes(partition: Partition, train_labels: np.ndarray, legend: Sequence[str]
     return [
         *([f"... and {hidden} more clients: see the picture, or --json"] if hidden > 0 else []),
         *(["classes: " + ", ".join(f"{label} {name}" for label, name in enumerate(legend))] if legend else []),
+        *([untested] if (untested := partition.untested) else []),
         f"training images a client {sizes['min']} to {sizes['max']}, median {sizes['median']:g}",
         f"on average: labels a client {facts['labels_per_client']:.2f}, "
         f"total variation from all clients' labels {facts['total_variation']:.3f}",

@@ -28,6 +28,13 @@ class Partition:
     def __len__(self) -> int:
         return len(self.train)
 
+    @property
+    def untested(self) -> str:
+        """What to say of clients that have no test image; empty if all have some."""
+        count = sum(not len(part) for part in self.test)
+        who = f"{count} of {len(self)} clients have no test image of a class that they hold"
+        return f"{who}: they train, and are left out of the accuracy per client" if count else ""
+
     def label_counts(self, train_labels: np.ndarray) -> np.ndarray:
         """Training images (clients, classes) of each client and class."""
         return _counts(self.train, train_labels, self.num_classes)
@@ -66,7 +73,9 @@ def split(
     rng: Rng,
     left: np.ndarray | None = None,
 ) -> Partition:
-    """Deal training and test samples to clients; each gets at least one of both.
+    """Deal training and test samples to clients; each gets at least one to train on.
+
+    Where there are fewer test samples than clients, or none of the classes that a client holds, it has none.
 
     `left` are the training samples that may be dealt, ascending; None: all.
 
@@ -77,9 +86,12 @@ def split(
     left = np.arange(len(train_labels)) if left is None else left
     pool = left[_pool(recipe.samples, len(left), rng)]
     train = [pool[share] for share in recipe.deal(train_labels[pool], num_clients, num_classes, rng)]
-    _check_each_has_some(train, "training", "use fewer clients, or raise partition.samples")
+    _check_each_has_some(train)
     counts = _counts(train, train_labels, num_classes)
     test = _TESTS[recipe.test](counts, test_labels, rng, recipe)
+    if not any(map(len, test)):
+        mend = "use partition.test=matched, fewer clients, or a larger test set"
+        raise ConfigError("no client has a test image of a class that it holds", where="partition", mend=mend)
     return Partition(_frozen(train), _frozen(test), num_classes, asdict(recipe))
 
 
@@ -108,7 +120,6 @@ def _own_law(counts: np.ndarray, test_labels: np.ndarray, rng: Rng, recipe: Reci
         give = np.minimum(rng.multinomial(recipe.tests, law), have)
         mine = [rng.permutation(images)[:size] for images, size in zip(index, give, strict=True)]
         shares.append(np.sort(np.concatenate(mine)))
-    _check_each_has_some(shares, "test", "raise partition.tests")
     return shares
 
 
@@ -116,9 +127,7 @@ def _classes(counts: np.ndarray, test_labels: np.ndarray, rng: Rng, recipe: Reci
     """FedGen's: of each class that a client holds, the next floor(n_test / clients) images in stored order."""
     index = [np.flatnonzero(test_labels == label) for label in range(counts.shape[1])]
     give = (counts > 0) * (np.array([len(images) for images in index]) // len(counts))
-    shares = _hand_out(give, index)
-    _check_each_has_some(shares, "test", "use partition.test=matched, or fewer clients")
-    return shares
+    return _hand_out(give, index)
 
 
 _TESTS: dict[str, Callable[[np.ndarray, np.ndarray, Rng, Recipe], Shares]] = {
@@ -144,7 +153,10 @@ def _apportion(counts: np.ndarray, available: np.ndarray, rng: Rng) -> np.ndarra
 
 
 def _keep_each_supplied(give: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Give clients too small for a test image one of a class they hold, from the client with most of that class."""
+    """Give clients too small for a test image one of a class they hold, from the client with most of that class.
+
+    If nobody can spare one they stay without.
+    """
     give = give.copy()
     for client in np.flatnonzero(give.sum(1) == 0):
         for label in np.argsort(-counts[client], kind="stable")[: (counts[client] > 0).sum()]:
@@ -153,9 +165,6 @@ def _keep_each_supplied(give: np.ndarray, counts: np.ndarray) -> np.ndarray:
                 give[spare.argmax(), label] -= 1
                 give[client, label] += 1
                 break
-        else:
-            what = f"client {client} would have no test image of the classes it holds"
-            raise ConfigError(what, where="partition", mend="use fewer clients")
     return give
 
 
@@ -169,11 +178,11 @@ def _counts(shares: Shares | tuple[np.ndarray, ...], labels: np.ndarray, num_cla
     return np.stack([np.bincount(labels[share], minlength=num_classes) for share in shares])
 
 
-def _check_each_has_some(shares: Shares, kind: str, mend: str) -> None:
+def _check_each_has_some(shares: Shares) -> None:
     empty = [client for client, share in enumerate(shares) if not len(share)]
     if empty:
-        what = f"{len(empty)} of {len(shares)} clients have no {kind} image, first client {empty[0]}"
-        raise ConfigError(what, where="partition", mend=mend)
+        what = f"{len(empty)} of {len(shares)} clients have no training image, first client {empty[0]}"
+        raise ConfigError(what, where="partition", mend="use fewer clients, or raise partition.samples")
 
 
 def _frozen(shares: Shares) -> tuple[np.ndarray, ...]:

@@ -14,22 +14,19 @@ from fedkd.errors import ConfigError
 def instead_of_test(dataset: Dataset, held: Partition, share: float, seed: int) -> tuple[Dataset, Partition]:
     """The same clients with less to train on; data set and partition have the images held out as their test part.
 
-    Each client gives round(share * n), at least 1, drawn from stream(seed, "validation", client). No test image is left
-    in what comes back, so nothing that is played on it can look at one. Raises ConfigError for a client with one image.
+    Each client gives round(share * n), at least 1, drawn from stream(seed, "validation", client); whoever has a single
+    image trains on it and gives none. No test image is left in what comes back, so nothing that is played on it can
+    look at one. Raises ConfigError if nobody can give any.
     """
     train, kept_out = [], []
     for client, index in enumerate(held.train):
-        count = max(1, round(share * len(index)))
-        if count >= len(index):
-            images = "1 training image" if len(index) == 1 else f"{len(index)} training images"
-            raise ConfigError(
-                f"client {client} has {images}: none is left beside validation",
-                where="evaluate.validation",
-                mend="hold out a smaller share, or give clients more samples",
-            )
+        count = min(max(1, round(share * len(index))), len(index) - 1)
         order = seeds.stream(seed, "validation", client=client).numpy().permutation(len(index))
         kept_out.append(index[np.sort(order[:count])])
         train.append(index[np.sort(order[count:])])
+    if not any(map(len, kept_out)):
+        what = "every client has a single training image: none can be held out"
+        raise ConfigError(what, where="evaluate.validation", mend="use fewer clients, or raise partition.samples")
     ends = np.cumsum([0, *map(len, kept_out)])
     test = tuple(np.arange(*ends[client : client + 2]) for client in range(len(held)))
     every = torch.from_numpy(np.concatenate(kept_out))

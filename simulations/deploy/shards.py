@@ -91,6 +91,10 @@ def _check_sizes(held: Partition, fewest: int) -> None:
             where="data.min_samples",
             mend=f"say data.min_samples={count}, or use fewer clients",
         )
+    if held.untested:
+        client = next(client for client, index in enumerate(held.test) if not len(index))
+        what = f"client {client} would have no test sample, and a device needs some"
+        raise ConfigError(what, where="partition", mend="use fewer clients")
 
 
 def _write_one(client: int, folder: Path, dataset: Dataset, held: Partition) -> Row:

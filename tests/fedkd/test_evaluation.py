@@ -13,6 +13,7 @@ from fedkd import training
 from fedkd.client import Client
 from fedkd.config import EvaluateConfig
 from fedkd.engine import failed
+from fedkd.payload import Payload
 from strategies.fedavg import FedAvg
 from strategies.local import Local
 
@@ -95,3 +96,23 @@ def test_a_table_that_is_none_is_refused(problem, judged, cause):
     engine.spoil = lambda job, r: replace(r, judged=judged) if job.task == "evaluate_shared" else r
     played = tiny.play(knowing(FedAvg(), site), engine)[0]
     assert [(f.client, f.cause) for f in played.failures] == [(client, cause) for client in range(3)]
+
+
+def test_clients_without_test_samples_are_left_out_and_nobody_fails(problem):
+    site = tiny.site(Supervised(), problem, tests=(9, 0, 9))
+    engine = tiny.FakeEngine(site)
+    played = tiny.play(knowing(FedAvg(), site), engine)[0]
+    assert tasks(engine) == [("evaluate_shared", (0, 2))]
+    assert played.failures == []
+    assert [row["client"] for row in played.clients if "accuracy" in row] == [0, 2]
+
+
+def test_payloads_made_of_the_same_tensors_are_one(problem):
+    class Anew(FedAvg):
+        def served(self, state, client):
+            return Payload(weights=dict(state.weights))  # a dictionary for each client, as Flower's strategies do
+
+    site = tiny.site(Supervised(), problem)
+    engine = tiny.FakeEngine(site)
+    tiny.play(knowing(Anew(), site), engine)
+    assert tasks(engine) == [("evaluate_shared", (0, 1, 2))]

@@ -49,6 +49,12 @@ def test_what_is_held_out_depends_on_the_seed_alone():
     assert not np.array_equal(one.train[0], one.train[1] - 30)  # clients draw for themselves
 
 
-def test_a_client_with_one_image_cannot_hold_any_out():
-    with pytest.raises(ConfigError, match="client 1 has 1 training image:"):
-        validation.instead_of_test(*dealt([4, 1]), 0.2, 0)
+def test_a_client_with_one_image_trains_on_it_and_holds_none_out():
+    _, less = validation.instead_of_test(*dealt([4, 1]), 0.2, 0)
+    assert [len(part) for part in less.train] == [3, 1]
+    assert [len(part) for part in less.test] == [1, 0]
+
+
+def test_if_nobody_can_hold_an_image_out_that_is_an_error():
+    with pytest.raises(ConfigError, match="every client has a single training image"):
+        validation.instead_of_test(*dealt([1, 1]), 0.2, 0)
