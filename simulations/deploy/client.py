@@ -5,6 +5,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from fedkd.errors import DataError, DeployError
@@ -44,7 +45,7 @@ def launch(kit: Kit, data: Path, say: Say) -> Child:
     """A SuperNode that has been started. Raises DeployError for what keeps it from joining and can be told before."""
     for problem in kit.problems() if kit.tls else ():
         raise DeployError(problem.what, where=problem.where, mend=problem.mend)
-    link.check(*split(kit.superlink), kit.ca)
+    _reach(kit)
     if processes.read_marker(marker(kit)) is not None:
         raise DeployError(
             f"{kit.name} runs already on this machine", where=str(kit.folder), mend="fedkd deploy stop, or wait for it"
@@ -56,12 +57,17 @@ def main(kit: Kit, data: Path | None, say: Say) -> int:
     """Take part until Ctrl-C, SIGTERM or the SuperNode's end."""
     with running(kit, data, say) as child:
         say(f"{kit.name} has joined {kit.superlink}  {'TLS ok' if kit.tls else 'NO TLS'}   Ctrl-C ends it")
-        shown = 0
+        shown, watch = 0, link.Watch(partial(_reach, kit), say)
         while child.ended() is None:
             shown = _tell(kit, child, shown, say)
+            watch.look()
             time.sleep(0.5)
         _tell(kit, child, shown, say)
         raise _explain(kit, child)
+
+
+def _reach(kit: Kit) -> None:
+    link.check(*split(kit.superlink), kit.ca)
 
 
 def marker(kit: Kit) -> Path:

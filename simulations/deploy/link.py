@@ -2,11 +2,17 @@
 
 import socket
 import ssl
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from fedkd.errors import DeployError
 
 SECONDS = 5.0  # for one attempt
+
+
+class Unfit(DeployError):
+    """Somebody answers there, but never will this end: TLS at one end alone, or a certificate that is refused."""
 
 
 def check(host: str, port: int, ca: Path | None, *, seconds: float = SECONDS) -> None:
@@ -19,11 +25,11 @@ def check(host: str, port: int, ca: Path | None, *, seconds: float = SECONDS) ->
                     return
             _expect_plaintext(plain, where)
     except ssl.SSLCertVerificationError as error:
-        raise DeployError(
+        raise Unfit(
             f"the certificate of the SuperLink is refused: {error.verify_message}", where=where, mend=_mend(error)
         ) from error
     except ssl.SSLError as error:
-        raise DeployError(
+        raise Unfit(
             "the SuperLink does not speak TLS there",
             where=where,
             mend="another program has that port, or the SuperLink was started without TLS: use one kit for both ends",
@@ -38,11 +44,37 @@ def check(host: str, port: int, ca: Path | None, *, seconds: float = SECONDS) ->
         ) from error
 
 
+class Watch:
+    """Looks again and again whether a SuperLink still answers: Flower's own client tries for ever, without a word."""
+
+    def __init__(self, attempt: Callable[[], None], say: Callable[[str], None], every: float = 30.0) -> None:
+        self.attempt, self.say, self.every = attempt, say, every
+        self._next = time.monotonic() + every
+        self._trouble: DeployError | None = None
+
+    def look(self) -> None:
+        """Say what has changed, where it is time. Raises Unfit if twice in a row the ends do not fit."""
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + self.every
+        before, self._trouble = self._trouble, None
+        try:
+            self.attempt()
+        except DeployError as error:
+            if isinstance(error, Unfit) and isinstance(before, Unfit):  # once may be a server that was just ending
+                raise
+            self._trouble = error
+        if self._trouble is not None and before is None:
+            self.say(f"warn   {self._trouble.what}; trying again every {self.every:g} s")
+        if self._trouble is None and before is not None:
+            self.say("note   the SuperLink answers again")
+
+
 def _expect_plaintext(plain: socket.socket, where: str) -> None:
     """A port with TLS answers plaintext with an alert or by hanging up; Flower's own client would retry for ever."""
     plain.sendall(b"GET / HTTP/1.1\r\nHost: fedkd\r\nConnection: close\r\n\r\n")
     if not plain.recv(16).startswith(b"HTTP/"):
-        raise DeployError(
+        raise Unfit(
             "the SuperLink speaks TLS there, this end does not",
             where=where,
             mend="use a kit that was made with TLS (without --insecure)",

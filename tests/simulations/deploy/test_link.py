@@ -100,6 +100,38 @@ def test_each_refusal_says_how_to_mend_it(message: str, mend: str) -> None:
     assert mend in link._mend(error)
 
 
+def test_who_waits_for_a_superlink_says_so_once_and_when_it_is_back() -> None:
+    told: list[str] = []
+    answers: list[DeployError | None] = [None, DeployError("no SuperLink answers"), DeployError("still none"), None]
+
+    def attempt() -> None:
+        if (error := answers.pop(0)) is not None:
+            raise error
+
+    watch = link.Watch(attempt, told.append, every=0.0)
+    for _ in range(4):
+        watch.look()
+    assert told == ["warn   no SuperLink answers; trying again every 0 s", "note   the SuperLink answers again"]
+
+
+def test_a_plaintext_device_does_not_wait_for_ever_for_a_server_that_has_turned_to_tls() -> None:
+    told: list[str] = []
+    with listening(hang_up) as port:
+        watch = link.Watch(lambda: link.check("127.0.0.1", port, None), told.append, every=0.0)
+        watch.look()
+        with pytest.raises(DeployError, match="speaks TLS there, this end does not"):
+            watch.look()
+    assert told == ["warn   the SuperLink speaks TLS there, this end does not; trying again every 0 s"]
+
+
+def test_a_device_with_tls_does_not_wait_for_ever_for_a_plaintext_server(ca: Path) -> None:
+    with listening(http) as port:
+        watch = link.Watch(lambda: link.check("127.0.0.1", port, ca), lambda text: None, every=0.0)
+        watch.look()
+        with pytest.raises(DeployError, match="does not speak TLS there"):
+            watch.look()
+
+
 @pytest.fixture
 def ca(tmp_path: Path) -> Path:
     """Any certificate: the server here never shows one."""

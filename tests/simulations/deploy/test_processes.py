@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fedkd.errors import DeployError
-from simulations.deploy import processes
+from simulations.deploy import processes, server
 
 FAMILY = """
 import subprocess, sys, time
@@ -97,6 +97,17 @@ def test_a_program_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> Non
         processes.program("flower-nothing")
 
 
-def test_a_program_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_that_takes_too_long(tmp_path: Path) -> None:
     with pytest.raises(DeployError, match="no answer within"):
-        processes.run(["x", "-c", "import time; time.sleep(60)"], os.environ, seconds=0.5)
+        processes.run(["x", "-c", "import time; time.sleep(60)"], {"FLWR_HOME": str(tmp_path)}, seconds=0.5)
+
+
+def test_flowers_programs_see_no_folder_that_is_called_as_the_connection_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / server.CONNECTION).mkdir()
+    (tmp_path / server.CONNECTION / "pyproject.toml").touch()
+    monkeypatch.chdir(tmp_path)
+    look = f"import pathlib; print(pathlib.Path('{server.CONNECTION}').exists())"
+    done = processes.run(["x", "-c", look], {"FLWR_HOME": str(tmp_path / "home")})
+    assert done.stdout.strip() == "False"
