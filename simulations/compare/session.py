@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fedkd.config import RunConfig
 from fedkd.errors import FolderError
 from simulations import run_folder
-from simulations.compare import board, calibrate, choices, plan, player, tune
+from simulations.compare import board, calibrate, choices, plan, player
 from simulations.compare.board import Board, Progress
 from simulations.compare.child import Outcome
 from simulations.compare.plan import Cell, Plan
@@ -40,11 +40,11 @@ class Session:
         """Folder -> configuration of every cell; what a trial is judged on changes neither its rounds nor its data."""
         grids = self.tuning.grids
         known = {(pair, words): each.resolved[pair].config for each in grids for pair, words in each.words.items()}
-        found = {}
-        for cell in self.all_cells():
-            words = tuple(word for word in cell.words if word != tune.VALIDATION)
-            found[cell.folder] = replace(known[(cell.setting, cell.method), words], seed=cell.seed)
-        return found
+        asked = [(cell, cell.words) for cell in self.plan.cells]
+        asked += [(cell, cell.words[:-1]) for cell in self.tuning.trials()]  # their last word says that they are trials
+        return {
+            cell.folder: replace(known[(cell.setting, cell.method), words], seed=cell.seed) for cell, words in asked
+        }
 
     def show(self) -> int:
         """--dry-run."""

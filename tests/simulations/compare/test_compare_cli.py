@@ -167,6 +167,13 @@ def test_a_dry_run_tells_the_plan_and_leaves_nothing(capsys, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_comparison_may_be_on_validation_data_itself_and_be_tuned_besides(plainly, capsys):
+    out = compare(*TINY, "strategy=fedavg", "train.lr=0.1,0.2", "seed=1", "evaluate.on=validation", capsys=capsys).out
+    assert "2 of 2 runs" in out
+    out = compare(*GRID, "evaluate.on=validation", "--tune", "lr=0.1,0.2", "--dry-run", capsys=capsys).out
+    assert "on validation data, seeds 1, 4 runs" in out
+
+
 def test_a_value_is_chosen_for_each_method_on_validation_data_and_recorded(plainly, tmp_path):
     args = [*TINY, "strategy=fedavg,fedprox", "seed=1", "--tune", "lr=1e-9,0.3", "--name", "x", "--quiet"]
     compare(*args)
