@@ -297,6 +297,8 @@ def _write_file(path: Path, data: bytes) -> None:
 
 def _sync(folder: Path) -> None:
     """Make renames and new files in a folder survive a power cut."""
+    if not hasattr(os, "O_DIRECTORY"):  # Windows opens no folder, and needs no such call
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -9,6 +9,7 @@ from typing import Any
 
 from fedkd.config import RunConfig
 from fedkd.engine import Failure
+from simulations import machine
 
 _RATE = re.compile(r"(\w+_)?lr")  # keys of a strategy that are a learning rate
 _SMALLER = 10  # the rate that is proposed: the one that diverged, divided by this
@@ -36,6 +37,9 @@ def after(failures: Sequence[Failure], config: RunConfig, folder: Path, *, on_de
         why = "The same replies would be refused again, so a resume does not help. See clients/*/errors.log"
         return Advice(f"{why}, then start a run with other settings: fedkd run {place}/config.yaml KEY=VALUE", replays)
     resume = f"fedkd deploy run DIR {shlex.quote(folder.name)} --resume" if on_devices else f"fedkd resume {place}"
+    if any(machine.is_shortage(failure.what) for failure in failures):
+        limits = "" if on_devices else f" ({machine.limits()})"
+        return Advice(f"There was too little memory{limits}: {machine.MEND}, then: {resume}", replays)
     return Advice(f"See clients/*/errors.log, then: {resume}", replays)
 
 

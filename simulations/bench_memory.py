@@ -1,7 +1,6 @@
 """How much memory a run takes, measured in a process of its own: `python -m simulations.bench_memory PLAN` (JSON)."""
 
 import json
-import resource
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from fedkd.config import RunConfig
 from fedkd.engine import Engine
 from fedkd.rounds import Experiment
 from fedkd.training import Site
-from simulations import assemble, bench_measures, children, ray_worker
+from simulations import assemble, bench_measures, children, machine, ray_worker
 from simulations.inline import Inline
 
 TIMEOUT = 600.0  # seconds
@@ -90,8 +89,7 @@ def of_process(pid: int | str) -> dict[str, int]:
     """Bytes of a process: `resident` (what it shares counted too) and `private`. Only the own peak without /proc."""
     status = Path(f"/proc/{pid}/status")
     if not status.is_file():
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return {"resident": peak if sys.platform == "darwin" else peak * 1024}
+        return {"resident": machine.peak()}
     lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
     return {
         name: int(lines[key].split()[0]) * 1024 for name, key in {"resident": "VmRSS", "private": "RssAnon"}.items()

@@ -34,7 +34,7 @@ def python(*args: str, timeout: float) -> str:
     try:
         out, err = child.communicate(timeout=timeout)
     except BaseException as error:  # out of time, or Ctrl-C here
-        os.killpg(child.pid, signal.SIGKILL)  # it is not reaped yet, so the number still is its own
+        _kill(child)
         child.wait()
         if isinstance(error, subprocess.TimeoutExpired):
             raise EngineError(f"no answer within {timeout:g} s") from error
@@ -43,6 +43,14 @@ def python(*args: str, timeout: float) -> str:
         what, mend = last_words(err)
         raise EngineError(what or f"ended with code {child.returncode}", mend=mend)
     return out
+
+
+def _kill(child: "subprocess.Popen[str]") -> None:
+    """End it with all its children; without process groups (Windows) by itself. The number still is its own."""
+    if hasattr(os, "killpg"):
+        os.killpg(child.pid, signal.SIGKILL)
+    else:
+        child.kill()
 
 
 def last_words(err: str) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from typing import Literal
 from fedkd.config import DataConfig
 from fedkd.data import sources
 from fedkd.errors import DataError, EngineError
-from simulations import children, ray_session, scratch
+from simulations import children, machine, ray_session, scratch, systems
 from simulations.options import Options
 
 State = Literal["ok", "warn", "fail"]
@@ -60,6 +60,7 @@ def look(options: Options) -> Iterator[Check]:
     """All checks, as they are made."""
     looks: tuple[tuple[str, Callable[[], Check]], ...] = (
         ("python", python),
+        ("system", system),
         ("flower", flower),
         ("cores", cores),
         ("memory", memory),
@@ -88,6 +89,14 @@ def python() -> Check:
     return Check("python", "ok", f"{version}, {platform.system()} {platform.machine()}")
 
 
+def system() -> Check:
+    if why := systems.missing():
+        return Check("system", "warn", f"{why}: {systems.WITHOUT}", systems.MEND)
+    if platform.system() != "Linux":
+        return Check("system", "warn", f"{platform.system()}: fedkd is tested on Linux", "tell us what does not work")
+    return Check("system", "ok", "Linux")
+
+
 def flower() -> Check:
     mend = f"pip install 'flwr[simulation]~={FLOWER}.0'; simulations of fedkd itself do without"
     try:
@@ -110,27 +119,10 @@ def cores() -> Check:
 
 
 def memory() -> Check:
-    available = available_memory()
-    if available is None:
-        return Check("memory", "ok", "not known on this system")
+    available = machine.available()
     state: State = "fail" if available < NO_MEMORY else "warn" if available < LITTLE_MEMORY else "ok"
     mend = "" if state == "ok" else "end other programs, or use engine=inline (a worker takes about 0.4 GB)"
     return Check("memory", state, f"{available / 1e9:.1f} GB available", mend)
-
-
-def available_memory() -> float | None:
-    """Bytes that could be used now: the machine's, or what its control group allows if that is less."""
-    try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    except OSError:
-        return None
-    available = int(lines["MemAvailable"].split()[0]) * 1024
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
-    except OSError:
-        return available
-    return available if limit == "max" else min(available, int(limit) - int(used))
 
 
 def shared_memory() -> Check:
@@ -248,6 +240,8 @@ def is_absence(error: DataError) -> bool:
 
 def ray() -> Check:
     """Start a private Ray with one worker, in another process that can be killed, and do one job there."""
+    if systems.missing():
+        return Check("ray", "ok", "not used on this system: runs use one core")
     if importlib.util.find_spec("ray") is None:
         return Check("ray", "warn", "not installed: runs use one core", "pip install ray")
     version = metadata.version("ray")

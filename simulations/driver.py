@@ -1,8 +1,6 @@
 """The driver of one run: plays its rounds, records each, commits some, and leaves the folder whole however it ends."""
 
 import dataclasses
-import resource
-import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +19,7 @@ from fedkd.payload import Payload
 from fedkd.resolved import Resolved
 from fedkd.rounds import Experiment, Round, RunState
 from fedkd.training import Site
-from simulations import advice, assemble, assigned, engines, run_folder, summary
+from simulations import advice, assemble, assigned, engines, machine, run_folder, summary
 from simulations.assemble import Assembly
 from simulations.board import Board
 from simulations.engines import Tell
@@ -179,7 +177,7 @@ class Driver:
     def _record(self, played: Round) -> None:
         """The rows of a round. Those of earlier rounds stay whole if the disk is full."""
         number = played.state.round
-        timings = {"round": number, "at": time.time(), **played.timings, "memory": _peak_memory()}
+        timings = {"round": number, "at": time.time(), **played.timings, "memory": machine.peak() / 1e6}
         with run_folder.writing(self.folder.path):
             self.ledger.append("clients.jsonl", [_portable(row) for row in played.clients])
             self.ledger.append("timings.jsonl", [timings])
@@ -250,6 +248,7 @@ class Driver:
             if self.state is not None:
                 self.ledger.cut(self.lengths)  # rows of a round that broke while it was recorded
                 self._commit()
+        error = machine.explained(error)
         with suppress(OSError, FedkdError):
             what = error.headline if isinstance(error, FedkdError) else str(error)
             self._summarise("failed", error=what or type(error).__name__, **facts)
@@ -341,9 +340,3 @@ def _shown(failures: Sequence[Failure]) -> str:
 def _who(failure: Failure) -> str:
     is_client = failure.task != "evaluate_pooled"
     return f"client {failure.client}" if is_client else f"part {failure.client} of the pooled test set"
-
-
-def _peak_memory() -> float:
-    """Peak resident memory of this process in MB (10^6 bytes)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from fedkd.errors import FedkdError
+from simulations import machine
 
 INTERNAL, INTERRUPTED, TERMINATED = 1, 130, 143
 
@@ -19,6 +20,7 @@ class Terminated(KeyboardInterrupt):
 def explain(error: BaseException, args: Sequence[str]) -> int:
     """Say on stderr what went wrong in a command line; gives the exit code."""
     is_debug = "--debug" in args
+    error = machine.explained(error)
     if is_debug and not isinstance(error, KeyboardInterrupt):
         traceback.print_exception(error)
     if isinstance(error, KeyboardInterrupt):
@@ -35,6 +37,7 @@ def explain(error: BaseException, args: Sequence[str]) -> int:
 
 def as_json(error: BaseException, code: int, args: Sequence[str]) -> Mapping[str, Any]:
     """The same for a machine."""
+    error = machine.explained(error)
     if isinstance(error, FedkdError):
         mistakes = [asdict(mistake) for mistake in error.mistakes]
         message = "; ".join(mistake.what for mistake in error.mistakes)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fedkd.config import EngineConfig, RunConfig
 from fedkd.engine import Engine, Job, Reply, Result
 from fedkd.errors import EngineError
-from simulations import ray_session, scratch
+from simulations import ray_session, scratch, systems
 from simulations.inline import Inline, Place
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ def make(config: EngineConfig, site: Place, *, estimate: Callable[[], float], te
     name, why = ("ray", "as asked") if config.name == "ray" else choose(config, estimate)
     if name == "inline":
         return Inline(site), f"engine: inline, {why}"
+    systems.check("engine=ray", EngineError)
     from simulations.ray_pool import RayPool
 
     is_private = config.address is None
@@ -106,6 +107,7 @@ def choose(config: EngineConfig, estimate: Callable[[], float]) -> tuple[str, st
     if workers == 1:
         return "inline", "because there is one core to use"
     try:
+        systems.check("engine=ray", EngineError)
         scratch.detour("ray", ray_session.SOCKET)
     except EngineError as error:
         return "inline", f"because Ray cannot start: {error.what}"

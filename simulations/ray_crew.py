@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedkd.errors import EngineError
-from simulations import ray_worker
+from simulations import machine, ray_worker
 from simulations.inline import Place
 from simulations.lanes import Part
 
@@ -134,7 +134,8 @@ class Crew:
         self.slots.remove(slot)
         self.dropped += 1
         if not self.slots:
-            mend = "resume the run with fewer workers (engine.workers) or engine=inline; memory is a usual cause"
+            memory = f"too little memory is a usual cause: {machine.limits()}"
+            mend = f"resume the run with fewer workers (engine.workers) or engine=inline; {memory}"
             raise EngineError(f"no Ray worker is left; the last: {why}", mend=mend)
 
 

@@ -1,7 +1,6 @@
 """Run folders: made once, never overwritten, locked while in use, readable at any moment. Free of torch."""
 
 import errno
-import fcntl
 import json
 import os
 import platform
@@ -15,17 +14,24 @@ from dataclasses import dataclass
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import fedkd
 from fedkd import ledger, plainjson
 from fedkd.errors import ConfigError, FolderError
+from simulations import locks
+
+if TYPE_CHECKING:
+    from simulations.locks import Lock
 
 FULL = "the disk is full"  # what the error then says
 _FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+_UNLOCKABLE = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
 _LONGEST_LOG = 1 << 20  # bytes of one client's errors.log
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")
+_LOCK = "run.lock"
+_FIRST = {_LOCK, "config.yaml", ".config.yaml.new", ".run.json.new"}  # all that is there before run.json
 _PACKAGES = ("torch", "numpy", "safetensors", "ray", "flwr")
 
 
@@ -34,7 +40,7 @@ class RunFolder:
     """A run folder that this process holds the lock of."""
 
     path: Path
-    lock: BinaryIO
+    lock: "Lock"
 
     @property
     def id(self) -> str:
@@ -90,10 +96,7 @@ class RunFolder:
 
     def release(self) -> None:
         """Give the lock back. May be called twice."""
-        if not self.lock.closed:
-            with suppress(OSError):
-                self.lock.truncate(0)
-            self.lock.close()
+        self.lock.release()
 
 
 def create(runs: Path, strategy: str, digest: str, *, name: str | None = None, out: Path | None = None) -> RunFolder:
@@ -107,7 +110,7 @@ def create(runs: Path, strategy: str, digest: str, *, name: str | None = None, o
     else:
         path = proposed(runs, strategy, digest)
     with writing(path):
-        path.mkdir(parents=True, exist_ok=out is not None)
+        path.mkdir(parents=True, exist_ok=out is not None or is_unbegun(path))
     return RunFolder(path, _take_lock(path))
 
 
@@ -162,12 +165,16 @@ def is_on_devices(path: Path) -> bool:
 def is_held(path: Path) -> bool:
     """Whether a living process has the lock."""
     try:
-        with (path / "run.lock").open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
+        return locks.is_held(path / _LOCK)
+    except OSError:  # somebody else's folder, which we may only read
+        return _is_alive(_said(path))
+
+
+def is_unbegun(path: Path) -> bool:
+    """Whether a run was killed here before it could even begin: as good as an empty folder."""
+    with suppress(OSError):
+        names = {each.name for each in path.iterdir()}
+        return _LOCK in names and names <= _FIRST and not is_held(path)
     return False
 
 
@@ -176,6 +183,11 @@ def find(runs: Path, wanted: str | Path) -> Path:
     direct = [path for path in (Path(wanted), runs / wanted) if (path / "run.json").exists()]
     if direct:
         return direct[0]
+    for path in (Path(wanted), runs / wanted):
+        if is_unbegun(path):
+            what = f"{path} holds a run that was killed before it began"
+            again = f"fedkd run {path / 'config.yaml'}" if (path / "config.yaml").exists() else "fedkd run"
+            raise FolderError(what, mend=f"begin it anew, the name is free: {again} --name {path.name}")
     matches = [path for path in listed(runs) if path.name.startswith(str(wanted))]
     if len(matches) == 1:
         return matches[0]
@@ -245,7 +257,7 @@ def _refuse_used(path: Path, mend: str) -> None:
         state_now = state(path)
         resume = "" if state_now == "done" else f", or go on: fedkd resume {path}"
         raise FolderError(f"{path} holds a run that is {state_now}; it is never overwritten", mend=mend + resume)
-    if path.is_dir() and any(path.iterdir()):
+    if path.is_dir() and any(path.iterdir()) and not is_unbegun(path):
         raise FolderError(f"{path} exists and is not empty", mend=mend)
 
 
@@ -258,36 +270,43 @@ def _free(runs: Path, name: str) -> Path:
     return path
 
 
-def _take_lock(path: Path) -> BinaryIO:
-    """A lock that the kernel drops when its holder dies, however it dies: there are no stale ones."""
-    with writing(path):
-        file = (path / "run.lock").open("ab+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise _in_use(path) from None
-    except OSError as error:
-        file.close()
-        raise FolderError(
-            f"cannot be locked: {error.strerror}", where=str(path), mend="put runs on a local disk"
-        ) from error
+def _take_lock(path: Path) -> "Lock":
     mine = {"pid": os.getpid(), "host": socket.gethostname(), "since": f"{datetime.now():%H:%M}"}
-    with writing(path):
-        file.truncate(0)
-        file.write(json.dumps(mine).encode())
-        file.flush()
-    return file
+    try:
+        lock = locks.take(path / _LOCK, json.dumps(mine).encode())
+    except OSError as error:
+        if error.errno in _UNLOCKABLE:
+            what = f"cannot be locked: {error.strerror}"
+            raise FolderError(what, where=str(path), mend="put runs on a local disk") from error
+        with writing(path):
+            raise
+    if lock is None:
+        raise _in_use(path)
+    return lock
 
 
 def holder(path: Path) -> tuple[int, str] | None:
     """The process that has the lock, and the same in words; None if there is none, or nobody knows which."""
-    if not is_held(path):
-        return None
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        said = plainjson.mapping((path / "run.lock").read_bytes())
+    said = _said(path) if is_held(path) else {}
+    with suppress(ValueError, KeyError, TypeError):
         return int(said["pid"]), f"process {said['pid']} on host {said['host']} since {said['since']}"
     return None
+
+
+def _said(path: Path) -> Mapping[str, Any]:
+    """What the last holder of the lock wrote of itself."""
+    with suppress(OSError, ValueError):
+        return plainjson.mapping(locks.words(path / _LOCK))
+    return {}
+
+
+def _is_alive(said: Mapping[str, Any]) -> bool:
+    """Whether the process still runs; another machine's counts as alive."""
+    import psutil
+
+    with suppress(ValueError, TypeError):
+        return said.get("host") != socket.gethostname() or psutil.pid_exists(int(said["pid"]))
+    return True
 
 
 def _in_use(path: Path) -> FolderError:

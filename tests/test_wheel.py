@@ -18,6 +18,7 @@ HEAVY = {  # what devices do without: distribution -> module
     "scipy": "scipy",
     "vl-convert-python": "vl_convert",
     "jinja2": "jinja2",
+    "psutil": "psutil",
 }
 
 

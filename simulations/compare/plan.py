@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 FILE = "plan.yaml"
 SCHEMA = 1
+_FIRST = {"run.lock", f".{FILE}.new"}  # what is there before the plan
 
 _ROOT = Path(__file__).parents[2]
 _CODE = ("fedkd", "strategies", "clients")  # packages that decide the results of a run
@@ -143,7 +144,7 @@ def load(folder: Path) -> Plan | None:
     try:
         text = path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
-        if folder.exists() and (not folder.is_dir() or {each.name for each in folder.iterdir()} - {"run.lock"}):
+        if folder.exists() and (not folder.is_dir() or {each.name for each in folder.iterdir()} - _FIRST):
             mend = "choose another --name or --out"
             raise FolderError(f"{folder} exists and is no comparison", mend=mend) from None
         return None

@@ -13,7 +13,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from simulations import scratch
+from simulations import machine, scratch
 from simulations.compare import child
 from simulations.compare.board import Board
 from simulations.compare.child import Outcome
@@ -23,6 +23,7 @@ TICK = 0.5  # seconds between looks at the ledgers of running cells
 PATIENCE = 60.0  # seconds that children are given to save
 
 _PRELOAD = "simulations.compare.preload"
+_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"  # Windows forks nothing
 _SOCKET = "pymp-12345678/listener-12345678"  # what multiprocessing calls it
 
 
@@ -40,11 +41,14 @@ class _Running:
                 return found
         code = self.process.exitcode or 0
         how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with code {code}"
-        return Outcome("failed", 1, f"its process ended {how}; out of memory? See log.txt")
+        why = f"too little memory is a usual cause: {machine.limits()}" if "SIGKILL" in how else "see log.txt"
+        return Outcome("failed", 1, f"its process ended {how}; {why}")
 
 
 def warm_up(data: Collection[str]) -> None:
     """Begin to load, in a process from which the cells' are forked, what all of them need; returns at once."""
+    if _METHOD != "forkserver":
+        return
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([_PRELOAD, *(["sklearn.datasets"] if "digits" in data else [])])
     with _without_interrupts(), _short_names():
@@ -89,7 +93,7 @@ def play_here(cells: Sequence[Cell], folder: Path, board: Board) -> dict[str, Ou
 
 
 def _start(cell: Cell, folder: Path, running: list[_Running], board: Board) -> None:
-    context = multiprocessing.get_context("forkserver")
+    context: Any = multiprocessing.get_context(_METHOD)
     here, there = context.Pipe(duplex=False)
     task: Mapping[str, Any] = {
         "target": child.main,
@@ -137,6 +141,9 @@ def _short_names() -> Iterator[None]:
 @contextmanager
 def _without_interrupts() -> Iterator[None]:
     """Ctrl-C reaches all processes of a terminal; those begun in this context leave it to their parent."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedkd import schema
-from fedkd.errors import ConfigError
-from simulations import streams
+from fedkd.errors import ConfigError, DeployError
+from simulations import streams, systems
 from simulations.options import Options
 
 COMMAND_LINE = "command line"
@@ -52,6 +52,7 @@ def main(request: Request, options: Options) -> int:
         what = f"there is no action '{request.action}'"
         mend = schema.one_of(request.action, ACTIONS) + "   fedkd deploy --help"
         raise ConfigError(what, where=COMMAND_LINE, mend=mend)
+    systems.check("fedkd deploy", DeployError)
     return action(request, options)
 
 

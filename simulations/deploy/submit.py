@@ -38,7 +38,7 @@ def start(plan: Deployment, words: Sequence[str], options: Options, folder: Path
         resolved = compose.resolve([*plan.run_words(), *words])
         _check(plan, resolved)
         place = _place(folder, resolved, options)
-        if place.exists():
+        if place.exists() and not run_folder.is_unbegun(place):
             where = f"fedkd deploy run DIR {place.name} --resume"
             raise ConfigError(
                 f"there is a run '{place.name}' already", where="--name", mend=f"choose another, or: {where}"
@@ -88,8 +88,8 @@ def _place(folder: Path, resolved: Resolved, options: Options) -> Path:
 
 def _play(plan: Deployment, resolved: Resolved, place: Path, screen: Screen, *, is_resumed: bool) -> dict[str, Any]:
     screen.phase("handing it to the SuperLink")
-    flower_id = submit(plan, resolved, place, is_resumed=is_resumed)
-    follower = Follower(plan, resolved, place, flower_id, screen)
+    follower = Follower(plan, resolved, place, screen)  # before: what is there now belongs to earlier processes
+    follower.flower_id = flower_id = submit(plan, resolved, place, is_resumed=is_resumed)
     try:
         follower.follow()
     except KeyboardInterrupt:
@@ -148,13 +148,14 @@ def stop(plan: Deployment, folder: Path, flower_id: str | None = None) -> None:
 
 
 class Follower:
-    """Shows a run by its folder, as its rows appear."""
+    """Shows a run by its folder, as its rows appear. No clock decides what is new: one may be set back."""
 
-    def __init__(self, plan: Deployment, resolved: Resolved, folder: Path, flower_id: str, screen: Screen) -> None:
-        self.plan, self.resolved, self.screen, self.flower_id = plan, resolved, screen, flower_id
-        self.folder = folder
-        self.since = time.time()
-        self._rows, self._events, self._has_begun = 0, 0, False
+    def __init__(self, plan: Deployment, resolved: Resolved, folder: Path, screen: Screen) -> None:
+        self.plan, self.resolved, self.screen, self.folder = plan, resolved, screen, folder
+        self.flower_id = ""
+        self._before = _version(folder / "run.json")
+        self._first = self._events = len(ledger.rows(folder / ledger.EVENTS))
+        self._rows, self._has_begun = 0, False
         self._sizes: list[int] = []
 
     def follow(self) -> None:
@@ -192,8 +193,8 @@ class Follower:
         """Whether the folder says so, and nobody is at work in it."""
         with suppress(Exception):
             info = run_folder.info(self.folder)
-            touched = (self.folder / "run.json").stat().st_mtime
-            return info.get("state") != "running" and touched >= self.since - 1 and not run_folder.is_held(self.folder)
+            is_new = _version(self.folder / "run.json") != self._before
+            return info.get("state") != "running" and is_new and not run_folder.is_held(self.folder)
         return False
 
     def _show(self) -> None:
@@ -203,12 +204,13 @@ class Follower:
         self._sizes = sizes
         events, rows, timings = (ledger.rows(self.folder / name) for name in _FOLLOWED)
         for event in events[self._events :]:
-            if event.get("event") in ("warn", "note") and float(event.get("at", 0)) >= self.since - 1:
+            if event.get("event") in ("warn", "note"):
                 show = self.screen.note if event["event"] == "note" else self.screen.warn
                 show(str(event.get("what")))
         self._events = len(events)
-        if self.screen.head is None and (self.folder / "partition.json").exists():
-            self._rows = len([row for row in timings if row.get("at", 0) < self.since])
+        begun = [event["round"] for event in events[self._first :] if event.get("event") in ("start", "resume")]
+        if self.screen.head is None and begun:
+            self._rows = begun[0]  # rounds that earlier processes played
             self.screen.begin(self._head(f"{len(self.plan.devices)} devices"), rows[: self._rows])
         if self.screen.head is None:
             return
@@ -241,6 +243,13 @@ class Follower:
 
     def _deploy_run(self) -> str:
         return f"deploy run {shlex.quote(str(self.plan.folder))}"
+
+
+def _version(path: Path) -> tuple[int, bytes] | None:
+    """What tells a file from the one that takes its place; None where there is none."""
+    with suppress(OSError):
+        return path.stat().st_mtime_ns, path.read_bytes()
+    return None
 
 
 def _failures(events: Sequence[ledger.Row]) -> dict[int, str]:

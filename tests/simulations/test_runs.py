@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -61,7 +62,7 @@ class Faulty(Inline):
 @pytest.fixture
 def faulty(monkeypatch):
     made = type("Made", (Faulty,), {})
-    monkeypatch.setattr(engines, "make", lambda config, site, estimate: (made(site), "engine: faulty"))
+    monkeypatch.setattr(engines, "make", lambda config, site, **_: (made(site), "engine: faulty"))
     return made
 
 
@@ -388,6 +389,57 @@ def test_a_killed_process_leaves_no_stale_lock(tmp_path):
         other.wait()
     assert not run_folder.is_held(place)
     run_folder.reopen(place).release()
+
+
+def test_the_lock_of_an_earlier_version_is_seen_and_its_holder_named(tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+    start(tmp_path, "rounds=1")
+    lock = tmp_path / "pilot" / "run.lock"
+    lock.write_text('{"pid": 4121, "host": "pi", "since": "18:30"}')
+    with lock.open("ab+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        assert run_folder.holder(tmp_path / "pilot") == (4121, "process 4121 on host pi since 18:30")
+    assert not run_folder.is_held(tmp_path / "pilot")
+
+
+def test_a_lock_that_we_may_only_read_is_held_while_its_holder_lives(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError
+
+    monkeypatch.setattr(run_folder.locks, "is_held", refuse)
+    lock, said = tmp_path / "run.lock", {"pid": os.getpid(), "host": run_folder.socket.gethostname()}
+    lock.write_text(json.dumps(said))
+    assert run_folder.is_held(tmp_path)
+    lock.write_text(json.dumps(said | {"pid": 2**22 + 1}))  # no process has such a number
+    assert not run_folder.is_held(tmp_path)
+    lock.write_text(json.dumps(said | {"pid": 2**22 + 1, "host": "elsewhere"}))
+    assert run_folder.is_held(tmp_path)
+
+
+@pytest.mark.parametrize("names", [["run.lock"], ["run.lock", ".config.yaml.new"], ["run.lock", "config.yaml"]])
+def test_a_run_that_was_killed_in_its_first_writes_leaves_its_name_free(tmp_path, names):
+    place = tmp_path / "pilot"
+    place.mkdir()
+    for name in names:
+        (place / name).touch()
+    with pytest.raises(FolderError, match="killed before it began") as caught:
+        run_folder.find(tmp_path, "pilot")
+    assert "--name pilot" in caught.value.mend
+    assert start(tmp_path, "rounds=1")["status"] == "done"
+
+
+def test_a_folder_with_anything_else_in_it_is_not_taken(tmp_path):
+    place = tmp_path / "pilot"
+    place.mkdir()
+    for name in ("run.lock", "thesis.tex"):
+        (place / name).touch()
+    with pytest.raises(FolderError, match="exists and is not empty"):
+        start(tmp_path)
+    (place / "thesis.tex").unlink()
+    held = run_folder.hold(place)  # just beginning
+    with pytest.raises(FolderError, match="exists and is not empty"):
+        start(tmp_path)
+    held.release()
 
 
 def test_a_running_run_whose_process_died_counts_as_stopped(tmp_path):
