@@ -30,6 +30,18 @@ def test_order_of_clients_changes_no_bit_of_their_accuracy(order):
     assert metrics.over_clients([correct[k] for k in order], [counts[k] for k in order]) == expected
 
 
+def test_weight_drift_equals_that_of_all_updates_in_one_matrix():
+    draws = torch.Generator().manual_seed(3)
+    sent = {"a": torch.randn(3, 5, generator=draws), "a.running_mean": torch.randn(5, generator=draws)}
+    back = [{name: value + torch.randn(value.shape, generator=draws) for name, value in sent.items()} for _ in range(7)]
+    updates_KP = torch.stack([(weights["a"] - sent["a"]).flatten() for weights in back]).double()
+    mean_P = updates_KP.mean(0)
+    found = metrics.weight_drift([sent] * 7, back)
+    assert found["weights"] == pytest.approx(float((updates_KP - mean_P).norm(dim=1).mean()), rel=1e-12)
+    expected = torch.cosine_similarity(updates_KP, mean_P[None]).mean()
+    assert found["cosine"] == pytest.approx(float(expected), rel=1e-12)
+
+
 def test_weight_drift_by_hand():
     sent = [{"a": torch.zeros(2)}] * 2
     found = metrics.weight_drift(sent, [{"a": torch.tensor([3.0, 4.0])}, {"a": torch.tensor([3.0, -4.0])}])
