@@ -1,6 +1,6 @@
 """Where samples come from: scikit-learn's embedded digits and torchvision's data sets, loaded whole into memory.
 
-Importing this module is cheap: torch, torchvision and scikit-learn are imported when a source is loaded.
+Importing this module is cheap: torch and torchvision are imported when a source is loaded.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from fedkd import plainyaml
 from fedkd.config import DataConfig
-from fedkd.data import agreed, idx, label_names
+from fedkd.data import agreed, digits, idx, label_names
 from fedkd.data.agreed import OWN, Agreed, Pair
 from fedkd.errors import ConfigError, DataError, Mistake
 
@@ -130,16 +130,7 @@ def samples(pair: Pair, common: Agreed) -> Samples:
 
 
 def _read_digits(root: Root) -> Parts:
-    """Every fifth image of each digit, in the order of the file, is a test image: 1,442 and 355 for all seeds."""
-    from sklearn import datasets
-
-    bunch = datasets.load_digits()
-    x, y = bunch.images.astype(np.uint8)[:, None], bunch.target.astype(np.int64)
-    rank = np.empty_like(y)
-    for digit in range(10):
-        rank[y == digit] = np.arange((y == digit).sum())
-    is_test = rank % 5 == 4
-    return Parts((x[~is_test], y[~is_test]), (x[is_test], y[is_test]), label_names.DIGITS)
+    return Parts(*digits.read(), label_names.DIGITS)
 
 
 def _idx_source(

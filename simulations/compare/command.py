@@ -1,7 +1,7 @@
 """`fedkd compare`: from words to a plan; what is played then is in session.py, so that mistakes are told at once."""
 
 import shlex
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def main(request: Request, options: Options) -> int:
     before = plan.load(folder)
     if before:
         plan.check_same(before, asked.words, tried)
-    tuning = tune.ask(asked, before, lambda data: _begin(data, request, options))
+    tuning = tune.ask(asked, before, lambda _: _begin(request, options))
     rows = tuning.rows(folder)
     found = plan.make(tuning.grid(rows), fingerprint, _command(request, options), before)
     found = replace(found, tuning=tuning.note(), tuned=rows)
@@ -47,13 +47,13 @@ def main(request: Request, options: Options) -> int:
     return session.show() if request.dry_run else session.play()
 
 
-def _begin(data: Collection[str], request: Request, options: Options) -> None:
+def _begin(request: Request, options: Options) -> None:
     """All is right that can be told at once: now the seconds begin in which torch is imported."""
     from simulations.compare import board, player
 
     board.make(options).say("starting: loading PyTorch")
     if not (request.dry_run or options.debug):
-        player.warm_up(data)
+        player.warm_up()
 
 
 def _jobs(request: Request, options: Options) -> int:

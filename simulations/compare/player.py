@@ -5,7 +5,7 @@ import signal
 import tempfile
 import time
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import connection
@@ -45,12 +45,12 @@ class _Running:
         return Outcome("failed", 1, f"its process ended {how}; {why}")
 
 
-def warm_up(data: Collection[str]) -> None:
+def warm_up() -> None:
     """Begin to load, in a process from which the cells' are forked, what all of them need; returns at once."""
     if _METHOD != "forkserver":
         return
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([_PRELOAD, *(["sklearn.datasets"] if "digits" in data else [])])
+    context.set_forkserver_preload([_PRELOAD])
     with _without_interrupts(), _short_names():
         from multiprocessing import forkserver
 

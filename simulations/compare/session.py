@@ -103,7 +103,7 @@ def _play_cells(its: Sequence[Cell], session: Session, shown: Board, name: str) 
     if session.options.debug:
         outcomes = player.play_here(missing, folder, shown)
     else:
-        player.warm_up(sorted({configs[cell.folder].data.name for cell in missing}))
+        player.warm_up()
         alone = _downloading(missing, configs)  # two processes must not fetch the same files
         outcomes = player.play(alone, folder, 1, shown)
         outcomes |= player.play([cell for cell in missing if cell not in alone], folder, session.jobs, shown)

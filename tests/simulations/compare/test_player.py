@@ -34,7 +34,7 @@ def play(its, folder, jobs=2, board=None):
     folder.mkdir(exist_ok=True)
     board = board or Board()
     board.begin("test", [Progress(each, folder / each.folder / "metrics.jsonl", 2) for each in its], jobs)
-    player.warm_up({"digits"})
+    player.warm_up()
     return player.play(its, folder, jobs, board)
 
 
