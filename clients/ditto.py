@@ -13,6 +13,7 @@ from torch import Tensor
 from fedkd import losses, training
 from fedkd.client import Batch, Client
 from fedkd.engine import Job
+from fedkd.off import Off
 from fedkd.payload import Payload
 from fedkd.student import Student
 from fedkd.training import Drawn, Outcome, Site
@@ -21,7 +22,7 @@ from fedkd.training import Drawn, Outcome, Site
 class Ditto(Client):
     @dataclass(frozen=True, kw_only=True)
     class Config(Client.Config):
-        pull: Annotated[float, Ge(0)] = 1.0  # paper: lambda, 0.1 to 2. Own student towards the received one; 0 = off
+        pull: Annotated[float, Ge(0), Off("FedAvg")] = 1.0  # paper: lambda, 0.1 to 2. Own student to the received
 
     def terms(self, student: Student, batch: Batch, job: Job) -> Iterator[tuple[str, Tensor]]:
         """The loss of the client's own student."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from fedkd import heads, losses, orders, seeds, training
 from fedkd.client import Batch, Client, Trained
 from fedkd.engine import Job
+from fedkd.off import Off
 from fedkd.orders import Order
 from fedkd.payload import Payload, Weights
 from fedkd.student import Student
@@ -27,7 +28,7 @@ class FedD2S(Client):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Client.Config):
-        lambda_c: Annotated[float, Ge(0)] = 1.0  # weight of the divergence from the federation's logits; 0 = off
+        lambda_c: Annotated[float, Ge(0), Off("local training")] = 1.0  # weight of the divergence from received logits
         mu: Annotated[float, Ge(0)] = 1.0  # weight of cross entropy at the local head, once blocks are dropped; 0 = off
         dropped_blocks: Literal["train", "freeze"] = "train"  # blocks out of the federation: go on learning, or not
         ce_through: bool = True  # whether cross entropy of the whole student reaches the blocks that take part

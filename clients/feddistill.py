@@ -15,6 +15,7 @@ from torch import Tensor
 from fedkd import divergences, losses, tables
 from fedkd.client import Batch, Client
 from fedkd.engine import Job
+from fedkd.off import Off
 from fedkd.problem import Problem
 from fedkd.seeds import Stream
 from fedkd.student import Student
@@ -29,7 +30,7 @@ class FedDistill(Client):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Client.Config):
-        gamma: Annotated[float, Ge(0)] = 1.0  # weight of the distillation; 0 = off
+        gamma: Annotated[float, Ge(0), Off("plain training")] = 1.0  # weight of the distillation
         loss: Literal["ce", "kl", "mse"] = "kl"  # between the table's row and the student's output; paper: ce
         table: Literal["logit", "prob"] = "logit"  # what rows are means of; paper: prob
         accumulate: Literal["running", "round"] = "running"  # over all participations, or this one; paper: round

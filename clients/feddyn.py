@@ -13,6 +13,7 @@ from torch import Tensor
 from fedkd import losses
 from fedkd.client import Batch, Client, Trained
 from fedkd.engine import Job
+from fedkd.off import Off
 from fedkd.student import Student
 from fedkd.training import Outcome, Site
 
@@ -20,7 +21,7 @@ from fedkd.training import Outcome, Site
 class FedDyn(Client):
     @dataclass(frozen=True, kw_only=True)
     class Config(Client.Config):
-        alpha: Annotated[float, Ge(0)] = 0.01  # of pull and tilt; paper: 0.1 to 0.001, code on CIFAR-10: 0.01; 0 = off
+        alpha: Annotated[float, Ge(0), Off("FedAvg")] = 0.01  # of pull and tilt; paper: 0.1 to 0.001, code: 0.01
 
     def train(self, site: Site, job: Job) -> Outcome:
         """Where sizes count, the client's own numbers say how its size stands to the mean: omega_k."""

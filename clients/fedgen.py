@@ -16,6 +16,7 @@ from fedkd.client import Batch, Client, Trained
 from fedkd.engine import Job
 from fedkd.models import generators
 from fedkd.payload import Payload
+from fedkd.problem import Problem
 from fedkd.student import Student
 
 
@@ -31,6 +32,12 @@ class FedGen(Client):
         regularised_steps: Annotated[int, Ge(0)] = 20  # only the first steps of a participation are regularised
         synthetic_batch: Annotated[int, Ge(1)] = 32  # paper: B_G. Latents a step
         synthetic_labels: Literal["uniform", "proportional"] = "uniform"  # over labels reported so far; paper: by count
+
+    def notes(self, problem: Problem) -> Iterator[str]:
+        chosen = self.config
+        if not chosen.regularised_steps or not (chosen.alpha or chosen.beta):
+            which = "alpha and strategy.beta are" if chosen.regularised_steps else "regularised_steps is"
+            yield f"strategy.{which} 0, so clients learn nothing from the generator: what is left is FedAvg"
 
     def draw(self, job: Job, y: Tensor, step: int, generator: torch.Generator) -> Mapping[str, Tensor]:
         config, payload = self.config, job.payload

@@ -14,6 +14,7 @@ from torch import Tensor
 from fedkd import losses, teachers
 from fedkd.client import Batch, Client
 from fedkd.engine import Job
+from fedkd.off import Off
 from fedkd.student import Student
 from fedkd.training import Site
 
@@ -21,7 +22,7 @@ from fedkd.training import Site
 class FedGKD(Client):
     @dataclass(frozen=True, kw_only=True)
     class Config(Client.Config):
-        gamma: Annotated[float, Ge(0)] = 0.2  # gamma / 2 weighs the distillation; paper: 0.2, code: 0.1 whole; 0 = off
+        gamma: Annotated[float, Ge(0), Off("FedAvg")] = 0.2  # gamma / 2 weighs the distillation; paper: 0.2, code: 0.1
         temperature: Annotated[float, Gt(0)] = 1.0  # of the KL, which is scaled by its square
         distance: Literal["kl", "mse"] = "kl"  # of softmax outputs, or of logits
         first_round: Annotated[int, Ge(1)] = 2  # with distillation; in 1 the only teacher is the untrained student

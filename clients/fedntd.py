@@ -14,6 +14,7 @@ from torch import Tensor
 from fedkd import losses, teachers
 from fedkd.client import Batch, Client
 from fedkd.engine import Job
+from fedkd.off import Off
 from fedkd.student import Student
 from fedkd.training import Site
 
@@ -21,7 +22,7 @@ from fedkd.training import Site
 class FedNTD(Client):
     @dataclass(frozen=True, kw_only=True)
     class Config(Client.Config):
-        beta: Annotated[float, Ge(0)] = 1.0  # weight of the distillation; 0 = off
+        beta: Annotated[float, Ge(0), Off("FedAvg")] = 1.0  # weight of the distillation
         temperature: Annotated[float, Gt(0)] = 1.0  # paper: tau; released configuration: 1, its class: 3
 
     def consult(self, site: Site, job: Job, x: Tensor, y: Tensor, position: Tensor) -> Mapping[str, Tensor]:

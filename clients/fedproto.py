@@ -14,6 +14,7 @@ from torch import Tensor
 from fedkd import losses, tables, training
 from fedkd.client import Batch, Client
 from fedkd.engine import Job
+from fedkd.off import Off
 from fedkd.student import Student
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class FedProto(Client):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Client.Config):
-        lam: Annotated[float, Ge(0)] = 1.0  # paper: lambda, 1 on MNIST and 0.1 on CIFAR-10. Pull of prototypes; 0 = off
+        lam: Annotated[float, Ge(0), Off("local training")] = 1.0  # of prototypes. Paper: 1 on MNIST, 0.1 on CIFAR-10
         source: Literal["all", "last_epoch"] = (
             "all"  # of own prototypes: all samples after training; code: the last epoch's, as they were trained on
         )

@@ -13,13 +13,14 @@ from torch import Tensor
 from fedkd import losses
 from fedkd.client import Batch, Client
 from fedkd.engine import Job
+from fedkd.off import Off
 from fedkd.student import Student
 
 
 class FedProx(Client):
     @dataclass(frozen=True, kw_only=True)
     class Config(Client.Config):
-        mu: Annotated[float, Ge(0)] = 0.01  # pull towards the received weights; 0 is FedAvg. Paper: 0.001 to 1, tuned
+        mu: Annotated[float, Ge(0), Off("FedAvg")] = 0.01  # pull towards the received weights. Paper: 0.001 to 1, tuned
         decay: Annotated[float, Ge(0)] = (
             0.0  # weight decay that FedGen's code gives FedProx alone: 0.001 (fedgen.md 1.10)
         )

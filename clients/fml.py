@@ -13,6 +13,7 @@ from torch import Tensor
 from fedkd import losses, training
 from fedkd.client import Batch, Client
 from fedkd.engine import Job
+from fedkd.off import Off
 from fedkd.payload import Payload
 from fedkd.student import Student
 from fedkd.training import Outcome, Site
@@ -22,7 +23,7 @@ class FML(Client):
     @dataclass(frozen=True, kw_only=True)
     class Config(Client.Config):
         ce: Annotated[float, Ge(0)] = 0.5  # paper: alpha. Of the private student's cross entropy; 0 = off
-        kl: Annotated[float, Ge(0)] = 0.5  # paper: 1 - alpha. Of what it learns from the meme; 0 = off
+        kl: Annotated[float, Ge(0), Off("local training")] = 0.5  # paper: 1 - alpha. Of what it learns from the meme
         meme_ce: Annotated[float, Ge(0)] = 0.5  # paper: beta. Of the meme's cross entropy; 0 = off
         meme_kl: Annotated[float, Ge(0)] = 0.5  # paper: 1 - beta. Of what it learns from the private student; 0 = off
 

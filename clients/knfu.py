@@ -13,6 +13,7 @@ from torch import Tensor
 from fedkd import losses, public, seeds, training
 from fedkd.client import Batch, Client, Trained
 from fedkd.engine import Job
+from fedkd.off import Off
 from fedkd.payload import Payload
 from fedkd.student import Student
 from fedkd.training import Drawn, Outcome, Site
@@ -23,9 +24,9 @@ class KnFu(Client):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Client.Config):
-        distill_epochs: Annotated[int, Ge(0)] = 1  # passes over the public set in a round; 0 = off: local training
+        distill_epochs: Annotated[int, Ge(0), Off("local training")] = 1  # passes over the public set in a round
         distill_batch: Annotated[int, Ge(1)] = 64  # public images a step
-        distill_weight: Annotated[float, Ge(0)] = 1.0  # paper: lambda, of unknown value; 0 = off
+        distill_weight: Annotated[float, Ge(0), Off("local training")] = 1.0  # paper: lambda, of unknown value
         common_before: bool = False  # whether the student before fine-tuning is also tried on the common test images
 
     def train(self, site: Site, job: Job) -> Outcome:

@@ -15,6 +15,7 @@ from fedkd import losses
 from fedkd.client import Batch, Client, Trained
 from fedkd.engine import Job
 from fedkd.payload import Payload
+from fedkd.problem import Problem
 from fedkd.student import Student
 
 
@@ -26,6 +27,10 @@ class KnFuGenerated(Client):
         gamma: Annotated[float, Ge(0)] = 1.0  # weight of the teacher on latents; 0 = off
         alpha: Annotated[float, Ge(0)] = 1.0  # weight of cross entropy with the latents' labels, FedGen's; 0 = off
         latent_batch: Annotated[int, Ge(1)] = 32  # latents a step
+
+    def notes(self, problem: Problem) -> Iterator[str]:
+        if not (self.config.gamma or self.config.alpha):
+            yield "strategy.gamma and strategy.alpha are 0, so latents teach nothing: what is left is training alone"
 
     def draw(self, job: Job, y: Tensor, step: int, generator: torch.Generator) -> Mapping[str, Tensor]:
         samples = job.payload.samples

@@ -13,6 +13,7 @@ from torch import Tensor
 from fedkd import losses, tables, training
 from fedkd.client import Batch, Client, Trained
 from fedkd.engine import Job
+from fedkd.off import Off
 from fedkd.payload import Payload
 from fedkd.student import Student
 
@@ -22,7 +23,7 @@ class KnFuTable(Client):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Client.Config):
-        gamma: Annotated[float, Ge(0)] = 1.0  # weight of the table, from a client's second round on; 0 = off
+        gamma: Annotated[float, Ge(0), Off("local training")] = 1.0  # weight of the table, from its second round on
 
     def terms(self, student: Student, batch: Batch, job: Job) -> Iterator[tuple[str, Tensor]]:
         logits = student(batch.x)

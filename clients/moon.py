@@ -14,6 +14,7 @@ from torch import Tensor
 from fedkd import losses, teachers
 from fedkd.client import Batch, Client, Trained
 from fedkd.engine import Job
+from fedkd.off import Off
 from fedkd.student import Student
 from fedkd.training import Site
 
@@ -23,7 +24,7 @@ EPS = 1e-8  # latents shorter than this have no direction, as in torch's cosine 
 class Moon(Client):
     @dataclass(frozen=True, kw_only=True)
     class Config(Client.Config):
-        mu: Annotated[float, Ge(0)] = 1.0  # weight of the contrast; paper: 5 on CIFAR-10, 1 on CIFAR-100; 0 = off
+        mu: Annotated[float, Ge(0), Off("FedAvg")] = 1.0  # weight of the contrast; paper: 5 on CIFAR-10, 1 on CIFAR-100
         temperature: Annotated[float, Gt(0)] = 0.5  # paper: tau
 
     def consult(self, site: Site, job: Job, x: Tensor, y: Tensor, position: Tensor) -> Mapping[str, Tensor]:

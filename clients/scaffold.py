@@ -14,6 +14,7 @@ from torch import Tensor
 from fedkd import losses
 from fedkd.client import Batch, Client, Trained
 from fedkd.engine import Job
+from fedkd.off import Off
 from fedkd.payload import Payload, Weights
 from fedkd.student import Student
 from fedkd.training import EVALUATION_BATCH, Outcome, Site
@@ -24,7 +25,7 @@ class Scaffold(Client):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Client.Config):
-        correction: Annotated[int, Ge(0), Le(1)] = 1  # 1: SCAFFOLD; 0 = off: variates are reported, but not used
+        correction: Annotated[int, Ge(0), Le(1), Off("FedAvg")] = 1  # 1: SCAFFOLD; 0: variates are reported, not used
         variate: Literal["path", "gradient"] = "path"  # from the way taken (paper: option II) or a full gradient (I)
 
     def terms(self, student: Student, batch: Batch, job: Job) -> Iterator[tuple[str, Tensor]]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from fedkd import off
 from fedkd.engine import Job
 from fedkd.payload import Payload
 from fedkd.problem import Problem
@@ -61,6 +62,13 @@ class Client:
 
     def __init__(self, config: Any = None) -> None:
         self.config: Any = config if config is not None else self.Config()
+
+    def notes(self, problem: Problem) -> Iterator[str]:
+        """Sentences for the start of a run: settings with which this is another algorithm, or less than its name says.
+
+        By default what the Config marks as `Off`.
+        """
+        return off.notes(self.config)
 
     def init(self, problem: Problem, stream: Stream) -> Mapping[str, Any]:
         """The algorithm's own memory before a client's first participation."""

@@ -175,6 +175,8 @@ def _ranges(node: ast.expr) -> Iterator[str]:
     for call in ast.walk(node):
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in _WORDS:
             yield f"{_WORDS[call.func.id]} {ast.unparse(call.args[0])}"
+        elif isinstance(call, ast.Call) and ast.unparse(call.func) == "Off":
+            yield "0 = off"
 
 
 def _default(node: ast.expr | None) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
+from fedkd import off
 from fedkd.engine import ClientId, Job, Reply
 from fedkd.payload import Findings, Payload
 from fedkd.problem import Problem
@@ -53,6 +54,13 @@ class Strategy(ABC, Generic[S]):
 
     def __init__(self, config: Any = None) -> None:
         self.config: Any = config if config is not None else self.Config()
+
+    def notes(self, problem: Problem) -> Iterator[str]:
+        """Sentences for the start of a run: settings with which this is another algorithm, or less than its name says.
+
+        By default what the Config marks as `Off`.
+        """
+        return off.notes(self.config)
 
     @abstractmethod
     def init(self, problem: Problem, stream: Stream) -> S:

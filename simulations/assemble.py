@@ -22,6 +22,7 @@ from fedkd.problem import Problem, Proxy
 from fedkd.rounds import Experiment
 from fedkd.strategy import Strategy
 from fedkd.training import Site
+from simulations import cautions
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Assembly:
     site: Site
     partition: Partition | None  # None: devices hold their own data, and nobody else knows how much
     dataset: Dataset
+    notes: tuple[str, ...] = ()  # what the user should know before the first round
+    warnings: tuple[str, ...] = ()
 
 
 def assemble(config: RunConfig) -> Assembly:
@@ -73,7 +76,9 @@ def assemble(config: RunConfig) -> Assembly:
         num_tests=tuple(map(len, held.test)),
         own_logits=client.own_logits,
     )
-    return Assembly(experiment, site, held, dataset)
+    absent = cautions.absent_labels(held.label_counts(dataset.train.y.numpy()), dataset.labels)
+    notes = tuple(filter(None, (held.untested, *cautions.of(pair, config, problem))))
+    return Assembly(experiment, site, held, dataset, notes, tuple(absent))
 
 
 def deal(config: RunConfig, dataset: Dataset) -> tuple[Partition, Proxy | None]:

@@ -181,7 +181,7 @@ VERBS = {
         "what there is to choose from: strategies, data, partitions, students, presets, engines, and the runs so far",
         ("fedkd list", "fedkd list strategies", "fedkd list runs --json"),
         verbs.list_,
-        (("what", {"nargs": "?", "metavar": "WHAT", "help": "strategies, data, ..., runs; all but runs if left out"}),),
+        (("what", {"nargs": "?", "metavar": "WHAT", "help": "strategies, data, ..., runs; all if left out"}),),
     ),
     "partition": Verb(
         "show which client would hold what; nothing is trained",

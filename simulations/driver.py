@@ -95,8 +95,10 @@ class Driver:
         self.screen.phase(f"loading {config.data.name} for {config.clients} clients")
         assembly = (self.venue.assemble if self.venue else assemble.assemble)(config)
         assigned.keep(self.folder, assembly, config.students.name)
-        if assembly.partition is not None and (said := assembly.partition.untested):
-            self._tell(said, "note")
+        for text in assembly.warnings:
+            self._tell(text, "warn")
+        for text in assembly.notes:
+            self._tell(text, "note")
         self._compare_arithmetic()
         state = self._state(assembly)
         self._note_students(assembly.experiment, state)

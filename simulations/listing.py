@@ -34,11 +34,11 @@ _HEADINGS = ("name", "public set", "across", "serves", "what crosses")
 
 
 def of(what: str | None, runs: Path) -> dict[str, list[Row]]:
-    """The rows of one list, or of all that conf offers. Raises ConfigError."""
+    """The rows of one list, or of all: what conf offers, and the runs. Raises ConfigError."""
     if what == "runs":
         return {"runs": of_runs(runs)}
     if what is None:
-        return {name: of_group(group) for name, group in GROUPS.items()}
+        return {**{name: of_group(group) for name, group in GROUPS.items()}, "runs": of_runs(runs)}
     if what not in GROUPS:
         known = [*GROUPS, "runs"]
         raise ConfigError(f"there is no list of '{what}'", where="command line", mend=schema.one_of(what, known))

@@ -18,9 +18,10 @@ REDRAWS = 4  # a second, at most
 
 
 class Screen:
-    """Shows nothing but warnings: --quiet, and the base of the others."""
+    """Shows nothing but warnings and the result: --quiet, and the base of the others."""
 
-    def __init__(self, *, verbose: bool = False) -> None:
+    def __init__(self, result: Any = None, *, verbose: bool = False) -> None:
+        self.result = result  # the stream that the last lines go to; None: nobody wants them
         self.verbose = verbose
         self.story = Story()
         self.head: Head | None = None
@@ -53,8 +54,11 @@ class Screen:
         """Something worth knowing that is no reason to worry: a device has joined."""
 
     def end(self, lines: Sequence[str]) -> None:
-        """The last lines; nothing is shown after them."""
+        """The last lines; nothing is shown after them. Without a screen only the result: no proposal what is next."""
         self.close()
+        for line in lines:
+            if self.result is not None and not line.startswith("next "):
+                print(line, file=self.result, flush=True)
 
     def close(self) -> None:
         """Give the terminal back. May be called twice."""
@@ -178,7 +182,7 @@ def make(options: Any) -> Screen:
     """The screen for the options of the command line; with --json it is stderr, so that stdout holds one object."""
     verbose = bool(options.verbose)
     if options.quiet:
-        return Screen(verbose=verbose)
+        return Screen(None if options.json else sys.stdout, verbose=verbose)
     stream = sys.stderr if options.json else sys.stdout
     console = terminal(stream, options)
     return Lines(stream, verbose=verbose) if console is None else Panel(console, verbose=verbose)

@@ -83,11 +83,13 @@ def list_(args: Namespace, options: Options) -> int:
 def partition(args: Namespace, options: Options) -> int:
     config = _resolve(args, options).config
     from fedkd.data import sources
-    from simulations import assemble, partition_view
+    from simulations import assemble, cautions, partition_view
 
     dataset = sources.load(config.data)
     labels = dataset.train.y.numpy()
     split = assemble.split(config, dataset)
+    for text in cautions.absent_labels(split.label_counts(labels), dataset.labels):
+        print(f"warn   {text}", file=sys.stderr)
     picture = args.picture or (None if options.json else (options.out or Path()) / "partition.png")
     if picture:
         partition_view.picture(split, labels, dataset.labels, picture)

@@ -3,7 +3,7 @@
 Source: Li et al., ICLR 2021; specs/baselines.md 2.10. Client half: supervised.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,6 +36,10 @@ class FedBN(Strategy[State]):
     @dataclass(frozen=True, kw_only=True)
     class Config(Strategy.Config):
         weighting: Literal["examples", "uniform"] = "examples"  # by size of the client's data; authors' code: uniform
+
+    def notes(self, problem: Problem) -> Iterator[str]:
+        if not any(batch_norm_entries(problem.of(client).shape) for client in range(problem.clients)):
+            yield "the student has no BatchNorm layer that could stay with the clients: what is left is FedAvg"
 
     def init(self, problem: Problem, stream: Stream) -> State:
         stays = batch_norm_entries(problem.shape)

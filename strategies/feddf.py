@@ -18,6 +18,7 @@ from fedkd.border import Refused
 from fedkd.client import Batch
 from fedkd.config import TrainConfig
 from fedkd.engine import ClientId, Job, Reply
+from fedkd.off import Off
 from fedkd.optimisers import Descent
 from fedkd.payload import Findings, Numbers, Payload, Weights
 from fedkd.problem import Problem
@@ -48,7 +49,7 @@ class FedDF(Strategy[State]):
     class Config(Strategy.Config):
         weighting: fusion.Weighting = "examples"  # of the average
         teachers: fusion.Weighting = "uniform"  # of the mean of logits that teaches. Paper: uniform
-        distil_steps: Annotated[int, Ge(0)] = 100  # Adam's, a round; 0 = FedAvg. Code: up to 10000, stopped early
+        distil_steps: Annotated[int, Ge(0), Off("FedAvg")] = 100  # Adam's, a round. Code: up to 10000, stopped early
         distil_batch: Annotated[int, Ge(1)] = 128  # public images a step
         distil_lr: Annotated[float, Gt(0)] = 1e-3  # Adam's, annealed to 0 along a cosine within the round
         distil_clip: Annotated[float, Gt(0)] | None = 5.0  # the gradient's norm is at most this; null: not clipped

@@ -80,6 +80,13 @@ class FlowerStrategy(Strategy[State]):
             "average"  # BatchNorm's; optimise: step along them too, as Flower does; variances can turn negative
         )
 
+    def notes(self, problem: Problem) -> Iterator[str]:
+        chosen = self.config
+        if chosen.algorithm == "FedAvgM" and not chosen.server_momentum:
+            yield "strategy.server_momentum is 0: what is left is Flower's FedAvg"
+        if chosen.algorithm == "FedTrimmedAvg" and chosen.trim == 0:
+            yield "strategy.trim = 0 trims nothing: what is left is the plain mean"
+
     def init(self, problem: Problem, stream: Stream) -> State:
         _make(self.config)
         entries = problem.shared(problem.initial().weights)

@@ -57,19 +57,24 @@ def of(name: str, samples: Samples, *, is_labelled: bool) -> Proxy:
 
 
 def _choose(config: RunConfig, dataset: Dataset, candidates: np.ndarray) -> np.ndarray:
-    """As many candidates of each class, of which none equals a test image; the odd ones go to random classes."""
-    size, classes = config.proxy.size, len(dataset.labels)
+    """As many candidates of each class that there is, none equal to a test image; the odd ones go to random classes."""
+    size = config.proxy.size
     rng = seeds.stream(config.seed, "proxy").numpy()
     tests = _images(dataset.test.x)
     labels = dataset.train.y.numpy()
-    wanted = np.full(classes, size // classes)
-    wanted[rng.permutation(classes)[: size % classes]] += 1
+    classes = np.unique(labels[candidates])  # own data may lack some
+    wanted = np.full(len(classes), size // max(1, len(classes)))
+    wanted[rng.permutation(len(classes))[: size - wanted.sum()]] += 1
+    if not len(classes):
+        what = f"proxy={config.proxy.name} finds no image that is nobody's"
+        raise ConfigError(what, where="proxy.name", mend="leave clients less: partition.samples")
     chosen = []
-    for label in range(classes):
+    for label, number in zip(classes.tolist(), wanted.tolist(), strict=True):
         mine = rng.permutation(candidates[labels[candidates] == label])
-        fresh = [i for i in mine.tolist() if _bytes(dataset.train.x[i]) not in tests][: wanted[label]]
-        if len(fresh) < wanted[label]:
-            what = f"proxy={config.proxy.name} wants {wanted[label]} images of class {label}, there are {len(fresh)}"
+        fresh = [i for i in mine.tolist() if _bytes(dataset.train.x[i]) not in tests][:number]
+        if len(fresh) < number:
+            name = f"{label} ({dataset.labels[label]})"
+            what = f"proxy={config.proxy.name} wants {number} images of class {name}, there are {len(fresh)}"
             raise ConfigError(
                 what, where="proxy.size", mend="lower proxy.size, or leave clients less: partition.samples"
             )

@@ -22,7 +22,7 @@ from simulations import run_folder, runs, streams
 from simulations.options import Options
 
 LOCK_SECONDS = 20.0  # a process that was told to end may need so long to save
-_QUIET = Options(quiet=True)
+_SILENT = Options(quiet=True, json=True)  # and nobody asks for the object
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,11 @@ def _play(words: Sequence[str], folder: Path) -> dict[str, Any]:
         _wait_for_lock(folder)
         try:
             _check_whole(folder)
-            return runs.resume(folder, runs=folder.parent, options=_QUIET)
+            return runs.resume(folder, runs=folder.parent, options=_SILENT)
         except (CheckpointError, ConfigError, Broken):
             _move_aside(folder)
     resolved = compose.resolve(words)
-    return runs.start(resolved, runs=folder.parent, name=folder.name, options=_QUIET)
+    return runs.start(resolved, runs=folder.parent, name=folder.name, options=_SILENT)
 
 
 class Broken(Exception):

@@ -15,7 +15,7 @@ from fedkd.problem import Problem
 from fedkd.rounds import Experiment
 from fedkd.strategy import Strategy
 from fedkd.training import Site
-from simulations import assemble
+from simulations import assemble, cautions
 from simulations.assemble import Assembly
 from simulations.deploy.account import drawn_once
 
@@ -42,7 +42,7 @@ def server(config: RunConfig, public: Path | None) -> Assembly:
     probe = assemble.draw_probe(config.seed, len(dataset.test), min(config.evaluate.probe, len(dataset.test)))
     site = Site(problem, client, dataset.train, dataset.test, train_index={}, test_index={})
     experiment = Experiment(config, problem, strategy, available, probe_labels=dataset.test.y[probe])
-    return Assembly(experiment, site, None, dataset)
+    return Assembly(experiment, site, None, dataset, tuple(cautions.of(pair, config, problem)))
 
 
 def device(config: RunConfig, data: Path, client: int, account: Path | None = None) -> Site:

@@ -297,6 +297,8 @@ def test_list_shows_each_option_with_its_first_line(capsys):
 def test_list_runs_shows_name_and_state(tmp_path, capsys):
     (tmp_path / "runs" / "one").mkdir(parents=True)
     (tmp_path / "runs" / "one" / "run.json").write_text('{"state": "done", "strategy": "fedgen"}')
+    assert cli.main(["list"]) == 0
+    assert capsys.readouterr().out.splitlines()[-2:-1] == ["runs"]
     assert cli.main(["list", "runs"]) == 0
     assert capsys.readouterr().out.split()[:3] == ["one", "done", "fedgen"]
     assert cli.main(["list", "runs", "--runs", "none"]) == 0

@@ -165,17 +165,19 @@ def test_an_error_while_starting_begins_on_a_line_of_its_own():
     [
         (Options(), Lines, "stdout"),
         (Options(json=True), Lines, "stderr"),
-        (Options(quiet=True), Screen, None),
+        (Options(quiet=True), Screen, "stdout"),
+        (Options(quiet=True, json=True), Screen, None),
     ],
 )
-def test_json_keeps_stdout_free_and_quiet_shows_nothing(options, kind, stream, capsys):
+def test_json_keeps_stdout_free_and_quiet_shows_the_result_alone(options, kind, stream, capsys):
     screen = progress.make(options)
     assert type(screen) is kind
     screen.phase("loading")
     screen.begin(HEAD, [])
     screen.round(row(1), 0.1, "")
-    screen.end(["done"])
+    screen.end(["done", "next   do more"])
     captured = capsys.readouterr()
+    assert (captured.out == "done\n") == (options == Options(quiet=True))
     assert bool(captured.out) == (stream == "stdout")
     assert bool(captured.err) == (stream == "stderr")
 

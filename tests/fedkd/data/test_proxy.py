@@ -79,6 +79,15 @@ def test_classes_are_alike_but_for_one_image(seed, size):
     assert int(counts.max() - counts.min()) <= 1
 
 
+@pytest.mark.parametrize("name", ["held-out", "unused"])
+def test_a_class_of_which_there_is_no_image_is_left_out(name):
+    there = DATASET.train.y != 1
+    train = replace(DATASET.train, x=DATASET.train.x[there], y=DATASET.train.y[there])
+    recipe = partition.RECIPES["iid"](samples=20) if name == "unused" else None
+    public = deal(config(name, 5), replace(DATASET, train=train), recipe)[1]
+    assert sorted(torch.bincount(public.samples.y, minlength=CLASSES).tolist()) == [0, 2, 3]
+
+
 def test_labels_are_those_of_the_images():
     _, public = deal(config("held-out"))
     of = dict(zip(images(DATASET.train.x), DATASET.train.y.tolist(), strict=True))
@@ -107,15 +116,15 @@ def test_images_that_are_also_test_images_are_never_chosen():
     for name, recipe in (("held-out", None), ("unused", partition.RECIPES["iid"](samples=4))):
         _, public = deal(config(name, 12), dataset, recipe)
         assert not set(images(public.samples.x)) & set(images(dataset.test.x))
-    with pytest.raises(ConfigError, match=r"wants 11 images of class \d, there are 10"):
+    with pytest.raises(ConfigError, match=r"wants 11 images of class \d \([abc]\), there are 10"):
         deal(config("held-out", 33), dataset)
 
 
 def test_more_than_there_are_is_a_mistake_with_a_mend():
-    with pytest.raises(ConfigError, match=r"proxy=held-out wants 21 images of class 0, there are 20") as caught:
+    with pytest.raises(ConfigError, match=r"proxy=held-out wants 21 images of class 0 \(a\), there are 20") as caught:
         deal(config("held-out", 63))
     assert (caught.value.mistakes[0].where, caught.value.mend[:16]) == ("proxy.size", "lower proxy.size")
-    with pytest.raises(ConfigError, match="proxy=unused wants 3 images of class 0, there are 0"):
+    with pytest.raises(ConfigError, match="proxy=unused finds no image that is nobody's"):
         deal(config("unused"))  # iid gives all away
 
 

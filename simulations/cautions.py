@@ -1,0 +1,47 @@
+"""What a user should know before the first round: settings that switch a method off, or that nothing reads."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from fedkd.client import Client
+from fedkd.config import RunConfig
+from fedkd.parts import attach
+from fedkd.problem import Problem
+from fedkd.strategy import Strategy
+
+_SHOWN = 10  # names of classes in a sentence
+
+
+def of(pair: tuple[Strategy[Any], Client], config: RunConfig, problem: Problem) -> Iterator[str]:
+    """Sentences about a configuration; each half of the algorithm speaks for itself."""
+    strategy, client = pair
+    yield from strategy.notes(problem)
+    yield from client.notes(problem)
+    for part in attach.make(config.part, config.seed):
+        if part.name in config.parts and not part.is_on:
+            yield f"part.{part.name}.weight = 0 switches the part off that `parts` names"
+    yield from _training(config)
+    if problem.proxy is not None and strategy.proxy == "no":
+        yield f"nothing reads the public images: strategy '{config.strategy['name']}' takes none; leave proxy out"
+    if problem.statistics == "local" and not any(problem.of(k).statistic_names for k in range(problem.clients)):
+        yield "students.statistics = local says nothing: the student has no BatchNorm statistics"
+
+
+def _training(config: RunConfig) -> Iterator[str]:
+    train = config.train
+    if train.steps is not None and train.epochs != 1:
+        yield f"train.epochs = {train.epochs} says nothing as long as train.steps = {train.steps}: add train.steps=null"
+    if train.optimiser == "adam" and train.momentum:
+        yield f"train.momentum = {train.momentum:g} says nothing: it is SGD's, and train.optimiser is adam"
+    if train.optimiser == "sgd" and train.moments == "keep":
+        yield "train.moments = keep says nothing: they are Adam's, and train.optimiser is sgd"
+
+
+def absent_labels(counts: np.ndarray, labels: Sequence[str]) -> Iterator[str]:
+    """Of training images (clients, classes) by client and class: which classes nobody holds."""
+    absent = [labels[label] for label in np.flatnonzero(counts.sum(0) == 0).tolist()]
+    if absent:
+        names = ", ".join(absent[:_SHOWN]) + (f" and {len(absent) - _SHOWN} more" if len(absent) > _SHOWN else "")
+        yield f"no client holds a training image of {len(absent)} of {len(labels)} classes: {names}"
