@@ -27,12 +27,29 @@ def keep(folder: RunFolder, assembly: Assembly, student: str) -> None:
         _keep_devices(folder, assembly)
     problem = assembly.experiment.problem
     facts = {"students": architectures(problem, student), "proxy": public_set(problem.proxy)}
-    folder.note(**pairing(assembly, student))
+    folder.note(**pairing(assembly, student), task=task(assembly, student))
     known = folder.info()
     for name, fact in facts.items():
         if known.get(name, fact) != fact:
             raise _changed(folder, "the clients' students are" if name == "students" else "the public set is")
     folder.note(**facts)
+
+
+def task(assembly: Assembly, student: str) -> dict[str, Any]:
+    """What a reader asks of the task: sizes of the data, and learnable entries of each architecture."""
+    problem, data = assembly.experiment.problem, assembly.dataset
+    sizes = {"train": len(data.train), "test": len(data.test)} if assembly.partition is not None else {}
+    names = {name: name for name in problem.mixture} or {student: ""}
+    return {
+        **sizes,
+        "classes": problem.classes,
+        "shape": list(problem.input_shape),
+        "parameters": {name: _parameters(problem.alike(each)) for name, each in names.items()},
+    }
+
+
+def _parameters(problem: Problem) -> int:
+    return sum(entry.numel() for entry in problem.shape.parameters())
 
 
 def pairing(assembly: Assembly, student: str) -> dict[str, Any]:

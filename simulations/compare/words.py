@@ -133,8 +133,12 @@ def _tuning(verdict: Verdict) -> Iterator[str]:
     tuned = verdict.question.tuned
     if tuned is None:
         return
-    if edges := [f"{choice.place}: {edge}" for choice in tuned.choices for edge in choice.edges()]:
-        yield f"Chosen at the edge of what was tried, so a value beyond it may be better: {_list(edges)}."
+    edges: dict[str, list[str]] = {}
+    for choice in tuned.choices:
+        for edge in choice.edges():
+            edges.setdefault(str(edge), []).append(choice.place)
+    for what, places in edges.items():
+        yield f"{what}, so a value beyond it may be better: {_list(places)}."
     if lost := [choice.place for choice in tuned.choices if not choice.is_made]:
         yield f"Nothing could be chosen on validation data for {_list(lost)}: the first value was taken."
     tries = dict.fromkeys(verdict.question.methods, 1) | {c.method: len(c.trials) for c in tuned.choices}

@@ -28,8 +28,8 @@ MOST_MARKS = 3_000  # of a chart with a mark each
 class Chart:
     """A figure: a specification of panels, the text that says the same, and the numbers behind it.
 
-    `least` is the width of a panel that can be read, `margin` what its axis takes beside it. `axes`: choices for x,
-    name -> (field, title).
+    `least` is the width of a panel that can be read, `margin` what its axis takes beside it, `square` whether it is
+    as high as wide, up to `most`. `axes`: choices for x, name -> (field, title).
     """
 
     name: str
@@ -38,8 +38,9 @@ class Chart:
     spec: Spec
     table: Table | None = None
     least: int = 250
-    most: int = 560
     margin: int = 56
+    square: bool = False
+    most: int = 420
     axes: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -49,6 +50,11 @@ class Chart:
     @property
     def panels(self) -> int:
         return len(self.spec["facet"]["sort"])
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether it takes the whole width of a wide page: more than two panels."""
+        return self.panels > 2
 
 
 def panels(rows: Sequence[Row], names: Sequence[str], layers: Sequence[Spec], **more: Any) -> Spec:

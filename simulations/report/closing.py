@@ -5,11 +5,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from fedkd import plaintext
+from simulations.compare.metric import Metric
 from simulations.compare.verdict import Entry, Question, Verdict
 from simulations.report import wording
 
 CLOCKED = "s/round"  # the heading of wall time
 _PRICE = "rounds, MB, s to"
+_NARROW = 6  # columns
 
 
 @dataclass(frozen=True)
@@ -19,12 +21,18 @@ class Table:
     headings: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     title: str = ""
+    note: str = ""  # a sentence below the title
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether half the width of a wide page is too little."""
+        return len(self.headings) > _NARROW
 
     def without_clocks(self) -> "Table":
         """The columns that are the same however often, and wherever, the runs are played."""
         kept = [k for k, text in enumerate(self.headings) if text != CLOCKED and not text.startswith(_PRICE)]
         rows = tuple(tuple(row[k] for k in kept) for row in self.rows)
-        return Table(tuple(self.headings[k] for k in kept), rows, self.title)
+        return Table(tuple(self.headings[k] for k in kept), rows, self.title, self.note)
 
 
 def screen(verdict: Verdict) -> list[str]:
@@ -58,13 +66,22 @@ def table(verdict: Verdict) -> Table:
     headings = ["strategy", "runs", f"{question.metric.path}{wording.unit(question.metric)}"]
     if len(question.methods) > 1:
         headings += [f"vs {question.baseline}", "p (Holm)"]
-    headings += [f"{title}{wording.unit(each)}" for title, each in question.columns.items()]
+    headings += [f"{title}{wording.unit(each)}" for title, each in further(question).items()]
     headings += [*(["harmed"] if has_harmed else []), *_price_heading(question), CLOCKED]
     rows = [_row(entry, question, has_harmed) for entry in entries]
     if not any(question.settings):
         return Table(tuple(headings), tuple(rows))
     settings = [(entry.setting,) for entry in entries]
     return Table(("setting", *headings), tuple(s + row for s, row in zip(settings, rows, strict=True)))
+
+
+def further(question: Question) -> dict[str, Metric]:
+    """The columns beside the metric that decides, each once, whatever their titles."""
+    found: dict[Metric, str] = {}
+    for title, each in question.columns.items():
+        if each != question.metric:
+            found.setdefault(each, title)
+    return {title: each for each, title in found.items()}
 
 
 def ordered(verdict: Verdict) -> list[Entry]:
@@ -94,7 +111,7 @@ def _row(entry: Entry, question: Question, has_harmed: bool) -> tuple[str, ...]:
     cells = [entry.method, f"{len(entry.done)} of {len(entry.members)}", wording.spread(entry.interval, metric)]
     if len(question.methods) > 1:
         cells += [wording.gap(entry.versus, metric), wording.chance(entry)]
-    cells += [wording.figure(entry.columns.get(title), each) for title, each in question.columns.items()]
+    cells += [wording.figure(entry.columns.get(title), each) for title, each in further(question).items()]
     cells += [wording.share(entry.harmed)] * has_harmed
     cells += _price(entry, question)
     return (*cells, wording.figure(seconds_a_round(entry)))

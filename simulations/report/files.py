@@ -17,7 +17,9 @@ _NAMES = frozenset(
 
 
 def write(verdict: Verdict, folder: Path) -> list[Path]:
-    """report.html, report.md, table.csv, table.tex, timings.csv and figures/*.svg. Raises FolderError where it cannot.
+    """report.html, report.md, table.csv, table.tex, setting.tex, timings.csv and figures/*.svg.
+
+    Raises FolderError where it cannot.
 
     All is made before anything is replaced, so a full disk or an error leaves the old report whole.
     """
@@ -27,6 +29,7 @@ def write(verdict: Verdict, folder: Path) -> list[Path]:
         "report.md": tables.markdown(verdict, charts),
         "table.csv": tables.comma_separated(verdict),
         "table.tex": tables.latex(verdict),
+        "setting.tex": tables.setting_latex(verdict),
         "timings.csv": tables.timings(verdict),
         **{f"figures/{chart.name}.svg": vega.svg(chart) for chart in charts},
     }

@@ -100,7 +100,7 @@ def matrices(verdict: Verdict) -> Chart | None:
         "A row is a client that receives, a column one whose knowledge it is given; empty: filtered out. Last round "
         "of the first seed." + (f" Not drawn: {wording.listing(hidden)}." if hidden else "")
     )
-    return Chart("matrices", "Who learned from whom", summary, spec, table, least=240, most=300, margin=64)
+    return Chart("matrices", "Who learned from whom", summary, spec, table, least=240, margin=64, square=True)
 
 
 def lists(verdict: Verdict) -> Chart | None:
@@ -154,7 +154,7 @@ def _over_rounds(verdict: Verdict, name: str, title: str, summary: str, paths: S
     left = f" Not drawn: {wording.listing(every[len(shown) :])}." if len(every) > len(shown) else ""
     summary += f" Mean and band over seeds.{same}{left}"
     spec = results.bands(kept, shown, verdict.question.methods, None, 150)
-    return Chart(name, title, summary, spec, _last_rounds(kept), least=230, most=420)
+    return Chart(name, title, summary, spec, _last_rounds(kept), least=230)
 
 
 def _constant(rows: Sequence[Row]) -> dict[str, float]:

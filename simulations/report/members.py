@@ -1,4 +1,4 @@
-"""Tables of the runs themselves: where each stands, what sets its configuration apart, what failed, where it ran."""
+"""Tables of the runs themselves: where each stands, what failed, and which keys of their configurations differ."""
 
 import json
 from collections import Counter
@@ -27,17 +27,18 @@ def every(verdict: Verdict) -> list[Member]:
 def runs(verdict: Verdict) -> Table:
     """A row a run."""
     question, rows = verdict.question, []
-    titles = {str(question.metric): question.metric, **question.columns}
+    titles = {str(question.metric): question.metric, **closing.further(question)}
+    costs = {unit: each for unit, each in (("MB", _BYTES), ("s", _SECONDS)) if each not in titles.values()}
     for member in every(verdict):
         figures = [wording.figure(_value(member, each), each) for each in titles.values()]
-        cost = [wording.figure(_value(member, each)) for each in (_BYTES, _SECONDS)]
+        cost = [wording.figure(_value(member, each)) for each in costs.values()]
         played = f"{len(member.rows)} of {member.info.get('num_rounds', '?')}"
         where = (member.method, str(member.seed), member.state, played)
         setting = (member.setting,) if any(question.settings) else ()
         rows.append((*setting, *where, *figures, *cost, cut(remark(member)), str(member.folder)))
     measured = (f"{title}{wording.unit(each)}" for title, each in titles.items())
     places = ("setting",) if any(question.settings) else ()
-    headings = (*places, "strategy", "seed", "state", "rounds", *measured, "MB", "s", "remark", "folder")
+    headings = (*places, "strategy", "seed", "state", "rounds", *measured, *costs, "remark", "folder")
     return Table(headings, tuple(rows))
 
 
@@ -63,24 +64,6 @@ def failures(verdict: Verdict) -> Table | None:
     return Table(("run", "state", "how many", "reason"), tuple(rows)) if rows else None
 
 
-def configuration(verdict: Verdict) -> Table | None:
-    """Keys whose values are not the same in all runs: first what most have, then others by kind."""
-    found = [member for member in every(verdict) if member.config]
-    keys = differing([member.config for member in found])
-    if not keys:
-        return None
-    most = {key: value for key in keys if (value := _usual(key, found)) is not None}
-    kinds: dict[tuple[str, str, str], list[int]] = {}
-    for member in found:
-        own = ((key, _plain(member.config[key])) for key in keys if key in member.config)
-        said = ", ".join(f"{key} = {value}" for key, value in own if most.get(key) != value)
-        kinds.setdefault((member.setting, member.method, said), []).append(member.seed)
-    rows = [(setting, method, _seeds(seeds), said) for (setting, method, said), seeds in kinds.items()]
-    usual = ", ".join(f"{key} = {value}" for key, value in most.items())
-    head = [("most runs", "", "", usual)] if usual else []
-    return Table(("setting", "strategy", "seeds", "what differs"), (*head, *rows))
-
-
 def differing(configs: Sequence[Mapping[str, Any]], ignored: Iterable[str] = ("seed",)) -> list[str]:
     """Keys that decide results and whose values differ, in the order of the schema.
 
@@ -91,17 +74,6 @@ def differing(configs: Sequence[Mapping[str, Any]], ignored: Iterable[str] = ("s
     keys = dict.fromkeys(key for config in configs for key in config)
     left_out = {*MACHINE_FACTS, *ignored}
     return [key for key in keys if key not in left_out and _differs(key, configs)]
-
-
-def environments(verdict: Verdict) -> Table:
-    """Versions, machine and commit of the code; a row for each that is not the same."""
-    found: dict[tuple[str, ...], int] = {}
-    for member in every(verdict):
-        if member.info:
-            place = _environment(member.info)
-            found[place] = found.get(place, 0) + 1
-    headings = ("runs", "versions", "commit of the code", "host", "machine", "arithmetic")
-    return Table(headings, tuple((str(number), *place) for place, number in found.items()))
 
 
 def cut(text: str) -> str:
@@ -134,12 +106,6 @@ def _words(member: Member) -> dict[tuple[Any, Any], str]:
     return {}
 
 
-def _usual(key: str, found: Sequence[Member]) -> str | None:
-    """The value that more than half of the runs have."""
-    value, times = Counter(_plain(member.config[key]) for member in found if key in member.config).most_common(1)[0]
-    return value if 2 * times > len(found) else None
-
-
 def _differs(key: str, configs: Sequence[Mapping[str, Any]]) -> bool:
     values = {_plain(config[key]) for config in configs if key in config}
     return len(values) > 1 or (not key.startswith("strategy.") and any(key not in config for config in configs))
@@ -149,15 +115,8 @@ def _plain(value: Any) -> str:
     return cut(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
 
 
-def _seeds(seeds: Sequence[int]) -> str:
+def spans(seeds: Sequence[int]) -> str:
+    """`1 to 5`, or `1, 2, 7`."""
     ordered = sorted(seeds)
     is_range = len(ordered) > 2 and ordered == list(range(ordered[0], ordered[-1] + 1))
     return f"{ordered[0]} to {ordered[-1]}" if is_range else ", ".join(map(str, ordered))
-
-
-def _environment(info: Mapping[str, Any]) -> tuple[str, ...]:
-    versions = info.get("versions") or {}
-    said = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
-    arithmetic = ", ".join(f"{key} {value}" for key, value in (info.get("arithmetic") or {}).items())
-    machine = f"{info.get('machine', '?')}, {wording.count(info.get('cores') or 0, 'core')}"
-    return said, str(info.get("git") or "not a checkout"), str(info.get("host", "?")), machine, arithmetic

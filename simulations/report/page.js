@@ -14,9 +14,14 @@
   // As many columns as fit; the same rule as vega.fitted in Python.
   const fit = (chart, room) => {
     const spec = structuredClone(chart.spec);
-    const columns = Math.min(spec.facet.sort.length, Math.max(1, Math.floor(room / (chart.least + chart.margin))));
+    const panels = spec.facet.sort.length, height = spec.spec.height;
+    const fitting = Math.min(panels, Math.max(1, Math.floor(room / (chart.least + chart.margin))));
+    const columns = Math.ceil(panels / Math.ceil(panels / fitting));
     const margin = room < narrow ? Math.min(chart.margin, label + 20) : chart.margin;
-    const width = Math.max(140, Math.min(chart.most, Math.floor(room / columns) - margin - gap));
+    const free = Math.max(140, Math.floor(room / columns) - margin - gap);
+    const width = chart.square ? Math.min(free, chart.most) : free;
+    if (chart.square) spec.spec.height = width;
+    else if (!height.step) spec.spec.height = Math.max(height, Math.min(Math.round(0.4 * width), Math.round(1.6 * height)));
     if (spec.facet.header) spec.facet.header.labelLimit = width + gap - 12;
     spec.columns = columns;
     spec.spec.width = width;
@@ -24,7 +29,10 @@
   };
 
   const turn = (spec, axis) => {
-    for (const layer of spec.spec.layer) Object.assign(layer.encoding.x, axis);
+    for (const layer of spec.spec.layer) {
+      Object.assign(layer.encoding.x, axis);
+      if (axis.field !== "round") delete layer.encoding.x.axis.labelExpr;
+    }
   };
 
   const draw = async (place, look) => {

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import fedkd
 from fedkd import plaintext
 from simulations.compare.verdict import Verdict
-from simulations.report import closing, members, published, vega
+from simulations.report import closing, members, published, setting, vega
 from simulations.report.chart import Chart
 from simulations.report.closing import Table
 
@@ -24,9 +24,18 @@ class Section:
 
     id: str
     title: str
-    charts: Sequence[Chart] = ()
-    tables: Sequence[Table] = ()
-    about: str = ""
+    parts: Sequence[Chart | Table]
+
+    @property
+    def placed(self) -> list[tuple[Chart | Table, bool]]:
+        """Its parts in reading order, each with whether it has the whole width of a wide page: neighbours share one."""
+        found: list[tuple[Chart | Table, bool]] = []
+        parts = list(self.parts)
+        while parts:
+            row = parts[: 1 if parts[0].is_wide or len(parts) < 2 or parts[1].is_wide else 2]
+            found += [(part, len(row) == 1) for part in row]
+            parts = parts[len(row) :]
+        return found
 
 
 def render(verdict: Verdict, charts: Sequence[Chart]) -> str:
@@ -62,22 +71,21 @@ def sections(verdict: Verdict, charts: dict[str, Chart]) -> list[Section]:
     def some(*names: str) -> list[Chart]:
         return [charts[name] for name in names if name in charts]
 
-    def tables(*found: Table | None) -> list[Table]:
-        return [table for table in found if table is not None]
-
+    which = [table for table in (published.table(verdict),) if table is not None]
+    shared, of_methods = setting.shared(verdict), setting.of_methods(verdict)
+    parts: list[Chart | Table] = [*shared[:1], *setting.played(verdict), *shared[1:], *some("partition"), *of_methods]
     every = [
-        Section("ranking", "Ranking and statistics", some("ranks", "differences")),
-        Section("published", "Beside published figures", tables=tables(published.table(verdict))),
+        Section("setting", "Setting", parts),
+        Section("ranking", "Ranking and statistics", some("differences", "ranks")),
+        Section("published", "Beside published figures", which),
         Section("curves", "Accuracy", some("curves", "pareto")),
         Section("clients", "Clients", some("clients", "gain")),
-        Section("partition", "Data", some("partition")),
         Section("drift", "Drift and forgetting", some("drift", "forgetting")),
         Section("knowledge", "Knowledge", some("knowledge", "matrices", "classes")),
         Section("cost", "Cost", some("seconds", "bytes")),
-        Section("runs", "Runs", tables=_of_runs(verdict)),
-        Section("environment", "Environment", tables=tables(members.environments(verdict))),
+        Section("runs", "Runs", _of_runs(verdict)),
     ]
-    return [section for section in every if section.charts or section.tables]
+    return [section for section in every if section.parts]
 
 
 def embedded(charts: Sequence[Chart]) -> Any:
@@ -89,6 +97,7 @@ def embedded(charts: Sequence[Chart]) -> Any:
             "spec": chart.spec,
             "least": chart.least,
             "most": chart.most,
+            "square": chart.square,
             "margin": chart.margin,
             "axes": {name: {"field": field, "title": title} for name, (field, title) in chart.axes.items()},
         }
@@ -106,9 +115,5 @@ def _shown(value: Any) -> Any:
 
 
 def _of_runs(verdict: Verdict) -> list[Table]:
-    titled = (
-        ("Every run", members.runs(verdict)),
-        ("What differs in their configurations", members.configuration(verdict)),
-        ("Failures", members.failures(verdict)),
-    )
-    return [Table(table.headings, table.rows, title) for title, table in titled if table is not None]
+    failures = members.failures(verdict)
+    return [members.runs(verdict), *([replace(failures, title="Failures")] if failures else [])]

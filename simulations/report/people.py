@@ -41,7 +41,6 @@ def distribution(verdict: Verdict) -> Chart | None:
         spec,
         _quantiles(found),
         least=260,
-        most=760,
         margin=chart.label_room(verdict.question.methods),
     )
 
@@ -75,7 +74,6 @@ def gains(verdict: Verdict) -> Chart | None:
         spec,
         table,
         least=260,
-        most=760,
         margin=chart.label_room(verdict.question.methods),
     )
 
@@ -92,13 +90,9 @@ def partitions(verdict: Verdict) -> Chart | None:
     tone = {"field": "share", "type": "quantitative", "title": "% of the client", "scale": scale}
     layer = {"mark": {"type": "rect"}, "encoding": {"x": x, "y": y, "color": tone, "tooltip": _fields(rows[0])}}
     spec = chart.panels(rows, list(shown), [layer], height={"step": 14}, resolve=chart.OWN_SCALES)
-    table = Table(
-        ("setting", "recipe", "clients", "samples a client", "classes a client, mean"),
-        tuple(_partition_row(setting, member) for setting, member in shown.items()),
-    )
     kept = f" Not drawn: {wording.listing(hidden)}." if hidden else ""
     summary = "Clients from left to right, classes from top to bottom; empty: none of that class. First seed." + kept
-    return Chart("partition", "Who holds what", summary, spec, table, least=260, most=760, margin=64)
+    return Chart("partition", "Who holds what", summary, spec, least=260, margin=64)
 
 
 def is_alone(entry: Entry) -> bool:
@@ -198,15 +192,6 @@ def _shares(setting: str, member: Member) -> Iterator[Row]:
             if count:
                 share = chart.short(100 * count / total, 3)
                 yield {"panel": setting, "client": client, "class": label, "share": share, "samples": count}
-
-
-def _partition_row(setting: str, member: Member) -> tuple[str, ...]:
-    recipe = member.partition.get("recipe", {})
-    said = ", ".join(f"{key} {value}" for key, value in recipe.items() if value is not None and key != "name")
-    sizes = member.partition.get("train") or [sum(row) for row in member.partition["labels"]]
-    classes = statistics.fmean(sum(count > 0 for count in row) for row in member.partition["labels"])
-    between = f"{min(sizes)} to {max(sizes)}, median {statistics.median(sizes):g}"
-    return setting, f"{recipe.get('name', '')}: {said}", str(len(sizes)), between, f"{classes:.1f}"
 
 
 def _quantiles(found: Mapping[tuple[str, str], Sequence[tuple[int, int, float]]]) -> Table:

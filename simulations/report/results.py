@@ -13,6 +13,7 @@ from simulations.report.closing import Table
 
 AXES = {"rounds": ("round", "rounds"), "megabytes": ("mb", "megabytes, both ways"), "seconds": ("s", "seconds")}
 _BYTES = Metric("bytes.all", "sum")
+_WHOLE = "datum.value % 1 ? '' : format(datum.value, ',d')"  # there is no round 1.5
 _FEW = 12  # rounds of a curve that are marked each
 
 
@@ -124,7 +125,7 @@ def bands(rows: Sequence[Row], panels: Sequence[str], methods: Sequence[str], ti
     """Lines with bands by round; marks where there are few rounds, bars where a band would have no width."""
     counts = Counter((row["panel"], row["method"]) for row in rows)
     rows = [{**row, "points": counts[row["panel"], row["method"]]} for row in rows]
-    x = {"field": "round", "type": "quantitative", "title": "rounds", "axis": {"tickMinStep": 1, "tickCount": 5}}
+    x = {"field": "round", "type": "quantitative", "title": "rounds", "axis": {"tickCount": 5, "labelExpr": _WHOLE}}
     has_lines = max(counts.values()) > _FEW
     legend = {"symbolOpacity": 1, **({"symbolType": "stroke", "symbolSize": 400} if has_lines else {})}
     tone = chart.colour(methods, legend=legend)

@@ -63,9 +63,7 @@ def _stacked(verdict: Verdict, name: str, title: str, axis: str, parts_of: objec
         tuple((row["panel"], row["method"], row["part"], wording.figure(row["value"])) for row in rows),
     )
     summary = f"{axis.capitalize()}, mean over seeds, from left to right: {wording.listing(kinds, 10)}."
-    return Chart(
-        name, title, summary, spec, table, least=250, most=640, margin=chart.label_room(verdict.question.methods)
-    )
+    return Chart(name, title, summary, spec, table, least=250, margin=chart.label_room(verdict.question.methods))
 
 
 def _parts(entry: Entry, found: Sequence[Mapping[str, float]]) -> Iterator[Row]:

@@ -1,4 +1,4 @@
-"""The report as text: report.md, table.csv with a row a run, table.tex for papers, timings.csv.
+"""The report as text: report.md, table.csv with a row a run, table.tex and setting.tex for papers, timings.csv.
 
 Clock times stand in timings.csv and report.md alone: the two tables are the same bytes whenever the runs are the same.
 """
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from fedkd import plaintext
 from simulations.compare.metric import Metric
 from simulations.compare.verdict import Verdict
-from simulations.report import closing, members, published, wording
+from simulations.report import closing, members, published, setting, wording
 from simulations.report.chart import Chart
 from simulations.report.closing import Table
 
@@ -34,18 +34,19 @@ def markdown(verdict: Verdict, charts: Sequence[Chart]) -> str:
     question = verdict.question
     parts = [f"# {_escaped(question.name)}", _escaped(question.about), *map(_escaped, verdict.sentences)]
     parts += [f"- Not concluded: {_escaped(caution)}" for caution in verdict.cautions]
-    parts += [_escaped(closing.headline(verdict)), _piped(closing.table(verdict))]
-    if (found := published.table(verdict)) is not None:
-        parts += ["## Beside published figures", _piped(found)]
+    parts += [_escaped("   ".join(closing.facts(verdict))), _piped(closing.table(verdict))]
+    if found := [*setting.shared(verdict), *setting.of_methods(verdict), *setting.played(verdict)]:
+        parts += ["## Setting", *(part for table in found for part in _titled(table))]
+    if (beside := published.table(verdict)) is not None:
+        parts += ["## Beside published figures", _piped(beside)]
     for chart in charts:
         name = f"figures/{chart.name}.svg"
         parts += [f"## {_escaped(chart.title)}", f"![{_escaped(chart.title)}]({name})", _escaped(chart.summary)]
         if chart.name in ("differences", "ranks") and chart.table:
             parts.append(_piped(chart.table))
     parts += ["## Runs", _piped(members.runs(verdict))]
-    for title, table in (("Configuration", members.configuration(verdict)), ("Failures", members.failures(verdict))):
-        parts += [f"## {title}", _piped(table)] if table else []
-    parts += ["## Environment", _piped(members.environments(verdict))]
+    if (failures := members.failures(verdict)) is not None:
+        parts += ["## Failures", _piped(failures)]
     if question.command:
         parts += ["## Again", f"```\n{question.command}\n```"]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -55,10 +56,11 @@ def comma_separated(verdict: Verdict) -> str:
     """A row a run, numbers as measured: fractions and bytes."""
     question, file = verdict.question, io.StringIO(newline="")
     writer = csv.writer(file, lineterminator="\n")
-    heads = ("setting", "method", "seed", "state", str(question.metric), *question.columns)
+    columns = {title: each for title, each in closing.further(question).items() if each.place[0] != "bytes"}
+    heads = ("setting", "method", "seed", "state", str(question.metric), *columns)
     writer.writerow(map(plaintext.cell, (*heads, "bytes_up", "bytes_down", "reason")))
     for member in members.every(verdict):
-        metrics = (question.metric, *question.columns.values())
+        metrics = (question.metric, *columns.values())
         values = [each.of(member) if member.rows else None for each in metrics]
         sent = [None if (found := each.of(member)) is None else round(1e6 * found) for each in (_UP, _DOWN)]
         place = (member.setting, member.method, member.seed, member.state)
@@ -88,6 +90,22 @@ def latex(verdict: Verdict) -> str:
             lines.append("\\midrule")
         lines.append(_ampersands(row))
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
+
+
+def setting_latex(verdict: Verdict) -> str:
+    """The setting for a paper's appendix, without where it was played; needs booktabs."""
+    parts = ["% \\usepackage{booktabs}"]
+    for table in (*setting.shared(verdict), *setting.of_methods(verdict)):
+        wide = len(table.headings) - 1
+        spec = "l" + f"p{{{0.7 / wide:.2f}\\linewidth}}" * wide
+        head = [f"% {table.title}"] if table.title else []
+        head += [f"\\begin{{tabular}}{{{spec}}}", "\\toprule", _ampersands(table.headings), "\\midrule"]
+        parts += [*head, *map(_ampersands, table.rows), "\\bottomrule", "\\end{tabular}", ""]
+    return "\n".join(parts) + "\n"
+
+
+def _titled(table: Table) -> list[str]:
+    return [f"### {_escaped(table.title)}" if table.title else "", _escaped(table.note), _piped(table)]
 
 
 def _ampersands(cells: Sequence[str]) -> str:

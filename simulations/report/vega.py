@@ -1,5 +1,6 @@
 """Drawing with Vega-Lite: the look of charts in light and dark, SVG files, and the script that draws in a browser."""
 
+import math
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -9,6 +10,7 @@ from simulations.report import chart
 from simulations.report.chart import Chart, Spec
 
 GAP = 28  # pixels between panels
+_RATIO, _TALLER = 0.4, 1.6  # height of a panel to its width, and to the height that was asked for; also in page.js
 FIGURE_WIDTH = 900
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 _INKS = {
@@ -53,11 +55,21 @@ def look(theme: str) -> Spec:
 def fitted(drawn: Chart, room: int) -> Spec:
     """The specification with as many columns as `room` pixels hold. The page's script does the same."""
     columns = min(drawn.panels, max(1, room // (drawn.least + drawn.margin)))
-    width = max(140, min(drawn.most, room // columns - drawn.margin - GAP))
-    facet = drawn.spec["facet"]
+    columns = math.ceil(drawn.panels / math.ceil(drawn.panels / columns))  # no row is left half empty
+    width = max(140, room // columns - drawn.margin - GAP)
+    width = min(width, drawn.most) if drawn.square else width
+    facet, panel = drawn.spec["facet"], drawn.spec["spec"]
     header = {**facet["header"], "labelLimit": width + GAP - 12} if facet["header"] else None
     facet = {**facet, "header": header}
-    return {**drawn.spec, "facet": facet, "columns": columns, "spec": {**drawn.spec["spec"], "width": width}}
+    size = {"width": width, "height": _height(drawn, panel["height"], width)}
+    return {**drawn.spec, "facet": facet, "columns": columns, "spec": {**panel, **size}}
+
+
+def _height(drawn: Chart, given: Any, width: int) -> Any:
+    """As given where rows have their own height; else wider panels are higher, up to _TALLER times."""
+    if drawn.square:
+        return width
+    return given if isinstance(given, dict) else max(given, min(round(_RATIO * width), round(_TALLER * given)))
 
 
 def svg(drawn: Chart) -> str:

@@ -110,7 +110,7 @@ def test_a_choice_at_the_edge_is_told_on_the_line_and_among_the_cautions():
     assert next(found.lines()).endswith("at the edge: strategy.mu = 1 is the largest that was tried")
     judged = fabricated.verdict(fabricated.members(methods=("fedavg", "fedprox")), tuned=found)
     said = " ".join(words.cautions(judged))
-    assert "edge of what was tried" in said
+    assert "strategy.mu = 1 is the largest that was tried, so a value beyond it may be better: fedprox" in said
     assert "not tuned alike; values tried for each: fedavg none; fedprox 3" in said
 
 

@@ -1,0 +1,285 @@
+"""What a run was, in words: a line for each thing that a reviewer asks first. What an older folder lacks is left out.
+
+A line is a function of a run; it names the keys that it tells, so that nothing decisive remains untold.
+"""
+
+import statistics
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any
+
+from fedkd.config import RunConfig
+from simulations.compare.member import Member
+from simulations.report import wording
+
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One thing about a run: its name, the keys of the configuration that it tells, and how. Empty text: not known."""
+
+    name: str
+    keys: tuple[str, ...]
+    told: Callable[[Member], str]
+    by_seed: bool = False  # seeds differ in it: told of the first
+
+
+def images(member: Member) -> str:
+    """`mnist: 60,000 training and 10,000 test images of 1 x 28 x 28 in 10 classes, scaled symmetric`."""
+    config, task = member.config, member.info.get("task") or {}
+    if not config.get("data.name"):
+        return ""
+    shape = task.get("shape") or _shape(config)
+    classes = task.get("classes") or len(member.partition.get("classes") or next(iter(_labels(member)), ()))
+    sizes = f"{task['train']:,} training and {task['test']:,} test images" if task.get("train") else "images"
+    size = f" of {' x '.join(map(str, shape))}" if shape else ""
+    return f"{config['data.name']}: {sizes}{size}" + (f" in {classes} classes" if classes else "")
+
+
+def partition(member: Member) -> str:
+    """`dirichlet: alpha 0.1, min_samples 10, test matched`."""
+    found = {key.partition(".")[2]: value for key, value in member.config.items() if key.startswith("partition.")}
+    found = found or dict(member.partition.get("recipe") or {})
+    said = ", ".join(f"{key} {plain(value)}" for key, value in found.items() if key != "name" and value is not None)
+    return f"{found.get('name', '')}{': ' if said else ''}{said}"
+
+
+def samples(member: Member) -> str:
+    """How many images the clients hold, and of how many classes."""
+    sizes = member.partition.get("train") or [sum(row) for row in _labels(member)]
+    if not sizes:
+        return ""
+    said = f"{sum(sizes):,} to train, a client {min(sizes):,} to {max(sizes):,}, median {statistics.median(sizes):,g}"
+    if tests := member.partition.get("test"):
+        said += f"; {sum(tests):,} to test"
+    if labels := _labels(member):
+        mean = statistics.fmean(sum(count > 0 for count in row) for row in labels)
+        said += f"; {mean:.1f} classes a client"
+    return said
+
+
+def clients(member: Member) -> str:
+    """`100, of which 10 are drawn anew in each round; at least 1 must reply`."""
+    number, cohort, quorum = (member.config.get(key) for key in ("clients", "clients_per_round", "quorum"))
+    if number is None:
+        return ""
+    said = f"{number}, all in each round" if cohort in (None, number) else f"{number}, {cohort} drawn for each round"
+    return said + (f"; at least {quorum} must reply" if quorum not in (None, 1) else "")
+
+
+def student(member: Member) -> str:
+    """`fedgen-cnn, 20,628 parameters`; of a mixture each architecture with how many clients have it."""
+    config, sizes = member.config, (member.info.get("task") or {}).get("parameters") or {}
+    given = Counter(member.info.get("students") or ())
+    names = list(given) or [str(config.get("students.name", ""))]
+    several = len(names) > 1
+    parts = []
+    for name in filter(None, names):
+        count = f", {sizes[name]:,} parameters" if name in sizes else ""
+        parts.append(f"{name} ({wording.count(given[name], 'client')}{count})" if several else f"{name}{count}")
+    own = "" if config.get("students.common_init", True) else "; each client starts from weights of its own"
+    return "; ".join(parts) + own
+
+
+def normalisation(member: Member) -> str:
+    """Only where it is not BatchNorm with averaged statistics."""
+    norm, kept = member.config.get("students.norm"), member.config.get("students.statistics")
+    parts = ["GroupNorm"] if norm == "group" else []
+    parts += ["each client keeps its own statistics of BatchNorm"] if kept == "local" else []
+    return ", ".join(parts)
+
+
+def optimiser(member: Member) -> str:
+    """`SGD, momentum 0.9, weight decay 0.0001, gradients clipped at 1`."""
+    config = member.config
+    name = config.get("train.optimiser")
+    if name is None:
+        return ""
+    parts = ["SGD" if name == "sgd" else str(name).capitalize()]
+    if name == "sgd":
+        parts.append(f"momentum {plain(config.get('train.momentum', 0))}")
+    elif config.get("train.moments") == "keep":
+        parts.append("moments stay with the client")
+    parts.append(f"weight decay {plain(config.get('train.weight_decay', 0))}")
+    clip = config.get("train.clip")
+    return ", ".join([*parts, f"gradients clipped at {plain(clip)}" if clip is not None else "no clipping"])
+
+
+def rate(member: Member) -> str:
+    """`0.01, constant` or `0.01, times 0.99 a round`."""
+    lr, decay = member.config.get("train.lr"), member.config.get("train.lr_decay", 1)
+    if lr is None:
+        return ""
+    clock = " as of the client's own last round" if member.config.get("train.lr_clock") == "participation" else ""
+    return f"{plain(lr)}, constant" if decay == 1 else f"{plain(lr)}, times {plain(decay)} a round{clock}"
+
+
+def work(member: Member) -> str:
+    """`20 steps of 32 images` or `2 epochs in batches of 32`."""
+    config = member.config
+    if (batch := config.get("train.batch")) is None:
+        return ""
+    if (steps := config.get("train.steps")) is not None:
+        return f"{wording.count(steps, 'step')} of {batch} images"
+    return f"{wording.count(config.get('train.epochs', 1), 'epoch')} in batches of {batch}"
+
+
+def rounds(member: Member) -> str:
+    return str(member.config.get("rounds", member.info.get("num_rounds", "")))
+
+
+def public(member: Member) -> str:
+    """The public set beside the clients' data."""
+    found = member.info.get("proxy")
+    if not found:
+        return "none" if "proxy" in member.info or "proxy.name" in member.config else ""
+    return f"{found['name']}: {found['size']:,} images, {'with' if found.get('labelled') else 'without'} labels"
+
+
+def evaluation(member: Member) -> str:
+    """On which data and how often."""
+    config = member.config
+    if (on := config.get("evaluate.on")) is None:
+        return ""
+    if on == "validation":
+        where = f"{100 * config.get('evaluate.validation', 0):g} % of each client's training data, held out"
+    else:
+        where = "test data"
+    own, pooled = (config.get(key, 1) for key in ("evaluate.every", "evaluate.pooled_every"))
+    if own == pooled:
+        return f"{where}: each client's own part and all of it together, {_often(own)}"
+    return f"{where}: each client's own part {_often(own)}, all of it together {_often(pooled)}"
+
+
+def privacy(member: Member) -> str:
+    """Only where clients tell less than they know."""
+    epsilon, step = member.config.get("privacy.label_epsilon"), member.config.get("privacy.size_step", 1)
+    parts = [] if epsilon is None else [f"label counts with epsilon {plain(epsilon)}"]
+    return ", ".join(parts + ([f"sizes in steps of {step}"] if step != 1 else []))
+
+
+def parts(member: Member) -> str:
+    """Terms that were added to the loss, each with its values."""
+    names = member.config.get("parts") or []
+    said = []
+    for name in names if isinstance(names, list) else []:
+        head = f"part.{name}."
+        own = (f"{key.removeprefix(head)} {plain(v)}" for key, v in member.config.items() if key.startswith(head))
+        said.append(f"{name} ({', '.join(own)})")
+    return "; ".join(said)
+
+
+def others(member: Member) -> str:
+    """Whatever no line tells and is not as the schema has it."""
+    from fedkd.resolved import MACHINE_FACTS
+
+    usual, said = defaults(), []
+    told = {key for line in LINES for key in line.keys} | MACHINE_FACTS | {"seed"}
+    for key, value in member.config.items():
+        is_told = key in told or key.startswith(("strategy.", "partition.", "part.", "students.mix."))
+        if is_told or value == usual.get(key):
+            continue
+        said.append(f"{key} = {plain(value)}" + (f" (default {plain(usual[key])})" if key in usual else ""))
+    return ", ".join(said)
+
+
+def engine(member: Member) -> str:
+    said = member.info.get("engine") or {}
+    return str(said.get("chosen", "") if isinstance(said, dict) else said).removeprefix("engine: ")
+
+
+def code(member: Member) -> str:
+    """Version, commit and hash of what ran."""
+    info = member.info
+    version = (info.get("versions") or {}).get("fedkd")
+    parts = [f"fedkd {version}"] if version else []
+    parts += [f"commit {info['git']}"] if info.get("git") else ["not a checkout"] if parts else []
+    parts += [f"files SHA-256 {info['code']}"] if isinstance(info.get("code"), str) else []
+    return ", ".join(parts)
+
+
+def versions(member: Member) -> str:
+    found = member.info.get("versions") or {}
+    return ", ".join(f"{name} {version}" for name, version in found.items() if version and name != "fedkd")
+
+
+def machine(member: Member) -> str:
+    info = member.info
+    if not info.get("machine"):
+        return ""
+    arithmetic = ", ".join(f"{key} {value}" for key, value in (info.get("arithmetic") or {}).items() if key != "torch")
+    place = f"{info.get('host', '?')}: {info['machine']}, {wording.count(info.get('cores') or 0, 'core')}"
+    return f"{place}{'; ' if arithmetic else ''}{arithmetic}"
+
+
+LINES = (
+    Line("data set", ("data.name",), images),
+    Line("partition", (), partition),
+    Line("images of the clients", (), samples, by_seed=True),
+    Line("clients", ("clients", "clients_per_round", "quorum"), clients),
+    Line("student", ("students.name", "students.mix", "students.common_init"), student),
+    Line("normalisation", ("students.norm", "students.statistics"), normalisation),
+    Line(
+        "optimiser",
+        ("train.optimiser", "train.momentum", "train.moments", "train.weight_decay", "train.clip"),
+        optimiser,
+    ),
+    Line("learning rate", ("train.lr", "train.lr_decay", "train.lr_clock"), rate),
+    Line("local work a round", ("train.batch", "train.steps", "train.epochs"), work),
+    Line("rounds", ("rounds",), rounds),
+    Line("public set", ("proxy.name", "proxy.size"), public),
+    Line(
+        "evaluated on",
+        ("evaluate.on", "evaluate.validation", "evaluate.every", "evaluate.pooled_every"),
+        evaluation,
+    ),
+    Line("privacy", ("privacy.label_epsilon", "privacy.size_step"), privacy),
+    Line("parts of the loss", ("parts",), parts),
+    Line("other values", (), others),
+)
+PLAYED = (
+    Line("engine", (), engine),
+    Line("code", (), code),
+    Line("versions", (), versions),
+    Line("machine", (), machine),
+)
+
+
+def plain(value: Any) -> str:
+    """A value as people write it: `0.1`, `none`, `[a, b]`."""
+    from fedkd import plainyaml
+
+    if value is None:
+        return "none"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else plainyaml.write(value)
+
+
+@cache
+def defaults() -> dict[str, Any]:
+    """What the schema says of every key but those of strategies and recipes."""
+    from fedkd.resolved import flat
+
+    return flat(asdict(RunConfig()))
+
+
+def _labels(member: Member) -> Sequence[Sequence[int]]:
+    return member.partition.get("labels") or ()
+
+
+def _shape(config: Config) -> Sequence[int]:
+    """Of folders older than the fact: as the data set says."""
+    from fedkd.data import sources
+
+    if own := config.get("data.shape"):
+        return tuple(own)
+    found = sources.SOURCES.get(str(config.get("data.name")))
+    return found.shape if found else ()
+
+
+def _often(every: int) -> str:
+    return "in each round" if every == 1 else f"every {every} rounds"
