@@ -1,4 +1,7 @@
-"""The border: every reply is checked once, here, before an algorithm sees it. A client's mistake is a Failure."""
+"""The border: every reply is checked once, here, before an algorithm sees it. A client's mistake is a Failure.
+
+What is checked is what is admitted: the border first takes the values (`taken`), so that nobody can change them later.
+"""
 
 import math
 from collections.abc import Callable, Mapping
@@ -8,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedkd import engine, plaintext
-from fedkd.engine import Failure, Job, Reply, Result
+from fedkd import engine, plaintext, taken, values
+from fedkd.engine import ClientState, Failure, Job, Reply, Result
 from fedkd.payload import Weights
 
 MAX_EXAMPLES = 10**9
@@ -17,6 +20,7 @@ MAX_NUMBERS = 256  # scalars a reply may carry
 MAX_NAME = 200  # characters of a name that a client chooses: the ledger keeps those of numbers
 MAX_SAMPLES = 100_000  # rows of `samples` and `probe_logits` a reply may carry
 MAX_REASON = 500  # characters of a refusal: the ledger keeps it, and a client chooses what it quotes
+MAX_DETAIL = 20_000  # characters of a traceback
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,46 +51,56 @@ def printable(text: str, most: int = MAX_REASON, keep: str = "") -> str:
 def admit(
     result: Result, job: Job, expected: Expectation, inspect: Callable[[Reply], None] = lambda reply: None
 ) -> Result:
-    """The reply itself if it is usable, else a Failure that says what is wrong with it.
+    """The reply, taken, if it is usable, else a Failure that says what is wrong with it.
 
     `inspect` looks last, at what only the algorithm can judge, and raises Refused.
     """
-    if isinstance(result, Failure):
-        return result
-    try:
-        _check_fresh(result, job)
-        _check_counts(result)
-        _check_kinds(result, expected)
-        for kind in sorted(result.payload.kinds()):
-            _CHECKS[kind](kind, getattr(result.payload, kind), expected)
-        _check_numbers("numbers", result.numbers)
-        _check_numbers("reply", {"seconds": result.seconds})
-        _check_probe(result.probe, expected)
-        inspect(result)
-    except Refused as refusal:
-        return engine.failed(job, refusal.what, refusal.cause)
-    except Exception as error:  # noqa: BLE001  # what no check foresaw must not stop the other clients
-        return engine.failure(job, error, "unreadable")
-    return result
+
+    def check(reply: Reply) -> None:
+        _check_kinds(reply, expected)
+        for kind in sorted(reply.payload.kinds()):
+            _CHECKS[kind](kind, getattr(reply.payload, kind), expected)
+        _check_state(reply.state)
+        _check_probe(reply.probe, expected)
+        inspect(reply)
+
+    return _admit(result, job, check)
 
 
 def admit_evaluation(job: Job, result: Result, classes: int) -> Result:
     """The same for a reply to an evaluation job: counts that fit, numbers that are finite."""
+
+    def check(reply: Reply) -> None:
+        correct, loss_sum = reply.numbers.get("correct"), reply.numbers.get("loss_sum")
+        if correct is None or loss_sum is None or not 0 <= correct <= reply.num_examples:
+            raise Refused("range", f"numbers: {correct} correct of {reply.num_examples}, loss_sum {loss_sum}")
+        _check_by_label(reply, classes)
+
+    return _admit(result, job, check)
+
+
+def _admit(result: Result, job: Job, check: Callable[[Reply], None]) -> Result:
     if isinstance(result, Failure):
-        return result
+        return _bounded(result, job)
     try:
-        _check_fresh(result, job)
-        _check_counts(result)
-        _check_numbers("numbers", result.numbers)
-        correct, loss_sum = result.numbers.get("correct"), result.numbers.get("loss_sum")
-        if correct is None or loss_sum is None or not 0 <= correct <= result.num_examples:
-            raise Refused("range", f"numbers: {correct} correct of {result.num_examples}, loss_sum {loss_sum}")
-        _check_by_label(result, classes)
+        reply = taken.reply(result)
+        _check_fresh(reply, job)
+        _check_counts(reply)
+        _check_numbers("numbers", reply.numbers)
+        _check_numbers("reply", {"seconds": reply.seconds})
+        check(reply)
     except Refused as refusal:
         return engine.failed(job, refusal.what, refusal.cause)
-    except Exception as error:  # noqa: BLE001  # as above
-        return engine.failure(job, error, "unreadable")
-    return result
+    except Exception as error:  # noqa: BLE001  # what no check foresaw must not stop the other clients
+        return _bounded(engine.failure(job, error, "unreadable"), job)
+    return reply
+
+
+def _bounded(failure: Failure, job: Job) -> Failure:
+    """A failure of this job whose words fit on a screen and in a file: an exception may quote whatever it likes."""
+    what = plaintext.printable(str(failure.what), MAX_REASON, keep="\n")
+    detail = plaintext.printable(str(failure.detail), MAX_DETAIL, keep="\n")
+    return engine.failed(job, what, failure.cause if failure.cause in engine.CAUSES else "raised", detail)
 
 
 def singly(job: Job, result: Result) -> list[tuple[Job, Result]]:
@@ -131,13 +145,13 @@ def check_rows(reply: Reply, rows: int) -> None:
 def _check_fresh(reply: Reply, job: Job) -> None:
     got = (reply.task, reply.client, reply.round, reply.exchange)
     wanted = (job.task, job.client, job.round, job.exchange)
-    if got != wanted:
+    if got != wanted or not all(type(number) is int for number in got[1:]):  # 2.0 and True are no rounds
         raise Refused("stale", f"reply is for (task, client, round, exchange) {got}, expected {wanted}")
 
 
 def _check_counts(reply: Reply) -> None:
     count: Any = reply.num_examples
-    if not isinstance(count, int) or isinstance(count, bool) or not 0 < count <= MAX_EXAMPLES:
+    if type(count) is not int or not 0 < count <= MAX_EXAMPLES:
         raise Refused("range", f"num_examples = {count!r}, expected an integer from 1 to {MAX_EXAMPLES}")
 
 
@@ -147,6 +161,25 @@ def _check_kinds(reply: Reply, expected: Expectation) -> None:
         raise Refused("kinds", f"payload has kinds {sorted(got)}, expected {sorted(expected.kinds)}")
 
 
+def _check_state(state: Any) -> None:
+    """A client's memory: what a checkpoint can hold, and finite, because the client trains on from it."""
+    if type(state) is not ClientState or not isinstance(state.kept, dict):
+        raise Refused("dtype", f"state is a {type(state).__name__}, expected a client's memory")
+    for name in ("epoch", "position", "last_round"):
+        count: Any = getattr(state, name)
+        if type(count) is not int or not 0 <= count < 2**63:
+            raise Refused("range", f"state: {name} = {count!r}, expected an integer from 0")
+    if wrong := [name for name, entry in state.kept.items() if not isinstance(entry, Tensor)]:
+        raise Refused("dtype", f"state: kept entry '{wrong[0]}' is no tensor")
+    try:
+        tensors, _ = values.flatten(state)
+    except TypeError as error:
+        raise Refused("dtype", f"state: {error}") from error
+    for name, tensor in tensors.items():
+        if not values.is_finite(tensor):
+            raise Refused("non_finite", f"state: '{name}' has values that are not finite")
+
+
 def _check_tensor(name: str, value: Any, shape: tuple[int, ...] | None, dtype: torch.dtype) -> None:
     if not isinstance(value, Tensor):
         raise Refused("dtype", f"{name} is a {type(value).__name__}, expected a tensor")
@@ -154,7 +187,7 @@ def _check_tensor(name: str, value: Any, shape: tuple[int, ...] | None, dtype: t
         raise Refused("dtype", f"{name} has dtype {value.dtype}, expected {dtype}")
     if shape is not None and tuple(value.shape) != shape:
         raise Refused("shape", f"{name} has shape {tuple(value.shape)}, expected {shape}")
-    if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+    if not values.is_finite(value):
         bad = int((~torch.isfinite(value)).sum())
         raise Refused("non_finite", f"{name}: {bad} of {value.numel()} values are not finite")
 

@@ -26,6 +26,7 @@ from fedkd import plainjson, rounds, values
 from fedkd.engine import ClientId, ClientState
 from fedkd.errors import CheckpointError
 from fedkd.rounds import Experiment, RunState
+from fedkd.standing import Standing
 
 SCHEMA = 1  # of the files; another number cannot be read
 FILES = ("server.safetensors", "clients.safetensors", "state.json")
@@ -98,6 +99,13 @@ def committed(folder: Path) -> list[Path]:
     return sorted((path for path in folder.glob("round-*") if _NAME.fullmatch(path.name)), key=_number)
 
 
+def forget(folder: Path, after: int) -> None:
+    """Remove all commits of later rounds than `after`."""
+    for path in committed(folder):
+        if _number(path) > after:
+            _clear(path)
+
+
 def prune(folder: Path, keep: int) -> None:
     """Remove all commits but the `keep` newest and the best, which is the earliest of those with the highest score.
 
@@ -123,6 +131,8 @@ def _contents(state: RunState, lengths: Mapping[str, int]) -> dict[str, bytes]:
         "clients": clients,
         "packing": index,
     }
+    if state.standing != Standing():
+        plain["standing"] = values.flatten(state.standing)[1]
     return {
         "server.safetensors": safetensors.torch.save(_apart(server_tensors)),
         "clients.safetensors": safetensors.torch.save(packed),
@@ -243,6 +253,7 @@ def _restore(contents: Mapping[str, bytes], experiment: Experiment, folder: Path
         tensors = _unpack(packed, plain["packing"])
         server = values.restore(template, plain["server"], named)
         clients = values.restore({}, plain["clients"], tensors, hint=Mapping[ClientId, ClientState])
+        standing = values.restore(Standing(), plain["standing"], {}) if "standing" in plain else Standing()
         _check_shape(plain, _number(folder), type(server) is type(template), clients)
     except values.Misfit as error:
         raise CheckpointError(
@@ -250,7 +261,7 @@ def _restore(contents: Mapping[str, bytes], experiment: Experiment, folder: Path
         ) from error
     except _UNREADABLE as error:  # the hashes are right, so somebody wrote this who is not us
         raise _Damaged(f"it cannot be read: {type(error).__name__}") from None
-    return Commit(RunState(plain["round"], server, clients), plain["ledger"])
+    return Commit(RunState(plain["round"], server, clients, standing), plain["ledger"])
 
 
 def _check_shape(plain: Mapping[str, Any], number: int, is_state: bool, clients: Any) -> None:

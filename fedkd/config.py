@@ -97,6 +97,19 @@ class PrivacyConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BorderConfig:
+    """What a reply may hold at most, and when a client is left out for what it sends (docs/engines.md)."""
+
+    __pydantic_config__: ClassVar[Any] = _FORBID
+    limit: Annotated[float, Ge(0)] = 1000.0  # times the median of the others' replies; 0: they are not compared
+    max_examples: Annotated[int, Ge(1)] | None = (
+        None  # training samples a client may say it has; null: what the partition gave it, on devices like the others
+    )
+    quarantine_after: Annotated[int, Ge(0)] = 3  # replies in a row refused for their values; 0: nobody is left out
+    quarantine_rounds: Annotated[int, Ge(1)] | None = None  # rounds that such a client is left out; null: the rest
+
+
+@dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     __pydantic_config__: ClassVar[Any] = _FORBID
     name: Literal["auto", "inline", "ray"] = "auto"  # auto: ray where it pays, else inline
@@ -231,5 +244,6 @@ class RunConfig:
     proxy: ProxyConfig = field(default_factory=ProxyConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    border: BorderConfig = field(default_factory=BorderConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -12,6 +12,12 @@ from fedkd.payload import Numbers, Payload, Weights
 
 ClientId = int
 Task = Literal["train", "evaluate", "evaluate_common", "evaluate_pooled", "evaluate_shared"]
+UNANSWERED = frozenset({"raised", "late", "lost", "no_data"})  # causes of failures: no reply came
+# A reply came and was refused. `unsettled`: nothing finite could be made of its round (settling.py).
+REFUSED = frozenset(
+    {"stale", "kinds", "names", "shape", "dtype", "range", "non_finite", "size", "unreadable", "unsettled"}
+)
+CAUSES = UNANSWERED | REFUSED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +79,7 @@ class Failure:
     client: ClientId
     round: int
     what: str  # a sentence: `weights: 'head.bias' has shape (9,), expected (10,)`
-    # A word. No reply came: raised, late, lost, no_data. Refused: stale, kinds, names, shape, dtype, range, non_finite,
-    # size, unreadable.
-    cause: str
+    cause: str  # a word of CAUSES
     detail: str = ""  # the traceback, if there is one
     task: Task = "train"
     exchange: int = 0
@@ -83,7 +87,7 @@ class Failure:
     @property
     def is_rejected(self) -> bool:
         """Whether a reply came and the border refused it."""
-        return self.cause not in {"raised", "late", "lost", "no_data"}
+        return self.cause not in UNANSWERED
 
 
 Result = Reply | Failure

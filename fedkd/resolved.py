@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedkd import plainyaml
-from fedkd.config import DataConfig, RunConfig
+from fedkd.config import BorderConfig, DataConfig, RunConfig
 
 DEFAULT = "default (schema)"
 
@@ -31,6 +31,7 @@ YOUNGER = {
     f"data.{key}": getattr(DataConfig(), key)
     for key in ("labels", "shape", "mean", "std", "resize", "test", "test_share", "min_samples")
 } | {"privacy.label_epsilon": None, "privacy.size_step": 1}
+YOUNGER |= {f"border.{key}": value for key, value in dataclasses.asdict(BorderConfig()).items()}
 
 
 @dataclass(frozen=True)

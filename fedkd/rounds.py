@@ -7,17 +7,17 @@ resuming, repeating and parallel runs are the same thing.
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import torch
 
-from fedkd import border, evaluation, metrics, privacy, seeds
+from fedkd import admission, evaluation, metrics, privacy, seeds, settling
 from fedkd.config import RunConfig
-from fedkd.engine import ClientId, ClientState, Engine, Failure, Job, Reply, pair
+from fedkd.engine import ClientId, ClientState, Engine, Failure, Job, Reply
 from fedkd.errors import RunError
 from fedkd.payload import Weights
 from fedkd.problem import Problem
+from fedkd.standing import Standing
 from fedkd.strategy import Cohort, Strategy
 
 
@@ -35,6 +35,7 @@ class Experiment:
     )
     num_tests: Sequence[int] | None = None  # test samples of each client; None: devices hold them, nobody knows
     own_logits: bool = True  # of the client half
+    sizes: tuple[int, ...] | None = None  # training samples of each client; None: devices hold them, nobody else knows
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class RunState:
     round: int  # rounds played
     server: Any
     clients: Mapping[ClientId, ClientState]  # of those that have trained
+    standing: Standing = field(default_factory=Standing)  # who was refused, and who is left out for it
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class _Tally:
     numbers: dict[str, Any] = field(default_factory=dict)
     local_accuracy: dict[str, float] = field(default_factory=dict)
     drift: dict[str, float] = field(default_factory=dict)
+    is_unsettled: bool = False  # nothing finite could be made of an exchange
     timings: dict[str, float] = field(
         default_factory=lambda: {"clients": 0.0, "server": 0.0, "evaluation": 0.0, "busy": 0.0}
     )
@@ -85,22 +88,33 @@ def play(experiment: Experiment, engine: Engine, state: RunState) -> Round:
     number = state.round + 1
     tally = _Tally()
     server, clients = state.server, dict(state.clients)
-    cohort = draw_cohort(experiment.config, number)
+    absent = state.standing.absent(number)
+    cohort = draw_cohort(experiment.config, number, absent)
     for exchange in range(experiment.strategy.trips(number)):
         part = Cohort(cohort, number, exchange)
-        server, cohort = _exchange(experiment, engine, server, clients, state.clients, part, tally)
-    after = RunState(number, server, clients)
+        server, cohort = _exchange(experiment, engine, server, clients, state, part, tally)
+        if tally.is_unsettled:  # the round leaves the state as it was
+            server, clients = state.server, dict(state.clients)
+            break
+    after = RunState(number, server, clients, _judged(experiment, state.standing, number, tally))
     accuracy = _evaluate(experiment, engine, after, tally)
     tally.timings["total"] = time.perf_counter() - start
     row = _row(number, tally, accuracy) | privacy.row(experiment.config.privacy, clients)
+    row |= {"left_out": sorted(absent)} if absent else {}
     return Round(after, row, _client_rows(number, tally), tally.failures, tally.timings)
 
 
-def draw_cohort(config: RunConfig, number: int) -> tuple[ClientId, ...]:
-    """The clients of a round, ascending: from (seed, round) alone, so all strategies meet the same."""
-    size = config.clients_per_round or config.clients
+def draw_cohort(config: RunConfig, number: int, absent: frozenset[ClientId] = frozenset()) -> tuple[ClientId, ...]:
+    """The clients of a round, ascending: from (seed, round) alone, so all strategies meet the same.
+
+    Of those that are not `absent`. Raises RunError if all are.
+    """
+    here = [client for client in range(config.clients) if client not in absent]
+    if not here:
+        raise RunError(f"round {number}: all clients are left out", mend="start a new run without those that lied")
+    size = min(config.clients_per_round or config.clients, len(here))
     generator = seeds.stream(config.seed, "cohort", round=number).numpy()
-    return tuple(sorted(int(c) for c in generator.choice(config.clients, size, replace=False)))
+    return tuple(sorted(here[int(place)] for place in generator.choice(len(here), size, replace=False)))
 
 
 def remembered(
@@ -119,7 +133,7 @@ def _exchange(
     engine: Engine,
     server: Any,
     clients: dict[ClientId, ClientState],
-    before: Mapping[ClientId, ClientState],
+    before: RunState,
     cohort: Cohort,
     tally: _Tally,
 ) -> tuple[Any, tuple[ClientId, ...]]:
@@ -134,55 +148,58 @@ def _exchange(
             round=cohort.round,
             exchange=cohort.exchange,
             payload=payload,
-            state=remembered(client, clients, before),
+            state=remembered(client, clients, before.clients),
         )
         for client, payload in sorted(payloads.items())
     }
     asked = time.perf_counter()
     results = list(engine.run(list(jobs.values()), config.engine.deadline))
     answered = time.perf_counter()
-    replies, failures = _admit(experiment, server, cohort, jobs, results)
-    _count(tally, jobs, replies, failures)
+    admitted = admission.admit(experiment, server, cohort, jobs, results)
     quorum = 1 if strategy.pools_data else config.quorum  # one client trains for all
-    _check_quorum(quorum, cohort, len(jobs), replies, failures)
-    _measure_drift(experiment, tally, jobs, replies)
+    admission.check_quorum(quorum, cohort, len(jobs), admitted)
     stream = seeds.stream(config.seed, "aggregate", round=cohort.round).child(cohort.exchange)
-    server, numbers = strategy.aggregate(server, replies, stream)
-    tally.numbers |= numbers
-    clients |= {reply.client: reply.state for reply in replies}
+    settled = settling.settle(
+        strategy,
+        server,
+        jobs,
+        admitted.replies,
+        admitted.ratios,
+        quorum,
+        stream,
+        lambda replied: _following(experiment, cohort, replied, before.standing),
+    )
+    _count(tally, jobs, settled.replies, [*admitted.failures, *settled.failures])
+    tally.is_unsettled = not settled.replies
+    if settled.replies:
+        _measure_drift(experiment, tally, jobs, settled.replies)
+    tally.numbers |= settled.findings
+    clients |= {reply.client: reply.state for reply in settled.replies}
     tally.timings["clients"] += answered - asked
-    tally.timings["busy"] += sum(reply.seconds for reply in replies)
+    tally.timings["busy"] += sum(reply.seconds for reply in settled.replies)
     tally.timings["server"] += asked - start + time.perf_counter() - answered
-    return server, tuple(reply.client for reply in replies)
+    return settled.server, tuple(reply.client for reply in settled.replies)
 
 
-def _admit(
-    experiment: Experiment,
-    server: Any,
-    cohort: Cohort,
-    jobs: Mapping[ClientId, Job],
-    results: Sequence[Reply | Failure],
-) -> tuple[list[Reply], list[Failure]]:
-    """Replies and failures, both by client: float sums must not depend on who answered first."""
-    problem, strategy = experiment.problem, experiment.strategy
-    kinds, probe = strategy.asks(cohort), min(experiment.config.evaluate.probe, experiment.num_pooled)
-    replies: list[Reply] = []
-    failures: list[Failure] = []
-    for job, result in pair(list(jobs.values()), results):
-        expected = border.Expectation(
-            kinds=kinds,
-            classes=problem.classes,
-            latent=problem.of(job.client).latent,
-            weights=job.payload.weights,
-            reference=job.payload.reference,
-            probe=probe,
-        )
-        admitted = border.admit(result, job, expected, partial(strategy.inspect, server, job))
-        if isinstance(admitted, Failure):
-            failures.append(admitted)
-        else:
-            replies.append(admitted)
-    return replies, failures
+def _following(
+    experiment: Experiment, cohort: Cohort, replied: tuple[ClientId, ...], standing: Standing
+) -> Cohort | None:
+    """Who is asked after an exchange; None after the last one of a run."""
+    number = cohort.round
+    if cohort.exchange + 1 < experiment.strategy.trips(number):
+        return Cohort(replied, number, cohort.exchange + 1)
+    if number >= experiment.config.rounds:
+        return None
+    return Cohort(draw_cohort(experiment.config, number + 1, standing.absent(number + 1)), number + 1)
+
+
+def _judged(experiment: Experiment, standing: Standing, number: int, tally: _Tally) -> Standing:
+    """What is held against clients after a round. Where one client trains for all, it cannot be left out."""
+    config, replied = experiment.config, {client for client, row in tally.rows.items() if row["state"] == "ok"}
+    after = standing.unsettled_once_more(number, tally.failures) if tally.is_unsettled else standing.settled()
+    if experiment.strategy.pools_data:
+        return after
+    return after.after(number, tally.failures, replied, config.border, config.clients, config.quorum)
 
 
 def _count(tally: _Tally, jobs: Mapping[ClientId, Job], replies: Sequence[Reply], failures: Sequence[Failure]) -> None:
@@ -203,21 +220,6 @@ def _count(tally: _Tally, jobs: Mapping[ClientId, Job], replies: Sequence[Reply]
         state = "rejected" if failure.is_rejected else "late" if failure.cause == "late" else "failed"
         tally.rows[failure.client] |= {"state": state, "cause": failure.cause, "reason": failure.what}
     tally.failures += failures
-
-
-def _check_quorum(
-    quorum: int, cohort: Cohort, asked: int, replies: Sequence[Reply], failures: Sequence[Failure]
-) -> None:
-    if len(replies) >= quorum:
-        return
-    causes = ", ".join(dict.fromkeys(f"client {f.client}: {f.what}" for f in failures[:3]))
-    rejected = sum(failure.is_rejected for failure in failures)
-    raise RunError(
-        f"round {cohort.round}: only {len(replies)} of {asked} clients replied usefully, quorum is {quorum} "
-        f"({len(failures) - rejected} failed, {rejected} rejected: {causes})",
-        mend=f"The state of round {cohort.round - 1} is safe",
-        failures=tuple(failures),
-    )
 
 
 def _measure_drift(

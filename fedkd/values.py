@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
 from typing import Any, get_args, get_type_hints
 
+import torch
 from torch import Tensor
 
 CONSTANT = {"is_stored": False}  # metadata of a field that every state of a run has alike
@@ -73,6 +74,13 @@ def _key(key: Any, path: str) -> str | int:
     if isinstance(key, str | int):
         return key
     raise TypeError(f"keys in a state are text or integers, not {type(key).__name__} (at '{path}')")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no value is infinite or NaN. Where the sum is finite all values are: one pass, and no copy."""
+    if not tensor.is_floating_point():
+        return True
+    return math.isfinite(float(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 def restore(template: Any, plain: Any, tensors: Mapping[str, Tensor], *, hint: Any = None) -> Any:

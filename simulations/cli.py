@@ -103,6 +103,8 @@ _DEPLOY: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--resume", {"action": "store_true", "help": "run: go on with a run, the newest unfinished one if none is named"}),
     ("--public-only", {"action": "store_true", "help": "shards: write the public images alone"}),
 )
+_WITHOUT = "a client that takes no part from now on; may be given again"
+_FROM = "with --without: go back to the newest checkpoint up to this round; 0: to the beginning"
 _RUN = "a run folder, a run's id or the beginning of one"
 
 VERBS = {
@@ -167,9 +169,17 @@ VERBS = {
     ),
     "resume": Verb(
         "go on with a stopped run",
-        ("fedkd resume                    # the newest unfinished one", "fedkd resume 1124-1830-fedgen-a3f9"),
+        (
+            "fedkd resume                    # the newest unfinished one",
+            "fedkd resume 1124-1830-fedgen-a3f9",
+            "fedkd resume pilot --without 3 --from 10       # again from round 10 on, client 3 takes no part",
+        ),
         verbs.resume,
-        (("words", {"nargs": "*", "metavar": "RUN", "help": _RUN}),),
+        (
+            ("words", {"nargs": "*", "metavar": "RUN", "help": _RUN}),
+            ("--without", {"action": "append", "type": int, "default": [], "metavar": "CLIENT", "help": _WITHOUT}),
+            ("--from", {"dest": "back_to", "type": int, "metavar": "ROUND", "help": _FROM}),
+        ),
     ),
     "show": Verb(
         "what a run has done",

@@ -19,7 +19,7 @@ from fedkd.payload import Payload
 from fedkd.resolved import Resolved
 from fedkd.rounds import Experiment, Round, RunState
 from fedkd.training import Site
-from simulations import advice, assemble, assigned, engines, machine, run_folder, summary
+from simulations import advice, assemble, assigned, engines, exclusion, machine, run_folder, summary
 from simulations.assemble import Assembly
 from simulations.board import Board
 from simulations.engines import Tell
@@ -68,7 +68,7 @@ class Driver:
         self.rows: list[ledger.Row] = []
         self.timings: list[ledger.Row] = []
 
-    def play(self) -> dict[str, Any]:
+    def play(self, left_out: exclusion.Exclusion = exclusion.NOBODY) -> dict[str, Any]:
         """Play until the last round, Ctrl-C or an error; the summary. Raises FedkdError; the folder is whole anyway."""
         with ExitStack() as stack:
             stack.callback(self.screen.close)
@@ -80,7 +80,7 @@ class Driver:
             stack.callback(self.board.close)
             self.interrupts = stack.enter_context(Interrupts())
             try:
-                return self._play(stack)
+                return self._play(stack, left_out)
             except Stop:
                 return self._stop()
             except RunError as error:
@@ -89,7 +89,7 @@ class Driver:
                 self._save_after(error)
                 raise
 
-    def _play(self, stack: ExitStack) -> dict[str, Any]:
+    def _play(self, stack: ExitStack, left_out: exclusion.Exclusion) -> dict[str, Any]:
         torch.set_num_threads(THREADS)
         config = self.config
         self.screen.phase(f"loading {config.data.name} for {config.clients} clients")
@@ -100,7 +100,7 @@ class Driver:
         for text in assembly.notes:
             self._tell(text, "note")
         self._compare_arithmetic()
-        state = self._state(assembly)
+        state = self._state(assembly, left_out)
         self._note_students(assembly.experiment, state)
         self.screen.phase("starting the engine")
         engine, sentence = self._engine(assembly.site)
@@ -113,6 +113,7 @@ class Driver:
             with self.interrupts.deferred():
                 _check_sane(played)
                 self._record(played)
+                exclusion.tell(state, played.state, config.border.quarantine_after, self._warn)
                 state = self.state = played.state
                 if state.round % self._commit_every() == 0:
                     self._commit()
@@ -135,10 +136,10 @@ class Driver:
             self._warn(f"arithmetic has changed ({', '.join(changed)}): results may differ from an unbroken run's")
         self.folder.note(arithmetic=now)
 
-    def _state(self, assembly: Assembly) -> RunState:
+    def _state(self, assembly: Assembly, left_out: exclusion.Exclusion) -> RunState:
         """The state to go on from, with ledger and curves cut to it."""
         found = checkpoint.load(self.folder.checkpoints, assembly.experiment, self.digest, self._warn)
-        state = found.state if found else rounds.begin(assembly.experiment)
+        state = left_out.apply(self.folder, found.state if found else rounds.begin(assembly.experiment), self._warn)
         with run_folder.writing(self.folder.path):
             self.ledger.cut(found.lengths if found else {})
             self.lengths = self.ledger.lengths()

@@ -7,7 +7,6 @@ strategy.start(grid, strategy.initial_arrays, num_rounds=20)
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from logging import INFO, WARNING, getLogger
 from typing import Any
 
@@ -15,7 +14,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedkd import border, engine, metrics, rounds, seeds
+from fedkd import admission, border, engine, metrics, rounds, seeds, settling
 from fedkd.engine import ClientId, ClientState, Failure, Job, Reply, Result
 from fedkd.errors import ConfigError
 from fedkd.payload import Payload, Weights
@@ -102,21 +101,44 @@ class Bridge(Strategy):
         """The next state. Below the quorum the round's first one stays, as Flower's strategies keep theirs."""
         strategy, config = self.experiment.strategy, self.experiment.config
         number, exchange = self._clock(server_round)
-        usable, failures = _split(self._admit(job, result) for job, result in self._results(replies))
+        settled = self._settle(self._results(replies), number, exchange)
+        usable, failures = settled.replies, settled.failures
         counts: dict[str, Any] = {"replies": len(usable), "failures": len(failures)}
         if len(usable) < config.quorum:
             _LOG.log(WARNING, "round %d: %d usable replies, quorum is %d", number, len(usable), config.quorum)
             self.state, self._cohort = self._before, ()
             return None, MetricRecord(counts)
         self._cohort = tuple(reply.client for reply in usable)
-        stream = seeds.stream(config.seed, "aggregate", round=number).child(exchange)
-        server, numbers = strategy.aggregate(self.state.server, usable, stream)
+        server, numbers = settled.server, settled.findings
         clients = {**self.state.clients, **{reply.client: reply.state for reply in usable}}
         self.state = RunState(number, server, clients)
         served = strategy.served(server, None)
         arrays = flower_codec.encode_weights(served.weights) if served is not None and served.weights else None
         terms = metrics.mean_by_name([reply.numbers for reply in usable])
         return arrays, MetricRecord({**counts, **_floats(terms), **_floats(numbers)})
+
+    def _settle(self, pairs: Sequence[tuple[Job, Result]], number: int, exchange: int) -> settling.Settled:
+        """What an exchange came to; fewer replies than the quorum leave the state as it is."""
+        experiment, state, quorum = self.experiment, self.state, self.experiment.config.quorum
+        jobs = {job.client: job for job, _ in pairs}
+        here = Cohort(self._cohort, number, exchange)
+        admitted = admission.admit(experiment, state.server, here, jobs, [result for _, result in pairs])
+        settled = settling.Settled(state.server, {}, admitted.replies, [])
+        if len(admitted.replies) >= quorum:
+            stream = seeds.stream(experiment.config.seed, "aggregate", round=number).child(exchange)
+            settled = settling.settle(
+                experiment.strategy,
+                state.server,
+                jobs,
+                admitted.replies,
+                admitted.ratios,
+                quorum,
+                stream,
+                lambda replied: None,
+            )
+        failures = [*admitted.failures, *settled.failures]
+        _warn(failures)
+        return replace(settled, failures=failures)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -143,7 +165,7 @@ class Bridge(Strategy):
         """Accuracy over clients, each on its own test split."""
         classes = self.experiment.problem.classes
         checked = (border.admit_evaluation(job, result, classes) for job, result in self._results(replies))
-        usable, _ = _split(checked)
+        usable = _replies(checked)
         if not usable:
             return None
         counts = [reply.num_examples for reply in usable]
@@ -189,33 +211,16 @@ class Bridge(Strategy):
         self._sent = []
         return pairs
 
-    def _admit(self, job: Job, result: Result) -> Result:
-        experiment = self.experiment
-        return border.admit(
-            result,
-            job,
-            border.Expectation(
-                kinds=experiment.strategy.asks(Cohort(self._cohort, job.round, job.exchange)),
-                classes=experiment.problem.classes,
-                latent=experiment.problem.of(job.client).latent,
-                weights=job.payload.weights,
-                reference=job.payload.reference,
-                probe=min(experiment.config.evaluate.probe, experiment.num_pooled),
-            ),
-            partial(experiment.strategy.inspect, self.state.server, job),
-        )
+
+def _replies(results: Iterable[Result]) -> list[Reply]:
+    found = list(results)
+    _warn([result for result in found if isinstance(result, Failure)])
+    return [result for result in found if isinstance(result, Reply)]
 
 
-def _split(results: Iterable[Result]) -> tuple[list[Reply], list[Failure]]:
-    replies: list[Reply] = []
-    failures: list[Failure] = []
-    for result in results:
-        if isinstance(result, Reply):
-            replies.append(result)
-        else:
-            _LOG.log(WARNING, "client %d failed in round %d: %s", result.client, result.round, result.what)
-            failures.append(result)
-    return replies, failures
+def _warn(failures: Iterable[Failure]) -> None:
+    for failure in failures:
+        _LOG.log(WARNING, "client %d failed in round %d: %s", failure.client, failure.round, failure.what)
 
 
 def _floats(numbers: Mapping[str, Any]) -> dict[str, float]:

@@ -11,6 +11,7 @@ from fedkd import ledger
 from fedkd.errors import CheckpointError, ConfigError, FedkdError, FolderError
 from fedkd.resolved import Resolved
 from simulations import progress, redacted, run_folder, story, summary
+from simulations.exclusion import NOBODY, Exclusion
 from simulations.options import Options
 from simulations.progress import Screen
 from simulations.run_folder import RunFolder
@@ -52,11 +53,18 @@ def start(
 
 
 def resume(
-    path: Path | None, *, runs: Path, options: Options, venue: "Venue | None" = None, words: Sequence[str] = ()
+    path: Path | None,
+    *,
+    runs: Path,
+    options: Options,
+    venue: "Venue | None" = None,
+    words: Sequence[str] = (),
+    exclusion: Exclusion = NOBODY,
 ) -> dict[str, Any]:
     """Go on with a run, without `path` with the newest unfinished one; a run that is done is only summarised.
 
     The ledger ends up as if nothing had happened. Raises FedkdError, also for any words: a run keeps its configuration.
+    `exclusion` says who takes no part from then on.
     """
     place = run_folder.find(runs, path) if path is not None else newest_unfinished(runs)
     refuse_words(place, words, f"fedkd run {shlex.quote(str(place / 'config.yaml'))}")
@@ -65,12 +73,14 @@ def resume(
         with progress.make(options) as screen:
             screen.phase(_FIRST)
             info, resolved = folder.info(), same_configuration(place)
+            exclusion.check(info, place)
             if info.get("state") == "done":
                 screen.end([f"done   {place} was finished before; nothing is left to play.  fedkd show {place}"])
                 return _summary(place)
             _compare_environment(info, screen)
             folder.note(state="running", resumed=_now(), error=None, mend=None, replays=None)
-            return _drive(resolved, folder, screen, options, venue)
+            exclusion.go_back(folder)
+            return _drive(resolved, folder, screen, options, venue, exclusion)
     finally:
         folder.release()
 
@@ -97,13 +107,18 @@ def listing(runs: Path) -> list[dict[str, Any]]:
 
 
 def _drive(
-    resolved: Resolved, folder: RunFolder, screen: Screen, options: Options, venue: "Venue | None" = None
+    resolved: Resolved,
+    folder: RunFolder,
+    screen: Screen,
+    options: Options,
+    venue: "Venue | None" = None,
+    exclusion: Exclusion = NOBODY,
 ) -> dict[str, Any]:
     try:
         screen.phase(_FIRST)
         from simulations.driver import Driver  # 2 s: torch
 
-        return Driver(resolved, folder, screen, debug=options.debug, venue=venue).play()
+        return Driver(resolved, folder, screen, debug=options.debug, venue=venue).play(exclusion)
     finally:
         screen.close()
 

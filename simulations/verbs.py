@@ -25,12 +25,13 @@ def run(args: Namespace, options: Options) -> int:
 
 
 def resume(args: Namespace, options: Options) -> int:
-    from simulations import run_folder, runs
+    from simulations import exclusion, run_folder, runs
 
     streams.outlive_terminal()
     wanted, words = run_folder.told_apart(args.words)
     path = run_folder.find(options.runs, wanted) if wanted else None
-    return _end(runs.resume(path, runs=options.runs, options=options, words=words), options)
+    left_out = exclusion.Exclusion(tuple(args.without), args.back_to)
+    return _end(runs.resume(path, runs=options.runs, options=options, words=words, exclusion=left_out), options)
 
 
 def show(args: Namespace, options: Options) -> int:

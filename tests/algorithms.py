@@ -113,7 +113,8 @@ class Code(str):
 @cache
 def configure(algorithm: tuple[str, ...], *more: str) -> RunConfig:
     """The small run of an algorithm, changed by more words."""
-    chosen = compose.resolve([*SMALL, *algorithm]).config.strategy
+    public = PUBLIC if declared(server(algorithm)).get("proxy") == "yes" else ()
+    chosen = compose.resolve([*SMALL, *public, *algorithm]).config.strategy
     less = [
         f"strategy.{key}={few}"
         for key, value in chosen.items()
@@ -121,7 +122,6 @@ def configure(algorithm: tuple[str, ...], *more: str) -> RunConfig:
         if key.endswith(end) and isinstance(value, int) and value > few
     ]
     less += [f"strategy.{key}={value}" for key, value in AT_ONCE.items() if key in chosen]
-    public = PUBLIC if declared(server(algorithm)).get("proxy") == "yes" else ()
     return compose.resolve([*SMALL, *public, *algorithm, *less, *more]).config
 
 

@@ -1,7 +1,7 @@
 """Whatever a client sends, every strategy's round goes on without it."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,19 +10,14 @@ import pytest
 import tiny
 import torch
 from algorithms import Trail
+from replays import Replay, given, once
 
 from fedkd import rounds
-from fedkd.config import EvaluateConfig
-from fedkd.engine import Engine, Job, Reply, Result
+from fedkd.engine import Reply
 from fedkd.errors import RunError
 from fedkd.payload import KINDS, Payload
-from fedkd.rounds import Experiment
 
 Lie = Callable[[Reply, str], Any]  # what becomes of a reply; the name is the kind of knowledge it lies about
-
-
-def given(reply: Reply) -> dict[str, Any]:
-    return {kind: getattr(reply.payload, kind) for kind in reply.payload.kinds()}
 
 
 def spoil(change: Callable[[torch.Tensor], Any]) -> Lie:
@@ -158,30 +153,6 @@ def check_refused(trail: Trail, told: Told, number: int, lie: Lie, kind: str) ->
     tiny.assert_same(tiny.canonical(played.state.server), told.without[number])
     if number == 0:
         assert played.state.clients.get(liar) is state.clients.get(liar)
-
-
-@dataclass
-class Replay(Engine):
-    """Gives the replies of a round that was played, as somebody tells them."""
-
-    said: Sequence[algorithms.Exchange]
-    tell: Callable[[Reply], Any]
-    name = "replay"
-
-    def run(self, jobs: Sequence[Job], deadline: float | None = None) -> Iterator[Result]:
-        replies = {reply.client: reply for reply in self.said[jobs[0].exchange].replies}
-        yield from (self.tell(replies[job.client]) for job in jobs)
-
-
-def once(trail: Trail, exchanges: int) -> Experiment:
-    """The experiment without evaluations, and with the first exchanges of a round only."""
-
-    class Cut(type(trail.strategy)):  # type: ignore[misc]
-        def trips(self, round: int) -> int:
-            return exchanges
-
-    config = replace(trail.experiment.config, rounds=99, evaluate=EvaluateConfig(every=99, pooled_every=99, probe=8))
-    return replace(trail.experiment, config=config, strategy=Cut(trail.strategy.config))
 
 
 def test_no_reply_at_all_ends_the_run_with_its_state_untouched(trail: Trail, told: Told):

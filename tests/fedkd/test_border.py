@@ -4,7 +4,9 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
+import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -61,7 +63,12 @@ def with_entry(name: str, value: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_honest_knowledge_of_each_kind_is_admitted_as_it_is(kind):
     sent = reply({kind: HONEST[kind]})
-    assert border.admit(sent, JOB, expect(kind)) is sent
+    tiny.assert_same(tiny.canonical(border.admit(sent, JOB, expect(kind))), tiny.canonical(sent))
+
+
+def test_honest_tensors_are_taken_without_a_copy():
+    admitted = admit({"weights": SENT})
+    assert admitted.payload.weights["head.weight"] is SENT["head.weight"]
 
 
 def test_all_kinds_at_once_are_admitted():
@@ -70,11 +77,22 @@ def test_all_kinds_at_once_are_admitted():
 
 def test_a_failure_passes_as_it_is():
     found = failed(JOB, "it broke", "raised")
-    assert border.admit(found, JOB, expect("weights")) is found
-    assert border.admit_evaluation(JOB, found, CLASSES) is found
+    assert border.admit(found, JOB, expect("weights")) == found
+    assert border.admit_evaluation(JOB, found, CLASSES) == found
 
 
-@pytest.mark.parametrize("change", [{"round": 1}, {"client": 2}, {"exchange": 1}, {"task": "evaluate"}, {"round": "2"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"round": 1},
+        {"client": 2},
+        {"exchange": 1},
+        {"task": "evaluate"},
+        {"round": "2"},
+        {"round": 2.0},
+        {"client": True},
+    ],
+)
 def test_a_reply_to_another_job_is_stale(change):
     assert cause(admit({"weights": SENT}, **change)) == "stale"
 
@@ -295,12 +313,12 @@ def test_counts_by_label_must_add_up(expected, seen, right):
 
 def test_an_honest_evaluation_with_counts_by_label_is_admitted():
     sent = evaluated(by_label=torch.tensor([[3, 1, 1], [3, 0, 1]]))
-    assert border.admit_evaluation(EVALUATION, sent, CLASSES) is sent
+    assert isinstance(border.admit_evaluation(EVALUATION, sent, CLASSES), Reply)
 
 
 def test_an_honest_evaluation_is_admitted_as_it_is():
     sent = evaluated()
-    assert border.admit_evaluation(EVALUATION, sent, CLASSES) is sent
+    assert tiny.canonical(border.admit_evaluation(EVALUATION, sent, CLASSES)) == tiny.canonical(sent)
 
 
 @pytest.mark.parametrize(
@@ -336,7 +354,7 @@ def inspect(reply: Reply) -> None:
 
 def test_rows_are_those_that_were_asked_for():
     sent = reply({"probe_logits": torch.zeros(9, CLASSES)})
-    assert border.admit(sent, JOB, expect("probe_logits"), inspect) is sent
+    assert isinstance(border.admit(sent, JOB, expect("probe_logits"), inspect), Reply)
     for rows in (0, 8, 10):
         found = border.admit(reply({"probe_logits": torch.zeros(rows, CLASSES)}), JOB, expect("probe_logits"), inspect)
         assert cause(found) == "shape"
@@ -345,7 +363,7 @@ def test_rows_are_those_that_were_asked_for():
 
 def test_of_a_reply_without_logits_no_rows_are_asked():
     sent = reply({"weights": SENT})
-    assert border.admit(sent, JOB, expect("weights"), inspect) is sent
+    assert isinstance(border.admit(sent, JOB, expect("weights"), inspect), Reply)
 
 
 def test_the_algorithm_looks_last():
@@ -375,3 +393,91 @@ def test_what_it_stumbles_on_is_unreadable():
 @pytest.mark.parametrize(("what", "knowledge"), [(w, k["weights"]) for w, k in HOSTILE if "weights" in k])
 def test_a_reference_is_checked_as_weights_are(what, knowledge):
     assert cause(admit({"reference": knowledge})) == what
+
+
+# What a plugin in this process may hand over
+
+
+def test_tensors_that_require_gradients_are_taken_without_their_graph():
+    leaf = torch.zeros(CLASSES, LATENT, requires_grad=True)
+    for entry in (leaf, leaf * 2, torch.nn.Parameter(torch.zeros(CLASSES, LATENT))):
+        state = ClientState(memory={"deep": [{"entry": entry}]})
+        admitted = admit(with_entry("head.weight", entry), state=state)
+        for taken in (admitted.payload.weights["head.weight"], admitted.state.memory["deep"][0]["entry"]):
+            assert (type(taken), taken.requires_grad, taken.grad_fn) == (torch.Tensor, False, None)
+
+
+def test_what_is_admitted_is_contiguous_and_alone_in_its_memory():
+    large = torch.zeros(LATENT, 9)
+    with torch.inference_mode():
+        inferred = torch.zeros(CLASSES, LATENT)
+    for entry in (large[:, :CLASSES].T, large.flatten()[: CLASSES * LATENT].view(CLASSES, LATENT), inferred):
+        taken = admit(with_entry("head.weight", entry)).payload.weights["head.weight"]
+        assert (taken.is_contiguous(), taken.is_inference()) == (True, False)
+        assert taken.untyped_storage().nbytes() == 4 * CLASSES * LATENT
+
+
+class Fickle(dict[str, Any]):
+    """Honest when it is looked at, something else later."""
+
+    def items(self):
+        first, self.items = super().items(), lambda: {"head.weight": torch.full((CLASSES, LATENT), math.nan)}.items()
+        return first
+
+
+def test_a_mapping_that_changes_after_the_check_changes_nothing_that_was_admitted():
+    weights = Fickle(SENT)
+    admitted = admit({"weights": weights})
+    weights.clear()
+    assert type(admitted.payload.weights) is dict
+    assert set(admitted.payload.weights) == set(SENT)
+
+
+def test_numbers_and_names_are_taken_as_pythons_own():
+    class Name(str):
+        pass
+
+    admitted = admit({"numbers": {Name("loss"): np.float64(0.5)}}, numbers={"ce": np.float64(1)}, seconds=np.float64(2))
+    (named,) = admitted.payload.numbers.items()
+    assert [type(part) for part in (*named, admitted.numbers["ce"], admitted.seconds)] == [str, float, float, float]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "state"),
+    [
+        ("dtype", None),
+        ("dtype", ClientState(kept={"w": [1.0]})),
+        ("dtype", ClientState(memory={"code": print})),
+        ("dtype", ClientState(memory={(1, 2): 3})),
+        ("dtype", ClientState(optimiser={"x": np.zeros(2)})),
+        ("range", ClientState(epoch=1.0)),
+        ("range", ClientState(position=-1)),
+        ("range", ClientState(last_round=10**30)),
+        ("non_finite", ClientState(kept={"w": torch.tensor([math.nan])})),
+        ("non_finite", ClientState(memory={"deep": {"w": torch.tensor([1e38, math.inf])}})),
+        ("non_finite", ClientState(optimiser={"square": {"w": torch.tensor([-math.inf])}})),
+    ],
+)
+def test_a_memory_that_could_not_be_stored_or_trained_on_is_refused(wanted, state):
+    assert cause(admit({"weights": SENT}, state=state)) == wanted
+
+
+def test_large_finite_values_are_not_taken_for_infinite_ones():
+    """Their sum overflows."""
+    assert isinstance(admit(with_entry("head.weight", torch.full((CLASSES, LATENT), 3e38))), Reply)
+
+
+def test_reasons_and_tracebacks_are_of_bounded_length_and_known_causes():
+    for told in (failed(JOB, "a" * 14_000, "invented", "b" * 10**6), failed(JOB, "\x1b[2J" * 9000, "raised")):
+        found = border.admit(told, JOB, expect("weights"))
+        assert len(found.what) <= border.MAX_REASON
+        assert len(found.detail) <= border.MAX_DETAIL
+        assert (found.cause, found.what.isprintable()) == ("raised", True)
+
+
+def test_an_error_of_our_own_checks_is_of_bounded_length_too():
+    def inspect(reply):
+        raise ValueError("c" * 14_000)
+
+    found = border.admit(reply({"weights": SENT}), JOB, expect("weights"), inspect)
+    assert (found.cause, len(found.what)) == ("unreadable", border.MAX_REASON)

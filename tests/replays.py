@@ -1,0 +1,40 @@
+"""Rounds of an algorithm played again from their replies, as somebody tells them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import algorithms
+from algorithms import Trail
+
+from fedkd.config import EvaluateConfig
+from fedkd.engine import Engine, Job, Reply, Result
+from fedkd.rounds import Experiment
+
+
+def given(reply: Reply) -> dict[str, Any]:
+    return {kind: getattr(reply.payload, kind) for kind in reply.payload.kinds()}
+
+
+@dataclass
+class Replay(Engine):
+    """Gives the replies of a round that was played, as somebody tells them."""
+
+    said: Sequence[algorithms.Exchange]
+    tell: Callable[[Reply], Any]
+    name = "replay"
+
+    def run(self, jobs: Sequence[Job], deadline: float | None = None) -> Iterator[Result]:
+        replies = {reply.client: reply for reply in self.said[jobs[0].exchange].replies}
+        yield from (self.tell(replies[job.client]) for job in jobs)
+
+
+def once(trail: Trail, exchanges: int) -> Experiment:
+    """The experiment without evaluations, and with the first exchanges of a round only."""
+
+    class Cut(type(trail.strategy)):  # type: ignore[misc]
+        def trips(self, round: int) -> int:
+            return exchanges
+
+    config = replace(trail.experiment.config, rounds=99, evaluate=EvaluateConfig(every=99, pooled_every=99, probe=8))
+    return replace(trail.experiment, config=config, strategy=Cut(trail.strategy.config))

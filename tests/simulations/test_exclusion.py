@@ -1,0 +1,120 @@
+"""`resume --without`: a run whose state a client has spoiled goes on without it, and so does every later resume."""
+
+import json
+
+import pytest
+import torch
+
+from fedkd import compose, ledger
+from fedkd.errors import ConfigError, FolderError
+from simulations import cli, engines, runs
+from simulations.exclusion import Exclusion
+from simulations.inline import Inline
+from simulations.interrupts import Stop
+from simulations.options import Options
+
+SMALL = [
+    "data=digits",
+    "students=mlp",
+    "partition.alpha=1",
+    "clients=4",
+    "train.steps=2",
+    "evaluate.probe=8",
+    "strategy=fedavg",
+    "rounds=6",
+    "checkpoint.every=1",
+    "checkpoint.keep=9",
+    "engine=inline",
+]
+QUIET = Options(quiet=True)
+
+
+@pytest.fixture(autouse=True)
+def _keep_threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+class Stopping(Inline):
+    """An engine that is interrupted in the middle of a round."""
+
+    at = 99
+
+    def run(self, jobs, deadline=None):
+        for result in super().run(jobs, deadline):
+            if result.round == type(self).at:
+                raise Stop
+            yield result
+
+
+@pytest.fixture
+def stopped(tmp_path, monkeypatch):
+    """A run that was stopped in round 4, and an engine that can be stopped again."""
+    monkeypatch.setattr(engines, "Inline", Stopping)
+    monkeypatch.setattr(Stopping, "at", 4)
+    runs.start(compose.resolve(SMALL), runs=tmp_path, name="pilot", options=QUIET)
+    monkeypatch.setattr(Stopping, "at", 99)
+    return tmp_path / "pilot"
+
+
+def cohorts(place):
+    return [row["cohort"] for row in ledger.rows(place / "metrics.jsonl")]
+
+
+def test_a_client_takes_no_part_from_the_next_round_on(stopped):
+    found = runs.resume(stopped, runs=stopped.parent, options=QUIET, exclusion=Exclusion([2]))
+    assert found["status"] == "done"
+    assert cohorts(stopped) == [[0, 1, 2, 3]] * 3 + [[0, 1, 3]] * 3
+    assert json.loads((stopped / "run.json").read_text())["without"] == [{"client": 2, "after": 3}]
+    events = ledger.rows(stopped / "events.jsonl")
+    assert [e["what"] for e in events if e["event"] == "warn"] == ["client 2 is left out from round 4 on: --without"]
+
+
+@pytest.mark.parametrize("back_to", [0, 2])
+def test_from_goes_back_to_a_state_that_is_not_spoiled_yet(stopped, back_to):
+    runs.resume(stopped, runs=stopped.parent, options=QUIET, exclusion=Exclusion([2], back_to))
+    assert cohorts(stopped) == [[0, 1, 2, 3]] * back_to + [[0, 1, 3]] * (6 - back_to)
+    assert json.loads((stopped / "run.json").read_text())["without"] == [{"client": 2, "after": back_to}]
+
+
+def test_a_later_resume_leaves_out_the_same_client_and_gives_the_same_bytes(stopped, monkeypatch):
+    """Interrupted before anything is committed again: run.json alone knows."""
+    monkeypatch.setattr(Stopping, "at", 1)
+    runs.resume(stopped, runs=stopped.parent, options=QUIET, exclusion=Exclusion([2], 0))
+    assert cohorts(stopped) == []
+    monkeypatch.setattr(Stopping, "at", 5)
+    runs.resume(stopped, runs=stopped.parent, options=QUIET)
+    monkeypatch.setattr(Stopping, "at", 99)
+    runs.resume(stopped, runs=stopped.parent, options=QUIET)
+    assert cohorts(stopped) == [[0, 1, 3]] * 6
+    again = stopped.parent / "again"
+    monkeypatch.setattr(Stopping, "at", 1)
+    runs.start(compose.resolve(SMALL), runs=stopped.parent, name="again", options=QUIET)
+    monkeypatch.setattr(Stopping, "at", 99)
+    runs.resume(again, runs=stopped.parent, options=QUIET, exclusion=Exclusion([2], 0))
+    assert (again / "metrics.jsonl").read_bytes() == (stopped / "metrics.jsonl").read_bytes()
+
+
+def test_mistakes_are_said_before_anything_is_removed(stopped):
+    before = sorted((stopped / "checkpoints").iterdir())
+    for words, what in (
+        (([4],), "--without 4: the run has no such client"),
+        (((), 1), "--from 1 without --without"),
+        (([1], -1), "--from -1 is no round"),
+    ):
+        with pytest.raises(ConfigError, match=what):
+            runs.resume(stopped, runs=stopped.parent, options=QUIET, exclusion=Exclusion(*words))
+    assert sorted((stopped / "checkpoints").iterdir()) == before
+
+
+def test_a_run_that_is_done_leaves_nobody_out(stopped):
+    runs.resume(stopped, runs=stopped.parent, options=QUIET)
+    with pytest.raises(FolderError, match="the run is done"):
+        runs.resume(stopped, runs=stopped.parent, options=QUIET, exclusion=Exclusion([2]))
+
+
+def test_the_command_line_takes_several_clients(stopped, capsys):
+    words = ["resume", str(stopped), "--without", "1", "--without", "2", "--from", "2", "--quiet"]
+    assert cli.main(words) == 0
+    assert cohorts(stopped) == [[0, 1, 2, 3]] * 2 + [[0, 3]] * 4
