@@ -17,6 +17,9 @@ from torch import Tensor
 CONSTANT = {"is_stored": False}  # metadata of a field that every state of a run has alike
 
 
+_SCALARS: dict[type, tuple[type, ...]] = {bool: (bool,), int: (int, float), float: (float, int), str: (str,)}
+
+
 class Misfit(Exception):
     """Stored values that our code has no place for."""
 
@@ -93,7 +96,7 @@ def restore(template: Any, plain: Any, tensors: Mapping[str, Tensor], *, hint: A
 
 def _value(template: Any, hint: Any, plain: Any, tensors: Mapping[str, Tensor], path: str) -> Any:
     if not isinstance(plain, dict):
-        return plain
+        return _scalar(template, plain, path)
     ((kind, content),) = plain.items()
     if kind == "tensor":
         return _tensor(template, tensors[content], path)
@@ -115,6 +118,16 @@ def _value(template: Any, hint: Any, plain: Any, tensors: Mapping[str, Tensor], 
         ]
         return parts if kind == "list" else tuple(parts)
     raise Misfit(f"'{path}' is a '{kind}', which is unknown")
+
+
+def _scalar(template: Any, plain: Any, path: str) -> Any:
+    """A number where the template has one, and text where it has text; None may stand for any of them."""
+    if isinstance(plain, list):
+        raise Misfit(f"'{path}' is a bare list, which we never write")
+    wanted = type(template)
+    if plain is None or wanted not in _SCALARS or type(plain) in _SCALARS[wanted]:
+        return plain
+    raise Misfit(f"'{path}' is a {type(plain).__name__}, expected a {wanted.__name__}")
 
 
 def _dataclass(template: Any, hint: Any, content: Mapping[str, Any], tensors: Mapping[str, Tensor], path: str) -> Any:

@@ -155,3 +155,16 @@ def test_what_a_run_is_told_is_not_stored_but_taken_from_the_template():
     assert found == {"a": Told(3, "the problem")}
     with pytest.raises(values.Misfit, match="not stored"):
         values.restore({}, plain, tensors, hint=Mapping[str, Told])
+
+
+@pytest.mark.parametrize(
+    ("template", "plain"), [(1, "1"), (1, True), (1.0, "a"), (True, 1), ("a", 1), (1, []), (None, [])], ids=repr
+)
+def test_a_number_comes_back_as_a_number_and_text_as_text(template, plain):
+    with pytest.raises(values.Misfit, match=r"expected|bare list"):
+        values.restore({"x": template}, {"map": [["x", plain]]}, {})
+
+
+@pytest.mark.parametrize(("template", "plain"), [(1, 2), (1, 2.5), (1.0, 2), (1.0, None), (None, "a"), (True, False)])
+def test_a_number_may_turn_from_whole_to_broken_or_be_missing(template, plain):
+    assert values.restore({"x": template}, {"map": [["x", plain]]}, {}) == {"x": plain}
