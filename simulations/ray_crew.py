@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedkd.errors import EngineError
-from simulations import machine, ray_worker
+from simulations import machine, ray_session, ray_worker
 from simulations.inline import Place
 from simulations.lanes import Part
 
@@ -76,6 +76,12 @@ class Crew:
             ray.get(ready[0])
         except ray.exceptions.RayError as error:
             raise EngineError(f"a Ray worker cannot start: {error}", mend="use engine=inline") from error
+
+    def check_alive(self) -> None:
+        """Raises EngineError if Ray itself has died."""
+        if why := ray_session.died():
+            memory = f"too little memory is a usual cause: {machine.limits()}"
+            raise EngineError(f"Ray has died: {why}", mend=f"what was played is saved, fedkd resume goes on; {memory}")
 
     def replace(self, slot: Slot, why: str) -> None:
         """Kill a worker and start another in its place, or drop the slot after too many attempts.

@@ -14,6 +14,7 @@ from simulations.lanes import Costs, Lanes, Part, Resident
 from simulations.ray_crew import Call, Crew, Slot
 
 CALLS_IN_FLIGHT = 2  # a worker: it does one while the next waits at its door
+LOOK_SECONDS = 1.0  # between looks at whether Ray itself is alive: it takes 10 before it ends this process
 LONG_SECONDS = 0.1  # of work at a worker: the next call's 0.5 ms can then wait
 SUSPICIONS = 3  # a job that stood at the head of this many dying workers is given up
 GRACE_SECONDS = 10.0  # or as long as the deadline, if that is longer: what is unanswered then has a stuck worker
@@ -69,6 +70,7 @@ class Dispatch:
                 if time.monotonic() >= end:
                     yield from (late(part.job) for part in self._unanswered)
                     return
+                self._crew.check_alive()
                 self._crew.check_time()
                 self._feed()
                 if answered := self._wait(end):
@@ -107,8 +109,7 @@ class Dispatch:
 
         calls = {call.ref: (slot, call) for slot in self._crew.slots for call in slot.calls}
         left = min(end, self._crew.expires()) - time.monotonic()
-        timeout = None if left == float("inf") else max(0.0, left)
-        ready, _ = ray.wait(list(calls), num_returns=1, timeout=timeout)
+        ready, _ = ray.wait(list(calls), num_returns=1, timeout=min(max(0.0, left), LOOK_SECONDS))
         return calls[ready[0]] if ready else None
 
     def _receive(self, slot: Slot, call: Call) -> Iterator[Result]:
@@ -125,6 +126,7 @@ class Dispatch:
             slot.holds.clear()
             yield from self._suspect([] if call.is_stale else call.parts, "raised", error)
         except ray.exceptions.RayError as error:
+            self._crew.check_alive()  # else it would be taken for the worker's own death
             yield from self._bury(slot, error)
         else:
             slot.calls.remove(call)

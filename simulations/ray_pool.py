@@ -11,7 +11,9 @@ from simulations import ray_session, ray_worker
 from simulations.inline import Place
 from simulations.lanes import Costs, Resident
 from simulations.ray_crew import GREETING_SECONDS, Crew
-from simulations.ray_dispatch import Dispatch
+from simulations.ray_dispatch import LOOK_SECONDS, Dispatch
+
+USE_SECONDS = 5.0  # for jobs to notice that Ray has died
 
 
 class RayPool(Engine):
@@ -26,6 +28,7 @@ class RayPool(Engine):
     def __init__(self, site: Place, *, workers: int | None = None, address: str | None = None) -> None:
         self._site, self._workers, self._address = site, workers, address
         self._lock = threading.Lock()  # guards _site and _crew between this thread and the pool's
+        self._use = threading.Lock()  # held while jobs run: Ray must not be shut down under them
         self._crew: Crew | None = None
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
@@ -63,10 +66,11 @@ class RayPool(Engine):
             raise _closed()
         self._runs += 1
         dispatch = Dispatch(self._crew, jobs, number=self._runs, homes=self._homes, costs=self._costs)
-        try:
-            yield from dispatch.results(deadline)
-        finally:
-            self._stolen += dispatch.lanes.stolen
+        with self._use:
+            try:
+                yield from dispatch.results(deadline)
+            finally:
+                self._stolen += dispatch.lanes.stolen
 
     def serve(self, site: Place) -> None:
         """From now on run jobs at another site: the next run of a comparison."""
@@ -107,7 +111,7 @@ class RayPool(Engine):
                 atexit.register(self.close)  # again, so that it runs before Ray's own, which was registered meanwhile
                 self._open(workers)
                 self._started.set()
-                self._closing.wait()
+                self._watch()
                 self._shut()
         except FedkdError as error:
             self._error = error
@@ -128,12 +132,23 @@ class RayPool(Engine):
         if not self._closing.is_set():
             crew.check_first()
 
+    def _watch(self) -> None:
+        """Until the pool is closed, or Ray has died: then the next that asks the pool is told."""
+        while self._crew is not None and not self._closing.wait(LOOK_SECONDS):
+            try:
+                self._crew.check_alive()
+            except EngineError as error:
+                self._error = error
+                break
+
     def _shut(self) -> None:
         with self._lock:
             self._final = self.facts()
             crew, self._crew = self._crew, None
-        if crew is not None:
+        if crew is not None and self._error is None:
             crew.close()
+        if self._use.acquire(timeout=USE_SECONDS):
+            self._use.release()
 
 
 def _closed() -> EngineError:

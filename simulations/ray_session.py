@@ -16,6 +16,7 @@ STORE_FLOOR = 256 << 20  # bytes of Ray's object store besides the samples: payl
 CONNECT_SECONDS = 5.0
 SOCKET = "r/session_2026-12-31_23-59-59_999999_4194304/sockets/plasma_store"  # the longest that Ray makes in its folder
 
+_VITAL = ("raylet", "gcs_server")  # without one of these nothing can be run any more
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a FutureWarning
@@ -51,6 +52,18 @@ def session(*, workers: int | None, address: str | None, data_bytes: int) -> Ite
             yield workers or num_cores()
         finally:
             ray.shutdown()
+
+
+def died() -> str:
+    """Which of our private Ray's own processes has ended, in words; empty if none has. Costs microseconds.
+
+    Ray would end this whole process some seconds later, without a word to us.
+    """
+    import ray
+
+    node = ray._private.worker._global_node
+    dead: list[Any] = [] if node is None else [each for each in node.dead_processes() if each[0] in _VITAL]
+    return ", ".join(f"its {name} ended with code {process.poll()}" for name, process in dead)
 
 
 def num_cores() -> int:

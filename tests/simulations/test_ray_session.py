@@ -74,6 +74,30 @@ def test_a_private_pool_of_one_gives_the_inline_bytes_and_leaves_nothing_behind(
         list(pool.run(jobs))
 
 
+def test_when_ray_itself_dies_the_jobs_end_in_an_error_and_nothing_is_left_behind(pool, problem, tmp_root):
+    jobs = [tiny.job(problem, client=client) for client in range(3)]
+    results = pool.run(jobs)
+    next(results)
+    (raylet,) = ray._private.worker._global_node.all_processes["raylet"]
+    raylet.process.kill()
+    with pytest.raises(EngineError, match=r"Ray has died: its raylet ended with code -9") as caught:
+        play_on(pool, results, jobs)
+    assert caught.value.code == 3
+    assert "fedkd resume" in caught.value.mend
+    with pytest.raises(EngineError, match="Ray has died"):
+        list(pool.run(jobs))
+    pool.close()
+    assert not ray.is_initialized()
+    assert list(tmp_root.iterdir()) == []
+
+
+def play_on(pool, results, jobs):
+    """Round after round: answers that had come already count."""
+    while True:
+        list(results)
+        results = pool.run(jobs)
+
+
 def test_a_pool_that_is_closed_before_it_is_up_comes_down(pool, tmp_root):
     pool.start()
     pool.close()

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fedkd import checkpoint, compose, engine, ledger
-from fedkd.errors import CheckpointError, ConfigError, DataError, FolderError, RunError
+from fedkd.errors import CheckpointError, ConfigError, DataError, EngineError, FolderError, RunError
 from simulations import cli, engines, run_folder, runs, story
 from simulations.inline import Inline
 from simulations.interrupts import Stop
@@ -300,6 +300,27 @@ def test_a_bug_in_an_algorithm_keeps_the_rounds_before_it(tmp_path, faulty):
     assert run_folder.state(tmp_path / "pilot") == "failed"
     assert "ZeroDivisionError: a bug" in (tmp_path / "pilot" / "log.txt").read_text()
     assert [path.name for path in checkpoint.committed(tmp_path / "pilot" / "checkpoints")][-1] == "round-0003"
+
+
+def test_an_engine_that_dies_ends_the_run_with_an_event_and_a_resume_gives_the_same_bytes(tmp_path, faulty):
+    whole = start(tmp_path, name="whole")
+
+    def die(number):
+        if number == 3:
+            raise EngineError("Ray has died: its raylet ended with code -9")
+
+    faulty.before = staticmethod(die)
+    with pytest.raises(EngineError) as caught:
+        start(tmp_path)
+    assert caught.value.code == 3
+    last = ledger.rows(tmp_path / "pilot" / "events.jsonl")[-1]
+    assert (last["event"], last["round"]) == ("failed", 2)
+    assert "Ray has died" in last["error"]
+    faulty.before = staticmethod(lambda number: None)
+    resume(tmp_path, "pilot")
+    metrics = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("pilot", "whole")]
+    assert metrics[0] == metrics[1]
+    assert whole["status"] == "done"
 
 
 @pytest.mark.parametrize("target", ["Ledger.append", "checkpoint.commit"])
