@@ -13,6 +13,8 @@ from simulations import machine
 
 _RATE = re.compile(r"(\w+_)?lr")  # keys of a strategy that are a learning rate
 _SMALLER = 10  # the rate that is proposed: the one that diverged, divided by this
+_NOT_FINITE = frozenset({"non_finite", "unsettled"})
+_SPOILED = ". If one client's replies spoiled the state: fedkd resume {place} --without CLIENT --from ROUND"
 _CLIP = 1.0  # the norm that is proposed
 
 
@@ -31,8 +33,10 @@ def after(failures: Sequence[Failure], config: RunConfig, folder: Path, *, on_de
     """
     replays = bool(failures) and all(failure.is_rejected for failure in failures) and not on_devices
     place = shlex.quote(str(folder))
-    if failures and all(failure.cause == "non_finite" for failure in failures):
-        return Advice(_diverged(config, place, replays=replays, on_devices=on_devices), replays)
+    if failures and all(failure.cause in _NOT_FINITE for failure in failures):
+        text = _diverged(config, place, replays=replays, on_devices=on_devices)
+        is_late = failures[0].round > 1 and failures[0].task == "train"  # an earlier round may have spoiled the state
+        return Advice(text + (_SPOILED.format(place=place) if is_late and not on_devices else ""), replays)
     if replays:
         why = "The same replies would be refused again, so a resume does not help. See clients/*/errors.log"
         return Advice(f"{why}, then start a run with other settings: fedkd run {place}/config.yaml KEY=VALUE", replays)

@@ -132,14 +132,14 @@ class Lying(Engine):
 
 def test_a_run_with_a_liar_ends_with_the_figures_of_a_run_without_it(trail: Trail, told: Told):
     """To the last bit: what is refused leaves no trace. Round 1 alone, from client 0, as if it had one sample."""
-    assembly = assemble.assemble(algorithms.configure(trail.words, "clients_per_round=5"))
+    if not any(exchange.replies[0].payload.kinds() for exchange in told.said):
+        pytest.skip("its clients send nothing that could be a lie")
+    assembly = assemble.assemble(algorithms.configure(trail.words, "clients_per_round=5", "rounds=2"))
     lied, silent = (
         algorithms.play(assembly.experiment, Lying(tiny.FakeEngine(assembly.site), is_silent))
         for is_silent in (False, True)
     )
-    assert {failure.client for failure in lied[0].failures} <= {0}
-    if told.said[0].replies[0].payload.kinds() - {"label_counts"}:
-        assert [failure.client for failure in lied[0].failures][:1] == [0]
+    assert {failure.client for failure in lied[0].failures} == {0}
     assert [played.row["accuracy"] for played in lied] == [played.row["accuracy"] for played in silent]
     assert json.dumps([played.row for played in lied], allow_nan=False)
     assert not math.isnan(sum(lied[-1].row["accuracy"]["clients"].values()))

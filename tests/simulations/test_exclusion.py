@@ -1,13 +1,16 @@
 """`resume --without`: a run whose state a client has spoiled goes on without it, and so does every later resume."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from fedkd import compose, ledger
+from fedkd.engine import Job, failed
 from fedkd.errors import ConfigError, FolderError
-from simulations import cli, engines, runs
+from fedkd.payload import Payload
+from simulations import advice, cli, engines, runs
 from simulations.exclusion import Exclusion
 from simulations.inline import Inline
 from simulations.interrupts import Stop
@@ -118,3 +121,15 @@ def test_the_command_line_takes_several_clients(stopped, capsys):
     words = ["resume", str(stopped), "--without", "1", "--without", "2", "--from", "2", "--quiet"]
     assert cli.main(words) == 0
     assert cohorts(stopped) == [[0, 1, 2, 3]] * 2 + [[0, 3]] * 4
+
+
+def test_a_run_that_fails_after_good_rounds_is_told_of_the_way_back(tmp_path):
+    """Not in round 1: nobody can have spoiled the state that a run begins with."""
+    job = Job(task="train", client=0, round=3, payload=Payload())
+    for number, is_told in ((3, True), (1, False)):
+        failures = [
+            failed(replace(job, round=number), "weights: not finite", cause) for cause in ("non_finite", "unsettled")
+        ]
+        found = advice.after(failures, compose.resolve(SMALL).config, tmp_path, on_devices=False)
+        assert ("--without CLIENT --from ROUND" in found.text) == is_told
+        assert "Lower train.lr" in found.text

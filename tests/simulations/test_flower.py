@@ -8,6 +8,7 @@ from pathlib import Path
 import grids
 import pytest
 import tiny
+import torch
 from flwr.app import ConfigRecord, Context, Error, Message, MessageType, RecordDict
 from grids import LocalGrid
 
@@ -17,6 +18,7 @@ from fedkd import compose, rounds
 from fedkd.config import EvaluateConfig, RunConfig
 from fedkd.engine import Engine, Failure, Job, Reply
 from fedkd.errors import ConfigError, EngineError
+from fedkd.payload import Payload
 from fedkd.rounds import Experiment
 from fedkd.strategy import Strategy
 from fedkd.training import Site
@@ -73,6 +75,25 @@ def test_rounds_on_a_grid_are_those_in_process(strategy: Strategy, client, nodes
     there = played(experiment, FlowerEngine(grid, site))
     assert bare(there) == bare(played(experiment, tiny.FakeEngine(site)))
     assert not there[-1].failures
+
+
+class Liar(Supervised):
+    """Client 0 sends 1e30 in round 1, and is honest later."""
+
+    def report(self, trained, job):
+        honest = super().report(trained, job)
+        if (job.client, job.round) != (0, 1):
+            return honest
+        return Payload(weights={name: torch.full_like(entry, 1e30) for name, entry in honest.weights.items()})
+
+
+def test_a_liar_behind_messages_is_refused_by_name_and_the_run_goes_on(at):
+    site = tiny.site(Liar(), tiny.problem())
+    at(site)
+    there = played(tiny.experiment(FedAvg(), site), FlowerEngine(LocalGrid(flower.client_app, 3), site))
+    assert [(failure.client, failure.cause) for each in there for failure in each.failures] == [(0, "range")]
+    assert [each.row["clients"]["ok"] for each in there] == [2, 3, 3]
+    assert there[-1].row["accuracy"]["global"] > 0
 
 
 def test_a_client_is_the_node_with_its_partition(site, grid, job):
