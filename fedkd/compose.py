@@ -8,12 +8,13 @@ All of these share one grammar, a list of entries `key: value`:
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from fedkd import plaintext, plainyaml, schema
+from fedkd import naming, plaintext, plainyaml, schema
 from fedkd.config import RunConfig, StudentsConfig
 from fedkd.errors import ConfigError, Mistake
 from fedkd.plainyaml import Value
@@ -25,6 +26,7 @@ COMMAND_LINE = "command line"
 
 _STUDENT_KEYS = {field.name for field in fields(StudentsConfig)}
 _VARIANT = ("strategy", "variant")
+_SETTING = ("strategy", "setting")
 _MOST_PRESETS = 20  # within each other: more is a circle
 
 
@@ -113,6 +115,16 @@ def node(group: str, name: str, *, conf: Path | None = None) -> dict[str, Any]:
     return {leaf.path[-1]: leaf.value for leaf in leaves if len(leaf.path) == 2}
 
 
+def setting_of(strategy: Mapping[str, Any], chosen: str = "", *, conf: Path | None = None) -> str:
+    """The name that people know a strategy by, also where a file or an older run does not say it."""
+    return naming.setting_of(strategy, _settings(conf or CONF, options("strategy", conf=conf)), chosen)
+
+
+@cache
+def _settings(conf: Path, names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    return {name: node("strategy", name, conf=conf) for name in names}
+
+
 def _compose(args: Sequence[str], conf: Path) -> _Tree:
     tree = _Tree(conf)
     layers = _of_file(conf / "config.yaml", "conf/config.yaml", conf, lines=False)
@@ -130,7 +142,7 @@ def _draft(tree: _Tree) -> schema.Draft:
     if unshowable := list(_unshowable(tree)):
         _raise([*unshowable, *tree.mistakes])
     leaves = {path: leaf for path, leaf in tree.leaves.items() if path[0] not in tree.failed or _is_of_conf(leaf[1])}
-    return schema.Draft(_nest(leaves), {path: source for path, (_, source) in leaves.items()})
+    return schema.Draft(_nest(leaves), {path: source for path, (_, source) in leaves.items()}, tree.choices)
 
 
 def _is_of_conf(source: str) -> bool:
@@ -154,6 +166,10 @@ def _finish(tree: _Tree, announce: Callable[[], None] = lambda: None) -> Resolve
     strategy, more = schema.check_strategy(draft)
     _raise([*mistakes, *more])
     sources = {".".join(path): source for path, source in draft.sources.items()}
+    chosen = tree.choices.get("strategy") or strategy["setting"] or ""
+    name = strategy["setting"] = setting_of(strategy, chosen, conf=tree.conf)
+    is_known = name in options("strategy", conf=tree.conf)
+    sources["strategy.setting"] = f"conf/strategy/{name}.yaml" if is_known else "its halves"
     return Resolved.of(replace(config, strategy=strategy), sources, tree.choices)
 
 
@@ -161,6 +177,8 @@ def _checked(tree: _Tree) -> tuple[schema.Draft, Any, list[Mistake]]:
     """All but the values of the strategy's own keys against the schema, and all that is wrong up to here."""
     draft = _draft(tree)
     config, mistakes = schema.check_run(draft)
+    if draft.sources.get(_SETTING) == COMMAND_LINE:
+        mistakes.append(draft.mistake(_SETTING, f"is chosen by strategy={draft.show(_SETTING).rpartition(' ')[2]}"))
     known = {group: options(group) for group in ("students", "proxy")}  # of our own: they are named after the code
     return draft, config, [*tree.mistakes, *mistakes, *schema.unknown_options(draft, known)]
 

@@ -220,6 +220,7 @@ class AlgorithmConfig:
     name: str  # the server half: a module of strategies
     client: str = "supervised"  # the client half: a module of clients
     variant: str | None = None  # a named set of switches, where papers and their code disagree
+    setting: str | None = None  # its name: of the file of conf/strategy that has its halves; chosen by strategy=NAME
 
 
 @dataclass(frozen=True, kw_only=True)

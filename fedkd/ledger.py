@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from fedkd import plainjson
-from fedkd.errors import CheckpointError, FolderError
+from fedkd.errors import CheckpointError, ConfigError, FolderError
 
 SCHEMA = 1  # of the rows; stands in run.json
 PLAYED = ("metrics.jsonl", "clients.jsonl", "timings.jsonl")  # belong to rounds: a resume cuts them to the last commit
+PLAN = "plan.yaml"  # of a comparison, whose runs are in a folder beside it
+_RUNS = ("run.json", "*/run.json", "runs/*/run.json", "*/runs/*/run.json")  # of a run, a folder of runs, comparisons
 EVENTS = "events.jsonl"  # history: a resume adds to it
 
 Row = dict[str, Any]
@@ -98,14 +100,36 @@ class Records:
 def read(folder: Path | str) -> Records:
     """What a run has recorded so far, also while it is running. Raises FolderError if there is no run."""
     path = Path(folder)
-    try:
-        run = plainjson.mapping((path / "run.json").read_bytes())
-    except (OSError, ValueError):
-        raise FolderError(
-            f"{path} is no run folder: run.json is missing or unreadable", mend="fedkd list runs"
-        ) from None
+    run = info(path)
     metrics, clients, timings, events = (rows(path / name) for name in (*PLAYED, EVENTS))
     return Records(path, run, metrics, clients, timings, events)
+
+
+def info(folder: Path) -> Row:
+    """run.json, with what older versions did not write. Raises FolderError if there is no run."""
+    try:
+        run = plainjson.mapping((folder / "run.json").read_bytes())
+    except (OSError, ValueError):
+        what = f"{folder} is no run folder: run.json is missing or unreadable"
+        raise FolderError(what, mend="fedkd list runs shows them") from None
+    if "halves" not in run:  # its `strategy` is the server half, which FedProx shares with FedAvg
+        with suppress(FolderError):
+            run["strategy"] = configuration(folder).get("strategy.setting", run.get("strategy"))
+    return run
+
+
+def configuration(folder: Path) -> Row:
+    """config.yaml of a run: dotted key -> value, `strategy.setting` among them. Raises FolderError."""
+    from fedkd import compose, plainyaml  # 0.2 s that a device does not have
+
+    try:
+        written: Any = plainyaml.read((folder / "config.yaml").read_text(encoding="utf-8"), str(folder)).plain
+        found = flat(written)
+    except (OSError, ValueError, AttributeError, ConfigError) as error:
+        what = error.what if isinstance(error, ConfigError) else str(error)
+        raise FolderError(f"config.yaml is unreadable: {what}", where=str(folder)) from error
+    strategy = {key.partition(".")[2]: value for key, value in found.items() if key.startswith("strategy.")}
+    return {**found, "strategy.setting": compose.setting_of(strategy, strategy.get("setting") or "")}
 
 
 def rows(path: Path) -> list[Row]:
@@ -126,7 +150,7 @@ def rows(path: Path) -> list[Row]:
 
 def _renamed(row: Row) -> Row:
     """A row with the names of today: `local_accuracy` was called `forgetting`, which it is not."""
-    if "forgetting" not in row:
+    if not isinstance(row.get("forgetting"), dict):
         return row
     names = {"inside": "in", "outside": "out"}
     old = {names.get(name, name): value for name, value in row["forgetting"].items()}
@@ -134,19 +158,26 @@ def _renamed(row: Row) -> Row:
 
 
 def load_runs(folder: Path | str, table: str = "metrics") -> list[Row]:
-    """Tidy rows of one run, or of all runs below a folder: `run, strategy, seed, state`, then dotted columns.
+    """Tidy rows of one run, or of all runs below a folder, those of comparisons included; trials of --tune are not.
 
-    `table` is metrics, clients, timings or events. Ready for `pandas.DataFrame(load_runs("runs"))`.
+    Columns: `run, comparison, strategy, seed, state`, then those of the row, dotted, then the configuration's:
+    `config.partition.alpha`. `table` is metrics, clients, timings or events. Ready for
+    `pandas.DataFrame(load_runs("runs"))`.
     """
     path = Path(folder)
-    folders = [path] if (path / "run.json").exists() else sorted(p.parent for p in path.glob("*/run.json"))
-    return [row for place in folders for row in tidy(read(place), table)]
+    found = {place.parent for pattern in _RUNS for place in path.glob(pattern) if ".broken-" not in place.parent.name}
+    return [row for place in sorted(found) for row in tidy(read(place), table)]
 
 
 def tidy(records: Records, table: str = "metrics") -> list[Row]:
     """Flat rows of one table of one run, each with the columns that tell runs apart."""
-    head = {"run": records.folder.name} | {key: records.run.get(key) for key in ("strategy", "seed", "state")}
-    return [head | flat(row) for row in getattr(records, table)]
+    above = records.folder.absolute().parent
+    head = {"run": records.folder.name, "comparison": above.parent.name if (above.parent / PLAN).exists() else None}
+    head |= {key: records.run.get(key) for key in ("strategy", "seed", "state")}
+    config: Row = {}
+    with suppress(FolderError):  # the rows are worth having without
+        config = {f"config.{key}": value for key, value in configuration(records.folder).items()}
+    return [head | flat(row) | config for row in getattr(records, table)]
 
 
 def flat(row: Mapping[str, Any], prefix: str = "") -> Row:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fedkd import seeds
+from fedkd import naming, seeds
 from fedkd.client import Client
 from fedkd.config import PrivacyConfig, RunConfig
 from fedkd.engine import ClientId, ClientState, Job
@@ -151,7 +151,7 @@ def _check(client: Client, strategy: Mapping[str, Any]) -> None:
     if telling:
         kinds = " and ".join(kind.replace("_", " ") for kind in sorted(telling))
         raise ConfigError(
-            f"strategy '{strategy['name']}' sends {kinds} by label, which show exactly what labels a client has: "
+            f"strategy '{naming.of(strategy)}' sends {kinds} by label, which show exactly what labels a client has: "
             "noise on its label counts would hide nothing",
             where="privacy.label_epsilon",
             mend="choose a strategy without such rows (docs/privacy.md lists them), or privacy.label_epsilon=null",

@@ -26,6 +26,8 @@ MACHINE_FACTS = frozenset(
     }
 )
 
+NAMES = frozenset({"strategy.setting"})  # what things are called: it decides nothing either
+
 # Keys younger than runs that are kept, with their defaults: they count where they say something else.
 YOUNGER = {
     f"data.{key}": getattr(DataConfig(), key)
@@ -65,9 +67,9 @@ class Resolved:
         return "".join(f"{text:<{width}}  # {self._comment(key)}\n" if key else f"{text}\n" for text, key in lines)
 
     def digest(self) -> str:
-        """SHA-256 (hex) of what decides the results: all values but MACHINE_FACTS and YOUNGER defaults."""
+        """SHA-256 (hex) of what decides the results: all values but MACHINE_FACTS, NAMES and YOUNGER defaults."""
         facts = MACHINE_FACTS - {"data.root"} if self.config.data.name == "own" else MACHINE_FACTS  # own: which data
-        every = {key: value for key, value in self.values().items() if key not in facts}
+        every = {key: value for key, value in self.values().items() if key not in facts | NAMES}
         decisive = {key: value for key, value in every.items() if key not in YOUNGER or value != YOUNGER[key]}
         return hashlib.sha256(json.dumps(decisive, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 

@@ -40,6 +40,7 @@ class Draft:
 
     values: Mapping[str, Any]
     sources: Mapping[Path, str] = field(default_factory=dict)
+    choices: Mapping[str, str] = field(default_factory=dict)  # group -> the option of conf that was chosen
 
     def source(self, path: Path) -> str:
         """Where `path`, or else the first value below it, or the one it is within, was written."""
@@ -147,8 +148,9 @@ def unknown_key(path: Path, draft: Draft, allowed: list[str] | None = None) -> M
     names = allowed if allowed is not None and node == path[:-1] else _keys(node, draft)
     group = node[0] if node and node[0] in ("strategy", "partition") else ""
     hint = f"did you mean {meant}?   " if meant else f"{hint}   " if hint else ""
+    names = [name for name in names if name != "setting"]  # only read back: it is chosen by strategy=NAME
     here = f"allowed here: {', '.join(names)}   " if names else ""
-    choice = f" {group}={draft.name(group)}" if group else ""
+    choice = f" {group}={draft.choices.get(group) or draft.name(group)}" if group else ""
     return Mistake(f"unknown key '{'.'.join(path)}'", draft.source(path), f"{hint}{here}fedkd config schema{choice}")
 
 

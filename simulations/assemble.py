@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedkd import compose, plugins, privacy, seeds
+from fedkd import compose, naming, plugins, privacy, seeds
 from fedkd.client import Client
 from fedkd.config import RunConfig
 from fedkd.data import partition, proxy, sources, validation
@@ -157,7 +157,7 @@ def _fit(strategy: Strategy[Any], problem: Problem, config: RunConfig) -> Strate
 
     Raises ConfigError if it cannot work with a mixture, or needs a public set and has none.
     """
-    name = config.strategy["name"]
+    name = naming.of(config.strategy)
     if strategy.proxy == "yes" and problem.proxy is None:
         raise ConfigError(
             f"strategy '{name}' needs a public set of images, and proxy is none",
@@ -189,7 +189,7 @@ def halves(chosen: Mapping[str, Any]) -> tuple[Strategy[Any], Client]:
     client_class = plugins.client(chosen.get("client", "supervised"))
     if missing := server_class.needs - client_class.sends:
         raise ConfigError(
-            f"strategy '{chosen['name']}' needs {', '.join(sorted(missing))}, "
+            f"strategy '{naming.of(chosen)}' needs {', '.join(sorted(missing))}, "
             f"which client '{chosen.get('client')}' does not send",
             where="strategy",
             mend=f"choose a client that sends {', '.join(sorted(server_class.needs))}",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from fedkd import compose, reference
+from fedkd import compose, naming, reference
 from fedkd.config import RunConfig
 from fedkd.errors import EngineError
 from fedkd.resolved import Resolved
@@ -80,7 +80,7 @@ def measure_several(asked: Grid, effort: Effort, say: Callable[[str], None]) -> 
 def measure(resolved: Resolved, words: Sequence[str], effort: Effort, say: Callable[[str], None]) -> dict[str, Any]:
     """Everything, in seconds and bytes; what could not be measured has its reason under `missing`."""
     found: dict[str, Any] = {"machine": _machine(), "configuration": _configuration(resolved, words), "missing": {}}
-    found["notes"] = without_images({str(resolved.config.strategy["name"]): resolved.config})
+    found["notes"] = without_images({naming.of(resolved.config.strategy): resolved.config})
     say("importing torch")
     import torch
 
@@ -162,9 +162,9 @@ def _configuration(resolved: Resolved, words: Sequence[str]) -> dict[str, Any]:
     config = resolved.config
     return {
         "words": list(words),
-        "strategy": config.strategy["name"],
+        "strategy": naming.of(config.strategy),
         "data": config.data.name,
-        "students": config.students.name,
+        "students": " + ".join(config.students.mix or [config.students.name]),
         "clients": config.clients,
         "per_round": config.clients_per_round or config.clients,
         "steps": config.train.steps,

@@ -19,8 +19,8 @@ _GROUPS = ("accuracy", "terms", "server", "drift", "local_accuracy", "clients") 
 class Board:
     """One event file a process. A resume removes older ones and writes the ledger's rows again: no step comes twice."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, about: str = "") -> None:
+        self.folder, self.about = folder, about  # what it says under "text" of the run
         self._file: BinaryIO | None = None
 
     def restart(self, rows: list[ledger.Row], timings: list[ledger.Row]) -> None:
@@ -56,8 +56,20 @@ class Board:
             self._file = (self.folder / name).open("ab")
             version = Event(wall_time=time.time(), file_version="brain.Event:2")
             RecordWriter(self._file).write(version.SerializeToString())
+            RecordWriter(self._file).write(_text("run", self.about))
         RecordWriter(self._file).write(data)
         self._file.flush()
+
+
+def _text(tag: str, words: str) -> bytes:
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+    from tensorboard.compat.proto.tensor_pb2 import TensorProto
+
+    metadata = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
+    tensor = TensorProto(dtype="DT_STRING", string_val=[words.encode()])
+    value = Summary.Value(tag=tag, metadata=metadata, tensor=tensor)
+    return bytes(Event(wall_time=time.time(), summary=Summary(value=[value])).SerializeToString())
 
 
 def scalars(row: Mapping[str, Any], timings: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

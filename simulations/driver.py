@@ -74,7 +74,7 @@ class Driver:
             stack.callback(self.screen.close)
             with run_folder.writing(self.folder.path):
                 self.ledger = Ledger(self.folder.path)
-                self.board = Board(self.folder.path / "tb")
+                self.board = Board(self.folder.path / "tb", about=self._head("").line())
             self._read_ledger()
             stack.callback(self.ledger.close)
             stack.callback(self.board.close)

@@ -14,7 +14,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedkd import admission, border, engine, metrics, rounds, seeds, settling
+from fedkd import admission, border, engine, metrics, naming, rounds, seeds, settling
 from fedkd.engine import ClientId, ClientState, Failure, Job, Reply, Result
 from fedkd.errors import ConfigError
 from fedkd.payload import Payload, Weights
@@ -67,7 +67,7 @@ class Bridge(Strategy):
     def summary(self) -> None:
         config = self.experiment.config
         cohort = config.clients_per_round or config.clients
-        name = config.strategy["name"]
+        name = naming.of(config.strategy)
         _LOG.log(INFO, "\t└──> fedkd: %s, %d of %d clients a round", name, cohort, config.clients)
 
     def configure_train(

@@ -141,11 +141,7 @@ def reopen(path: Path) -> RunFolder:
 
 def info(path: Path) -> dict[str, Any]:
     """run.json of any run folder."""
-    try:
-        return plainjson.mapping((path / "run.json").read_bytes())
-    except (OSError, ValueError):
-        mend = "fedkd list runs shows them"
-        raise FolderError(f"{path} is no run folder: run.json is missing or unreadable", mend=mend) from None
+    return ledger.info(path)
 
 
 def state(path: Path) -> str:

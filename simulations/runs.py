@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedkd import ledger
+from fedkd import ledger, naming
 from fedkd.errors import CheckpointError, ConfigError, FedkdError, FolderError
 from fedkd.resolved import Resolved
 from simulations import progress, redacted, run_folder, story, summary
@@ -40,7 +40,7 @@ def start(
     `command` is what the user wrote, if it is not that of this process.
     """
     screen = screen or progress.make(options)
-    folder = run_folder.create(runs, resolved.config.strategy["name"], resolved.digest(), name=name, out=out)
+    folder = run_folder.create(runs, naming.of(resolved.config.strategy), resolved.digest(), name=name, out=out)
     try:
         _describe(folder, resolved, command or ["fedkd", *sys.argv[1:]])
         return _drive(resolved, folder, screen, options, venue)
@@ -133,7 +133,8 @@ def _describe(folder: RunFolder, resolved: Resolved, command: Sequence[str]) -> 
             "run": folder.id,
             "state": "running",
             "created": _now(),
-            "strategy": config.strategy["name"],
+            "strategy": naming.of(config.strategy),
+            "halves": list(naming.halves(config.strategy)),  # server and client
             "variant": config.strategy.get("variant"),
             "data": config.data.name,
             "partition": config.partition["name"],

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import fedkd
+from fedkd import naming
 from fedkd.resolved import Resolved
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -98,7 +99,7 @@ def head(resolved: Resolved, folder: Path, engine: str, client_student: str = "o
     alpha, variant = partition.get("alpha"), config.strategy.get("variant")
     return Head(
         run=folder.name,
-        strategy=f"{config.strategy['name']}/{variant}" if variant else str(config.strategy["name"]),
+        strategy="/".join(filter(None, (naming.of(config.strategy), variant))),
         data=config.data.name,
         partition=f"{partition['name']}({alpha:g})" if alpha is not None else str(partition["name"]),
         clients=config.clients,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import torch
 from torch import Tensor
 
-from fedkd import seeds, training
+from fedkd import naming, seeds, training
 from fedkd.client import Batch, Client, Trained
 from fedkd.config import PartsConfig, RunConfig
 from fedkd.engine import Job
@@ -57,7 +57,7 @@ def attach(client: Client, config: RunConfig, problem: Problem, strategy: Strate
             other = f", or say part.{made.name}.teacher=own or ema" if made.teacher == "broadcast" else ""
             raise ConfigError(
                 f"part '{made.name}' needs the weights that clients receive, "
-                f"and strategy '{config.strategy['name']}' sends none",
+                f"and strategy '{naming.of(config.strategy)}' sends none",
                 where="parts",
                 mend=f"leave the part out{other}",
             )

@@ -41,12 +41,9 @@ class Member:
     @property
     def untrained(self) -> int:
         """Clients that have not taken part, where that shows: each is tried with its own student."""
-        trained = next(
-            (row["accuracy"]["trained"] for row in reversed(self.rows) if "trained" in row["accuracy"]), None
-        )
-        if trained is None or self.info.get("client_student") != "own":
-            return 0
-        return int(self.info.get("num_clients", 0)) - int(trained["count"])
+        counts = [row["accuracy"]["trained"]["count"] for row in self.rows if "trained" in row["accuracy"]]
+        is_own = self.info.get("client_student") == "own"
+        return int(self.info["num_clients"]) - int(counts[-1]) if counts and is_own else 0
 
     @property
     def name(self) -> str:
@@ -62,15 +59,12 @@ class Member:
 
 def read(setting: str, method: str, seed: int, folder: Path, words: tuple[str, ...] = ()) -> Member:
     """A member from its folder, whatever state that is in: what cannot be read becomes its reason, never an error."""
-    from fedkd import plainyaml  # 0.1 s that `fedkd --help` does not have
-    from fedkd.resolved import flat
-
     if not (folder / "run.json").exists():
         return Member(setting, method, seed, folder, reason="not played yet", words=words)
     try:
         state, records = run_folder.state(folder), ledger.read(folder)
         partition = plainjson.mapping((folder / "partition.json").read_bytes())
-        written: Any = plainyaml.read((folder / "config.yaml").read_text(encoding="utf-8"), str(folder)).plain
+        config = ledger.configuration(folder)
     except (FedkdError, OSError, ValueError) as error:
         what = error.what if isinstance(error, FedkdError) else str(error)
         return Member(setting, method, seed, folder, state="failed", reason=f"cannot be read: {what}", words=words)
@@ -87,7 +81,7 @@ def read(setting: str, method: str, seed: int, folder: Path, words: tuple[str, .
         reason=reason,
         info=records.run,
         partition=partition,
-        config=flat(written) if isinstance(written, dict) else {},
+        config=config,
         rows=records.metrics,
         timings=records.timings,
         clients=records.clients,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from fedkd import privacy, seeds
+from fedkd import naming, privacy, seeds
 from fedkd.config import RunConfig
 from fedkd.data import own, public_pack
 from fedkd.data.public_pack import Public
@@ -31,7 +31,7 @@ def server(config: RunConfig, public: Path | None) -> Assembly:
     pair = assemble.halves(config.strategy)
     if pair[0].pools_data:
         raise ConfigError(
-            f"strategy '{config.strategy['name']}' trains on everybody's data in one place, which devices keep",
+            f"strategy '{naming.of(config.strategy)}' trains on everybody's data in one place, which devices keep",
             where="strategy",
             mend="run it in simulation: fedkd run",
         )

@@ -12,7 +12,7 @@ import torch
 from flwr.app import ConfigRecord
 
 import fedkd
-from fedkd import compose, engine
+from fedkd import compose, engine, naming
 from fedkd.config import RunConfig
 from fedkd.data import agreed
 from fedkd.engine import ClientState, Failure, Job, Reply, Result
@@ -90,7 +90,7 @@ class Device:
                 mend=f"install the same: pip install fedkd=={fedkd.__version__}",
             )
         if self.limits.strategies is not None and not kit.names_of(config.strategy) & {*self.limits.strategies}:
-            chosen = config.strategy["name"]
+            chosen = naming.of(config.strategy)
             raise ConfigError(f"this device does not allow strategy '{chosen}'", mend="see strategies in its node.yaml")
         site = self._site(text, run)
         student = site.problem.architecture(self.client) or config.students.name

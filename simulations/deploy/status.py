@@ -32,7 +32,7 @@ def look(plan: Deployment) -> dict[str, Any]:
     if plan.tls:
         found["certificate_days"] = certificates.days_left(plan.server_certificate, datetime.now(UTC))
     if run is not None:
-        found["run"] = {key: run[key] for key in ("run", "state", "round", "rounds")}
+        found["run"] = {key: run[key] for key in ("run", "strategy", "state", "round", "rounds")}
     return found
 
 
@@ -41,7 +41,7 @@ def text(found: Mapping[str, Any]) -> str:
     safe = f"TLS ok, expires in {found['certificate_days']} days" if found["tls"] else "NO TLS, no authentication"
     head = f"superlink {found['superlink']}  {safe}"
     if run := found.get("run"):
-        head += f"   run {run['run']}  {run['state']}  round {run['round']}/{run['rounds']}"
+        head += f"   run {run['run']}  {run['strategy']}  {run['state']}  round {run['round']}/{run['rounds']}"
     rows = [("device", "fingerprint", "state", "since", "student", "rounds", "accuracy")]
     for device in found["devices"]:
         accuracy = f"{device['accuracy']:.3f}" if device.get("accuracy") is not None else "-"
@@ -88,6 +88,7 @@ def _newest(runs: Path) -> dict[str, Any] | None:
         state = run_folder.state(folder)
         return {
             "run": folder.name,
+            "strategy": info.get("strategy"),
             "state": state,
             "round": round_,
             "rounds": info.get("num_rounds"),

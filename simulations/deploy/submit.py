@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedkd import compose, ledger
+from fedkd import compose, ledger, naming
 from fedkd.errors import ConfigError, DeployError, RunError
 from fedkd.resolved import Resolved
 from simulations import progress, redacted, run_folder, runs, scratch, story
@@ -83,7 +83,7 @@ def _check(plan: Deployment, resolved: Resolved) -> None:
 def _place(folder: Path, resolved: Resolved, options: Options) -> Path:
     if options.name is not None:
         return run_folder.named(folder, options.name)
-    return run_folder.proposed(folder, resolved.config.strategy["name"], resolved.digest())
+    return run_folder.proposed(folder, naming.of(resolved.config.strategy), resolved.digest())
 
 
 def _play(plan: Deployment, resolved: Resolved, place: Path, screen: Screen, *, is_resumed: bool) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import fedkd
-from fedkd import checkpoint, compose, evaluation, ledger
+from fedkd import checkpoint, compose, evaluation, ledger, naming
 from fedkd.config import RunConfig
 from fedkd.engine import ClientId, ClientState, Job
 from fedkd.errors import CheckpointError, ConfigError, DataError, RunError
@@ -124,7 +124,7 @@ def load(path: Path, warn: Callable[[str], None]) -> Run:
     found = checkpoint.load(places, assembly.experiment, resolved.digest(), warn)
     if found is None:  # pruned while we looked
         raise CheckpointError("its checkpoints vanished while they were read", where=str(path), mend="try again")
-    return Run(path, resolved.digest(), resolved.config.strategy["name"], assembly, found.state)
+    return Run(path, resolved.digest(), naming.of(resolved.config.strategy), assembly, found.state)
 
 
 def _assembly(path: Path, config: RunConfig) -> Assembly:
@@ -155,7 +155,7 @@ def of(assembly: Assembly, state: RunState, client: ClientId | None) -> Served:
         payload = experiment.strategy.served(state.server, None)
         if payload is None:
             raise ConfigError(
-                f"strategy '{experiment.config.strategy['name']}' has no global student: every client has its own",
+                f"strategy '{naming.of(experiment.config.strategy)}' has no global student: every client has its own",
                 where="command line",
                 mend=f"choose whose to export: --client 0 to --client {clients - 1}",
             )

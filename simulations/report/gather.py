@@ -132,7 +132,8 @@ def _question(found: Sequence[Member], wanted: Wanted, command: str) -> "Questio
 
     placed = [each for each in found if each.config] or list(found)
     methods = tuple(dict.fromkeys(each.method for each in placed))
-    simplest = [each.method for each in placed if each.info.get("strategy") in ("fedavg", LOCAL)]
+    plain = [each for each in placed if not each.config.get("parts")]
+    simplest = [each.method for each in plain if each.info.get("strategy") in ("fedavg", LOCAL)]
     first = simplest[0] if simplest else methods[0]
     columns = {title: metric.parse(text) for title, text in _COLUMNS.items()}
     primary = metric.parse(wanted.metric, "--metric") if wanted.metric is not None else _shared(found)

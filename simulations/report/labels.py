@@ -47,7 +47,7 @@ def _methods(configs: Sequence[Config]) -> dict[Key, str]:
     kinds: dict[tuple[str, str], list[Config]] = {}
     for config in configs:
         variant = config.get("strategy.variant")
-        kinds.setdefault((str(config.get("strategy.name")), str(variant or "")), []).append(config)
+        kinds.setdefault((str(config.get("strategy.setting")), str(variant or "")), []).append(config)
     names = [name for name, _ in kinds]
     found = {}
     for (name, variant), alike in kinds.items():

@@ -69,10 +69,10 @@ def differing(configs: Sequence[Mapping[str, Any]], ignored: Iterable[str] = ("s
 
     Keys of a strategy that only one strategy has say nothing but its name, so they count only if two values are seen.
     """
-    from fedkd.resolved import MACHINE_FACTS
+    from fedkd.resolved import MACHINE_FACTS, NAMES
 
     keys = dict.fromkeys(key for config in configs for key in config)
-    left_out = {*MACHINE_FACTS, *ignored}
+    left_out = {*MACHINE_FACTS, *NAMES, *ignored}
     return [key for key in keys if key not in left_out and _differs(key, configs)]
 
 

@@ -94,7 +94,8 @@ def test_a_preset_can_be_combined_with_another_strategy(conf):
     found = compose.resolve(["preset=small", "strategy=fedavg"], conf=conf)
     assert found.config.clients == 4
     assert found.config.strategy == {
-        "name": "fedavg", "client": "supervised", "variant": None, "share": "all", "weighting": "examples",
+        "name": "fedavg", "client": "supervised", "variant": None, "setting": "fedavg",
+        "share": "all", "weighting": "examples",
     }  # fmt: skip
 
 
@@ -252,7 +253,7 @@ def test_one_unknown_key_is_told_with_what_was_meant_and_what_is_allowed(conf):
         "config: unknown key 'stratgy.weigthing' (command line)\n       did you mean 'strategy.weighting'?   "
     )
     assert "allowed here: name, client, variant, share, weighting, mu, decay" in message
-    assert message.endswith("fedkd config schema strategy=fedavg")
+    assert message.endswith("fedkd config schema strategy=toy")
 
 
 @pytest.mark.parametrize(

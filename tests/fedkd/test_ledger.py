@@ -93,6 +93,7 @@ def test_runs_are_read_as_tidy_rows(written):
     rows = ledger.load_runs(folder.parent)
     assert rows[1] == {
         "run": folder.name,
+        "comparison": None,
         "strategy": "fedavg",
         "seed": 7,
         "state": "done",

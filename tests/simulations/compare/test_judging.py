@@ -3,12 +3,14 @@
 import math
 from dataclasses import replace
 
+import fabricated
 import handmade
 import pytest
 
 from fedkd.errors import ConfigError
 from simulations import stats
 from simulations.compare import judging, words
+from simulations.report import members
 
 CLEAR = [0.02, 0.03, 0.025, 0.03, 0.02, 0.028, 0.031, 0.022]
 
@@ -29,6 +31,17 @@ def test_a_clear_lead_is_significant_and_said_with_its_interval():
     assert "fedgen has the best global last" in said
     assert f"Significantly above fedavg: fedgen {words.difference(found.versus, judged.question.metric)} points" in said
     assert judged.records["fedgen"] == (1, 0, 0)
+
+
+def test_clients_that_never_took_part_are_told_apart_where_each_has_its_own_student():
+    found = fabricated.members(("",), ("local", "fedproto"), range(2))
+    for row in (row for each in found for row in each.rows):
+        row["accuracy"]["trained"] = {"count": 2, "clients": {"mean": 0.9}}
+    assert "trained" not in fabricated.verdict(found).question.columns
+    found = [replace(each, info={**each.info, "client_student": "own"}) for each in found]
+    judged = fabricated.verdict(found)
+    assert entry(judged, "local").columns["trained"] == pytest.approx(0.9)
+    assert "4 clients never took part" in members.remark(found[0])
 
 
 def test_three_seeds_are_not_enough_and_no_p_is_given():

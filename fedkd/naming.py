@@ -1,0 +1,38 @@
+"""The name that people know a strategy by: that of its setting in conf/strategy, which its halves do not tell.
+
+FedProx is FedAvg's server half beside a client half of its own; all settings of Flower's have the same halves.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+Node = Mapping[str, Any]  # the keys of `strategy` in a configuration, or of a file of conf/strategy
+
+
+def halves(node: Node) -> tuple[str, str]:
+    """The server half and the client half."""
+    return str(node.get("name", "")), str(node.get("client", "supervised"))
+
+
+def of(node: Node) -> str:
+    """What a resolved strategy is called."""
+    return str(node.get("setting") or node["name"])
+
+
+def setting_of(node: Node, known: Mapping[str, Node], chosen: str = "") -> str:
+    """The setting, of those `known`, that a strategy is an instance of: it has the same halves.
+
+    Of several, the one whose values it shares most, words before numbers; of equals the one that was `chosen`. What no
+    file describes is called after its halves: `fedavg+mine`.
+    """
+    alike = [name for name, its in known.items() if halves(its) == halves(node)]
+    if alike:
+        return min(alike, key=lambda name: (*_not_shared(known[name], node), name != chosen))
+    server, client = halves(node)
+    return server if client in ("supervised", server) else f"{server}+{client}"
+
+
+def _not_shared(setting: Node, node: Node) -> tuple[int, int]:
+    """How many values of a setting a strategy does not have: those that are words, and all."""
+    lacking = [value for key, value in setting.items() if node.get(key) != value]
+    return sum(isinstance(value, str) for value in lacking), len(lacking)
