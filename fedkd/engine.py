@@ -8,8 +8,10 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from fedkd import plaintext
 from fedkd.payload import Numbers, Payload, Weights
 
+LONGEST_WORDS = 2000  # characters of what an exception says
 ClientId = int
 Task = Literal["train", "evaluate", "evaluate_common", "evaluate_pooled", "evaluate_shared"]
 UNANSWERED = frozenset({"raised", "late", "lost", "no_data"})  # causes of failures: no reply came
@@ -124,7 +126,7 @@ def pair(jobs: Sequence[Job], results: Sequence[Result]) -> list[tuple[Job, Resu
 def failure(job: Job, error: BaseException, cause: str = "raised") -> Failure:
     """An exception as a value, with its traceback."""
     detail = "".join(traceback.format_exception(error))
-    what = f"{type(error).__name__}: {error}"
+    what = plaintext.printable(f"{type(error).__name__}: {error}", LONGEST_WORDS, keep="\n")  # it may quote anything
     return failed(job, what, cause, detail)
 
 

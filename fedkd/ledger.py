@@ -71,8 +71,12 @@ class Ledger:
 
 
 def encode(row: Mapping[str, Any]) -> bytes:
-    """One line: keys as inserted, floats as the shortest text that reads back the same, non-finite ones as null."""
-    return (json.dumps(_finite(row), separators=(",", ":"), ensure_ascii=False, allow_nan=False) + "\n").encode()
+    """One line: keys as inserted, floats as the shortest text that reads back the same, non-finite ones as null.
+
+    Half a surrogate pair, as in the name of a file that is no UTF-8, is written as its code.
+    """
+    text = json.dumps(_finite(row), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return f"{text}\n".encode(errors="backslashreplace")
 
 
 def _finite(value: Any) -> Any:

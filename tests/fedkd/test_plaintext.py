@@ -1,9 +1,13 @@
 """Text that somebody else has chosen."""
 
+import json
+
 import pytest
 
-from fedkd import compose, plaintext
+from fedkd import compose, engine, ledger, plaintext
+from fedkd.engine import Job
 from fedkd.errors import ConfigError
+from fedkd.payload import Payload
 
 
 @pytest.mark.parametrize("sign", ["\x00", "\x1b", "\x7f", "\x9b", "\u2028", "\u202e", "\u2066", "\u200f", "\ud800"])
@@ -39,6 +43,18 @@ def test_an_error_cannot_steer_the_terminal_that_shows_it():
     assert (
         str(ConfigError("no \x1b[2J", where="a\u202eb", mend="c\nd")) == "config: no \\x1b[2J (a\\u202eb)\n       c\nd"
     )
+
+
+def test_what_an_exception_says_cannot_steer_a_terminal_and_has_an_end():
+    job = Job(task="train", client=0, round=1, payload=Payload())
+    found = engine.failure(job, ValueError("\x1b[2J" + "x" * 10**6))
+    assert found.what.startswith("ValueError: \\x1b[2Jxxx")
+    assert len(found.what) <= engine.LONGEST_WORDS
+
+
+def test_half_a_surrogate_pair_is_written_to_the_ledger_as_its_code():
+    row = {"what": "no \udcff.png"}
+    assert json.loads(ledger.encode(row)) == row
 
 
 def test_what_a_picture_gets_is_short_and_printable_all_through():
