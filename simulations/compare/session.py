@@ -143,7 +143,9 @@ def _conclude(found: Plan, session: Session) -> int:
         print("\n".join(lines), file=sys.stderr if options.json else sys.stdout, flush=True)
     if options.json:
         failed = [f"{member.name}: {member.reason}" for member in judged.failed]
+        tuned = judged.question.tuned
         done = {"status": "failed" if failed else "done", "failed": failed}
+        done |= {"tuned": list(tuned.lines())} if tuned else {}
         options.answer({**_counts(found, session), **done, "report": str(page), "verdict": list(judged.sentences)})
     if judged.failed:
         print(f"error  {_missing(judged, found)}\n       {_again(found)}", file=sys.stderr)

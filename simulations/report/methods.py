@@ -29,7 +29,8 @@ def _of_method(verdict: Verdict, method: str) -> Iterator[tuple[str, ...]]:
         return
     config = runs[0].config
     option = _option(config, str(runs[0].info.get("strategy", "")))
-    yield method, "strategy", _halves(config, option), ""
+    if (halves := _halves(config, option)) != method:
+        yield method, "strategy", halves, ""
     default = _defaults(option, *(str(config.get(_HEAD + half, "")) for half in _NAMES))
     tuned = {key for choice in _choices(verdict, method) for key in choice.keys}
     plain = []
@@ -72,7 +73,8 @@ def _halves(config: Mapping[str, Any], option: str) -> str:
     """`fedprox: server fedavg, client fedprox`."""
     server, client = (str(config.get(_HEAD + half, "")) for half in _NAMES)
     name = option or server
-    return name if server == client == name else f"{name}: server half {server}, client half {client}"
+    is_plain = server == name and client in (name, "supervised")
+    return name if is_plain else f"{name}: server half {server}, client half {client}"
 
 
 def _option(config: Mapping[str, Any], said: str) -> str:

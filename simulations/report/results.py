@@ -72,8 +72,9 @@ def ranks(verdict: Verdict) -> Chart | None:
     if found is None or len(found.mean) < 2:
         return None
     half = found.critical_difference / 2 if math.isfinite(found.critical_difference) else 0.0
+    worst = len(found.mean)  # no rank is beyond 1 and this, and two bars that overlap do so in between
     rows: list[Row] = [
-        {"panel": "", "method": method, "rank": rank, "low": rank - half, "high": rank + half}
+        {"panel": "", "method": method, "rank": rank, "low": max(rank - half, 1), "high": min(rank + half, worst)}
         for method, rank in found.mean.items()
     ]
     y, tone = chart.method_axis(list(found.mean)), chart.colour(verdict.question.methods, legend=None)

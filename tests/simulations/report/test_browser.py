@@ -124,7 +124,7 @@ def test_dark_follows_the_system_and_the_switch(page: Any) -> None:
     page.execute_script("localStorage.clear()")
 
 
-@pytest.mark.parametrize("width", [390, 1440])
+@pytest.mark.parametrize("width", [390, 1440, 1920])
 def test_page_is_as_wide_as_the_screen(page: Any, width: int) -> None:
     resize(page, width)
     time.sleep(0.4)  # the page waits for the end of a resize
@@ -135,6 +135,39 @@ def test_page_is_as_wide_as_the_screen(page: Any, width: int) -> None:
         ".filter(p => p.scrollWidth > p.clientWidth + 1).map(p => p.dataset.chart)"
     )
     assert wide == []
+
+
+@pytest.mark.parametrize(("width", "columns"), [(390, 1), (1199, 1), (1200, 2), (1920, 2)])
+def test_page_has_two_columns_from_1200_pixels(page: Any, width: int, columns: int) -> None:
+    resize(page, width)
+    lefts = page.execute_script(
+        "return [...document.querySelectorAll('#setting .grid > *')].map(e => e.getBoundingClientRect().left)"
+    )
+    assert len({round(left) for left in lefts}) == columns
+
+
+def test_charts_fill_a_wide_screen(page: Any) -> None:
+    resize(page, 1920)
+    time.sleep(0.4)
+    drawn(page)
+    shares = page.execute_script(
+        "return [...document.querySelectorAll('[data-chart]')].filter(p => p.dataset.chart !== 'matrices')"
+        ".map(p => [p.dataset.chart, p.querySelector('svg').getBoundingClientRect().width / p.clientWidth])"
+    )
+    assert [name for name, share in shares if share < 0.8] == []
+    figures = page.execute_script(
+        "return Math.max(...[...document.querySelectorAll('figure')].map(f => f.getBoundingClientRect().right))"
+    )
+    assert figures > 1850
+
+
+def test_lines_of_text_stay_readable_on_a_wide_screen(page: Any) -> None:
+    resize(page, 1920)
+    widest = page.execute_script(
+        "return Math.max(...[...document.querySelectorAll('p:not(.soft), li, figcaption')]"
+        ".map(e => e.getBoundingClientRect().width / parseFloat(getComputedStyle(e).fontSize)))"
+    )
+    assert widest < 60  # em: about 110 letters
 
 
 def test_text_is_large_enough_to_read(page: Any) -> None:

