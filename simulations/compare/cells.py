@@ -52,7 +52,6 @@ def check(asked: Asked, announce: Announce = lambda data: None) -> Grid:
     _check_size(asked)
     _raise([*_lacking(asked)])
     some = {pair: words for pair, words in asked.words.items() if asked.settings[0] in pair or asked.methods[0] in pair}
-    _each(some, compose.draft)  # slips in names, before the schema is built
     choices = _each(some, lambda words: compose.check(_seeded(words, asked)))
     strategies = {pair[1]: chosen.get("strategy", "") for pair, chosen in choices.items()}
     if asked.metric:

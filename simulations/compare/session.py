@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -148,7 +149,7 @@ def _conclude(found: Plan, session: Session) -> int:
         done |= {"tuned": list(tuned.lines())} if tuned else {}
         options.answer({**_counts(found, session), **done, "report": str(page), "verdict": list(judged.sentences)})
     if judged.failed:
-        print(f"error  {_missing(judged, found)}\n       {_again(found)}", file=sys.stderr)
+        print(f"error  {_missing(judged, found)}\n       {_mend(found, folder)}", file=sys.stderr)
     return NOT_ALL if judged.failed else 0
 
 
@@ -157,6 +158,16 @@ def _missing(judged: "Verdict", found: Plan) -> str:
     count = "none" if len(judged.failed) == len(found.cells) else f"only {len(found.cells) - len(judged.failed)}"
     why = board.one_line(f"{first.name}: {first.reason}")
     return f"comparison: {count} of {len(found.cells)} runs could be played; {why}"
+
+
+def _mend(found: Plan, folder: Path) -> str:
+    """How to go on: with the same command, unless every failure would only be met again."""
+    told = []
+    for place in found.failed:
+        with suppress(FolderError):
+            told.append(run_folder.info(folder / place))
+    is_final = len(told) == len(found.failed) and all(info.get("replays") for info in told)
+    return str(told[0]["mend"]) if told and is_final else _again(found)
 
 
 def _again(found: Plan) -> str:

@@ -93,6 +93,22 @@ def test_what_is_left_is_shared_by_the_jobs(tmp_path):
     assert shown.left(cells[:1]) == pytest.approx(5, rel=0.1)
 
 
+@pytest.mark.parametrize("kind", [board.Board, Lines, Table])
+def test_the_log_keeps_what_is_shown_also_where_nobody_looks(tmp_path, kind):
+    stream = io.StringIO()
+    of_kind = {Lines: {"stream": stream}, Table: {"console": Console(file=stream)}}.get(kind, {})
+    shown = kind(log=tmp_path / "log.txt", **of_kind)
+    each = progress(tmp_path, "fedavg")
+    shown.begin("skew", [each], 1)
+    shown.started(each.cell)
+    shown.ended(each.cell, Outcome("failed", 4, "no useful reply"))
+    shown.close()
+    shown.say("done    0 of 1 runs")
+    lines = [line.partition(" ")[2] for line in (tmp_path / "log.txt").read_text().splitlines()]
+    assert [line[:7] for line in lines] == ["fedkd 0", "failed ", "done   "]
+    assert lines[1] == "failed  1/1  fedavg, seed 1   no useful reply"
+
+
 def test_quiet_shows_nothing(capsys, tmp_path):
     from simulations.options import Options
 

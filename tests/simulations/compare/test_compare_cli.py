@@ -95,6 +95,8 @@ def test_a_failing_cell_shows_and_the_rest_counts(plainly, capsys, tmp_path):
 def test_when_all_cells_fail_it_is_said(plainly, capsys):
     shown = compare(*TINY, "strategy=fedavg,fedprox", "seed=1", "train.lr=1e30", "quorum=2", code=4, capsys=capsys)
     assert "error  comparison: none of 2 runs could be played; fedavg, seed 1: " in shown.err
+    assert "Lower train.lr (= 1e+30)" in shown.err  # the same command would only meet the same
+    assert "the same command goes on" not in shown.err
 
 
 def test_data_that_cannot_be_read_fail_every_cell_and_say_why(plainly, capsys, tmp_path):
