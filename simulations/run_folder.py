@@ -7,7 +7,6 @@ import platform
 import re
 import shutil
 import socket
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import fedkd
 from fedkd import ledger, plainjson
 from fedkd.errors import ConfigError, FolderError
-from simulations import locks
+from simulations import locks, provenance
 
 if TYPE_CHECKING:
     from simulations.locks import Lock
@@ -218,7 +217,9 @@ def environment() -> dict[str, Any]:
     found = {package: _version(package) for package in _PACKAGES}
     return {
         "versions": {"fedkd": fedkd.__version__, "python": platform.python_version(), **found},
-        "git": _git(),
+        "git": provenance.commit(),
+        "code": provenance.everything(),
+        "deciding_code": provenance.decisive(),
         "host": socket.gethostname(),
         "machine": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count(),
@@ -316,19 +317,6 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _git() -> str | None:
-    """The commit of the checkout that this code runs from, `-dirty` if changed; None for an installed wheel."""
-    root = Path(__file__).parent.parent
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
 
 
 SCHEMAS = {"schema": 1, "rows": ledger.SCHEMA}  # of run.json and of the ledger's rows

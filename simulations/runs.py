@@ -182,10 +182,16 @@ def _compare_environment(info: dict[str, Any], screen: Screen) -> None:
     changed = [f"{name} {then[name]} -> {new}" for name, new in now["versions"].items() if then.get(name, new) != new]
     if info.get("machine", now["machine"]) != now["machine"]:
         changed.append(f"{info['machine']} -> {now['machine']}")
-    if info.get("git") and now["git"] and info["git"] != now["git"]:
-        changed.append(f"code {info['git'][:12]} -> {now['git'][:12]}")
+    changed += _code_changed(info, now)
     if changed:
         screen.warn(f"not what this run began with: {', '.join(changed)}; results may differ from an unbroken run's")
+
+
+def _code_changed(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """By the hash of the files that decide results; of runs that are older than that hash, by the commit."""
+    key = "deciding_code" if "deciding_code" in then else "git"
+    old, new = then.get(key), now[key]
+    return [f"code {old[:12]} -> {new[:12]}"] if old and new and old != new else []
 
 
 def newest_unfinished(runs: Path) -> Path:

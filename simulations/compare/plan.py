@@ -5,14 +5,12 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedkd import ledger, plainyaml
 from fedkd.errors import ConfigError, FedkdError, FolderError
-from simulations import run_folder
+from simulations import provenance, run_folder
 from simulations.compare import candidates, choices, member, metric
 from simulations.compare.cells import Grid
 from simulations.compare.grid import COMMAND_LINE, Pair, Words
@@ -26,9 +24,6 @@ FILE = "plan.yaml"
 SCHEMA = 1
 _FIRST = {"run.lock", f".{FILE}.new"}  # what is there before the plan
 
-_ROOT = Path(__file__).parents[2]
-_CODE = ("fedkd", "strategies", "clients")  # packages that decide the results of a run
-_DRIVING = ("simulations/assemble.py", "simulations/driver.py")
 _LONGEST_SLUG = 30
 _PLACE = re.compile(r"(runs|tuning)/[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 
@@ -83,7 +78,7 @@ def make(grid: Grid, asked: str, command: str, before: Plan | None = None) -> Pl
     found = Plan(
         command=command,
         asked=asked,
-        code=code_version(),
+        code=provenance.decisive(),
         about=grid.about,
         settings=grid.settings,
         methods=grid.methods,
@@ -105,7 +100,7 @@ def cells(grid: Grid, seeds: Sequence[int], below: str = "runs") -> tuple[Cell, 
 
 def _cell(grid: Grid, pair: Pair, seed: int, below: str) -> Cell:
     digest = grid.configuration(pair, seed).digest()
-    parts = [_slug(pair[1]), _slug(pair[0]), f"s{seed}", digest[:8], code_version()[:6]]
+    parts = [_slug(pair[1]), _slug(pair[0]), f"s{seed}", digest[:8], provenance.decisive()[:6]]
     return Cell(*pair, seed, grid.words[pair], digest, f"{below}/{'-'.join(filter(None, parts))}")
 
 
@@ -121,17 +116,6 @@ def fingerprint(words: Mapping[Pair, Words], tried: Mapping[str, Sequence[Words]
     pairs = sorted([*pair, sorted(set(its))] for pair, its in words.items())
     same = next(iter(tried.values()), candidates.NOTHING)
     return _sha256(json.dumps([pairs, same if candidates.alike(tried) else dict(sorted(tried.items()))]).encode())
-
-
-@cache
-def code_version() -> str:
-    """SHA-256 of all code that decides the results of a run, and of PyTorch's version."""
-    files = [path for package in _CODE for path in sorted((_ROOT / package).rglob("*.py"))]
-    parts = [
-        (path.relative_to(_ROOT).as_posix(), path.read_bytes()) for path in [*files, *(_ROOT / f for f in _DRIVING)]
-    ]
-    lines = [f"{name} {_sha256(content)}" for name, content in parts]
-    return _sha256("\n".join([*lines, f"torch {metadata.version('torch')}"]).encode())
 
 
 def _sha256(content: bytes) -> str:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedkd.errors import ConfigError, FolderError
-from simulations import run_folder
+from simulations import provenance, run_folder
 from simulations.compare import cells, plan
 
 TRIED = [("train.lr=0.1",), ("train.lr=1",)]
@@ -51,7 +51,7 @@ def test_any_text_survives_the_plan(usual, text):
 
 def test_cells_are_named_by_what_decides_their_results(usual):
     first = usual.cells[0]
-    code = plan.code_version()
+    code = provenance.decisive()
     assert first.folder == f"runs/fedavg-s1-{first.digest[:8]}-{code[:6]}"
     assert len({cell.folder for cell in usual.cells}) == 6
     assert [cell.seed for cell in usual.cells] == [1, 1, 2, 2, 3, 3]
