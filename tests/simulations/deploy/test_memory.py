@@ -9,6 +9,7 @@ import torch
 
 from fedkd.engine import ClientState
 from simulations.deploy import memory
+from simulations.deploy.device import Device
 from simulations.deploy.memory import KEPT, VERSION, Memory, stub
 
 STATE = ClientState(
@@ -109,3 +110,13 @@ def test_a_name_that_is_no_name_of_a_run_is_refused(tmp_path: Path, run: str) ->
 def test_a_stub_tells_how_far_and_which_version_and_nothing_else() -> None:
     told = stub(STATE, "ab12")
     assert told == ClientState(memory={VERSION: "ab12"}, epoch=2, position=5, last_round=4)
+
+
+def test_a_device_goes_by_the_clock_of_the_server_which_is_that_of_before_the_round(
+    kept: Memory, tmp_path: Path
+) -> None:
+    """In the second exchange of a round its own memory says that it has trained in this round already."""
+    device = Device(client=0, clients=1, name="edge-1", data=tmp_path, state=tmp_path)
+    known = ClientState(memory={VERSION: kept.save(STATE)}, last_round=3)
+    back, lost = device._recall(kept, known)
+    assert (back.last_round, back.epoch, back.memory["rounds"], lost) == (3, 2, [1, 2], False)
