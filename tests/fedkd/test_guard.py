@@ -48,6 +48,15 @@ def test_an_update_over_a_thousand_times_the_median_of_the_others_is_refused_by_
     assert judged.ratios[2] == pytest.approx(1e6 / 0.3, rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("values", "own", "expected"),
+    [([1, 2, 3, 4], 4, 2), ([1, 2, 3, 4], 1, 3), ([1, 2, 3], 2, 1), ([1, 2, 3], 1, 2), ([1, 2], 1, 2), ([1, 2], 2, 1)],
+)
+def test_the_median_of_the_others_is_that_of_all_values_but_ones_own(values, own, expected):
+    """Of two in the middle the lower one."""
+    assert guard.without(values, own) == expected
+
+
 def test_what_counts_of_weights_is_the_change_not_the_value():
     assert refused(judge(200.0, 0.1, 0.1, config=replace(CONFIG, border=BorderConfig(limit=100)))) == [0]
     assert refused(judge(5.0, 0.1, 0.1, config=replace(CONFIG, border=BorderConfig(limit=100)))) == []
