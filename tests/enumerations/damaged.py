@@ -1,6 +1,6 @@
 """No damage to a checkpoint ends a resume with a traceback, or makes a run go on from anything but a whole state.
 
-    python tests/enumerations/damaged.py                     1,300 damages: about 4 minutes on two cores
+    python tests/enumerations/damaged.py                     1,300 damages: half a minute of CPU time
     python tests/enumerations/damaged.py --limit 200 --seed 7
 
 A run of three rounds leaves three checkpoints. Of copies of these one or more are damaged: bits flipped, files cut,

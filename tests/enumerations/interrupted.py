@@ -1,6 +1,6 @@
 """A run that ends at any of its writes, by kill -9 or a full disk, and is resumed has the bytes of an undisturbed one.
 
-    python tests/enumerations/interrupted.py kill                  all points: about 25 minutes on two cores
+    python tests/enumerations/interrupted.py kill                  all points: about 5 minutes of CPU time
     python tests/enumerations/interrupted.py full --limit 60       60 points, evenly
     python tests/enumerations/interrupted.py kill --rounds 2 --only 17,18
 

@@ -1,6 +1,6 @@
 """No message that a client could send ends a round, is decoded without limit, or is admitted where it should not be.
 
-    python tests/enumerations/mutated.py                       20,000 messages: about 4 minutes on two cores
+    python tests/enumerations/mutated.py                       20,000 messages: about 10 minutes of CPU time
     python tests/enumerations/mutated.py --limit 77000 --seed 3
     python tests/enumerations/mutated.py --only 1234
 
