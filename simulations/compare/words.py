@@ -87,6 +87,8 @@ def _best(order: Sequence[Entry], metric: Metric) -> str:
         return f"{order[0].method} has {metric} {_with_interval(order[0], metric)}"
     second = order[1].interval
     assert second is not None  # all of an order have a value
+    if (best := order[0].interval) is not None and best.mean == second.mean:
+        return f"{order[0].method} and {order[1].method} are level in {metric}, {_with_interval(order[0], metric)}"
     rest = f", before {order[1].method} with {value(second.mean, metric)}"
     return f"{order[0].method} has the best {metric}, {_with_interval(order[0], metric)}{rest}"
 

@@ -90,3 +90,10 @@ def test_one_method_that_has_a_value_has_not_won_against_those_that_failed() -> 
     said = fabricated.verdict(found).sentences[0]
     assert "best" not in said
     assert said.endswith("no other method has a value, so nothing is compared.")
+
+
+def test_equal_methods_are_level_and_none_is_best() -> None:
+    found = [fabricated.member("fedavg", seed) for seed in range(3)]
+    twins = [fabricated.replace(each, method="knfu") for each in found]
+    said = fabricated.verdict([*found, *twins]).sentences[0]
+    assert said.startswith("fedavg and knfu are level in clients.mean last")

@@ -85,6 +85,12 @@ def test_settings_differ_in_columns_and_nothing_is_said_twice() -> None:
     assert not {row[0] for row in first.rows} & {row[0] for row in second.rows}
 
 
+def test_what_seeds_differ_in_is_told_of_the_first() -> None:
+    found = [run("strategy=fedavg", seed=seed) for seed in (1, 2)]
+    assert found[0].partition["train"] != found[1].partition["train"]
+    assert shown(*found)["images of the clients"] == facts.samples(found[0])
+
+
 def test_methods_that_differ_in_a_line_are_named_there() -> None:
     found = [run("strategy=fedavg"), run("strategy=fedprox"), run("strategy=fedgen", "train.lr=0.3")]
     assert shown(*found)["learning rate"] == "0.01, constant (fedavg, fedprox); 0.3, constant (fedgen)"
