@@ -19,14 +19,22 @@ def of(pair: tuple[Strategy[Any], Client], config: RunConfig, problem: Problem) 
     strategy, client = pair
     yield from strategy.notes(problem)
     yield from client.notes(problem)
-    for part in attach.make(config.part, config.seed):
-        if part.name in config.parts and not part.is_on:
-            yield f"part.{part.name}.weight = 0 switches the part off that `parts` names"
+    yield from _parts(config)
     yield from _training(config)
     if problem.proxy is not None and strategy.proxy == "no":
         yield f"nothing reads the public images: strategy '{config.strategy['name']}' takes none; leave proxy out"
     if problem.statistics == "local" and not any(problem.of(k).statistic_names for k in range(problem.clients)):
         yield "students.statistics = local says nothing: the student has no BatchNorm statistics"
+
+
+def _parts(config: RunConfig) -> Iterator[str]:
+    parts = attach.make(config.part, config.seed)
+    teachers = {part.teacher for part in parts if part.name in config.parts}
+    for part in parts:
+        if part.name in config.parts and not part.is_on:
+            yield f"part.{part.name}.weight = 0 switches the part off that `parts` names"
+        if part.name not in (*config.parts, *teachers) and part.config != type(part.config)():
+            yield f"part.{part.name} says nothing as long as `parts` does not name it: add parts=[{part.name}]"
 
 
 def _training(config: RunConfig) -> Iterator[str]:

@@ -47,6 +47,7 @@ def test_a_hyper_parameter_that_switches_its_method_off_is_told_and_the_default_
         (["strategy=knfu-generated", "strategy.alpha=0", "strategy.gamma=0"], "so latents teach nothing"),
         (["strategy=flower-fedavgm", "strategy.server_momentum=null"], "what is left is Flower's FedAvg"),
         (["parts=[anchor]", "part.anchor.weight=0"], "part.anchor.weight = 0 switches the part off"),
+        (["strategy=fedavg", "part.anchor.weight=3"], "part.anchor says nothing as long as `parts` does not name it"),
         (["strategy=fedavg", "train.epochs=3"], "train.epochs = 3 says nothing as long as train.steps = 1"),
         (["strategy=fedavg", "train.optimiser=adam", "train.momentum=0.9"], "train.momentum = 0.9 says nothing"),
         (["strategy=fedavg", "train.moments=keep"], "train.moments = keep says nothing"),
@@ -60,7 +61,13 @@ def test_a_setting_that_does_nothing_is_told_at_the_start(words, text):
 
 @pytest.mark.parametrize(
     "words",
-    [["strategy=fedavg"], ["strategy=fedbn", "students=fedgen-cnn"], ["strategy=fedprox"], ["strategy=fedgen"]],
+    [
+        ["strategy=fedavg"],
+        ["strategy=fedbn", "students=fedgen-cnn"],
+        ["strategy=fedprox"],
+        ["strategy=fedgen"],
+        ["strategy=fedavg", "parts=[teacher]", "part.teacher.teacher=ema", "part.ema.decay=0.9"],
+    ],
 )
 def test_a_run_of_which_all_settings_count_has_no_notes(words):
     assert notes(*words) == ()
