@@ -56,7 +56,7 @@ class Adam:
         named = zip(self.names, self._mean, self._square, strict=True)
         means, squares = {}, {}
         for name, mean, square in named:
-            means[name], squares[name] = mean.clone(), square.clone()
+            means[name], squares[name] = (of.clone(memory_format=torch.contiguous_format) for of in (mean, square))
         return {"step": self.count, "mean": means, "square": squares}
 
     @torch.no_grad()

@@ -15,15 +15,20 @@ from fedkd.seeds import Stream
 class Student(nn.Sequential):
     """Blocks in order; the last is called `head` and maps the latent z (B, d) to logits (B, C).
 
-    Entries of its weights are named `block.path.to.parameter`, so `head.` prefixes the head's.
+    Entries of its weights are named `block.path.to.parameter`, so `head.` prefixes the head's. `layout` is how its
+    convolutions' entries lie in memory while it is used: a matter of speed and of last bits. What leaves it is
+    contiguous.
     """
 
-    def __init__(self, blocks: OrderedDict[str, nn.Module]) -> None:
+    def __init__(
+        self, blocks: OrderedDict[str, nn.Module], layout: torch.memory_format = torch.contiguous_format
+    ) -> None:
         if not blocks or list(blocks)[-1] != "head":
             raise ValueError(f"the last block of a student must be called 'head', got {list(blocks)}")
         if not isinstance(blocks["head"], nn.Linear):
             raise TypeError(f"the head of a student must be one nn.Linear, got {type(blocks['head']).__name__}")
         super().__init__(blocks)
+        self.layout = layout
         self._extractor = tuple(block for name, block in blocks.items() if name != "head")
 
     def features(self, x: Tensor) -> Tensor:
@@ -70,7 +75,8 @@ class Student(nn.Sequential):
     @property
     def weights(self) -> Weights:
         """A detached copy of every learnable entry, then of every statistic, each in order of definition."""
-        return {name: entry.detach().clone() for name, entry in (self.learnable | self.statistics).items()}
+        entries = (self.learnable | self.statistics).items()
+        return {name: entry.detach().clone(memory_format=torch.contiguous_format) for name, entry in entries}
 
     def load(self, *layers: Weights) -> "Student":
         """Copy entries in; later layers win. Names and shapes were checked at the border."""
@@ -94,6 +100,9 @@ def build(make: Callable[[], Student], stream: Stream) -> Student:
     for module in student.modules():
         _materialise(module)
         initialise(module, generator)
+    for parameter in student.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.to(memory_format=student.layout)
     return student
 
 

@@ -45,11 +45,13 @@ def generate(weights: Weights, y_B: Tensor, noise_BN: Tensor, shape: Shape, *, t
     """
     label_BC = torch.eye(weights["hidden.weight"].shape[1] - noise_BN.shape[1], dtype=noise_BN.dtype)[y_B]
     x = F.linear(torch.cat([noise_BN, label_BC], 1), weights["hidden.weight"], weights["hidden.bias"])
-    x = _normalise(weights, "norm1", x.view(len(y_B), WIDE, *_grid(shape)), training)
+    # Channels last: two thirds of the time.
+    x = x.view(len(y_B), WIDE, *_grid(shape)).contiguous(memory_format=torch.channels_last)
+    x = _normalise(weights, "norm1", x, training)
     for conv, norm in (("conv1", "norm2"), ("conv2", "norm3")):
         x = _convolve(weights, conv, F.interpolate(x, scale_factor=2, mode="nearest"))
         x = F.leaky_relu(_normalise(weights, norm, x, training), SLOPE)
-    return _convolve(weights, "conv3", x)[:, :, : shape[1], : shape[2]].tanh()
+    return _convolve(weights, "conv3", x)[:, :, : shape[1], : shape[2]].tanh().contiguous()
 
 
 def learnable(weights: Weights) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from fedkd.config import StudentsConfig
@@ -29,6 +30,9 @@ class Architecture:
     extractor: Callable[[Shape, Norm], Extractor]
     least_side: int = 1  # pixels; below it a feature map would vanish, or BatchNorm see one value in a batch of one
     has_norms: bool = False
+    # Channels last where that is faster in training and in evaluation (docs/benchmark.md): large convolutions are,
+    # strided ones of few channels are slower.
+    layout: torch.memory_format = torch.contiguous_format
 
 
 def make(name: str, shape: Shape, classes: int, norm: Norm = "batch") -> Student:
@@ -41,7 +45,7 @@ def make(name: str, shape: Shape, classes: int, norm: Norm = "batch") -> Student
     _check_fit(name, architecture, shape, norm)
     blocks, width = architecture.extractor(shape, norm)
     blocks["head"] = nn.Linear(width, classes)
-    return Student(blocks)
+    return Student(blocks, architecture.layout)
 
 
 def names() -> tuple[str, ...]:
@@ -259,12 +263,12 @@ def _sequence(**layers: nn.Module) -> nn.Sequential:
 
 _ARCHITECTURES = {
     "mlp": Architecture(_mlp),
-    "lenet5": Architecture(_lenet5),
+    "lenet5": Architecture(_lenet5, layout=torch.channels_last),
     "fedgen-cnn": Architecture(_fedgen_cnn, least_side=5, has_norms=True),
-    "mcmahan-cnn": Architecture(_mcmahan_cnn, least_side=4),
+    "mcmahan-cnn": Architecture(_mcmahan_cnn, least_side=4, layout=torch.channels_last),
     "knfu-cnn": Architecture(_knfu_cnn),
     "knfu-cnn-bn": Architecture(_knfu_cnn_bn, least_side=5, has_norms=True),
-    "fedd2s-cnn": Architecture(_fedd2s_cnn, least_side=4),
-    "resnet8": Architecture(_resnet(units=1), least_side=5, has_norms=True),
-    "resnet20": Architecture(_resnet(units=3), least_side=5, has_norms=True),
+    "fedd2s-cnn": Architecture(_fedd2s_cnn, least_side=4, layout=torch.channels_last),
+    "resnet8": Architecture(_resnet(units=1), least_side=5, has_norms=True, layout=torch.channels_last),
+    "resnet20": Architecture(_resnet(units=3), least_side=5, has_norms=True, layout=torch.channels_last),
 }
