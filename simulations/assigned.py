@@ -1,7 +1,7 @@
 """Who has what in a run: samples, student and public set. Written at its start, compared when it is resumed."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ def keep(folder: RunFolder, assembly: Assembly, student: str) -> None:
     facts = {"students": architectures(problem, student), "proxy": public_set(problem.proxy)}
     folder.note(**pairing(assembly, student), task=task(assembly, student))
     known = folder.info()
+    known |= {"students": _once(known["students"])} if known.get("students") else {}
     for name, fact in facts.items():
         if known.get(name, fact) != fact:
             raise _changed(folder, "the clients' students are" if name == "students" else "the public set is")
@@ -76,8 +77,13 @@ def _sha256(tensors: Iterable[Tensor]) -> str:
 
 
 def architectures(problem: Problem, student: str) -> list[str]:
-    """The architecture of each client."""
-    return list(problem.assigned) or [student] * problem.clients
+    """The architecture of each client; one alone where all have the same."""
+    return _once(problem.assigned or (student,))
+
+
+def _once(names: Sequence[str]) -> list[str]:
+    """Run folders used to hold a name a client in any case, of which 10,000 alike filled most of run.json."""
+    return list(names) if len(set(names)) > 1 else list(names[:1])
 
 
 def public_set(proxy: Proxy | None) -> dict[str, Any] | None:

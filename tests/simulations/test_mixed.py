@@ -143,7 +143,7 @@ def test_where_all_are_alike_it_says_so_too(tmp_path):
     place = tmp_path / "run"
     play(place, "strategy=fedavg", "students=mlp")
     told = json.loads((place / "run.json").read_text())
-    assert (told["students"], told["proxy"]) == (["mlp"] * 4, None)
+    assert (told["students"], told["proxy"]) == (["mlp"], None)
 
 
 @pytest.mark.parametrize(("name", "what"), [("students", "the clients' students are"), ("proxy", "the public set is")])
@@ -188,3 +188,10 @@ def test_the_partition_shown_is_the_one_that_is_dealt():
     counts = partition_view.as_json(shown, labels)
     assert sum(counts["train"]) == len(assembly.dataset.train) - 20
     assert partition_view.table(shown, labels, assembly.dataset.labels, width=120)
+
+
+def test_run_folders_that_hold_a_name_for_each_of_clients_all_alike_are_still_known():
+    from simulations import assigned
+
+    assert assigned._once(["mlp"] * 4) == assigned._once(("mlp",)) == ["mlp"]
+    assert assigned._once(["mlp", "lenet5"]) == ["mlp", "lenet5"]
