@@ -71,6 +71,7 @@ class EvaluateConfig:
     probe: Annotated[int, Ge(0)] = (
         64  # test images on which function drift and local accuracy are measured; 0: neither is
     )
+    clients: Annotated[int, Ge(0)] = 0  # clients that are judged, drawn once for the whole run; 0: all
     common: Annotated[int, Ge(0)] = (
         1000  # pooled test images for each client's own student, where none is global; 0: none
     )

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, get_args
 
-from fedkd import border, engine, metrics, training
+from fedkd import border, engine, metrics, seeds, training
+from fedkd.config import RunConfig
 from fedkd.engine import ClientId, ClientState, Engine, Failure, Job, Reply, Task
 from fedkd.payload import KINDS, Payload
 from fedkd.problem import Problem
@@ -76,6 +77,16 @@ def _is_due(number: int, every: int, rounds: int) -> bool:
     return number % every == 0 or number == rounds
 
 
+def judged_clients(config: RunConfig, num_tests: Sequence[int] | None) -> Sequence[ClientId]:
+    """Whose students are judged: all, or a sample of those with test samples, the same in every round."""
+    size, everybody = config.evaluate.clients, range(config.clients)
+    able = [client for client in everybody if num_tests is None or num_tests[client]]
+    if not 0 < size < len(able):
+        return everybody
+    generator = seeds.stream(config.seed, "judged").numpy()
+    return sorted(able[place] for place in generator.choice(len(able), size, replace=False))
+
+
 def _has_tests(experiment: "Experiment", client: ClientId) -> bool:
     """Whether a client has test samples of its own; devices, of which nobody knows, are asked."""
     return experiment.num_tests is None or experiment.num_tests[client] > 0
@@ -85,7 +96,7 @@ def _own_jobs(experiment: "Experiment", state: "RunState") -> list[Job]:
     """A job a client: its student on its own test split."""
     fresh, same = ClientState(), dict[tuple[Any, ...], Payload]()
     jobs = []
-    for client in range(experiment.config.clients):
+    for client in judged_clients(experiment.config, experiment.num_tests):
         served = experiment.strategy.served(state.server, client) or Payload()
         payload, own = _one_of(same, served), state.clients.get(client, fresh)
         jobs.append(Job(task="evaluate", client=client, round=state.round, payload=payload, state=own))

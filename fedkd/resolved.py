@@ -32,7 +32,7 @@ NAMES = frozenset({"strategy.setting"})  # what things are called: it decides no
 YOUNGER = {
     f"data.{key}": getattr(DataConfig(), key)
     for key in ("labels", "shape", "mean", "std", "resize", "test", "test_share", "min_samples")
-} | {"privacy.label_epsilon": None, "privacy.size_step": 1}
+} | {"privacy.label_epsilon": None, "privacy.size_step": 1, "evaluate.clients": 0}
 YOUNGER |= {f"border.{key}": value for key, value in dataclasses.asdict(BorderConfig()).items()}
 
 

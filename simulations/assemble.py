@@ -78,8 +78,15 @@ def assemble(config: RunConfig) -> Assembly:
         sizes=tuple(len(site.train_index[client]) for client in range(config.clients)),
     )
     absent = cautions.absent_labels(held.label_counts(dataset.train.y.numpy()), dataset.labels)
-    notes = tuple(filter(None, (held.untested, *cautions.of(pair, config, problem))))
+    notes = tuple(filter(None, (_sampled(config), held.untested, *cautions.of(pair, config, problem))))
     return Assembly(experiment, site, held, dataset, notes, tuple(absent))
+
+
+def _sampled(config: RunConfig) -> str:
+    """What to say where not all clients are judged; empty if all are."""
+    size, clients = config.evaluate.clients, config.clients
+    where = f"a fixed sample of {size} of {clients} clients (evaluate.clients)"
+    return f"the accuracy per client is of {where}" if 0 < size < clients else ""
 
 
 def deal(config: RunConfig, dataset: Dataset) -> tuple[Partition, Proxy | None]:

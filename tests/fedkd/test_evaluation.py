@@ -9,7 +9,7 @@ import torch
 from clients.fedfuse import FedFuse
 from clients.fedproto import FedProto
 from clients.supervised import Supervised
-from fedkd import training
+from fedkd import evaluation, training
 from fedkd.client import Client
 from fedkd.config import EvaluateConfig
 from fedkd.engine import failed
@@ -116,3 +116,16 @@ def test_payloads_made_of_the_same_tensors_are_one(problem):
     engine = tiny.FakeEngine(site)
     tiny.play(knowing(Anew(), site), engine)
     assert tasks(engine) == [("evaluate_shared", (0, 1, 2))]
+
+
+def test_a_sample_of_clients_is_the_same_in_every_round_and_has_test_samples(problem):
+    site = tiny.site(Supervised(), problem, tests=(9, 0, 9))
+    config = EvaluateConfig(probe=0, pooled_every=100, clients=1)
+    known = knowing(FedAvg(), site)
+    sampled = replace(known, config=replace(known.config, evaluate=config))
+    engine = tiny.FakeEngine(site)
+    tiny.play(sampled, engine, count=3)
+    ((_, who),) = set(tasks(engine))
+    assert len(who) == 1
+    assert who != (1,)
+    assert list(evaluation.judged_clients(replace(known.config, clients=3), None)) == [0, 1, 2]
