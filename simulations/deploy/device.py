@@ -89,8 +89,8 @@ class Device:
                 f"fedkd {installed} is installed here, the run's is {fedkd.__version__}",
                 mend=f"install the same: pip install fedkd=={fedkd.__version__}",
             )
-        if self.limits.strategies is not None and not kit.names_of(config.strategy) & {*self.limits.strategies}:
-            chosen = naming.of(config.strategy)
+        chosen = naming.of(config.strategy)
+        if self.limits.strategies is not None and chosen not in self.limits.strategies:
             raise ConfigError(f"this device does not allow strategy '{chosen}'", mend="see strategies in its node.yaml")
         site = self._site(text, run)
         student = site.problem.architecture(self.client) or config.students.name

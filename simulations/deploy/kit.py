@@ -5,7 +5,6 @@ Relative paths in it are relative to the kit.
 
 import re
 import stat
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -116,13 +115,6 @@ class _Page:
     runtime_port: Annotated[int, Ge(1), Le(65535)]
     key: str
     ca: str | None
-
-
-def names_of(strategy: Mapping[str, Any]) -> set[str]:
-    """The options of conf/strategy that a configuration's strategy may be called by: those with the same halves."""
-    halves = (strategy["name"], strategy.get("client", "supervised"))
-    nodes = {name: compose.node("strategy", name) for name in compose.options("strategy")}
-    return {name for name, node in nodes.items() if (node.get("name"), node.get("client", "supervised")) == halves}
 
 
 def recount(text: str, clients: int) -> str:

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from simulations.report import members
@@ -88,7 +89,8 @@ def _said(config: Config, keys: Sequence[str], among: Sequence[str]) -> list[str
             continue
         value = "none" if config[each] is None else config[each]
         is_float = isinstance(value, float)
+        value = Path(value).name if each == "data.root" else value
         text = value if isinstance(value, str) else f"{value:g}" if is_float else json.dumps(value)
-        label = "" if last == "name" else (last if shorts.count(last) == 1 or not group else each)
+        label = "" if last in ("name", "root") else (last if shorts.count(last) == 1 or not group else each)
         found.append(f"{label} {text}".strip())
     return found

@@ -256,14 +256,6 @@ def test_recounting_changes_nothing_else(tmp_path):
     assert counted.replace("clients: 12", "clients: 2", 1) == text
 
 
-def test_a_strategy_is_known_by_all_options_with_its_halves():
-    fedprox = compose.node("strategy", "fedprox")
-    assert kit.names_of(fedprox) == {"fedprox"}
-    assert "fedavg" in kit.names_of(compose.node("strategy", "fedavg"))
-    for name in compose.options("strategy"):
-        assert name in kit.names_of(compose.node("strategy", name))
-
-
 def test_where_a_server_listens():
     made = deployment(Path("/x"))
     assert [replace(made, address=host).listen for host in ("localhost", "127.0.0.1", "::1")] == [

@@ -206,3 +206,8 @@ def test_verb_says_what_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert cli.main(["report", str(tmp_path)]) == 2
     assert "different lengths" in capsys.readouterr().err
     assert not (tmp_path / "report.html").exists()
+
+
+def test_own_data_sets_are_told_apart_by_their_folders():
+    configs = [{"data.name": "own", "data.root": f"/data/{name}", "strategy.setting": "fedavg"} for name in ("a", "b")]
+    assert [place.setting for place in labels.of(configs).values()] == ["a", "b"]
