@@ -158,12 +158,16 @@ def _keep_each_supplied(give: np.ndarray, counts: np.ndarray) -> np.ndarray:
     If nobody can spare one they stay without.
     """
     give = give.copy()
-    for client in np.flatnonzero(give.sum(1) == 0):
+    sizes = give.sum(1)
+    for client in np.flatnonzero(sizes == 0):
         for label in np.argsort(-counts[client], kind="stable")[: (counts[client] > 0).sum()]:
-            spare = np.where(give.sum(1) > 1, give[:, label], 0)
+            spare = np.where(sizes > 1, give[:, label], 0)
             if spare.any():
-                give[spare.argmax(), label] -= 1
+                giver = spare.argmax()
+                give[giver, label] -= 1
                 give[client, label] += 1
+                sizes[giver] -= 1
+                sizes[client] += 1
                 break
     return give
 
