@@ -2,7 +2,7 @@
 
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -110,6 +110,24 @@ class Engine(ABC):
     def facts(self) -> Mapping[str, Any]:
         """What `run.json` records of the machine side: workers, address, replacements."""
         return {}
+
+
+# What a round does now, for people: its phase, and how many of how many jobs are done; 0 of 0: it asks for none.
+Watch = Callable[[str, int, int], None]
+
+
+def unwatched(phase: str, done: int, asked: int) -> None:
+    """The Watch where nobody looks."""
+
+
+def results(runner: Engine, jobs: Sequence[Job], deadline: float | None, phase: str, watch: Watch) -> list[Result]:
+    """What an engine gives for jobs, while `watch` counts them."""
+    found: list[Result] = []
+    watch(phase, 0, len(jobs))
+    for result in runner.run(jobs, deadline):
+        found.append(result)
+        watch(phase, len(found), len(jobs))
+    return found
 
 
 def pair(jobs: Sequence[Job], results: Sequence[Result]) -> list[tuple[Job, Result]]:

@@ -26,10 +26,13 @@ class Evaluated:
     failures: list[Failure] = field(default_factory=list)
 
 
-def evaluate(experiment: "Experiment", runner: Engine, state: "RunState") -> Evaluated:
+def evaluate(
+    experiment: "Experiment", runner: Engine, state: "RunState", watch: engine.Watch = engine.unwatched
+) -> Evaluated:
     """Accuracy of the served students: each client's on its own test split, the global one on the pooled test set."""
     jobs = [*_due(experiment, state)]
-    results = list(runner.run(jobs, experiment.config.engine.deadline)) if jobs else []
+    deadline = experiment.config.engine.deadline
+    results = engine.results(runner, jobs, deadline, "evaluation", watch) if jobs else []
     pairs = [each for pair in engine.pair(jobs, results) for each in border.singly(*pair)]
     classes = experiment.problem.classes
     found = [(job, border.admit_evaluation(job, result, classes)) for job, result in pairs]

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fedkd import admission, evaluation, metrics, privacy, seeds, settling
+from fedkd import admission, engine, evaluation, metrics, privacy, seeds, settling
 from fedkd.config import RunConfig
 from fedkd.engine import ClientId, ClientState, Engine, Failure, Job, Reply
 from fedkd.errors import RunError
@@ -82,7 +82,7 @@ def begin(experiment: Experiment) -> RunState:
     return RunState(0, experiment.strategy.init(problem, seeds.stream(problem.seed, "server")), {})
 
 
-def play(experiment: Experiment, engine: Engine, state: RunState) -> Round:
+def play(experiment: Experiment, runner: Engine, state: RunState, watch: engine.Watch = engine.unwatched) -> Round:
     """Play the next round. Raises RunError if fewer clients than the quorum reply usefully; `state` is untouched."""
     start = time.perf_counter()
     number = state.round + 1
@@ -92,12 +92,12 @@ def play(experiment: Experiment, engine: Engine, state: RunState) -> Round:
     cohort = draw_cohort(experiment.config, number, absent)
     for exchange in range(experiment.strategy.trips(number)):
         part = Cohort(cohort, number, exchange)
-        server, cohort = _exchange(experiment, engine, server, clients, state, part, tally)
+        server, cohort = _exchange(experiment, runner, server, clients, state, part, tally, watch)
         if tally.is_unsettled:  # the round leaves the state as it was
             server, clients = state.server, dict(state.clients)
             break
     after = RunState(number, server, clients, _judged(experiment, state.standing, number, tally))
-    accuracy = _evaluate(experiment, engine, after, tally)
+    accuracy = _evaluate(experiment, runner, after, tally, watch)
     tally.timings["total"] = time.perf_counter() - start
     row = _row(number, tally, accuracy) | privacy.row(experiment.config.privacy, clients)
     row |= {"left_out": sorted(absent)} if absent else {}
@@ -130,12 +130,13 @@ def remembered(
 
 def _exchange(
     experiment: Experiment,
-    engine: Engine,
+    runner: Engine,
     server: Any,
     clients: dict[ClientId, ClientState],
     before: RunState,
     cohort: Cohort,
     tally: _Tally,
+    watch: engine.Watch,
 ) -> tuple[Any, tuple[ClientId, ...]]:
     """One trip down and up; gives the server's next state and the clients that go on."""
     strategy, config = experiment.strategy, experiment.config
@@ -153,8 +154,9 @@ def _exchange(
         for client, payload in sorted(payloads.items())
     }
     asked = time.perf_counter()
-    results = list(engine.run(list(jobs.values()), config.engine.deadline))
+    results = engine.results(runner, list(jobs.values()), config.engine.deadline, "clients", watch)
     answered = time.perf_counter()
+    watch("server", 0, 0)
     admitted = admission.admit(experiment, server, cohort, jobs, results)
     quorum = 1 if strategy.pools_data else config.quorum  # one client trains for all
     admission.check_quorum(quorum, cohort, len(jobs), admitted)
@@ -244,10 +246,12 @@ def _shapes(weights: Weights) -> dict[str, torch.Size]:
     return {name: value.shape for name, value in weights.items()}
 
 
-def _evaluate(experiment: Experiment, engine: Engine, state: RunState, tally: _Tally) -> dict[str, Any]:
+def _evaluate(
+    experiment: Experiment, runner: Engine, state: RunState, tally: _Tally, watch: engine.Watch
+) -> dict[str, Any]:
     """Accuracy of the served students; what concerns a client alone goes to its row."""
     start = time.perf_counter()
-    found = evaluation.evaluate(experiment, engine, state)
+    found = evaluation.evaluate(experiment, runner, state, watch)
     tally.timings["evaluation"] = time.perf_counter() - start
     tally.failures += found.failures
     for client, numbers in found.clients.items():

@@ -113,14 +113,19 @@ def choose(config: EngineConfig, estimate: Callable[[], float]) -> tuple[str, st
         return "inline", f"because Ray cannot start: {error.what}"
     alone = estimate()
     shared = START_SECONDS + alone / (workers * EFFICIENCY)
+    # What a method adds, at clients or at the server, no step of the student's tells: no seconds are promised for it.
     why = (
-        f"because the work is about {alone:.0f} s on one core and {shared:.0f} s with {workers} workers, start included"
+        f"because plain training and evaluation take about {alone:.0f} s on one core and {shared:.0f} s with {workers} "
+        "workers, start included; what the method adds is measured in round 1"
     )
     return ("ray" if shared < alone else "inline"), why
 
 
 def estimate(config: RunConfig, site: "Site") -> float:
-    """Seconds a run's training and evaluation take on one core, from one measured SGD step. Terms are not counted."""
+    """Seconds of plain training and evaluation on one core, from a measured SGD step: a lower bound of the run.
+
+    What a method adds is not in it: terms, phases of its own, and all that its server does.
+    """
     seconds = step_seconds(site)
     cohort = min(config.clients_per_round or config.clients, config.clients)
     sizes = [len(index) for index in site.train_index.values()]

@@ -41,6 +41,9 @@ class Screen:
         for row in rows:
             self.story.tell(row)
 
+    def progress(self, phase: str, done: int, asked: int) -> None:
+        """What the round in play does now (engine.Watch). Called once a job: it must cost nothing."""
+
     def round(self, row: Row, seconds: float, failure: str) -> None:
         """A round was played; `failure` is the last thing that went wrong in it, or empty."""
         self.story.tell(row)
@@ -117,6 +120,7 @@ class Panel(Screen):
         super().__init__(verbose=verbose)
         self.console = console
         self._phase, self._began = "", time.monotonic()
+        self._doing, self._since = ("", 0, 0), self._began  # of the round in play, and when this phase of it began
         self._lock = threading.RLock()  # rich redraws from a thread of its own
         self._live = Live(
             get_renderable=self._render, console=console, refresh_per_second=REDRAWS, vertical_overflow="visible"
@@ -134,6 +138,12 @@ class Panel(Screen):
         with self._lock:
             super().begin(head, rows)
             self._began = time.monotonic()
+
+    def progress(self, phase: str, done: int, asked: int) -> None:
+        with self._lock:
+            if phase != self._doing[0]:
+                self._since = time.monotonic()
+            self._doing = (phase, done, asked)  # drawn when the panel is: REDRAWS times a second
 
     def round(self, row: Row, seconds: float, failure: str) -> None:
         with self._lock:
@@ -170,7 +180,9 @@ class Panel(Screen):
             begins = f"fedkd {fedkd.__version__}  {self._phase} ...  {time.monotonic() - self._began:.0f} s"
             return Text(begins, no_wrap=True, overflow="ellipsis")
         with self._lock:
-            lines = story.panel(self.head, self.story, time.monotonic() - self._began, verbose=self.verbose)
+            now = time.monotonic()
+            doing = story.doing(*self._doing, now - self._since)
+            lines = story.panel(self.head, self.story, now - self._began, doing, verbose=self.verbose)
         text = Text("\n".join(lines), no_wrap=True, overflow="ellipsis")
         text.highlight_regex(r"(?m)^ [a-z]+", "cyan")
         text.highlight_regex(r"(failed|late|rejected) [1-9]\d*", "yellow")

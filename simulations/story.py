@@ -14,6 +14,7 @@ from fedkd.resolved import Resolved
 _BARS = "▁▂▃▄▅▆▇█"
 _LATE = 10  # rounds whose mean a summary has
 _ETA_ROUNDS = 10  # rounds whose mean duration predicts the rest
+_LONG = 2  # seconds of a round from which on people want to know what it does
 
 _STATISTICS = {  # with which of BatchNorm's students are evaluated; of the primary figure
     ("global", "average"): "   (BatchNorm statistics averaged)",
@@ -125,11 +126,17 @@ def curve(rows: Iterable[Row]) -> list[float]:
     return [each[name] for each in found if name in each]
 
 
-def panel(head: Head, story: Story, running: float, *, verbose: bool = False) -> list[str]:
-    """The lines of the panel; `running` is how long (seconds) the round in play has taken so far."""
+def panel(head: Head, story: Story, running: float, doing: str = "", *, verbose: bool = False) -> list[str]:
+    """The lines of the panel.
+
+    `running` is how long (seconds) the round in play has taken so far, `doing` what it does: shown where rounds are
+    long.
+    """
+    is_long = max([running, *story.seconds[-1:]]) >= _LONG  # of the last round too: a line that comes and goes is noise
     lines = [
         head.line(),
         _progress_line(head, story, running),
+        *([f" now        {doing}"] if doing and is_long else []),
         f" accuracy   {_accuracy(story, head)}",
         f" drift      {_numbers(story.drift) or '-'}",
     ]
@@ -151,6 +158,12 @@ def panel(head: Head, story: Story, running: float, *, verbose: bool = False) ->
 
 def _privacy(row: Row) -> str:
     return f"label epsilon {row['label_epsilon']:g}, spent by {row['clients']} clients"
+
+
+def doing(phase: str, done: int, asked: int, seconds: float) -> str:
+    """What a round does now: `clients   3 of 10 done   12 s`; empty before it does anything."""
+    count = f"{done} of {asked} done" if asked else ""
+    return "   ".join(filter(None, (phase, count, f"{seconds:.0f} s"))) if phase else ""
 
 
 def round_line(row: Row, seconds: float, failure: str, head: Head, *, verbose: bool = False) -> str:

@@ -156,6 +156,15 @@ def test_bytes_are_counted_by_kind_and_direction(experiment, engine):
     assert {row["bytes_up"] for row in played.clients} == {4 * entries}
 
 
+def test_who_watches_a_round_is_told_of_each_phase_and_each_job(experiment, engine):
+    seen = []
+    rounds.play(experiment, engine, rounds.begin(experiment), lambda *doing: seen.append(doing))
+    clients = [("clients", done, 3) for done in range(4)]
+    assert seen[:5] == [*clients, ("server", 0, 0)]
+    assert {phase for phase, *_ in seen[5:]} == {"evaluation"}
+    assert seen[-1][1] == seen[-1][2] == len(seen[5:]) - 1
+
+
 def test_the_row_of_a_round_holds_terms_drift_and_accuracy(experiment, engine):
     played = tiny.play(experiment, engine)[0]
     row = played.row

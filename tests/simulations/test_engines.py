@@ -66,15 +66,23 @@ def test_inline_is_taken_when_asked_for(site):
 def test_auto_takes_one_process_for_little_work(site, two_cores):
     engine, why = engines.make(EngineConfig(name="auto"), site, estimate=lambda: 3.0, tell=never)
     assert isinstance(engine, Inline)
-    assert why.startswith("engine: inline, because the work is about 3 s on one core and 10 s with 2 workers")
+    assert why.startswith("engine: inline, because plain training and evaluation take about 3 s on one core")
 
 
 def test_auto_takes_ray_where_its_start_pays(two_cores):
     # 8 + 60 / (2 * 0.85) = 43.3
     assert engines.choose(EngineConfig(), lambda: 60.0) == (
         "ray",
-        "because the work is about 60 s on one core and 43 s with 2 workers, start included",
+        "because plain training and evaluation take about 60 s on one core and 43 s with 2 workers, start included; "
+        "what the method adds is measured in round 1",
     )
+
+
+def test_no_seconds_are_promised_for_what_the_server_does(two_cores):
+    """A generator at the server took 238 s where a step of the student promised 2 s for the whole run."""
+    _, why = engines.choose(EngineConfig(), lambda: 2.0)
+    assert why.startswith("because plain training and evaluation take about 2 s")
+    assert why.endswith("what the method adds is measured in round 1")
 
 
 def test_auto_does_not_measure_where_there_is_one_core(monkeypatch):

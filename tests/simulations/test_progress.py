@@ -110,6 +110,48 @@ def test_the_panel_adds_up_all_rounds():
     assert "because" not in text
 
 
+def test_a_long_round_shows_what_it_does_now():
+    told = Story()
+    assert " now        clients   3 of 10 done   12 s" in story.panel(
+        HEAD, told, 12, story.doing("clients", 3, 10, 12.2)
+    )
+    assert " now        server   238 s" in story.panel(HEAD, told, 240, story.doing("server", 0, 0, 238))
+
+
+def test_short_rounds_do_not_flicker():
+    told = Story(seconds=[0.3])
+    assert "now" not in "\n".join(story.panel(HEAD, told, 0.1, story.doing("clients", 3, 10, 0.1)))
+    told.seconds.append(30.0)  # rounds are long: the line stays from one to the next
+    assert " now        clients   3 of 10 done   0 s" in story.panel(
+        HEAD, told, 0.1, story.doing("clients", 3, 10, 0.1)
+    )
+
+
+def test_the_seconds_of_a_phase_are_its_own(monkeypatch):
+    from rich.console import Console
+
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    screen = Panel(Console(file=io.StringIO()))
+    screen.begin(HEAD, [])
+    for now[0], doing in [(1.0, ("clients", 0, 2)), (9.0, ("clients", 1, 2))]:
+        screen.progress(*doing)
+    now[0] = 12.0
+    assert "now        clients   1 of 2 done   11 s" in screen._render().plain
+    screen.progress("server", 0, 0)
+    now[0] = 250.0
+    assert "now        server   238 s" in screen._render().plain
+
+
+def test_a_pipe_hears_nothing_of_what_a_round_does():
+    stream = io.StringIO()
+    screen = Lines(stream)
+    screen.begin(HEAD, [])
+    before = stream.getvalue()
+    screen.progress("server", 0, 0)
+    assert stream.getvalue() == before
+
+
 def test_rounds_without_evaluation_keep_the_last_accuracy():
     told = Story()
     told.tell(row(1))
