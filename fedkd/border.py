@@ -120,7 +120,7 @@ def singly(job: Job, result: Result) -> list[tuple[Job, Result]]:
 def _each(jobs: list[Job], judged: Any) -> list[Reply]:
     """The replies that the rows of `judged` are. What a row says is checked where each is admitted."""
     if not isinstance(judged, Tensor) or judged.dtype != torch.float64 or judged.shape != (len(jobs), 3):
-        raise Refused("shape", f"judged is no table of 3 numbers for each of {len(jobs)} clients")
+        raise Refused("shape", f"judged is not a table of 3 numbers for each of {len(jobs)} clients")
     if not bool(torch.isfinite(judged[:, 0]).all()):
         raise Refused("non_finite", "judged counts samples that are not finite")
     return [
@@ -170,7 +170,7 @@ def _check_state(state: Any) -> None:
         if type(count) is not int or not 0 <= count < 2**63:
             raise Refused("range", f"state: {name} = {count!r}, expected an integer from 0")
     if wrong := [name for name, entry in state.kept.items() if not isinstance(entry, Tensor)]:
-        raise Refused("dtype", f"state: kept entry '{wrong[0]}' is no tensor")
+        raise Refused("dtype", f"state: kept entry '{wrong[0]}' is not a tensor")
     try:
         tensors, _ = values.flatten(state)
     except TypeError as error:

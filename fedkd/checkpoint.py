@@ -197,7 +197,7 @@ def _read(folder: Path, digest: str) -> dict[str, bytes]:
     manifest = _manifest(folder)
     _check_compatible(manifest, digest, folder)
     if manifest.get("round") != _number(folder):
-        raise _Damaged(f"{MANIFEST}: it is of round {manifest.get('round')}, the folder was renamed or copied")
+        raise _Damaged(f"{MANIFEST}: it belongs to round {manifest.get('round')}, so the folder was renamed or copied")
     hashes = manifest.get("files")
     if not isinstance(hashes, Mapping) or set(hashes) != set(FILES):
         raise _Damaged(f"{MANIFEST}: it does not name the files")

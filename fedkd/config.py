@@ -71,7 +71,7 @@ class EvaluateConfig:
     probe: Annotated[int, Ge(0)] = (
         64  # test images on which function drift and local accuracy are measured; 0: neither is
     )
-    clients: Annotated[int, Ge(0)] = 0  # clients that are judged, drawn once for the whole run; 0: all
+    clients: Annotated[int, Ge(0)] = 0  # how many clients are evaluated, drawn once for the whole run; 0: all
     common: Annotated[int, Ge(0)] = (
         1000  # pooled test images for each client's own student, where none is global; 0: none
     )
@@ -99,15 +99,15 @@ class PrivacyConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BorderConfig:
-    """What a reply may hold at most, and when a client is left out for what it sends (docs/engines.md)."""
+    """What a reply may hold at most, and when a client is left out for what it sends (docs/runs.md)."""
 
     __pydantic_config__: ClassVar[Any] = _FORBID
-    limit: Annotated[float, Ge(0)] = 1000.0  # times the median of the others' replies; 0: they are not compared
+    limit: Annotated[float, Ge(0)] = 1000.0  # largest value, over the median of the others'; 0: not compared
     max_examples: Annotated[int, Ge(1)] | None = (
-        None  # training samples a client may say it has; null: what the partition gave it, on devices like the others
+        None  # samples that a client may say it has; null: as many as the partition gave it, on devices as the others
     )
-    quarantine_after: Annotated[int, Ge(0)] = 3  # replies in a row refused for their values; 0: nobody is left out
-    quarantine_rounds: Annotated[int, Ge(1)] | None = None  # rounds that such a client is left out; null: the rest
+    quarantine_after: Annotated[int, Ge(0)] = 3  # so many refusals in a row, and a client is left out; 0: never
+    quarantine_rounds: Annotated[int, Ge(1)] | None = None  # and for so many rounds; null: for all the rest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +221,7 @@ class AlgorithmConfig:
     name: str  # the server half: a module of strategies
     client: str = "supervised"  # the client half: a module of clients
     variant: str | None = None  # a named set of switches, where papers and their code disagree
-    setting: str | None = None  # its name: of the file of conf/strategy that has its halves; chosen by strategy=NAME
+    setting: str | None = None  # its name, a file of conf/strategy; chosen by strategy=NAME
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -148,7 +148,7 @@ def _over_others(config: RunConfig, reply: Reply, replies: Sequence[Reply]) -> s
             continue
         own, median = count(reply), without(ranked, count(reply))
         if own > config.border.limit * max(median, FEW):
-            return f"{name} = {own:g}, the others' {median:g} (median): declare border.max_examples if this is honest"
+            return f"{name} = {own:g}, the others' {median:g} (median): set border.max_examples if this is honest"
     return ""
 
 

@@ -114,7 +114,7 @@ def info(folder: Path) -> Row:
     try:
         run = plainjson.mapping((folder / "run.json").read_bytes())
     except (OSError, ValueError):
-        what = f"{folder} is no run folder: run.json is missing or unreadable"
+        what = f"{folder} is not a run folder: run.json is missing or unreadable"
         raise FolderError(what, mend="fedkd list runs shows them") from None
     if "halves" not in run:  # its `strategy` is the server half, which FedProx shares with FedAvg
         with suppress(FolderError):

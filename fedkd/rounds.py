@@ -111,7 +111,9 @@ def draw_cohort(config: RunConfig, number: int, absent: frozenset[ClientId] = fr
     """
     here = [client for client in range(config.clients) if client not in absent]
     if not here:
-        raise RunError(f"round {number}: all clients are left out", mend="start a new run without those that lied")
+        raise RunError(
+            f"round {number}: all clients are left out", mend="start a new run without the clients that sent bad values"
+        )
     size = min(config.clients_per_round or config.clients, len(here))
     generator = seeds.stream(config.seed, "cohort", round=number).numpy()
     return tuple(sorted(here[int(place)] for place in generator.choice(len(here), size, replace=False)))

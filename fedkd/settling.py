@@ -133,7 +133,7 @@ def _sent(payload: Payload) -> list[tuple[str, Tensor]]:
 
 
 def _refused(job: Job, wrong: str) -> Failure:
-    return engine.failed(job, f"with this reply {wrong}; without it all is finite", "range")
+    return engine.failed(job, f"with this reply {wrong}; without it everything is finite", "range")
 
 
 def _unsettled(job: Job, wrong: str) -> Failure:

@@ -52,7 +52,7 @@ class Standing:
             return replace(self, unsettled=self.unsettled + 1)
         what = next(f.what for f in failures if f.cause == "unsettled")
         raise RunError(
-            f"round {number}: {MOST_UNSETTLED} rounds in a row gave nothing finite: training has diverged, "
+            f"round {number}: {MOST_UNSETTLED} rounds in a row gave no finite state: training has diverged, "
             f"or many clients lie ({what})",
             failures=tuple(failures),
         )

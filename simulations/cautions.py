@@ -1,4 +1,4 @@
-"""What a user should know before the first round: settings that switch a method off, or that nothing reads."""
+"""What a user should know before the first round: settings that switch a method off, and settings without effect."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -22,9 +22,9 @@ def of(pair: tuple[Strategy[Any], Client], config: RunConfig, problem: Problem) 
     yield from _parts(config)
     yield from _training(config)
     if problem.proxy is not None and strategy.proxy == "no":
-        yield f"nothing reads the public images: strategy '{config.strategy['name']}' takes none; leave proxy out"
+        yield f"proxy = {config.proxy.name} has no effect: strategy '{config.strategy['name']}' uses no public images"
     if problem.statistics == "local" and not any(problem.of(k).statistic_names for k in range(problem.clients)):
-        yield "students.statistics = local says nothing: the student has no BatchNorm statistics"
+        yield "students.statistics = local has no effect: the student has no BatchNorm statistics"
 
 
 def _parts(config: RunConfig) -> Iterator[str]:
@@ -32,19 +32,19 @@ def _parts(config: RunConfig) -> Iterator[str]:
     teachers = {part.teacher for part in parts if part.name in config.parts}
     for part in parts:
         if part.name in config.parts and not part.is_on:
-            yield f"part.{part.name}.weight = 0 switches the part off that `parts` names"
+            yield f"part.{part.name}.weight = 0 switches off the part that `parts` names"
         if part.name not in (*config.parts, *teachers) and part.config != type(part.config)():
-            yield f"part.{part.name} says nothing as long as `parts` does not name it: add parts=[{part.name}]"
+            yield f"part.{part.name} has no effect unless `parts` names it: add parts=[{part.name}]"
 
 
 def _training(config: RunConfig) -> Iterator[str]:
     train = config.train
     if train.steps is not None and train.epochs != 1:
-        yield f"train.epochs = {train.epochs} says nothing as long as train.steps = {train.steps}: add train.steps=null"
+        yield f"train.epochs = {train.epochs} has no effect while train.steps = {train.steps}: add train.steps=null"
     if train.optimiser == "adam" and train.momentum:
-        yield f"train.momentum = {train.momentum:g} says nothing: it is SGD's, and train.optimiser is adam"
+        yield f"train.momentum = {train.momentum:g} has no effect: only SGD uses it, and train.optimiser is adam"
     if train.optimiser == "sgd" and train.moments == "keep":
-        yield "train.moments = keep says nothing: they are Adam's, and train.optimiser is sgd"
+        yield "train.moments = keep has no effect: only Adam has moments, and train.optimiser is sgd"
 
 
 def absent_labels(counts: np.ndarray, labels: Sequence[str]) -> Iterator[str]:

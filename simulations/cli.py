@@ -57,10 +57,13 @@ _COMPARE: tuple[tuple[str, dict[str, Any]], ...] = (
             "action": "append",
             "default": [],
             "metavar": "[METHOD.]KEY=A,B,C",
-            "help": "choose a value for each method, or for one, on validation data; may be given again",
+            "help": "choose a value for each method, or for one, on validation data; may be given several times",
         },
     ),
-    ("--tune-seeds", {"type": int, "metavar": "N", "help": "seeds that --tune tries (default: 1)"}),
+    (
+        "--tune-seeds",
+        {"type": int, "metavar": "N", "help": "number of seeds on which --tune tries values (default: 1)"},
+    ),
     ("--dry-run", {"action": "store_true", "help": "print the plan and about how long it takes; play nothing"}),
 )
 _REPORT: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -103,7 +106,7 @@ _DEPLOY: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--resume", {"action": "store_true", "help": "run: go on with a run, the newest unfinished one if none is named"}),
     ("--public-only", {"action": "store_true", "help": "shards: write the public images alone"}),
 )
-_WITHOUT = "a client that takes no part from now on; may be given again"
+_WITHOUT = "leave this client out from now on; may be given several times"
 _FROM = "with --without: go back to the newest checkpoint up to this round; 0: to the beginning"
 _RUN = "a run folder, a run's id or the beginning of one"
 
@@ -172,7 +175,7 @@ VERBS = {
         (
             "fedkd resume                    # the newest unfinished one",
             "fedkd resume 1124-1830-fedgen-a3f9",
-            "fedkd resume pilot --without 3 --from 10       # again from round 10 on, client 3 takes no part",
+            "fedkd resume pilot --without 3 --from 10       # again from round 10 on, without client 3",
         ),
         verbs.resume,
         (

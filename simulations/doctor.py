@@ -162,7 +162,7 @@ def temporary() -> Check:
     except EngineError as error:
         return Check("temporary", "fail", error.what, error.mend)
     if detour:
-        return Check("temporary", "warn", f"of Ray, {detour}", "nothing need be done; or set TMPDIR to a shorter path")
+        return Check("temporary", "warn", f"Ray: {detour}", "no action needed, or set TMPDIR to a shorter path")
     return Check("temporary", "ok", own)
 
 

@@ -58,7 +58,7 @@ class Warming(Engine):
             if self._tell is None:
                 raise
             self._given_up = error.what
-            self._tell(f"Ray does not come, so this process does all the work: {error.what}", "warn")
+            self._tell(f"Ray did not start, so this process does all the work: {error.what}", "warn")
             return False
         if is_ready:
             self._tell = None  # what breaks from now on is no matter of starting

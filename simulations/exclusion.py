@@ -33,13 +33,13 @@ class Exclusion:
                 mend = f"its clients are 0 to {number - 1}"
                 raise ConfigError(f"--without {client}: the run has no such client", where=_WHERE, mend=mend)
         if self.back_to is not None and not self.clients:
-            mend = "say which client is left out, --without CLIENT: else the same rounds come again"
+            mend = "add --without CLIENT: without it the same rounds would only run again"
             raise ConfigError(f"--from {self.back_to} without --without", where=_WHERE, mend=mend)
         if self.back_to is not None and self.back_to < 0:
-            raise ConfigError(f"--from {self.back_to} is no round", where=_WHERE, mend="--from 0 is the beginning")
+            raise ConfigError(f"--from {self.back_to} is not a round", where=_WHERE, mend="--from 0 is the beginning")
         if self.clients and info.get("state") == "done":
             mend = f"fedkd show {place}"
-            raise FolderError("the run is done: nobody can be left out any more", where=str(place), mend=mend)
+            raise FolderError("the run is done, so no client can be left out", where=str(place), mend=mend)
 
     def go_back(self, folder: RunFolder) -> None:
         """Forget the commits of later rounds."""
@@ -73,6 +73,6 @@ def tell(before: "RunState", after: "RunState", patience: int, warn: Callable[[s
     for client, absence in standing.newly(before.standing, after.standing):
         until = "on" if absence.last is None else f"to {absence.last}"
         what = f"client {client} is left out from round {absence.first} {until}"
-        warn(f"{what}: {patience} of its replies in a row were refused for their values")
+        warn(f"{what}: {patience} replies in a row were refused for their values")
     if after.standing.unsettled > before.standing.unsettled:
-        warn(f"round {after.round} changed nothing: no finite state came of its replies")
+        warn(f"round {after.round} left the state as it was: its replies gave no finite state")

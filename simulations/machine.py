@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fedkd.errors import EngineError, FedkdError
 
-MEND = "raise that limit, end other programs, or take a smaller student, a smaller train.batch or fewer engine.workers"
+MEND = "raise that limit, end other programs, or use a smaller student, a smaller train.batch or fewer engine.workers"
 _GROUPS = Path("/sys/fs/cgroup")
 _UNLIMITED = 1 << 60  # bytes: what control groups call no limit is near the largest number
 # What libraries say: torch's allocator, C++, threads without a stack, the loader of libraries.

@@ -81,7 +81,9 @@ class Crew:
         """Raises EngineError if Ray itself has died."""
         if why := ray_session.died():
             memory = f"too little memory is a usual cause: {machine.limits()}"
-            raise EngineError(f"Ray has died: {why}", mend=f"what was played is saved, fedkd resume goes on; {memory}")
+            raise EngineError(
+                f"Ray has died: {why}", mend=f"the rounds before are saved, continue with fedkd resume; {memory}"
+            )
 
     def replace(self, slot: Slot, why: str) -> None:
         """Kill a worker and start another in its place, or drop the slot after too many attempts.

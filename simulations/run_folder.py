@@ -182,7 +182,7 @@ def find(runs: Path, wanted: str | Path) -> Path:
         if is_unbegun(path):
             what = f"{path} holds a run that was killed before it began"
             again = f"fedkd run {path / 'config.yaml'}" if (path / "config.yaml").exists() else "fedkd run"
-            raise FolderError(what, mend=f"begin it anew, the name is free: {again} --name {path.name}")
+            raise FolderError(what, mend=f"start it again, the name is free: {again} --name {path.name}")
     matches = [path for path in listed(runs) if path.name.startswith(str(wanted))]
     if len(matches) == 1:
         return matches[0]

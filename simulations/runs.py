@@ -154,7 +154,7 @@ def refuse_words(place: Path, words: Sequence[str], command: str) -> None:
     if words:
         given = shlex.join(words)
         raise CheckpointError(
-            f"a run keeps the configuration that it began with, so it cannot go on with {given}",
+            f"a run keeps the configuration that it began with, so it cannot be resumed with {given}",
             where=str(place),
             mend=f"leave {given} out, or start a new run: {command} {given}",
         )

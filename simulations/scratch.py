@@ -46,7 +46,7 @@ def place(longest: str = "", first: str | None = None) -> Path:
     spare, tried = SOCKET_BYTES - len(os.fsencode(f"/{longest}")), _places(first)
     if found := [each for each in tried if len(os.fsencode(each)) <= spare]:
         return found[0]
-    what = f"no folder for temporary files is short enough: the path of a socket ends at {SOCKET_BYTES} bytes"
+    what = f"no folder for temporary files has a short enough path: a socket's may have {SOCKET_BYTES} bytes"
     mend = f"set TMPDIR to a folder of your own whose path has at most {spare} bytes, or use engine=inline"
     raise EngineError(what, where=f"tried {', '.join(map(str, tried))}", mend=mend)
 
@@ -54,7 +54,11 @@ def place(longest: str = "", first: str | None = None) -> Path:
 def detour(kind: str, longest: str) -> str:
     """Why a `folder` is not below the user's own, in words; empty where it is. Raises EngineError like `place`."""
     found, own = place(_below(kind, longest)), tempfile.gettempdir()
-    return "" if found == Path(own) else f"its files lie in {found}: a socket below {own} would have too long a path"
+    return (
+        ""
+        if found == Path(own)
+        else f"its files are in {found}, because a socket below {own} would have too long a path"
+    )
 
 
 def _prefix(kind: str) -> str:

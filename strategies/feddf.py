@@ -48,7 +48,7 @@ class FedDF(Strategy[State]):
     @dataclass(frozen=True, kw_only=True)
     class Config(Strategy.Config):
         weighting: fusion.Weighting = "examples"  # of the average
-        teachers: fusion.Weighting = "uniform"  # of the mean of logits that teaches. Paper: uniform
+        teachers: fusion.Weighting = "uniform"  # of clients in the mean of logits, the teacher. Paper: uniform
         distil_steps: Annotated[int, Ge(0), Off("FedAvg")] = 100  # Adam's, a round. Code: up to 10000, stopped early
         distil_batch: Annotated[int, Ge(1)] = 128  # public images a step
         distil_lr: Annotated[float, Gt(0)] = 1e-3  # Adam's, annealed to 0 along a cosine within the round

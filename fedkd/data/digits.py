@@ -13,7 +13,7 @@ from fedkd.data.agreed import Pair
 from fedkd.errors import DataError
 
 _SHA256 = "6ebb3d2fee246a4e99363262ddf8a00a3c41bee6014c373ed9d9216ba7f651b8"  # of the text, however it is packed
-_MEND = "install scikit-learn anew: pip install --force-reinstall scikit-learn"
+_MEND = "reinstall it: pip install --force-reinstall scikit-learn"
 
 
 def read() -> tuple[Pair, Pair]:

@@ -66,8 +66,8 @@ def _choose(config: RunConfig, dataset: Dataset, candidates: np.ndarray) -> np.n
     wanted = np.full(len(classes), size // max(1, len(classes)))
     wanted[rng.permutation(len(classes))[: size - wanted.sum()]] += 1
     if not len(classes):
-        what = f"proxy={config.proxy.name} finds no image that is nobody's"
-        raise ConfigError(what, where="proxy.name", mend="leave clients less: partition.samples")
+        what = f"proxy={config.proxy.name} finds no image that no client holds"
+        raise ConfigError(what, where="proxy.name", mend="lower partition.samples, so that clients hold less")
     chosen = []
     for label, number in zip(classes.tolist(), wanted.tolist(), strict=True):
         mine = rng.permutation(candidates[labels[candidates] == label])
@@ -76,7 +76,7 @@ def _choose(config: RunConfig, dataset: Dataset, candidates: np.ndarray) -> np.n
             name = f"{label} ({dataset.labels[label]})"
             what = f"proxy={config.proxy.name} wants {number} images of class {name}, there are {len(fresh)}"
             raise ConfigError(
-                what, where="proxy.size", mend="lower proxy.size, or leave clients less: partition.samples"
+                what, where="proxy.size", mend="lower proxy.size, or lower partition.samples, so that clients hold less"
             )
         chosen += fresh
     return np.sort(np.array(chosen, np.int64))

@@ -73,7 +73,7 @@ def _read(text: str, asked: Asked) -> _Given:
     close = schema.nearest(name, [*asked.methods, *sorted(_KEYS)])
     hint = f"did you mean '{close}'?   " if close else ""
     raise ConfigError(
-        f"'{text}': '{name}' is no method and no key",
+        f"'{text}': '{name}' is neither a method nor a key",
         where=WHERE,
         mend=f"{hint}write METHOD.KEY=a,b or KEY=a,b; methods: {', '.join(asked.methods)}",
     )
@@ -94,9 +94,11 @@ def _given(word: str, methods: tuple[str, ...], is_for_all: bool, text: str) -> 
     key, equals, values = word.partition("=")
     key = _SHORT.get(key.strip(), key.strip())
     if not equals:
-        raise ConfigError(f"'{text}' is no list", where=WHERE, mend="write key=a,b,c")
+        raise ConfigError(f"'{text}' is not a list", where=WHERE, mend="write key=a,b,c")
     if key.split(".")[0] in _NOT and not key.startswith("strategy."):
-        raise ConfigError(f"{key} cannot be tuned", where=WHERE, mend="tune what belongs to the training")
+        raise ConfigError(
+            f"{key} cannot be tuned", where=WHERE, mend="tune a key of the training, such as train.lr or strategy.mu"
+        )
     return _Given(methods, is_for_all, f"{key}={values}")
 
 
@@ -109,7 +111,7 @@ def _of_method(method: str, given: Iterable[_Given]) -> list[str]:
 def _combined(words: Sequence[str]) -> tuple[Words, ...]:
     """All combinations of the values. Raises ConfigError for keys that are given twice or with one value."""
     axes = grid.read(words)
-    _raise([Mistake(f"{axis.key} has one value", WHERE, "write key=a,b,c") for axis in axes if not axis.is_list])
+    _raise([Mistake(f"{axis.key} has only one value", WHERE, "write key=a,b,c") for axis in axes if not axis.is_list])
     return tuple(
         tuple(f"{axis.key}={value}" for axis, value in zip(axes, values, strict=True))
         for values in itertools.product(*(axis.values for axis in axes))

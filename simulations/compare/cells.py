@@ -171,4 +171,4 @@ def _evaluated_otherwise(resolved: Mapping[Pair, Resolved], asked: Asked) -> Ite
         for name in (field.name for field in fields(own) if getattr(own, field.name) != getattr(first, field.name)):
             values = f"{getattr(own, name)}, '{asked.methods[0]}' has {getattr(first, name)}"
             what = f"'{method}' has evaluate.{name} = {values}: methods of a comparison are evaluated alike"
-            yield Mistake(what, asked.where, f"say evaluate.{name} in 'base' or in a setting, for all methods")
+            yield Mistake(what, asked.where, f"set evaluate.{name} in 'base' or in a setting, for all methods")

@@ -137,7 +137,7 @@ def _check_disjoint(asked: Asked, tried: Mapping[str, Sequence[Words]]) -> None:
     for (_, method), words in asked.words.items():
         given = {word.partition("=")[0] for word in words}
         tuned = [word.partition("=")[0] for word in tried[method][0]]
-        mistakes = (Mistake(f"{key} is given and tuned", candidates.WHERE, _ONE) for key in tuned if key in given)
+        mistakes = (Mistake(f"{key} is both set and tuned", candidates.WHERE, _ONE) for key in tuned if key in given)
         twice |= dict.fromkeys(mistakes)
     if twice:
         raise ConfigError(next(iter(twice)).what, mistakes=tuple(twice))

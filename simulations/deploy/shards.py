@@ -93,7 +93,7 @@ def _check_sizes(held: Partition, fewest: int) -> None:
         )
     if held.untested:
         client = next(client for client, index in enumerate(held.test) if not len(index))
-        what = f"client {client} would have no test sample, and a device needs some"
+        what = f"client {client} would have no test sample, and a device needs at least one"
         raise ConfigError(what, where="partition", mend="use fewer clients")
 
 

@@ -63,7 +63,7 @@ def gains(verdict: Verdict) -> Chart | None:
     )
     harmed = max(found, key=lambda place: _harmed(found[place]))
     summary = (
-        "One mark a client and seed; left of the dashed line a client would have done better alone. "
+        "One mark per client and seed; left of the dashed line a client would have done better alone. "
         f"{'Most harmed' if len(found) > 1 else 'Harmed'}: {_named(harmed)}, "
         f"{wording.share(_harmed(found[harmed]))} of clients."
     )

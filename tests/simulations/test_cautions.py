@@ -47,12 +47,12 @@ def test_a_hyper_parameter_that_switches_its_method_off_is_told_and_the_default_
         (["strategy=knfu-generated", "strategy.alpha=0", "strategy.gamma=0"], "so latents teach nothing"),
         (["strategy=flower-fedavgm", "strategy.server_momentum=null"], "what is left is Flower's FedAvg"),
         (["parts=[anchor]", "part.anchor.weight=0"], "part.anchor.weight = 0 switches the part off"),
-        (["strategy=fedavg", "part.anchor.weight=3"], "part.anchor says nothing as long as `parts` does not name it"),
-        (["strategy=fedavg", "train.epochs=3"], "train.epochs = 3 says nothing as long as train.steps = 1"),
-        (["strategy=fedavg", "train.optimiser=adam", "train.momentum=0.9"], "train.momentum = 0.9 says nothing"),
-        (["strategy=fedavg", "train.moments=keep"], "train.moments = keep says nothing"),
+        (["strategy=fedavg", "part.anchor.weight=3"], "part.anchor has no effect unless `parts` names it"),
+        (["strategy=fedavg", "train.epochs=3"], "train.epochs = 3 has no effect while train.steps = 1"),
+        (["strategy=fedavg", "train.optimiser=adam", "train.momentum=0.9"], "train.momentum = 0.9 has no effect"),
+        (["strategy=fedavg", "train.moments=keep"], "train.moments = keep has no effect"),
         (["strategy=fedavg", "proxy=held-out"], "nothing reads the public images: strategy 'fedavg' takes none"),
-        (["strategy=fedavg", "students.statistics=local"], "students.statistics = local says nothing"),
+        (["strategy=fedavg", "students.statistics=local"], "students.statistics = local has no effect"),
     ],
 )
 def test_a_setting_that_does_nothing_is_told_at_the_start(words, text):

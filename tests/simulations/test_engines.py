@@ -148,7 +148,7 @@ def test_where_no_pool_comes_the_work_is_done_here_and_that_is_said_once(site, j
     pool = FakePool(ready_after=1, error=EngineError("no room in /dev/shm"))
     engine = engines.Warming(Inline(site), pool, lambda text, urgency: said.append((text, urgency)))
     assert [reply.num_examples for reply in [*engine.run(jobs), *engine.run(jobs)]] == [20, 12, 7] * 2
-    assert said == [("Ray does not come, so this process does all the work: no room in /dev/shm", "warn")]
+    assert said == [("Ray did not start, so this process does all the work: no room in /dev/shm", "warn")]
     engine.serve(site)
     assert pool.ran == pool.sites == []
     assert engine.facts() == {"given_up": "no room in /dev/shm"}

@@ -104,7 +104,7 @@ def test_mistakes_are_said_before_anything_is_removed(stopped):
     for words, what in (
         (([4],), "--without 4: the run has no such client"),
         (((), 1), "--from 1 without --without"),
-        (([1], -1), "--from -1 is no round"),
+        (([1], -1), "--from -1 is not a round"),
     ):
         with pytest.raises(ConfigError, match=what):
             runs.resume(stopped, runs=stopped.parent, options=QUIET, exclusion=Exclusion(*words))

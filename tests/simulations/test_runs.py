@@ -203,7 +203,7 @@ def test_a_resume_with_words_says_that_a_run_keeps_its_configuration(tmp_path, f
     start(tmp_path)
     assert cli.main(["resume", *place, "rounds=40", "--runs", str(tmp_path)]) == 6
     shown = capsys.readouterr().err
-    assert "a run keeps the configuration that it began with, so it cannot go on with rounds=40" in shown
+    assert "a run keeps the configuration that it began with, so it cannot be resumed with rounds=40" in shown
     assert f"leave rounds=40 out, or start a new run: fedkd run {tmp_path}/pilot/config.yaml rounds=40" in shown
     assert cli.main(["resume", "pilot", "other", "--runs", str(tmp_path)]) == 2
     assert "'other' is too much" in capsys.readouterr().err

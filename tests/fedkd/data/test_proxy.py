@@ -124,7 +124,7 @@ def test_more_than_there_are_is_a_mistake_with_a_mend():
     with pytest.raises(ConfigError, match=r"proxy=held-out wants 21 images of class 0 \(a\), there are 20") as caught:
         deal(config("held-out", 63))
     assert (caught.value.mistakes[0].where, caught.value.mend[:16]) == ("proxy.size", "lower proxy.size")
-    with pytest.raises(ConfigError, match="proxy=unused finds no image that is nobody's"):
+    with pytest.raises(ConfigError, match="proxy=unused finds no image that no client holds"):
         deal(config("unused"))  # iid gives all away
 
 

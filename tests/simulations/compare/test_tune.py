@@ -63,12 +63,12 @@ def test_a_file_has_its_own_grids_and_words_after_it_take_their_place(tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("tune.fedprx.strategy.mu=1,2", "'fedprx' is no method and no key.*did you mean 'fedprox'"),
+        ("tune.fedprx.strategy.mu=1,2", "'fedprx' is neither a method nor a key.*did you mean 'fedprox'"),
         ("trian.lr=1,2", "did you mean 'train'"),
         ("tune.fedprox.strategy.mux=1,2", "unknown key 'strategy.mux'.*did you mean 'strategy.mu'"),
         ("tune.fedavg.strategy.mu=1,2", "unknown key 'strategy.mu'"),
         ("tune.fedprox.strategy.mu=1", "strategy.mu has one value"),
-        ("tune.fedprox.strategy.mu", "is no list"),
+        ("tune.fedprox.strategy.mu", "is not a list"),
         ("tune.fedprox.train.steps=1,2", "train.steps is given and tuned"),
         ("tune.fedprox.partition.alpha=1,2", "cannot be tuned"),
     ],
