@@ -55,7 +55,7 @@ def test_a_fresh_client_gives_the_same_bytes(trail: Trail, algorithm):
         tiny.assert_same(tiny.lasting(run(trail, fresh, job)), tiny.lasting(old))
 
 
-def test_who_is_judged_alike_is_judged_by_the_payload_alone(trail: Trail):
+def test_clients_that_share_a_student_are_judged_by_the_payload_alone(trail: Trail):
     """Else clients that share a student could not be judged in one pass."""
     site, job = trail.assembly.site, replace(trail.jobs[-1], task="evaluate")
     if site.client.own_logits:

@@ -206,7 +206,7 @@ def test_a_word_that_does_not_exist_hides_no_other_mistake(conf):
     ]
 
 
-def test_of_an_option_that_does_not_exist_no_value_is_judged(conf):
+def test_values_of_an_option_that_does_not_exist_are_not_judged(conf):
     message = problem(conf, "partition=shrads", "partition.shards=3", "rounds=0")
     assert "2 problems" in message
     assert "partition.shards" not in message

@@ -55,7 +55,7 @@ def test_students_that_keep_entries_of_their_own_are_judged_alone(problem):
     assert tasks(engine) == [("evaluate", (client,)) for client in range(3)]
 
 
-def test_statistics_of_their_own_too(problem):
+def test_students_that_keep_statistics_of_their_own_are_judged_alone(problem):
     site = tiny.site(Supervised(), tiny.problem(tiny.normed, statistics="local"))
     engine = tiny.FakeEngine(site)
     tiny.play(knowing(FedAvg(), site), engine)
@@ -90,7 +90,7 @@ def test_a_pass_that_fails_is_a_failure_of_each_of_its_clients(problem):
         (torch.tensor([[9.0, 5.0, torch.nan]] * 3, dtype=torch.float64), "non_finite"),
     ],
 )
-def test_a_table_that_is_none_is_refused(problem, judged, cause):
+def test_what_is_not_a_table_of_numbers_is_refused(problem, judged, cause):
     site = tiny.site(Supervised(), problem)
     engine = tiny.FakeEngine(site)
     engine.spoil = lambda job, r: replace(r, judged=judged) if job.task == "evaluate_shared" else r

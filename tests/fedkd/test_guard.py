@@ -143,7 +143,7 @@ def test_sizes_told_in_steps_are_held_against_sizes_in_steps():
     assert refused(counted(10, config=replace(CONFIG, privacy=PrivacyConfig(size_step=10)), sizes=(7, 7, 7))) == []
 
 
-def test_label_counts_may_be_what_is_drawn_several_times_over_and_no_more():
+def test_label_counts_may_be_ten_times_what_is_drawn_and_no_more():
     """50 are drawn in 5 steps of 10, on 3 classes: 10 times 53."""
     assert refused(counted(7, [530, 0, 0], sizes=(7, 7, 7))) == []
     assert refused(counted(7, [531, 0, 0], sizes=(7, 7, 7))) == [0]

@@ -104,7 +104,7 @@ def test_a_client_without_test_data_is_left_out_of_the_accuracy(problem):
     assert played.row["accuracy"]["clients"]["mean"] == pytest.approx(sum(own) / 2)
 
 
-def test_the_accuracy_of_those_that_have_trained_stands_beside_that_of_all(site):
+def test_a_row_has_the_accuracy_of_trained_clients_beside_that_of_all(site):
     """One client a round: the others still have the student that everybody starts from."""
     engine = tiny.FakeEngine(site)
     played = tiny.play(tiny.experiment(Local(), site, clients_per_round=1, rounds=9), engine, count=3)
@@ -116,7 +116,7 @@ def test_the_accuracy_of_those_that_have_trained_stands_beside_that_of_all(site)
         assert accuracy["clients"]["mean"] == pytest.approx(sum(row["accuracy"] for row in its.clients) / 3)
 
 
-def test_of_a_round_in_which_all_have_trained_both_are_the_same(experiment, engine):
+def test_both_accuracies_are_the_same_once_all_clients_have_trained(experiment, engine):
     accuracy = tiny.play(experiment, engine)[0].row["accuracy"]
     assert accuracy["trained"] == {"count": 3, "clients": accuracy["clients"]}
 

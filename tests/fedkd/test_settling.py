@@ -147,7 +147,7 @@ def test_a_round_is_aggregated_again_without_the_client_that_would_spoil_it(site
     assert set(played.state.clients) == {0, 2}
 
 
-def test_a_round_of_liars_changes_nothing_and_the_next_one_goes_on(site):
+def test_a_round_of_liars_changes_nothing_and_the_next_round_runs(site):
     experiment = tiny.experiment(Fragile(), site, border=OFF)
     begun = rounds.begin(experiment)
     first, second = tiny.play(experiment, tiny.FakeEngine(site, spoil=lying(0, 1, 2)), count=2)

@@ -42,7 +42,7 @@ def test_after_three_refusals_in_a_row_a_client_is_left_out_for_good(site):
     assert list(newly(played[1].state.standing, played[2].state.standing)) == [(1, Absence(4, None))]
 
 
-def test_or_for_some_rounds_and_then_it_has_as_many_again(site):
+def test_a_client_may_be_left_out_for_some_rounds_and_then_has_as_many_refusals_again(site):
     played = play(site, lying(1, *range(9)), 7, quarantine_after=2, quarantine_rounds=1)
     assert [1 in cohort for cohort in cohorts(played)] == [True, True, False, True, True, False, True]
 
@@ -62,7 +62,7 @@ def test_zero_leaves_nobody_out(site):
     assert all(1 in cohort for cohort in cohorts(play(site, lying(1, *range(9)), 5, quarantine_after=0)))
 
 
-def test_so_many_stay_that_the_quorum_can_be_met():
+def test_enough_clients_stay_to_meet_the_quorum():
     failures = [replace(failed(tiny.job(tiny.problem()), "x", "range"), client=client) for client in range(3)]
     after = Standing().after(1, failures, (), BorderConfig(quarantine_after=1), clients=3, quorum=2)
     assert after.absent(2) == {0}

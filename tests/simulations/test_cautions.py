@@ -69,7 +69,7 @@ def test_a_setting_that_does_nothing_is_told_at_the_start(words, text):
         ["strategy=fedavg", "parts=[teacher]", "part.teacher.teacher=ema", "part.ema.decay=0.9"],
     ],
 )
-def test_a_run_of_which_all_settings_count_has_no_notes(words):
+def test_a_run_in_which_every_setting_has_an_effect_has_no_notes(words):
     assert notes(*words) == ()
 
 

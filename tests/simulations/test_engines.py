@@ -143,7 +143,7 @@ def test_a_pool_that_cannot_start_ends_the_run(site, jobs):
         list(engine.run(jobs))
 
 
-def test_where_no_pool_comes_the_work_is_done_here_and_that_is_said_once(site, jobs):
+def test_if_no_pool_starts_the_work_is_done_here_and_that_is_said_once(site, jobs):
     said = []
     pool = FakePool(ready_after=1, error=EngineError("no room in /dev/shm"))
     engine = engines.Warming(Inline(site), pool, lambda text, urgency: said.append((text, urgency)))
@@ -154,7 +154,7 @@ def test_where_no_pool_comes_the_work_is_done_here_and_that_is_said_once(site, j
     assert engine.facts() == {"given_up": "no room in /dev/shm"}
 
 
-def test_a_pool_that_breaks_after_it_came_ends_the_run_under_auto_too(site, jobs):
+def test_a_pool_that_breaks_after_it_started_ends_the_run_under_auto_too(site, jobs):
     pool = FakePool()
     engine = engines.Warming(Inline(site), pool, lambda text, urgency: None)
     assert len(list(engine.run(jobs))) == 3

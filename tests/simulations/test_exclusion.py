@@ -65,7 +65,7 @@ def cohorts(place):
     return [row["cohort"] for row in ledger.rows(place / "metrics.jsonl")]
 
 
-def test_a_client_takes_no_part_from_the_next_round_on(stopped):
+def test_a_client_is_left_out_from_the_next_round_on(stopped):
     found = runs.resume(stopped, runs=stopped.parent, options=QUIET, exclusion=Exclusion([2]))
     assert found["status"] == "done"
     assert cohorts(stopped) == [[0, 1, 2, 3]] * 3 + [[0, 1, 3]] * 3
@@ -111,7 +111,7 @@ def test_mistakes_are_said_before_anything_is_removed(stopped):
     assert sorted((stopped / "checkpoints").iterdir()) == before
 
 
-def test_a_run_that_is_done_leaves_nobody_out(stopped):
+def test_no_client_can_be_left_out_of_a_run_that_is_done(stopped):
     runs.resume(stopped, runs=stopped.parent, options=QUIET)
     with pytest.raises(FolderError, match="the run is done"):
         runs.resume(stopped, runs=stopped.parent, options=QUIET, exclusion=Exclusion([2]))

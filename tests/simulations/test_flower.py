@@ -87,7 +87,7 @@ class Liar(Supervised):
         return Payload(weights={name: torch.full_like(entry, 1e30) for name, entry in honest.weights.items()})
 
 
-def test_a_liar_behind_messages_is_refused_by_name_and_the_run_goes_on(at):
+def test_a_liar_behind_messages_is_refused_by_name_and_the_run_continues(at):
     site = tiny.site(Liar(), tiny.problem())
     at(site)
     there = played(tiny.experiment(FedAvg(), site), FlowerEngine(LocalGrid(flower.client_app, 3), site))

@@ -70,7 +70,7 @@ def test_paths_are_counted_in_bytes(own, monkeypatch):
         scratch.place("x" * (spare + 1))
 
 
-def test_a_folder_whose_sockets_fit_nowhere_in_the_users_lies_elsewhere_and_that_is_said(own, monkeypatch):
+def test_a_folder_is_made_elsewhere_and_that_is_said_if_its_sockets_do_not_fit_below_the_users(own, monkeypatch):
     long = own / ("x" * 60)
     long.mkdir()
     assert scratch.detour("ray", ray_session.SOCKET) == ""

@@ -174,7 +174,7 @@ def test_classes_that_end_better_than_ever_have_forgotten_less_than_nothing():
     assert "forgetting" not in found(*by_class(HISTORY[:1]))
 
 
-def test_forgetting_is_a_metric_of_which_less_is_better():
+def test_less_is_better_for_the_metric_forgetting():
     member = Member("", "", 0, Path(), rows=by_class(HISTORY))
     lost = metric.parse("forgetting last")
     assert (lost.of(member), lost.sign, lost.unit) == (pytest.approx(0.1), -1.0, "points")
@@ -186,7 +186,7 @@ def some_trained(count=6):
     return row(1, accuracy={**row(1, 0.25)["accuracy"], "trained": {"count": count, "clients": spread}})
 
 
-def test_the_screens_say_how_the_clients_fare_that_have_trained():
+def test_screens_say_how_trained_clients_fare():
     told = Story()
     told.tell(some_trained())
     assert "personal 0.250   trained 0.500 (6 of 10)   common" in story.round_line(some_trained(), 0.1, "", HEAD)

@@ -69,7 +69,7 @@ def test_a_full_disk_under_stdout_is_told_once_and_ends_nothing(capfd):
     assert capfd.readouterr().err == "warn   nothing more can be printed: No space left on device\n"
 
 
-def test_a_run_whose_screen_is_lost_is_played_to_its_end_and_told_in_its_log(tmp_path, monkeypatch):
+def test_a_run_that_loses_its_screen_runs_to_its_end_and_its_log_tells_it(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdout", nobody_reads("ascii"))
     assert cli.main(["run", *TINY, "--out", str(tmp_path / "run")]) == 0
     assert json.loads((tmp_path / "run" / "run.json").read_text())["state"] == "done"
@@ -85,7 +85,7 @@ def test_a_run_that_fails_without_a_screen_says_so_by_its_exit_code(tmp_path, mo
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="terminals do not hang up here")
-def test_work_goes_on_when_the_terminal_hangs_up(monkeypatch, tmp_path):
+def test_work_continues_when_the_terminal_hangs_up(monkeypatch, tmp_path):
     before = signal.getsignal(signal.SIGHUP)
     try:
         streams.outlive_terminal()

@@ -47,7 +47,7 @@ def played(tmp_path, *words):
     return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
 
 
-def test_without_the_modules_of_unix_runs_and_comparisons_are_played(tmp_path):
+def test_without_the_modules_of_unix_runs_and_comparisons_work(tmp_path):
     words = ["strategy=fedavg", "seed=1,2", "rounds=1", "train.steps=1", "--jobs", "1", "--name", "here"]
     done = played(tmp_path, "compare", *words)
     assert done.returncode == 0, done.stderr

@@ -80,7 +80,7 @@ def test_classes_are_alike_but_for_one_image(seed, size):
 
 
 @pytest.mark.parametrize("name", ["held-out", "unused"])
-def test_a_class_of_which_there_is_no_image_is_left_out(name):
+def test_a_class_without_an_image_is_left_out_of_the_public_set(name):
     there = DATASET.train.y != 1
     train = replace(DATASET.train, x=DATASET.train.x[there], y=DATASET.train.y[there])
     recipe = partition.RECIPES["iid"](samples=20) if name == "unused" else None

@@ -95,7 +95,7 @@ def test_another_grid_in_the_same_folder_is_refused_and_both_are_named(usual, wo
     plan.check_same(usual, cells.ask(f"{WORDS} seed=9".split()).words, {})
 
 
-def test_a_tuned_comparison_of_an_older_plan_is_gone_on_with(usual):
+def test_a_tuned_comparison_with_an_older_plan_can_be_continued(usual):
     """Then one list of candidates was written for all methods, and hashed."""
     old = replace(usual, tuning={"words": [list(words) for words in TRIED], "seeds": [1], "metric": "global last10"})
     pairs = sorted([*pair, sorted(set(its))] for pair, its in cells.ask(WORDS.split()).words.items())

@@ -33,22 +33,22 @@ def test_a_method_before_the_key_is_tried_alone():
     assert len(tried(MU, "lr=1,2")["fedprox"]) == 6
 
 
-def test_what_a_method_has_of_its_own_takes_the_place_of_what_all_have():
+def test_values_for_one_method_replace_those_for_all_methods():
     assert tried("lr=1,2", "fedprox.lr=3,4,5")["fedprox"] == (("train.lr=3",), ("train.lr=4",), ("train.lr=5",))
 
 
-def test_it_may_stand_among_the_words_of_the_command_line():
+def test_tuning_may_be_a_word_of_the_command_line():
     assert tried(text=f"{GRID} {MU}") == tried(MU)
 
 
-def test_a_strategy_means_all_methods_that_take_it_and_case_does_not_matter():
+def test_a_strategy_means_all_methods_that_use_it_and_case_does_not_matter():
     text = GRID.replace("strategy=fedavg,fedprox", "strategy=fedprox strategy.mu=0.1,1")
     assert [len(each) for each in tried("fedprox.lr=1,2", text=text).values()] == [2, 2]
     assert len(tried("fedprox, mu=0.1.lr=1,2", text=text)["fedprox, mu=0.1"]) == 2
     assert tried("FedProx.lr=1,2") == tried("fedprox.lr=1,2")
 
 
-def test_a_file_has_its_own_grids_and_words_after_it_take_their_place(tmp_path):
+def test_a_file_has_its_own_grids_and_words_after_it_replace_them(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(
         "base: data=digits\nsettings: {even: partition=iid}\nmethods: {A: strategy=fedavg, P: strategy=fedprox}\n"

@@ -100,7 +100,7 @@ def test_each_refusal_says_how_to_mend_it(message: str, mend: str) -> None:
     assert mend in link._mend(error)
 
 
-def test_who_waits_for_a_superlink_says_so_once_and_when_it_is_back() -> None:
+def test_a_device_says_once_that_no_superlink_answers_and_once_that_one_does_again() -> None:
     told: list[str] = []
     answers: list[DeployError | None] = [None, DeployError("no SuperLink answers"), DeployError("still none"), None]
 

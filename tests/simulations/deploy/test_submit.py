@@ -80,7 +80,7 @@ def test_a_run_has_ended_though_the_clock_was_set_back(run: Run) -> None:
     assert (shown.before, shown.rounds) == ([], [1, 2])
 
 
-def test_of_a_resumed_run_the_rounds_are_shown_that_are_new(run: Run) -> None:
+def test_only_the_new_rounds_of_a_resumed_run_are_shown(run: Run) -> None:
     run.event("start", 0)
     run.play(1, 2)
     run.note("stopped")

@@ -85,7 +85,7 @@ def test_settings_differ_in_columns_and_nothing_is_said_twice() -> None:
     assert not {row[0] for row in first.rows} & {row[0] for row in second.rows}
 
 
-def test_what_seeds_differ_in_is_told_of_the_first() -> None:
+def test_a_line_in_which_seeds_differ_tells_of_the_first_seed() -> None:
     found = [run("strategy=fedavg", seed=seed) for seed in (1, 2)]
     assert found[0].partition["train"] != found[1].partition["train"]
     assert shown(*found)["images of the clients"] == facts.samples(found[0])
@@ -155,7 +155,7 @@ def test_older_folders_have_no_sizes_and_still_a_setting() -> None:
     assert shown(fabricated.member())["rounds"] == "12"
 
 
-def test_a_comparison_of_which_nothing_was_played_has_no_setting() -> None:
+def test_a_comparison_without_any_run_has_no_setting() -> None:
     lost = [fabricated.replace(each, state="failed", config={}, info={}, rows=()) for each in fabricated.members()]
     judged = fabricated.verdict(lost)
     assert setting.shared(judged) == setting.of_methods(judged) == setting.played(judged) == []
