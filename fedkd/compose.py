@@ -138,7 +138,7 @@ def _grow(layers: list[Layer], tree: _Tree) -> _Tree:
 
 
 def _draft(tree: _Tree) -> schema.Draft:
-    """What was written, but for what belongs to an option that does not exist: nobody can tell whether it is right."""
+    """What was written, except for values of an option that does not exist: nobody can tell whether they are right."""
     if unshowable := list(_unshowable(tree)):
         _raise([*unshowable, *tree.mistakes])
     leaves = {path: leaf for path, leaf in tree.leaves.items() if path[0] not in tree.failed or _is_of_conf(leaf[1])}

@@ -96,7 +96,7 @@ def _has_tests(experiment: "Experiment", client: ClientId) -> bool:
 
 
 def _own_jobs(experiment: "Experiment", state: "RunState") -> list[Job]:
-    """A job a client: its student on its own test split."""
+    """One job per client: its student on its own test split."""
     fresh, same = ClientState(), dict[tuple[Any, ...], Payload]()
     jobs = []
     for client in judged_clients(experiment.config, experiment.num_tests):

@@ -30,6 +30,6 @@ _BY_WORD = {word: mend for mend, words in _KEYS.items() for word in words.split(
 
 
 def hint(word: str) -> str:
-    """How fedkd says what another platform calls `word`, as `write train.batch=N`; empty if it is no such word."""
+    """What fedkd calls `word` of another platform, as `write train.batch=N`; empty if no platform has the word."""
     mend = _BY_WORD.get(word.strip("-").replace("-", "_").lower(), "")
     return f"write {mend}" if mend else ""

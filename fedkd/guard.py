@@ -17,10 +17,10 @@ from fedkd import engine, privacy
 from fedkd.config import RunConfig
 from fedkd.engine import ClientId, Failure, Job, Reply
 
-FLOOR = 0.1  # smaller sizes are taken for this: entries that hardly move must not make others look large
-LONE = 100.0  # what a lone tensor is held against, where less was sent
-FEW = 1000  # smaller counts are taken for this, where nobody knows how much data a client has
-SLACK = 10  # an algorithm may count so many times the samples that its client has or draws
+FLOOR = 0.1  # smaller medians count as this: entries that hardly move must not make others look large
+LONE = 100.0  # a lone tensor is compared with this, or with what was sent if that is larger
+FEW = 1000  # smaller medians of counts count as this, where only devices know how much data they have
+SLACK = 10  # an algorithm may count this many times the samples that its client has or draws
 _UPDATES = ("weights", "reference")  # kinds whose entries come back changed
 
 Name = tuple[str, str]  # kind of knowledge, and the entry in it; empty for a kind that is one tensor
@@ -37,7 +37,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class _Finding:
-    """The tensor of a reply that stands out most: its size over what it is held against, and that in words."""
+    """The tensor of a reply that stands out most: its size divided by what it is compared with, and that in words."""
 
     ratio: float = 0.0
     what: str = ""
@@ -141,7 +141,7 @@ def _over_count(
 
 
 def _over_others(config: RunConfig, reply: Reply, replies: Sequence[Reply]) -> str:
-    """The same where nobody knows how much data there is: held against the others' counts, as values are."""
+    """The same where only devices know how much data they have: compared with the others' counts, as values are."""
     for name, count in (("num_examples", _examples), ("label_counts in all", _labels)):
         ranked = sorted(map(count, replies))
         if len(ranked) < 2 or not config.border.limit:

@@ -32,7 +32,7 @@ class Standing:
 
     refusals: Mapping[ClientId, int] = field(default_factory=dict)  # in a row, for COUNTED causes
     absences: Mapping[ClientId, Absence] = field(default_factory=dict)
-    unsettled: int = 0  # rounds in a row of which nothing finite could be made
+    unsettled: int = 0  # rounds in a row that gave no finite state
 
     def absent(self, number: int) -> frozenset[ClientId]:
         """Who is left out of a round."""
@@ -43,11 +43,11 @@ class Standing:
         return replace(self, absences={**self.absences, **{client: Absence(first, None) for client in clients}})
 
     def settled(self) -> "Standing":
-        """After a round of which a finite state came."""
+        """After a round that gave a finite state."""
         return replace(self, unsettled=0) if self.unsettled else self
 
     def unsettled_once_more(self, number: int, failures: Sequence[Failure]) -> "Standing":
-        """After a round of which none came. Raises RunError after MOST_UNSETTLED in a row: training has diverged."""
+        """After a round that gave none. Raises RunError after MOST_UNSETTLED in a row: training has diverged."""
         if self.unsettled + 1 < MOST_UNSETTLED:
             return replace(self, unsettled=self.unsettled + 1)
         what = next(f.what for f in failures if f.cause == "unsettled")
@@ -66,7 +66,7 @@ class Standing:
         clients: int,
         quorum: int,
     ) -> "Standing":
-        """After a round: who was refused once more, and who is left out for it. So many stay that a round can be."""
+        """After a round: who was refused once more, and who is left out for it. Enough clients stay for a round."""
         refused = {f.client for f in failures if f.task == "train" and f.cause in COUNTED}
         counts = {client: n for client, n in self.refusals.items() if client not in replied}
         counts |= {client: self.refusals.get(client, 0) + 1 for client in sorted(refused)}

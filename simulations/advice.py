@@ -1,4 +1,4 @@
-"""What to do after a run has failed, by its cause: where the same settings fail again, going on is no advice."""
+"""What to do after a run has failed, by its cause: where the same settings would fail again, a resume does not help."""
 
 import re
 import shlex

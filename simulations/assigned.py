@@ -82,7 +82,7 @@ def architectures(problem: Problem, student: str) -> list[str]:
 
 
 def _once(names: Sequence[str]) -> list[str]:
-    """Run folders used to hold a name a client in any case, of which 10,000 alike filled most of run.json."""
+    """Older run folders hold one name per client in any case: 10,000 equal ones filled most of run.json."""
     return list(names) if len(set(names)) > 1 else list(names[:1])
 
 

@@ -1,4 +1,4 @@
-"""How a command ends that was not played to its end: words for people, an object for machines, an exit code."""
+"""How a command ends that did not finish: words for people, an object for machines, an exit code."""
 
 import shlex
 import sys

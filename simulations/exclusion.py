@@ -1,4 +1,4 @@
-"""Who takes no part any more because somebody said so: `fedkd resume --without`, kept in run.json.
+"""Which clients a user has left out with `fedkd resume --without`; run.json keeps them.
 
 A later resume reads it there, so that it leaves out the same clients from the same rounds on, whatever checkpoint it
 goes on from.

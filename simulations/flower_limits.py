@@ -39,7 +39,7 @@ def _entries(record: Any) -> int:
 
 
 def _sizes(record: Any) -> Iterator[tuple[int, int]]:
-    """Of names and values: characters of text, and bytes of what is no text."""
+    """Of names and values: characters of text, and bytes of everything else."""
     for name, value in record.items():
         yield len(name), 0
         if isinstance(value, Array):

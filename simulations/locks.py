@@ -1,4 +1,4 @@
-"""Locks on files that the system drops when their holder dies, however it dies: there are no stale ones."""
+"""Locks on files that the system releases when their holder dies, however it dies: no lock is ever stale."""
 
 import os
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from filelock import BaseFileLock as Lock
 
-PATIENCE = 0.1  # seconds: whoever asks whether a lock is held takes it for some microseconds
+PATIENCE = 0.1  # seconds: a process that asks whether a lock is held takes it for some microseconds
 
 
 def take(path: Path, words: bytes = b"") -> "Lock | None":

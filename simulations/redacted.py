@@ -9,7 +9,7 @@ _USER = re.compile(r"(?<=://)[^/@\s]+(?=@)")  # `name:password` in an address
 
 
 def command(words: Sequence[str]) -> list[str]:
-    """The same words, but for the values of options and keys that are called like a secret."""
+    """The same words, except that values of options and keys with the name of a secret are hidden."""
     return list(_words(words))
 
 

@@ -64,7 +64,7 @@ def resume(
     """Go on with a run, without `path` with the newest unfinished one; a run that is done is only summarised.
 
     The ledger ends up as if nothing had happened. Raises FedkdError, also for any words: a run keeps its configuration.
-    `exclusion` says who takes no part from then on.
+    `exclusion` says which clients are left out from then on.
     """
     place = run_folder.find(runs, path) if path is not None else newest_unfinished(runs)
     refuse_words(place, words, f"fedkd run {shlex.quote(str(place / 'config.yaml'))}")

@@ -52,7 +52,7 @@ def place(longest: str = "", first: str | None = None) -> Path:
 
 
 def detour(kind: str, longest: str) -> str:
-    """Why a `folder` is not below the user's own, in words; empty where it is. Raises EngineError like `place`."""
+    """Why a `folder` is not below the user's own folder, in words; empty if it is. Raises EngineError like `place`."""
     found, own = place(_below(kind, longest)), tempfile.gettempdir()
     return (
         ""

@@ -16,7 +16,7 @@ _NOBODY_READS = {errno.EPIPE, errno.EIO}  # a reader that has ended, a terminal 
 
 
 class _Lasting(io.FileIO):
-    """A file descriptor that takes everything, also when nobody reads it any more."""
+    """A file descriptor on which writing never fails, not even when its reader has gone."""
 
     def write(self, data: Any, /) -> int:
         try:

@@ -126,7 +126,7 @@ def play(chosen: Sequence[str], folder: Path) -> None:
 
 
 def played(checkout: Path, chosen: Sequence[str], folder: Path) -> list[Path | None]:
-    """The folders of the runs, played by the code of a checkout; None for a run that failed."""
+    """The folders of the runs, run by the code of a checkout; None for a run that failed."""
     folder.mkdir()
     environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(Path(__file__).resolve()), "--play", str(folder), *chosen]

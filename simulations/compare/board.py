@@ -1,6 +1,6 @@
 """Where the progress of a comparison is shown: a table on a terminal, lines in a pipe, nothing with --quiet.
 
-What running cells have reached is read from their ledgers. Free of torch.
+What running cells have reached is read from their ledgers. Imports no torch.
 """
 
 import json
@@ -105,7 +105,7 @@ class Board:
         self.keep(line)
 
     def keep(self, line: str) -> None:
-        """Write a line to the log; a full disk must not end what is played."""
+        """Write a line to the log; a full disk must not end what runs."""
         if self.log is not None:
             with suppress(OSError), self.log.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {line}\n")

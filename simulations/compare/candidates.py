@@ -1,4 +1,4 @@
-"""What `--tune` stands for: the combinations of values that are tried for each method. Free of torch.
+"""What `--tune` stands for: the combinations of values that are tried for each method. Imports no torch.
 
 `KEY=a,b` is tried for all methods, `METHOD.KEY=a,b` for one of them; both may begin with `tune.`, as words must.
 """
@@ -124,7 +124,7 @@ def alike(tried: Mapping[str, Sequence[Words]]) -> bool:
 
 
 def shown(tried: Mapping[str, Sequence[Words]]) -> list[str]:
-    """`lr=0.1; lr=0.3`, or a line a method where these differ; what is not tuned is named last."""
+    """`lr=0.1; lr=0.3`, or one line per method where these differ; methods that are not tuned come last."""
     lines = {method: "; ".join(" ".join(words) for words in each) for method, each in tried.items()}
     if alike(tried):
         return [text for text in list(lines.values())[:1] if text]

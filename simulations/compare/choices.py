@@ -60,7 +60,7 @@ class Choice:
 
     @property
     def is_made(self) -> bool:
-        """Whether what was taken has been played to its end."""
+        """Whether the runs of what was taken have ended well."""
         return any(trial.words == self.chosen and trial.score is not None for trial in self.trials)
 
     def edges(self) -> Iterator[Edge]:
@@ -85,7 +85,7 @@ class Tuned:
     choices: tuple[Choice, ...]
 
     def lines(self) -> Iterator[str]:
-        """A line a choice: `fedprox, alpha 0.1: strategy.mu = 0.1 of 0.01, 0.1, 1 (71.20, 74.30, 70.10)`."""
+        """One line per choice: `fedprox, alpha 0.1: strategy.mu = 0.1 of 0.01, 0.1, 1 (71.20, 74.30, 70.10)`."""
         for choice in self.choices:
             tried = ", ".join(label(trial.words) for trial in choice.trials)
             scores = ", ".join(score(trial, self.metric) for trial in choice.trials)

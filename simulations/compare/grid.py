@@ -1,4 +1,4 @@
-"""Grids: from the words of a command line to settings, methods and seeds. Free of torch.
+"""Grids: from the words of a command line to settings, methods and seeds. Imports no torch.
 
 A setting is everything but strategy and seed. Words are those of `fedkd run`; their values may be lists (lists.py).
 """

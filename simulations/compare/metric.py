@@ -74,7 +74,7 @@ class Metric:
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """Between which values the number of a round can lie, whatever is measured; as it stands in the ledger."""
+        """The smallest and the largest possible value of a round, in the unit of the ledger."""
         first, *rest = self.place
         if first == FORGETTING:
             return (-1.0, 1.0)

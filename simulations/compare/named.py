@@ -2,7 +2,7 @@
 
 A first line `# about`, then: base (words that all runs share), settings and methods (label: words), and if wanted
 seeds, columns (title: metric), metric, baseline, target, published (setting: {method: text}), tune (KEY or METHOD.KEY:
-values) and tune_seeds. Free of torch.
+values) and tune_seeds. Imports no torch.
 """
 
 import shlex

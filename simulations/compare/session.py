@@ -161,7 +161,7 @@ def _missing(judged: "Verdict", found: Plan) -> str:
 
 
 def _mend(found: Plan, folder: Path) -> str:
-    """How to go on: with the same command, unless every failure would only be met again."""
+    """How to continue: with the same command, unless that would only fail again."""
     told = []
     for place in found.failed:
         with suppress(FolderError):

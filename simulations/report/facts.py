@@ -52,17 +52,17 @@ def samples(member: Member) -> str:
     sizes = member.partition.get("train") or [sum(row) for row in _labels(member)]
     if not sizes:
         return ""
-    said = f"{sum(sizes):,} to train, a client {min(sizes):,} to {max(sizes):,}, median {statistics.median(sizes):,g}"
+    said = f"{sum(sizes):,} to train, {min(sizes):,} to {max(sizes):,} per client, median {statistics.median(sizes):,g}"
     if tests := member.partition.get("test"):
         said += f"; {sum(tests):,} to test"
     if labels := _labels(member):
         mean = statistics.fmean(sum(count > 0 for count in row) for row in labels)
-        said += f"; {mean:.1f} classes a client"
+        said += f"; {mean:.1f} classes per client"
     return said
 
 
 def clients(member: Member) -> str:
-    """`100, of which 10 are drawn anew in each round; at least 1 must reply`."""
+    """`100, 10 drawn for each round; at least 2 must reply`."""
     number, cohort, quorum = (member.config.get(key) for key in ("clients", "clients_per_round", "quorum"))
     if number is None:
         return ""
@@ -109,12 +109,12 @@ def optimiser(member: Member) -> str:
 
 
 def rate(member: Member) -> str:
-    """`0.01, constant` or `0.01, times 0.99 a round`."""
+    """`0.01, constant` or `0.01, times 0.99 per round`."""
     lr, decay = member.config.get("train.lr"), member.config.get("train.lr_decay", 1)
     if lr is None:
         return ""
     clock = " as of the client's own last round" if member.config.get("train.lr_clock") == "participation" else ""
-    return f"{plain(lr)}, constant" if decay == 1 else f"{plain(lr)}, times {plain(decay)} a round{clock}"
+    return f"{plain(lr)}, constant" if decay == 1 else f"{plain(lr)}, times {plain(decay)} per round{clock}"
 
 
 def work(member: Member) -> str:
@@ -228,7 +228,7 @@ LINES = (
         optimiser,
     ),
     Line("learning rate", ("train.lr", "train.lr_decay", "train.lr_clock"), rate),
-    Line("local work a round", ("train.batch", "train.steps", "train.epochs"), work),
+    Line("local work per round", ("train.batch", "train.steps", "train.epochs"), work),
     Line("rounds", ("rounds",), rounds),
     Line("public set", ("proxy.name", "proxy.size"), public),
     Line(

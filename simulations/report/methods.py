@@ -19,7 +19,7 @@ def table(verdict: Verdict) -> Table | None:
     rows = [row for method in verdict.question.methods for row in _of_method(verdict, method)]
     if not rows:
         return None
-    note = "* is not the default: that of the strategy's file in conf, else of its code."
+    note = "* differs from the default, which is that of the strategy's file in conf, else of its code."
     return Table(("strategy", "hyper-parameter", "value", "default"), tuple(rows), "Values of each method", note)
 
 
@@ -47,7 +47,7 @@ def _of_method(verdict: Verdict, method: str) -> Iterator[tuple[str, ...]]:
         value = _value(key, runs)
         yield method, key + (" *" if value != usual else ""), f"{value} (tuned)", usual
     if plain:
-        yield method, "as by default", ", ".join(plain), ""
+        yield method, "at the default", ", ".join(plain), ""
 
 
 def _is_own(key: str) -> bool:

@@ -1,4 +1,4 @@
-"""The setting of a comparison: all that a reviewer asks before looking at figures, so that no other file is needed."""
+"""The setting of a comparison: all that a reviewer asks before reading the results, so that no other file is needed."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -13,7 +13,7 @@ _HEADINGS = ("what", "value")
 
 
 def shared(verdict: Verdict) -> list[Table]:
-    """What all settings share, and a column a setting for what differs between them; empty if no run has been."""
+    """What all settings share, and one column per setting for what differs between them; empty if there is no run."""
     found = _told(verdict, facts.LINES)
     if not found:
         return []
@@ -29,7 +29,7 @@ def of_methods(verdict: Verdict) -> list[Table]:
 
 
 def played(verdict: Verdict) -> list[Table]:
-    """The code that played it, and where; where runs differ, how many of each."""
+    """The code that ran and the machine; where runs differ, how many have each."""
     found = []
     for line in facts.PLAYED:
         counts: dict[str, int] = {}
@@ -70,7 +70,7 @@ def _choice(choice: Choice, found: choices.Tuned) -> Iterator[str]:
 
 
 def _told(verdict: Verdict, lines: Sequence[Line]) -> dict[str, dict[str, str]]:
-    """Line -> setting -> text; lines of which nothing is known anywhere are left out."""
+    """Line -> setting -> text; lines about which nothing is known in any run are left out."""
     found: dict[str, dict[str, str]] = {}
     for line in lines:
         by = {setting: _text(line, verdict, setting) for setting in verdict.question.settings}
@@ -94,7 +94,7 @@ def _text(line: Line, verdict: Verdict, setting: str) -> str:
 
 
 def _differing(found: Mapping[str, Mapping[str, str]], settings: Sequence[str]) -> Table | None:
-    """A column a setting."""
+    """One column per setting."""
     rows = tuple(
         (name, *(by[setting] or wording.NOTHING for setting in settings))
         for name, by in found.items()

@@ -1,4 +1,4 @@
-"""The report as text: report.md, table.csv with a row a run, table.tex and setting.tex for papers, timings.csv.
+"""The report as text: report.md, table.csv with one row per run, table.tex and setting.tex for papers, timings.csv.
 
 Clock times stand in timings.csv and report.md alone: the two tables are the same bytes whenever the runs are the same.
 """
@@ -93,7 +93,7 @@ def latex(verdict: Verdict) -> str:
 
 
 def setting_latex(verdict: Verdict) -> str:
-    """The setting for a paper's appendix, without where it was played; needs booktabs."""
+    """The setting for a paper's appendix, without the machine; needs booktabs."""
     parts = ["% \\usepackage{booktabs}"]
     for table in (*setting.shared(verdict), *setting.of_methods(verdict)):
         wide = len(table.headings) - 1

@@ -1,4 +1,4 @@
-"""No damage to a checkpoint ends a resume with a traceback, or makes a run go on from anything but a whole state.
+"""No damage to a checkpoint ends a resume with a traceback, or makes a run continue from anything except a whole state.
 
     python tests/enumerations/damaged.py                     1,300 damages: half a minute of CPU time
     python tests/enumerations/damaged.py --limit 200 --seed 7
@@ -8,7 +8,7 @@ emptied, lengthened, exchanged with those of other rounds, removed, replaced by 
 and signed anew, as somebody would who may write there. Asked for: `checkpoint.load` gives the state of an undamaged
 round, whole to the last bit, with a warning for each that was passed over; or CheckpointError (exit code 6). What was
 signed anew and makes sense is believed (a hash is no signature): then the values are those that stand in the file.
-The draws come from `--seed`; a damage that fails is printed with its number, `--only` plays it again.
+The draws come from `--seed`; a damage that fails is printed with its number, `--only` runs it again.
 """
 
 import argparse
@@ -101,7 +101,7 @@ def judge(original: Original, folder: Path) -> str:
 
 
 def _is_same(taken: dict[str, bytes], stored: dict[str, bytes]) -> bool:
-    """Whether two commits hold the same, perhaps written otherwise by whoever signed one of them."""
+    """Whether two commits hold the same, even if one of them was written and signed by somebody else."""
     ours, theirs = json.loads(taken["state.json"]), json.loads(stored["state.json"])
     if any(ours[key] != theirs.get(key) for key in ours if key != "packing"):
         return False

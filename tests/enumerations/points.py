@@ -201,7 +201,7 @@ def results(run: Path) -> dict[str, bytes]:
 
 
 def chosen(count: int, limit: int | None) -> list[int]:
-    """Which of the points 1 to `count` are played: all, or `limit` of them, evenly."""
+    """Which of the points 1 to `count` are run: all, or `limit` of them, evenly."""
     if limit is None or limit >= count:
         return list(range(1, count + 1))
     return sorted({1 + round(k * (count - 1) / max(1, limit - 1)) for k in range(limit)})

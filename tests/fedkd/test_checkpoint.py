@@ -253,7 +253,7 @@ def test_a_commit_of_a_thousand_clients_is_quick(tmp_path):
 
 
 def resign(path, data):
-    """Other bytes for one file, with their hash in the manifest: whoever can write there can also sign."""
+    """Other bytes for one file, with their hash in the manifest: anybody who can write there can also sign."""
     path.write_bytes(data)
     digest = hashlib.sha256(data).hexdigest()
     rewrite(path.parent, lambda manifest: manifest | {"files": manifest["files"] | {path.name: digest}})

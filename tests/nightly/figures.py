@@ -46,7 +46,7 @@ _FIELDS = {"command", "rows", "columns", "seeds", "tolerance", "skip"}
 
 
 class Broken(Exception):
-    """A marker that does not fit what stands below it."""
+    """A marker that does not fit what is below it."""
 
 
 @dataclass(frozen=True)

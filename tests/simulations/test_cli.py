@@ -270,7 +270,7 @@ def test_sigterm_ends_like_ctrl_c_with_its_own_code(monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
     assert cli.main(["run"]) == 143
     assert signal.getsignal(signal.SIGTERM) is before
-    assert issubclass(ending.Terminated, KeyboardInterrupt)  # so whoever saves on Ctrl-C saves now
+    assert issubclass(ending.Terminated, KeyboardInterrupt)  # so code that saves on Ctrl-C saves now, too
 
 
 def test_a_pipe_that_closes_is_no_error():

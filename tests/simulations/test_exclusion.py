@@ -1,4 +1,4 @@
-"""`resume --without`: a run whose state a client has spoiled goes on without it, and so does every later resume."""
+"""`resume --without`: a run whose state a client has spoiled continues without it, and so does every later resume."""
 
 import json
 from dataclasses import replace

@@ -285,7 +285,7 @@ def test_replies_that_are_all_refused_would_be_refused_again(tmp_path, faulty):
     assert "The same replies would be refused again, so a resume does not help" in caught.value.mend
     assert json.loads((tmp_path / "pilot" / "run.json").read_text())["replays"] is True
     faulty.change = staticmethod(lambda job, result: result)
-    assert resume(tmp_path, tmp_path / "pilot")["status"] == "done"  # whoever names it may have mended the code
+    assert resume(tmp_path, tmp_path / "pilot")["status"] == "done"  # a user who names it may have mended the code
     assert json.loads((tmp_path / "pilot" / "run.json").read_text())["replays"] is None
 
 

@@ -1,4 +1,4 @@
-"""Layout in memory: a matter of speed that no figure and nobody else sees."""
+"""Layout in memory: it changes speed, and nothing that leaves a student."""
 
 import pytest
 import tiny

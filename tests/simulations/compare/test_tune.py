@@ -1,4 +1,4 @@
-"""What `--tune` stands for: who is tried with what, what is refused, and what is told of the choice."""
+"""What `--tune` stands for: which method is tried with what, what is refused, and what is said about the choice."""
 
 import re
 

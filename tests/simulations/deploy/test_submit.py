@@ -1,4 +1,4 @@
-"""Who follows a run on devices sees its rounds and its end by what is in its folder, whatever the clock says."""
+"""A follower of a run on devices sees its rounds and its end by what is in its folder, whatever the clock says."""
 
 import json
 import os
@@ -61,7 +61,7 @@ class Run:
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setattr(story, "head", lambda *_: "head")
-    monkeypatch.setattr(submit, "BEGIN_SECONDS", -1.0)  # whoever waits has waited too long
+    monkeypatch.setattr(submit, "BEGIN_SECONDS", -1.0)  # so that any wait has been too long
     return Run(tmp_path / "run")
 
 

@@ -35,7 +35,7 @@ def shown(*found: fabricated.Member, **changes: object) -> dict[str, str]:
         ("student", "mlp, 55,210 parameters"),
         ("optimiser", "SGD, momentum 0.9, weight decay 0, gradients clipped at 1"),
         ("learning rate", "0.05, times 0.99 a round as of the client's own last round"),
-        ("local work a round", "2 epochs in batches of 64"),
+        ("local work per round", "2 epochs in batches of 64"),
         ("rounds", "7"),
         ("public set", "none"),
         ("evaluated on", "test data: each client's own part in each round, all of it together every 5 rounds"),
@@ -106,7 +106,7 @@ def test_hyper_parameters_are_beside_their_defaults_and_those_that_differ_are_ma
     rows = values(run("strategy=fedavg"), run("strategy=fedprox", "strategy.mu=1"))
     assert rows["fedprox", "mu *"] == ("1", "0.1")  # the default of conf, not of the code
     assert rows["fedprox", "strategy"][0] == "fedprox: server half fedavg, client half fedprox"
-    assert "weighting examples" in rows["fedavg", "as by default"][0]
+    assert "weighting examples" in rows["fedavg", "at the default"][0]
     assert not [key for key in rows if key[0] == "fedavg" and key[1].endswith("*")]
 
 
@@ -143,7 +143,7 @@ def test_the_setting_is_on_the_page_in_markdown_and_in_latex() -> None:
         for said in ("55,210 parameters", "mu *", "What was tuned", "client half fedprox"):
             assert said in part.replace("\\", "")
     assert text.index("## Setting") < text.index("## Runs")
-    assert "inline" not in tex  # the same runs give the same bytes wherever they are played
+    assert "inline" not in tex  # the same runs give the same bytes wherever they run
 
 
 def test_older_folders_have_no_sizes_and_still_a_setting() -> None:
