@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from fedkd import naming
 from fedkd.client import Client
 from fedkd.config import RunConfig
 from fedkd.parts import attach
@@ -22,7 +23,8 @@ def of(pair: tuple[Strategy[Any], Client], config: RunConfig, problem: Problem) 
     yield from _parts(config)
     yield from _training(config)
     if problem.proxy is not None and strategy.proxy == "no":
-        yield f"proxy = {config.proxy.name} has no effect: strategy '{config.strategy['name']}' uses no public images"
+        name = naming.of(config.strategy)
+        yield f"proxy = {config.proxy.name} has no effect: strategy '{name}' uses no public images"
     if problem.statistics == "local" and not any(problem.of(k).statistic_names for k in range(problem.clients)):
         yield "students.statistics = local has no effect: the student has no BatchNorm statistics"
 

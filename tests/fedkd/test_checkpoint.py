@@ -108,7 +108,7 @@ def test_a_copy_under_another_rounds_name_is_not_taken_for_that_round(folder):
     found, warnings = load(folder)
     assert found.state.round == 3
     assert len(warnings) == 1
-    assert "checkpoint round 50 is damaged (manifest.json: it is of round 2" in warnings[0]
+    assert "checkpoint round 50 is damaged (manifest.json: it belongs to round 2" in warnings[0]
 
 
 def test_pruning_leaves_a_copy_alone_and_gives_it_no_place(folder):

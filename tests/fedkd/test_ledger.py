@@ -104,5 +104,5 @@ def test_runs_are_read_as_tidy_rows(written):
 
 
 def test_what_is_no_run_is_refused(tmp_path):
-    with pytest.raises(FolderError, match="no run folder"):
+    with pytest.raises(FolderError, match="not a run folder"):
         ledger.read(tmp_path)

@@ -162,5 +162,5 @@ def test_a_round_of_liars_changes_nothing_and_the_next_round_runs(site):
 def test_three_rounds_in_a_row_that_change_nothing_end_the_run(site):
     experiment = tiny.experiment(Fragile(), site, border=OFF)
     engine = tiny.FakeEngine(site, spoil=lying(0, 1, 2, rounds_of=(1, 2, 3)))
-    with pytest.raises(RunError, match="round 3: 3 rounds in a row gave nothing finite"):
+    with pytest.raises(RunError, match="round 3: 3 rounds in a row gave no finite state"):
         tiny.play(experiment, engine, count=3)

@@ -34,7 +34,7 @@ def shown(*found: fabricated.Member, **changes: object) -> dict[str, str]:
         ("clients", "20, 5 drawn for each round; at least 2 must reply"),
         ("student", "mlp, 55,210 parameters"),
         ("optimiser", "SGD, momentum 0.9, weight decay 0, gradients clipped at 1"),
-        ("learning rate", "0.05, times 0.99 a round as of the client's own last round"),
+        ("learning rate", "0.05, times 0.99 per round as of the client's own last round"),
         ("local work per round", "2 epochs in batches of 64"),
         ("rounds", "7"),
         ("public set", "none"),
