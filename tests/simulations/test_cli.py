@@ -177,7 +177,7 @@ def test_resume_finds_a_run_by_the_beginning_of_its_name(played, tmp_path):
         (KeyboardInterrupt(), 130),
         (ending.Terminated(), 143),
         (ZeroDivisionError("x"), 1),
-        (MemoryError(), 1),
+        (MemoryError(), 3),
     ],
 )
 def test_each_kind_of_error_has_its_exit_code(monkeypatch, capsys, error, code):

@@ -177,6 +177,7 @@ def test_no_path_of_this_machine_is_in_the_file(demo):
 def test_int8_is_smaller_and_tells_its_cost(play, capsys):
     need("onnx")
     run = play("wide", "strategy=fedavg", "students=mlp")
+    capsys.readouterr()  # the result of the run
     assert main(Request(str(run), format="onnx", int8=True, max_loss=0.1), Options(json=True, quiet=True)) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["bytes"]["int8"] < 0.5 * found["bytes"]["float"]
