@@ -53,7 +53,7 @@ def admit(
 ) -> Result:
     """The reply, taken, if it is usable, else a Failure that says what is wrong with it.
 
-    `inspect` looks last, at what only the algorithm can judge, and raises Refused.
+    `inspect` comes last: it checks what only the algorithm can judge, and raises Refused.
     """
 
     def check(reply: Reply) -> None:

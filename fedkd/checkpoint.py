@@ -109,7 +109,7 @@ def forget(folder: Path, after: int) -> None:
 def prune(folder: Path, keep: int) -> None:
     """Remove all commits but the `keep` newest and the best, which is the earliest of those with the highest score.
 
-    A folder under another round's name is somebody's copy: it takes no place and is left alone.
+    A folder whose name is not its round's is somebody's copy: it is not counted and not removed.
     """
     said = {path: _said(path) for path in committed(folder)}
     paths = [path for path, head in said.items() if head.get("round", _number(path)) == _number(path)]

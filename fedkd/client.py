@@ -64,7 +64,7 @@ class Client:
         self.config: Any = config if config is not None else self.Config()
 
     def notes(self, problem: Problem) -> Iterator[str]:
-        """Sentences for the start of a run: settings with which this is another algorithm, or less than its name says.
+        """Sentences for the start of a run: settings that make this another algorithm, or less than its name says.
 
         By default what the Config marks as `Off`.
         """

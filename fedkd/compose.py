@@ -184,9 +184,9 @@ def _checked(tree: _Tree) -> tuple[schema.Draft, Any, list[Mistake]]:
 
 
 def _has_own_strategy_values(draft: schema.Draft, mistakes: Sequence[Mistake]) -> bool:
-    """Whether somebody wrote values that only the strategy's halves can check, and these can be imported.
+    """Whether there are values that only the strategy's halves can check, and the halves can be imported.
 
-    That takes seconds, which other mistakes alone are not worth.
+    The import takes seconds, so it is not made for other mistakes alone.
     """
     own = {source for path, source in draft.sources.items() if path[0] == "strategy" and not _is_of_conf(source)}
     return bool(own) and not any("strategy" in mistake.what for mistake in mistakes)

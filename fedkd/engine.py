@@ -133,7 +133,8 @@ def results(runner: Engine, jobs: Sequence[Job], deadline: float | None, phase: 
 def pair(jobs: Sequence[Job], results: Sequence[Result]) -> list[tuple[Job, Result]]:
     """Jobs with their results, in the order of the jobs.
 
-    Of two results for a job the first counts, one that nobody asked for none: whom a reply is from is its own claim.
+    Only the first result for a job counts, and a result that no job asked for is ignored: a reply itself says
+    whom it is from, and that may be wrong.
     """
     by_key: dict[tuple[str, ClientId], Result] = {}
     for result in results:

@@ -107,7 +107,7 @@ def _own_jobs(experiment: "Experiment", state: "RunState") -> list[Job]:
 
 
 def _one_of(same: dict[tuple[Any, ...], Payload], served: Payload) -> Payload:
-    """The payload met before that is made of the same objects, else this one: it is sent to a worker once.
+    """An earlier payload made of the same objects, if there is one, else this one: so it is sent to a worker once.
 
     `same` keeps what it knows alive, so that no identity is given twice.
     """
@@ -174,7 +174,7 @@ def _parts(jobs: Sequence[Job], num_tests: Sequence[int]) -> Iterator[list[Job]]
 def _accuracy(done: Sequence[tuple[Job, Reply]], num_pooled: int, trained: Collection[ClientId]) -> dict[str, Any]:
     """By client, of all and of those that have trained yet; and pooled.
 
-    Of a pooled test set that was not classified whole there is nothing: its parts differ.
+    There is no pooled accuracy unless all of the pooled test set was classified: its parts differ.
     """
     accuracy: dict[str, Any] = {}
     of_trained: dict[str, Any] = {}

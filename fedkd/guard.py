@@ -1,9 +1,9 @@
-"""The guard refuses what is well-formed and yet cannot be honest: replies beside each other, counts beside the data.
+"""The guard refuses what is well-formed but cannot be honest: it compares replies with each other and counts with data.
 
 Each float tensor of a reply has a size: its largest absolute value; of weights that came down, of their change. It is
-held against the median of the other replies' sizes of the same tensor, and a reply that is `border.limit` times as
-large is refused. The median of the others, not of all: so of two replies the larger one is seen. A lone reply is held
-against what was sent to it, or LONE. No history is needed, so a resumed run judges as an unbroken one does.
+compared with the median of the other replies' sizes of the same tensor. A reply over `border.limit` times as large is
+refused. It is the median of the others, not of all, so of two replies the larger one is found. A lone reply is compared
+with what was sent to it, or with LONE. No history is needed, so a resumed run refuses the same as an unbroken one.
 """
 
 from bisect import bisect_left

@@ -73,7 +73,7 @@ class Ledger:
 def encode(row: Mapping[str, Any]) -> bytes:
     """One line: keys as inserted, floats as the shortest text that reads back the same, non-finite ones as null.
 
-    Half a surrogate pair, as in the name of a file that is no UTF-8, is written as its code.
+    Half a surrogate pair, as in a file's name that is not UTF-8, is written as its code.
     """
     text = json.dumps(_finite(row), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return f"{text}\n".encode(errors="backslashreplace")

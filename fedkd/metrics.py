@@ -30,8 +30,8 @@ def weight_drift(sent: Sequence[Weights], returned: Sequence[Weights]) -> dict[s
     """How far the clients' updates stand apart: mean distance to their mean, and mean cosine with it.
 
     Over the learnable entries both ways carry; BatchNorm statistics are left out. Cosine 1 = all pull the same way;
-    that of an update or a mean of 0 is 0. Updates are made one after the other, and twice: all at once are gigabytes
-    for large students.
+    that of an update or a mean of 0 is 0. Updates are computed one after the other, and twice: all at once would
+    take gigabytes for large students.
     """
     names = [name for name in sent[0] if ".running_" not in name]
 

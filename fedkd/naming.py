@@ -1,6 +1,6 @@
-"""The name that people know a strategy by: that of its setting in conf/strategy, which its halves do not tell.
+"""The name that people know a strategy by: that of its setting in conf/strategy. Its halves alone do not tell it.
 
-FedProx is FedAvg's server half beside a client half of its own; all settings of Flower's have the same halves.
+FedProx is FedAvg's server half with a client half of its own; all settings of Flower's strategies have the same halves.
 """
 
 from collections.abc import Mapping
@@ -22,8 +22,8 @@ def of(node: Node) -> str:
 def setting_of(node: Node, known: Mapping[str, Node], chosen: str = "") -> str:
     """The setting, of those `known`, that a strategy is an instance of: it has the same halves.
 
-    Of several, the one whose values it shares most, words before numbers; of equals the one that was `chosen`. What no
-    file describes is called after its halves: `fedavg+mine`.
+    If several have, it is the one that shares most values with it, words before numbers; of equals the one that was
+    `chosen`. If none has, the strategy is called after its halves: `fedavg+mine`.
     """
     alike = [name for name, its in known.items() if halves(its) == halves(node)]
     if alike:

@@ -1,4 +1,4 @@
-"""Off: said beside a hyper-parameter, the value that switches its method off, so that a run can say so at its start.
+"""Off marks the value of a hyper-parameter that switches its method off, so that a run can say so at its start.
 
 mu: Annotated[float, Ge(0), Off("FedAvg")] = 0.01
 """

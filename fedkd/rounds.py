@@ -105,9 +105,9 @@ def play(experiment: Experiment, runner: Engine, state: RunState, watch: engine.
 
 
 def draw_cohort(config: RunConfig, number: int, absent: frozenset[ClientId] = frozenset()) -> tuple[ClientId, ...]:
-    """The clients of a round, ascending: from (seed, round) alone, so all strategies meet the same.
+    """The clients of a round, ascending, without the `absent` ones. Raises RunError if all are absent.
 
-    Of those that are not `absent`. Raises RunError if all are.
+    They follow from (seed, round) alone, so all strategies have the same cohorts.
     """
     here = [client for client in range(config.clients) if client not in absent]
     if not here:
@@ -124,7 +124,7 @@ def remembered(
 ) -> ClientState:
     """A client's memory in an exchange: as the last one left it, but with the clock of before the round.
 
-    Its last round is an earlier one in all exchanges of this one, so that all of them have the same learning rate.
+    In all exchanges of a round the client's last round is an earlier one, so that all have the same learning rate.
     """
     last_round = before.get(client, ClientState()).last_round
     return replace(now.get(client, ClientState()), last_round=last_round)

@@ -1,4 +1,4 @@
-"""Settling an exchange: replies become the server's next state, and no state that is not finite.
+"""Settling an exchange: replies become the server's next state, which is always finite.
 
 If all replies together lead to values that are not finite, the round is aggregated again without the few that stand
 out most; if that does not help either, it is not aggregated at all. Either way the run continues from a good state.

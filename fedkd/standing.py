@@ -1,6 +1,6 @@
-"""Standing: what is held against clients from round to round, and who is left out because of it. Part of a RunState.
+"""Standing: which clients were refused, round after round, and which are left out for it. Part of a RunState.
 
-A client that is refused for its values again and again costs every round its work and its risk: after
+A client that is refused for its values again and again wastes the work of every round and puts it at risk. After
 `border.quarantine_after` such refusals in a row it is left out, for `border.quarantine_rounds` rounds or for the rest.
 """
 

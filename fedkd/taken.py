@@ -1,7 +1,7 @@
-"""What the border takes from a reply: values of exactly our types, that nobody else can change or hang a graph on.
+"""What the border takes from a reply: values of exactly our types that nobody else can change, without a graph.
 
-A reply of another process is such already. One of a plugin in this process may hold tensors that require gradients,
-mappings that change their mind, numbers of other types. Tensors that are detached, contiguous and alone in their memory
+A reply of another process is like that already. A plugin in this process may hand over tensors that require gradients,
+mappings that change later, numbers of other types. Tensors that are detached, contiguous and alone in their memory
 are taken as they are: a copy of everything would cost the hot path a tenth of a round.
 """
 

@@ -29,7 +29,7 @@ class Advice:
 def after(failures: Sequence[Failure], config: RunConfig, folder: Path, *, on_devices: bool) -> Advice:
     """Advice after failures ended a run in `folder`.
 
-    A simulation is deterministic: what the border refused once, it refuses after a resume too. Devices may be mended.
+    A simulation is deterministic: what the border refused once, it refuses again after a resume. Devices can be mended.
     """
     replays = bool(failures) and all(failure.is_rejected for failure in failures) and not on_devices
     place = shlex.quote(str(folder))

@@ -27,7 +27,7 @@ Tell = Callable[[str, str], None]  # what the people who watch should know, and 
 class Warming(Engine):
     """Runs jobs in this process until the pool is ready: no round waits for its start. Both give the same bytes.
 
-    With `tell`, which says so once, also from then on where no pool comes; else that is an error.
+    With `tell`, this process does the work if no pool starts, and `tell` says so once; without it this is an error.
     """
 
     name = "ray"

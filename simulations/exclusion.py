@@ -1,7 +1,7 @@
 """Which clients a user has left out with `fedkd resume --without`; run.json keeps them.
 
 A later resume reads it there, so that it leaves out the same clients from the same rounds on, whatever checkpoint it
-goes on from.
+continues from.
 """
 
 from collections.abc import Callable, Mapping, Sequence

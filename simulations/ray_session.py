@@ -57,7 +57,7 @@ def session(*, workers: int | None, address: str | None, data_bytes: int) -> Ite
 def died() -> str:
     """Which of our private Ray's own processes has ended, in words; empty if none has. Costs microseconds.
 
-    Ray would end this whole process some seconds later, without a word to us.
+    Ray would silently end this whole process some seconds later.
     """
     import ray
 

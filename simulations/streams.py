@@ -1,6 +1,6 @@
-"""The two streams that a command prints to: nothing that happens to them may end work that is done.
+"""The two streams that a command prints to. Nothing that happens to them may end a run.
 
-What an encoding lacks is replaced. A stream that is lost, as in `fedkd run | head`, swallows the rest.
+Characters that an encoding lacks are replaced. A stream that is lost, as in `fedkd run | head`, swallows the rest.
 """
 
 import errno

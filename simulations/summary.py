@@ -49,7 +49,7 @@ def forgetting(rows: Sequence[Row]) -> dict[int, float]:
     """FedNTD's F of the run up to each round that measured accuracy by class, from the second such round on.
 
     F is the mean over classes of max_{t < R} A_t - A_R, of the accuracy A of a class (Lee et al., NeurIPS 2022). It is
-    below 0 if classes have never been better than now. Classes without an image are left out.
+    below 0 if classes are, on average, better than ever before. Classes without an image are left out.
     """
     found: dict[int, float] = {}
     best: list[float] = []

@@ -164,10 +164,10 @@ def judged(student: Student, x: Tensor, teacher_NC: Tensor, y_N: Tensor | None) 
 
 
 def movement(average: Weights, taught: Weights, replies: Sequence[Reply]) -> dict[str, float]:
-    """moved: L2 distance from the average to what became of it; moved_ratio: over the clients' mean distance from it.
+    """moved: L2 distance from the average to the student it became; moved_ratio: divided by the clients' mean distance.
 
-    Above a ratio of 1 distilling moves the average further than a client's round of training has moved its student
-    from the others'. Clients that are all alike have no such distance, and no ratio.
+    The clients' distances are from the average, too. A ratio above 1 means that distilling moved the average further
+    than training has moved the clients apart. If all clients are alike there is no ratio.
     """
     moved = metrics.distance(taught, average)
     apart = [metrics.distance(reply.payload.weights or {}, average) for reply in replies]

@@ -75,7 +75,7 @@ def split(
 ) -> Partition:
     """Deal training and test samples to clients; each gets at least one to train on.
 
-    Where there are fewer test samples than clients, or none of the classes that a client holds, it has none.
+    A client gets no test sample where there are too few, or none of a class that it holds.
 
     `left` are the training samples that may be dealt, ascending; None: all.
 
@@ -155,7 +155,7 @@ def _apportion(counts: np.ndarray, available: np.ndarray, rng: Rng) -> np.ndarra
 def _keep_each_supplied(give: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Give clients too small for a test image one of a class they hold, from the client with most of that class.
 
-    If nobody can spare one they stay without.
+    If no client can spare one, they stay without.
     """
     give = give.copy()
     sizes = give.sum(1)

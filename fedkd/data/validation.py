@@ -12,10 +12,10 @@ from fedkd.errors import ConfigError
 
 
 def instead_of_test(dataset: Dataset, held: Partition, share: float, seed: int) -> tuple[Dataset, Partition]:
-    """The same clients with less to train on; data set and partition have the images held out as their test part.
+    """The same clients with fewer training images; the images held out are the test part of data set and partition.
 
-    Each client gives round(share * n), at least 1, drawn from stream(seed, "validation", client); whoever has a single
-    image trains on it and gives none. No test image is left in what comes back, so nothing that runs on it can
+    Each client gives round(share * n), at least 1, drawn from stream(seed, "validation", client); a client with a
+    single image trains on it and gives none. No test image is left in what comes back, so nothing that runs on it can
     look at one. Raises ConfigError if nobody can give any.
     """
     train, kept_out = [], []

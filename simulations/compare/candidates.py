@@ -38,7 +38,7 @@ class _Given:
 def of(texts: Sequence[str], asked: Asked) -> dict[str, tuple[Words, ...]]:
     """The candidates of each method, in the order of the methods; NOTHING where nothing is tried. Raises ConfigError.
 
-    What is given for a method alone takes the place of what is given for all.
+    What is given for one method replaces what is given for all.
     """
     given, mistakes = [], list[Mistake]()
     for text in texts:

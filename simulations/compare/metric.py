@@ -33,9 +33,9 @@ _SERVER_RATES = ("accuracy", "agreement", "fidelity", "coverage", "share", "harm
 
 @dataclass(frozen=True)
 class Metric:
-    """`clients.pooled top5`: where the number of a round stands, and what is made of the rounds.
+    """`clients.pooled top5`: where the number of a round is found, and how the rounds are summed up.
 
-    Paths: `global`, `clients.mean`, `clients.worst_decile`, `trained.clients.mean`, `common.mean`, ... stand below
+    Paths: `global`, `clients.mean`, `clients.worst_decile`, `trained.clients.mean`, `common.mean`, ... are below
     `accuracy`; `local_accuracy.in`, `drift.weights`, `server.NAME`, `terms.NAME` as in metrics.jsonl; `bytes.up`,
     `bytes.down` and `bytes.all` in megabytes, all kinds together; `seconds.total` and its like are those of
     timings.jsonl; `forgetting` is FedNTD's F, from the accuracy by class of the rounds so far.

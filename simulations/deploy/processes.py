@@ -116,7 +116,8 @@ def start(command: Sequence[str], log: Path, env: Mapping[str, str], *, marker: 
 def run(command: Sequence[str], env: Mapping[str, str], seconds: float = 60.0) -> subprocess.CompletedProcess[str]:
     """Run one of Flower's programs to its end. Raises DeployError if it takes too long.
 
-    It runs in Flower's own folder: beside a folder called as the connection is, Flower would take the name for a path.
+    It runs in Flower's own folder: if the current folder held one with the name of the connection, Flower would take
+    that name for a path.
     """
     place = Path(env["FLWR_HOME"])
     place.mkdir(parents=True, exist_ok=True, mode=0o700)

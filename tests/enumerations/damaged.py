@@ -3,11 +3,11 @@
     python tests/enumerations/damaged.py                     1,300 damages: half a minute of CPU time
     python tests/enumerations/damaged.py --limit 200 --seed 7
 
-A run of three rounds leaves three checkpoints. Of copies of these one or more are damaged: bits flipped, files cut,
+A run of three rounds leaves three checkpoints. One or more copies of these are damaged: bits flipped, files cut,
 emptied, lengthened, exchanged with those of other rounds, removed, replaced by folders; manifests and states changed
-and signed anew, as somebody would who may write there. Asked for: `checkpoint.load` gives the state of an undamaged
-round, whole to the last bit, with a warning for each that was passed over; or CheckpointError (exit code 6). What was
-signed anew and makes sense is believed (a hash is no signature): then the values are those that stand in the file.
+and their hashes renewed, as anybody could who may write there. What must hold: `checkpoint.load` gives the state of an
+undamaged round, whole to the last bit, with a warning for each that was skipped; or CheckpointError (exit code 6). A
+file with renewed hashes that makes sense is believed (a hash is not a signature): its values are those in the file.
 The draws come from `--seed`; a damage that fails is printed with its number, `--only` runs it again.
 """
 

@@ -4,8 +4,8 @@
     python tests/enumerations/interrupted.py full --limit 60       60 points, evenly
     python tests/enumerations/interrupted.py kill --rounds 2 --only 17,18
 
-For each point a run is played in a process of its own, which dies there, or whose disk is full from there on. Then the
-command is given that a user would give: `fedkd resume`; where nothing was begun, `fedkd run` again. Asked for:
+For each point a run starts in a process of its own, which dies there, or whose disk is full from there on. Then comes
+the command that a user would give: `fedkd resume` or, where nothing was begun, `fedkd run` again. What must hold:
 
 - killed: the process is gone with signal 9, the next command ends with 0, ledger and last checkpoint are equal
 - full: exit code 5 with "the disk is full" (0 where only what may be lost was lost: a log line), never a traceback;

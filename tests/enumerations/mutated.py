@@ -7,10 +7,10 @@
 Honest replies of several algorithms are encoded as a device sends them and mutated, one to three times each: records
 dropped, renamed, exchanged; arrays with other bytes, headers, types, values; texts of any kind in the place of the
 memory; numbers and counts of any size; bits of the whole message flipped. Each goes the way of a device's reply:
-through Flower's own encoding, the codec with the limits of a deployment, and the border. Asked for: a Reply or a
-Failure, in a second, never an exception; what is admitted has finite numbers, printable names, and counts of at most
-64 bits, and its rows can be written to the ledger. A message that Flower itself cannot read is counted apart. The draws
-come from `--seed`; a message that fails is printed with its number.
+through Flower's own encoding, the codec with the limits of a deployment, and the border. What must come: a Reply or a
+Failure, within a second, never an exception; what is admitted has finite numbers, printable names, and counts of at
+most 64 bits, and its rows can be written to the ledger. Messages that Flower itself cannot read are counted separately.
+The draws come from `--seed`; a message that fails is printed with its number.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The figures of the documents, measured again: a command for a night, no part of the suite.
+"""The figures of the documents, measured again: a command for a night, not part of the suite.
 
     python tests/nightly/figures.py --list
     python tests/nightly/figures.py --only first-run,feddf-digits
