@@ -68,7 +68,7 @@ def settle(
             failures = [_refused(jobs[reply.client], first.wrong) for reply in out]
             return Settled(found.server, found.findings, _less(replies, out), failures)
     if first.error is not None and all(found.error is not None for found in tried):
-        raise first.error  # whoever is left out: the fault is not a reply's
+        raise first.error  # with any replies left out: the fault is not in a reply
     return Settled(server, {}, [], [_unsettled(jobs[reply.client], first.wrong) for reply in replies])
 
 

@@ -61,7 +61,7 @@ class Warming(Engine):
             self._tell(f"Ray did not start, so this process does all the work: {error.what}", "warn")
             return False
         if is_ready:
-            self._tell = None  # what breaks from now on is no matter of starting
+            self._tell = None  # what breaks from now on is not a failed start
         return is_ready
 
     def serve(self, site: Place) -> None:

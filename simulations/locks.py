@@ -46,7 +46,7 @@ def words(path: Path) -> str:
     with path.open("rb", buffering=0) as file:
         try:
             return file.read().decode(errors="replace")
-        except PermissionError:  # on Windows nobody reads the byte that is locked, the first
+        except PermissionError:  # on Windows the locked byte, the first, cannot be read
             file.seek(1)
             return file.read().decode(errors="replace")
 

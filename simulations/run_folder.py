@@ -67,7 +67,9 @@ class RunFolder:
         """The same for text."""
         temporary = self.path / f".{name}.new"
         with writing(self.path):
-            with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:  # of names that are no text
+            with temporary.open(
+                "w", encoding="utf-8", errors="backslashreplace"
+            ) as file:  # for names that are not valid text
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())

@@ -18,7 +18,7 @@ PREFIX = "tune."  # of words
 NOTHING: tuple[Words, ...] = ((),)  # of a method that nothing is tried for
 
 _SHORT = {"lr": "train.lr"}
-_NOT = ("seed", "strategy", "preset", "comparison", "data", "partition", "evaluate")  # is no training
+_NOT = ("seed", "strategy", "preset", "comparison", "data", "partition", "evaluate")  # not part of training
 _KEYS = frozenset({field.name for field in fields(RunConfig)} | {*_SHORT, *_NOT})
 
 

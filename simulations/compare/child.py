@@ -22,7 +22,7 @@ from simulations import run_folder, runs, streams
 from simulations.options import Options
 
 LOCK_SECONDS = 20.0  # a process that was told to end may need so long to save
-_SILENT = Options(quiet=True, json=True)  # and nobody asks for the object
+_SILENT = Options(quiet=True, json=True)  # and nothing reads the object
 
 
 @dataclass(frozen=True)

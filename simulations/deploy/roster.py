@@ -124,12 +124,12 @@ class Roster:
     def _admit(self, member: Member) -> None:
         if self.keys.get(member.client, member.node) != member.node:
             raise _NotTaken(
-                f"{member.name} is not taken: it says it is client {member.client}, which is another device's key"
+                f"{member.name} is not accepted: it says it is client {member.client}, which is another device's key"
             )
         holder = self._members.get(member.client)
         if holder is not None:
             raise _NotTaken(
-                f"{member.name} is not taken: {holder.name} is there as client {member.client} already; "
+                f"{member.name} is not accepted: {holder.name} is already there as client {member.client}; "
                 "two devices with one number: give one of them its own kit"
             )
         self._members[member.client] = member
@@ -146,13 +146,15 @@ def _introduction(reply: Message, node: int, clients: int, known: str | None) ->
     called = f"{known} (node {node})" if known else f"node {node}"
     if reply.has_error():
         reason = printable(str(reply.error.reason), _TEXT)
-        raise _NotTaken(f"{called} is not taken: {reason} (code {reply.error.code})")
+        raise _NotTaken(f"{called} is not accepted: {reason} (code {reply.error.code})")
     if "failure" in reply.content:  # its worker could not even ask the device
         what = printable(str(reply.content["failure"].get("what")), _TEXT)
-        raise _NotTaken(f"{called} is not taken: {what}")
+        raise _NotTaken(f"{called} is not accepted: {what}")
     told: Mapping[str, Any] = reply.content.get("node", {})
     if len(told) > _FACTS:
-        raise _NotTaken(f"{called} is not taken: it says {len(told)} things of itself, at most {_FACTS} are read")
+        raise _NotTaken(
+            f"{called} is not accepted: it reports {len(told)} facts about itself, at most {_FACTS} are read"
+        )
     said = {printable(name, _TEXT): _plain(value) for name, value in told.items() if _is_plain(value)}
     claimed = str(said.pop("name", ""))
     name = known or claimed or called
@@ -162,7 +164,9 @@ def _introduction(reply: Message, node: int, clients: int, known: str | None) ->
     client = said.pop("partition-id", None)
     said.pop("num-partitions", None)  # as of when its kit was made: devices may have been added since
     if type(client) is not int or not 0 <= client < clients:
-        raise _NotTaken(f"{name} is not taken: it says it is client {client!r}, the run has clients 0 to {clients - 1}")
+        raise _NotTaken(
+            f"{name} is not accepted: it says it is client {client!r}, the run has clients 0 to {clients - 1}"
+        )
     said.pop("device", None)
     return Member(node, client, name, said)
 

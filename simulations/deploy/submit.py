@@ -178,7 +178,7 @@ class Follower:
         """Show the last lines; the summary. Raises RunError if the run failed."""
         found = runs.show(self.folder)
         if found["status"] == "failed":
-            what, mend = found.get("error") or "the run failed", found.get("mend") or f"To go on: {self._again()}"
+            what, mend = found.get("error") or "the run failed", found.get("mend") or f"To continue: {self._again()}"
             raise RunError(
                 str(what), where=str(self.folder), mend=str(mend).replace("deploy run DIR", self._deploy_run())
             )

@@ -122,7 +122,7 @@ def test_a_device_that_claims_the_number_of_another_key(grid: EdgeGrid) -> None:
     )
     found.refresh()
     assert found.node(1) is None
-    assert any("edge-2 is not taken" in text and "another device's key" in text for text in told)
+    assert any("edge-2 is not accepted" in text and "another device's key" in text for text in told)
     assert found.node(0) == node(grid, 0)
 
 
@@ -161,7 +161,7 @@ def test_a_node_whose_answer_flower_refuses_is_called_by_the_name_of_its_key(gri
     names = {client: f"edge-{client + 1}" for client in range(3)}
     keys = {client: node(grid, client) for client in range(3)}
     roster.Roster(grid, 3, lambda text, urgency: told.append(text), names, keys).refresh()
-    assert f"edge-2 (node {its}) is not taken: it was answered twice (code {ErrorCode.MESSAGE_UNAVAILABLE})" in told
+    assert f"edge-2 (node {its}) is not accepted: it was answered twice (code {ErrorCode.MESSAGE_UNAVAILABLE})" in told
 
 
 def test_a_device_cannot_take_anothers_name(grid: EdgeGrid) -> None:
@@ -236,7 +236,7 @@ def test_a_node_whose_worker_fails_is_told_of(grid: EdgeGrid) -> None:
     grid.spoil = spoil
     told: list[str] = []
     roster.Roster(grid, 3, lambda text, urgency: told.append(text)).refresh()
-    assert f"node {node(grid, 1)} is not taken: KeyError: see the device's log" in told
+    assert f"node {node(grid, 1)} is not accepted: KeyError: see the device's log" in told
 
 
 # --- what a device refuses -----------------------------------------------------------------------------------------
