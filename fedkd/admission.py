@@ -32,7 +32,8 @@ def admit(
 ) -> Admitted:
     """Sort the answers to the jobs of one exchange."""
     problem, strategy, config = experiment.problem, experiment.strategy, experiment.config
-    kinds, probe = strategy.asks(cohort), min(config.evaluate.probe, experiment.num_pooled)
+    kinds, labels = strategy.asks(cohort), experiment.probe_labels
+    probe = len(labels) if labels is not None else 0
     replies: list[Reply] = []
     failures: list[Failure] = []
     for job, result in engine.pair(list(jobs.values()), results):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedkd import compose, naming, plugins, privacy, seeds
+from fedkd import compose, naming, plugins, privacy, probing, seeds
 from fedkd.client import Client
 from fedkd.config import RunConfig
 from fedkd.data import partition, proxy, sources, validation
@@ -50,7 +50,8 @@ def assemble(config: RunConfig) -> Assembly:
     problem = pose(config, dataset.shape, len(dataset.labels), tuple(map(len, held.train)), public)
     strategy, client = match(pair, config, problem)
     strategy.init(problem, seeds.stream(config.seed, "server"))  # an algorithm that does not fit says so now
-    probe = draw_probe(config.seed, len(dataset.test), min(config.evaluate.probe, len(dataset.test)))
+    num_probes = probing.num_images(config, dataset.shape, len(dataset.labels), len(dataset.test))
+    probe = draw_probe(config.seed, len(dataset.test), num_probes)
     site = Site(
         problem=problem,
         client=client,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from fedkd import naming, privacy, seeds
+from fedkd import naming, privacy, probing, seeds
 from fedkd.config import RunConfig
 from fedkd.data import own, public_pack
 from fedkd.data.public_pack import Public
@@ -39,7 +39,8 @@ def server(config: RunConfig, public: Path | None) -> Assembly:
     strategy, client = assemble.match(pair, config, problem)
     strategy.init(problem, seeds.stream(config.seed, "server"))
     available = _num_pooled(problem, strategy, len(dataset.test))
-    probe = assemble.draw_probe(config.seed, len(dataset.test), min(config.evaluate.probe, len(dataset.test)))
+    num_probes = probing.num_images(config, dataset.shape, len(dataset.labels), len(dataset.test))
+    probe = assemble.draw_probe(config.seed, len(dataset.test), num_probes)
     site = Site(problem, client, dataset.train, dataset.test, train_index={}, test_index={})
     experiment = Experiment(config, problem, strategy, available, probe_labels=dataset.test.y[probe])
     return Assembly(experiment, site, None, dataset, tuple(cautions.of(pair, config, problem)))

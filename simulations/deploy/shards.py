@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedkd import probing
 from fedkd.config import RunConfig
 from fedkd.data import own, proxy, public_pack, sources, validation
 from fedkd.data.agreed import OWN
@@ -126,7 +127,8 @@ def _public(config: RunConfig, dataset: Dataset, proxy_set: Proxy | None) -> dic
     if proxy_set is not None:
         found |= _pair("proxy", proxy_set.samples, torch.arange(len(proxy_set)))
         found["proxy_scaling"] = np.array([proxy_set.samples.scale, proxy_set.samples.offset])
-    probe = assemble.draw_probe(config.seed, available, min(config.evaluate.probe, available))
+    num_probes = probing.num_images(config, dataset.shape, len(dataset.labels), available)
+    probe = assemble.draw_probe(config.seed, available, num_probes)
     if len(probe):
         found["probe_x"] = dataset.test.x[probe].numpy()
     common = assemble.draw_common(config.seed, available, config.evaluate.common)

@@ -80,7 +80,7 @@ def cases(names: Sequence[str] = ALGORITHMS) -> list[Case]:
                     latent=experiment.problem.of(job.client).latent,
                     weights=job.payload.weights,
                     reference=job.payload.reference,
-                    probe=min(experiment.config.evaluate.probe, experiment.num_pooled),
+                    probe=len(experiment.probe_labels),
                 )
                 found.append((name, job, reply, expected, partial(trail.strategy.inspect, exchange.before, job)))
     return found

@@ -11,7 +11,7 @@ import torch
 
 from clients.supervised import Supervised
 from fedkd import rounds
-from fedkd.config import EvaluateConfig, RunConfig
+from fedkd.config import RunConfig
 from fedkd.engine import ClientState, Failure, Job, failed
 from fedkd.errors import RunError
 from fedkd.payload import Payload
@@ -180,7 +180,7 @@ def test_the_row_of_a_round_holds_terms_drift_and_accuracy(experiment, engine):
 
 def test_function_drift_is_measured_where_there_is_a_probe(site):
     probed = replace(site, probe=site.test.take(torch.arange(6))[0])
-    experiment = tiny.experiment(FedAvg(), probed, evaluate=EvaluateConfig(probe=6))
+    experiment = replace(tiny.experiment(FedAvg(), probed), probe_labels=site.test.y[:6])
     assert 0 <= tiny.play(experiment, tiny.FakeEngine(probed))[0].row["drift"]["function"] <= 1
     assert "function" not in tiny.play(tiny.experiment(FedAvg(), site), tiny.FakeEngine(site))[0].row["drift"]
 
