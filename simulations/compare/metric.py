@@ -13,14 +13,15 @@ from simulations.compare.member import Member
 
 RULES: Mapping[str, Callable[[Sequence[tuple[int, float]], int], float]] = {
     "last": lambda found, end: found[-1][1],
-    "last5": lambda found, end: _late(found, end, 5),
-    "last10": lambda found, end: _late(found, end, 10),
+    "last5": lambda found, end: _late(found, end, WINDOWS["last5"]),
+    "last10": lambda found, end: _late(found, end, WINDOWS["last10"]),
     "top5": lambda found, end: statistics.fmean(sorted(value for _, value in found)[-5:]),
     "best": lambda found, end: max(value for _, value in found),
     "mean": lambda found, end: statistics.fmean(value for _, value in found),
     "median": lambda found, end: statistics.median(value for _, value in found),
     "sum": lambda found, end: math.fsum(value for _, value in found),
 }
+WINDOWS = {"last5": 5, "last10": 10}  # rounds of which a rule takes the mean
 OPTIMISTIC = frozenset({"top5", "best"})  # pick rounds by what they report
 FORGETTING = "forgetting"  # FedNTD's F until a round: the one metric that no single row has
 COSTS = frozenset({"bytes", "seconds", "drift", "terms", FORGETTING})

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from simulations import stats
 from simulations.compare.member import Member
-from simulations.compare.metric import Metric
+from simulations.compare.metric import WINDOWS, Metric
 from simulations.compare.verdict import Entry, Verdict, in_setting
 
 _MANY = 4  # runs that a sentence names; more are counted
@@ -24,6 +24,7 @@ def sentences(verdict: Verdict) -> Iterator[str]:
 def cautions(verdict: Verdict) -> Iterator[str]:
     """What cannot be concluded, and why."""
     yield from _few_seeds(verdict)
+    yield from _short(verdict)
     yield from _resolved(verdict)
     yield from _tuning(verdict)
     question = verdict.question
@@ -147,6 +148,19 @@ def _tuning(verdict: Verdict) -> Iterator[str]:
     if len(set(tries.values())) > 1:
         each = _list([f"{method} {count}" if count > 1 else f"{method} none" for method, count in tries.items()])
         yield f"The methods were not tuned alike; values tried for each: {each}."
+
+
+def _short(verdict: Verdict) -> Iterator[str]:
+    """Runs so short that a mean of the last rounds takes in the first: figures are then below those of a last round."""
+    metric = verdict.question.metric
+    ends = [m.rows[-1]["round"] for entry in verdict.entries.values() for m in entry.done if m.rows]
+    window = WINDOWS.get(metric.rule, 0)
+    if ends and min(ends) < window:
+        rounds = str(min(ends)) if len(set(ends)) == 1 else f"{min(ends)} to {max(ends)}"
+        yield (
+            f"Runs of {rounds} rounds are shorter than the {window} of '{metric}': it is the mean of all rounds, the "
+            f"first ones too. For the last round alone: --metric '{metric.path} last'."
+        )
 
 
 def _few_seeds(verdict: Verdict) -> Iterator[str]:

@@ -10,7 +10,8 @@ from simulations.report import facts, wording
 from simulations.report.closing import Table
 
 _HEAD = "strategy."
-_NAMES = ("name", "client")  # of the halves: the first row of a method tells them
+_NAMES = ("name", "client")  # of the halves
+_TOLD = (*_NAMES, "setting")  # by the name of the method, and by its first row where the halves have other names
 _ABSENT = object()
 
 
@@ -51,7 +52,7 @@ def _of_method(verdict: Verdict, method: str) -> Iterator[tuple[str, ...]]:
 
 
 def _is_own(key: str) -> bool:
-    return key.startswith(_HEAD) and key.removeprefix(_HEAD) not in _NAMES
+    return key.startswith(_HEAD) and key.removeprefix(_HEAD) not in _TOLD
 
 
 def _choices(verdict: Verdict, method: str) -> Iterator[Any]:

@@ -168,3 +168,11 @@ def test_more_seeds_resolve_smaller_differences():
     few = judging.judge(handmade.question(seeds=6), handmade.paired(CLEAR[:6]))
     many = judging.judge(handmade.question(seeds=8), handmade.paired(CLEAR))
     assert 0 < many.resolution["fedgen"] < few.resolution["fedgen"] < math.inf
+
+
+def test_a_mean_of_more_rounds_than_a_run_has_is_told_with_the_metric_of_its_last_round():
+    judged = judging.judge(handmade.question(primary="global last10"), handmade.paired(CLEAR))
+    (text,) = (each for each in judged.cautions if "shorter than the 10 of 'global last10'" in each)
+    assert text.endswith("For the last round alone: --metric 'global last'.")
+    judged = judging.judge(handmade.question(primary="global last"), handmade.paired(CLEAR))
+    assert not any("shorter than" in each for each in judged.cautions)

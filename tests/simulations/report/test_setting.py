@@ -108,6 +108,7 @@ def test_hyper_parameters_are_beside_their_defaults_and_those_that_differ_are_ma
     assert rows["fedprox", "strategy"][0] == "fedprox: server half fedavg, client half fedprox"
     assert "weighting examples" in rows["fedavg", "at the default"][0]
     assert not [key for key in rows if key[0] == "fedavg" and key[1].endswith("*")]
+    assert not [key for _, key in rows if key == "setting"]  # it is the name of the method
 
 
 @pytest.mark.parametrize("option", compose.options("strategy"))
