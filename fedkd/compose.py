@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from fedkd import naming, plaintext, plainyaml, schema
+from fedkd import hinting, naming, plaintext, plainyaml, schema
 from fedkd.config import RunConfig, StudentsConfig
 from fedkd.errors import ConfigError, Mistake
 from fedkd.plainyaml import Value
@@ -121,6 +121,12 @@ def setting_of(strategy: Mapping[str, Any], chosen: str = "", *, conf: Path | No
 
 
 @cache
+def _halves() -> dict[str, tuple[str, str]]:
+    nodes = {name: node("strategy", name) for name in options("strategy")}
+    return {name: (str(each["name"]), str(each.get("client", "supervised"))) for name, each in nodes.items()}
+
+
+@cache
 def _settings(conf: Path, names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     return {name: node("strategy", name, conf=conf) for name in names}
 
@@ -192,7 +198,17 @@ def _has_own_strategy_values(draft: schema.Draft, mistakes: Sequence[Mistake]) -
     return bool(own) and not any("strategy" in mistake.what for mistake in mistakes)
 
 
+def as_word(option: str) -> str:
+    """How `--rounds`, an option of other platforms, is written here: `write rounds=VALUE`; empty if it is no key."""
+    if not option.startswith("--"):
+        return ""
+    key, _, value = option.lstrip("-").partition("=")
+    places = schema.places(tuple(key.replace("-", "_").split(".")), draft([]))
+    return "write " + " or ".join(f"{place}={value or 'VALUE'}" for place in places) if places else ""
+
+
 def _raise(mistakes: Sequence[Mistake]) -> None:
+    mistakes = [hinting.better(mistake, _halves) for mistake in mistakes]
     if len(mistakes) > 1:  # a table has room for the first of several ways to mend
         mistakes = [replace(mistake, mend=mistake.mend.split("   ")[0]) for mistake in mistakes]
     if mistakes:

@@ -26,7 +26,26 @@ _KEYS = {  # what to write instead, and the words that people try for it
     "--out DIR": "output output_dir out save_dir log_dir results_dir",
     "--name NAME": "run_name exp_name experiment_name experiment",
 }
+_OPTIONS = {  # an option of ours, and the names that people try for it
+    "dirichlet": "noniid non-iid non_iid niid dir lda label_skew labeldir",
+    "shards": "pathological",
+    "flower-fedavgm": "fedavgm",
+    "flower-fedadam": "fedadam fedopt",
+    "flower-krum": "krum",
+    "flower-trimmed": "fedtrimmedavg trimmed_mean trimmed-mean",
+    "fedrep": "fedper",
+    "centralised": "centralized central",
+    "local": "standalone",
+    "held-out": "public",
+}
 _BY_WORD = {word: mend for mend, words in _KEYS.items() for word in words.split()}
+
+_BY_OPTION = {word: option for option, words in _OPTIONS.items() for word in words.split()}
+
+
+def option(word: str) -> str:
+    """What an option of another platform is called here; empty if it is no such word."""
+    return _BY_OPTION.get(word.lower(), "")
 
 
 def hint(word: str) -> str:

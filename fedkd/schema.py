@@ -129,8 +129,11 @@ def plain(value: Any) -> dict[str, Any]:
 
 
 def nearest(word: Any, known: Iterable[str]) -> str | None:
-    """The known word that `word` may be a slip of."""
-    return next(iter(difflib.get_close_matches(word, list(known), n=1)), None) if isinstance(word, str) else None
+    """The known word that `word` may be a slip of, or that other platforms call so."""
+    known = list(known)
+    if isinstance(word, str) and (ours := foreign.option(word)) in known:
+        return ours
+    return next(iter(difflib.get_close_matches(word, known, n=1)), None) if isinstance(word, str) else None
 
 
 def one_of(word: Any, known: Iterable[str]) -> str:
@@ -166,6 +169,13 @@ def _meant(path: Path, draft: Draft, allowed: list[str] | None) -> tuple[str, Pa
             return f"'{'.'.join((*node, close))}'", node
         node += (close,)
     return "", node
+
+
+def places(path: Path, draft: Draft) -> list[str]:
+    """Where a key stands: as it is written, or below the nodes that have one of that name."""
+    if all(part in _keys(path[:depth], draft) for depth, part in enumerate(path)):
+        return [".".join(path)]
+    return [place.strip("'") for place in _elsewhere(path[0], draft)] if len(path) == 1 else []
 
 
 def _elsewhere(key: str, draft: Draft) -> Iterator[str]:

@@ -236,9 +236,16 @@ VERBS = {
 }
 
 
+def _hint(word: str) -> str:
+    """What to write instead of an option that fedkd does not have."""
+    from fedkd import compose
+
+    return foreign.hint(word.partition("=")[0]) or compose.as_word(word)
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        hints = [hint for word in message.split() if (hint := foreign.hint(word.partition("=")[0]))]
+        hints = [hint for word in message.split() if (hint := _hint(word))]
         raise ConfigError(message, where=COMMAND_LINE, mend="   ".join([*hints, f"{self.prog} --help"]))
 
 

@@ -233,6 +233,56 @@ def test_the_words_of_other_platforms_are_answered_with_ours(conf, word, hint):
     assert f"       {hint}   " in problem(conf, word) + "   "
 
 
+@pytest.mark.parametrize(
+    ("option", "word"),
+    [
+        ("--rounds", "write rounds=VALUE"),
+        ("--seed=1", "write seed=1"),
+        ("--clients-per-round", "write clients_per_round=VALUE"),
+        ("--train.lr", "write train.lr=VALUE"),
+        ("--momentum", "write train.momentum=VALUE"),
+        ("--alpha=1", "write partition.alpha=1 or strategy.alpha=1"),
+        ("--nix", ""),
+        ("rounds", ""),
+    ],
+)
+def test_a_key_that_is_given_as_an_option_is_answered_with_the_word(option, word):
+    assert compose.as_word(option) == word
+
+
+@pytest.mark.parametrize(
+    ("word", "ours"),
+    [
+        ("partition=noniid", "dirichlet"),
+        ("partition=dir", "dirichlet"),
+        ("strategy=fedavgm", "flower-fedavgm"),
+        ("proxy=public", "held-out"),
+        ("partition=shrads", "shards"),
+    ],
+)
+def test_the_options_of_other_platforms_are_answered_with_ours(word, ours):
+    with pytest.raises(ConfigError, match=f"did you mean '{ours}'"):
+        compose.resolve([word])
+
+
+def test_every_hint_at_an_option_names_one_that_exists():
+    known = {name for group in compose.GROUPS for name in compose.options(group)}
+    assert set(foreign._OPTIONS) <= known
+
+
+@pytest.mark.parametrize("word", ["strategy=fedavg,fedprox", "seed=1,2", "seed=1..3", "train.lr=0.1,0.01"])
+def test_several_values_of_a_run_are_answered_with_the_comparison(word):
+    with pytest.raises(ConfigError, match=re.escape(f"to compare several: fedkd compare {word}")):
+        compose.resolve([word])
+
+
+def test_a_key_of_another_method_names_the_methods_that_have_it():
+    with pytest.raises(ConfigError, match=r"it is a key of .*strategy=fedprox.* allowed here: "):
+        compose.resolve(["strategy=fedgen", "strategy.mu=0.1"])
+    with pytest.raises(ConfigError, match=r"did you mean 'strategy\.mu'"):
+        compose.resolve(["strategy=fedprox", "strategy.m=0.1"])
+
+
 def test_every_hint_names_a_key_that_exists():
     for mend in foreign._KEYS:
         for word in re.findall(r"([a-z_.]+)=", mend):

@@ -209,6 +209,8 @@ def test_errors_have_the_documented_form(capsys):
     assert capsys.readouterr().err == "error  config: rounds = 0 (command line)\n       must be at least 1\n"
     assert cli.main(["run", "--nix"]) == 2
     assert "unrecognized arguments: --nix (command line)\n       fedkd run --help" in capsys.readouterr().err
+    assert cli.main(["run", "--rounds", "3"]) == 2
+    assert "write rounds=VALUE   fedkd run --help" in capsys.readouterr().err
     assert cli.main(["rnu"]) == 2
     assert "did you mean 'run'?" in capsys.readouterr().err
 
