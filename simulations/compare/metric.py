@@ -11,6 +11,7 @@ from fedkd.ledger import Row
 from simulations import summary
 from simulations.compare.member import Member
 
+WINDOWS: Mapping[str, int] = {"last5": 5, "last10": 10}  # rounds of which a rule takes the mean
 RULES: Mapping[str, Callable[[Sequence[tuple[int, float]], int], float]] = {
     "last": lambda found, end: found[-1][1],
     "last5": lambda found, end: _late(found, end, WINDOWS["last5"]),
@@ -21,7 +22,6 @@ RULES: Mapping[str, Callable[[Sequence[tuple[int, float]], int], float]] = {
     "median": lambda found, end: statistics.median(value for _, value in found),
     "sum": lambda found, end: math.fsum(value for _, value in found),
 }
-WINDOWS = {"last5": 5, "last10": 10}  # rounds of which a rule takes the mean
 OPTIMISTIC = frozenset({"top5", "best"})  # pick rounds by what they report
 FORGETTING = "forgetting"  # FedNTD's F until a round: the one metric that no single row has
 COSTS = frozenset({"bytes", "seconds", "drift", "terms", FORGETTING})
