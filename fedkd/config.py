@@ -50,9 +50,7 @@ class TrainConfig:
     optimiser: Literal["sgd", "adam"] = "sgd"  # of the clients
     lr: Annotated[float, Gt(0)] = 0.01  # in the first round
     lr_decay: Annotated[float, Gt(0), Le(1)] = 1.0  # factor a round
-    lr_clock: Literal["round", "participation"] = (
-        "round"  # participation: as of the client's last round (fedgen.md 1.6)
-    )
+    lr_clock: Literal["round", "participation"] = "round"  # participation: as of the client's last round
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.0  # of sgd; starts afresh each participation
     moments: Literal["reset", "keep"] = "reset"  # adam's: start afresh each participation, or stay with the client
     weight_decay: Annotated[float, Ge(0)] = 0.0  # L2, on all learnable entries

@@ -16,6 +16,7 @@ GROUPS = {
     "students": "students",
     "proxies": "proxy",
     "presets": "preset",
+    "comparisons": "comparison",
     "engines": "engine",
 }
 
@@ -107,8 +108,9 @@ def _table(rows: list[Row]) -> str:
         first = "".join(f"{cell:<{width}}  " for cell, width in zip(line, widths, strict=False))
         lines += textwrap.wrap(line[-1], _WIDTH, initial_indent=first, subsequent_indent=" " * indent)
         if row is not None:
-            paper = "" if _CITATION.search(row["about"]) else row.get("paper", "")
-            below = f"{row['about']} ({paper})" if paper else row["about"]
+            about, paper = row["about"], row.get("paper", "")
+            paper = "" if _CITATION.search(about) or paper in about else paper
+            below = f"{about} ({paper})" if paper else about
             lines += textwrap.wrap(below, _WIDTH, initial_indent="    ", subsequent_indent="    ")
     return "\n".join(lines)
 

@@ -57,7 +57,7 @@ class FedFuse(Strategy[State]):
     proxy = "optional"
     works_across_students = True
     serves = "personal"
-    paper = "no paper: our own method (specs/fedfuse.md)"
+    paper = "no paper: our own method"
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Strategy.Config):

@@ -70,3 +70,12 @@ def test_a_list_of_strategies_imports_nothing_heavy():
     code = "import sys; from simulations import cli; cli.main(['list', 'strategies']); "
     code += "sys.exit(any(name in sys.modules for name in ('torch', 'ray', 'strategies.fedavg')))"
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=False).returncode == 0
+
+
+def test_no_line_cites_twice_or_points_to_a_page_that_is_not_there(capsys):
+    assert cli.main(["list", "strategies"]) == 0
+    assert capsys.readouterr().out.count("2107.00051") == 1
+    shown = listing.text(listing.of(None, Path("no-runs")))
+    assert ".md " not in shown
+    assert "specs/" not in shown
+    assert "knfu-mnist " in listing.text(listing.of("comparisons", Path("no-runs")))
