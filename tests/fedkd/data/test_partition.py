@@ -148,6 +148,18 @@ def test_a_seed_changes_the_split_but_not_fedgens():
         assert split(recipe, seed=0).digest() == split(recipe, seed=1).digest()
 
 
+def test_each_class_is_handed_out_in_consecutive_slices_sorted_within_a_client():
+    give = np.array([[1, 2], [0, 0], [2, 0]])  # clients, classes
+    index = [np.array([9, 4, 0, 7]), np.array([5, 3])]
+    found = partition._hand_out(give, index)
+    assert [part.tolist() for part in found] == [[3, 5, 9], [], [0, 4]]  # image 7 stays undealt
+
+
+def test_counts_are_those_of_each_share_alone():
+    shares, labels = [np.array([0, 3, 2]), np.array([], np.int64), np.array([1])], np.array([1, 0, 1, 2])
+    assert partition._counts(shares, labels, 4).tolist() == [[0, 2, 1, 0], [0, 0, 0, 0], [1, 0, 0, 0]]
+
+
 def test_samples_limits_the_training_images():
     made = split(recipes.Iid(samples=100))
     assert [len(index) for index in made.train] == [20] * 5
