@@ -241,7 +241,7 @@ def figures(summary: Row, num_clients: int) -> list[str]:
         who = f"   (the {trained['count']} that have taken part; the others keep their first students)"
         lines.append(f"trained clients   {_spread(trained['clients'])}{who}")
     if (lost := summary.get("forgetting")) is not None:
-        lines.append(f"forgetting        {lost:.3f}   (accuracy that a class has lost since its best round, mean)")
+        lines.append(f"forgetting        {lost:.3f}   (mean over classes: best earlier accuracy minus the last)")
     lines.append(f"traffic           up {mega(traffic['up'])}   down {mega(traffic['down'])}")
     return lines
 

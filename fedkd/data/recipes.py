@@ -293,7 +293,8 @@ def _retry(draw: Callable[[], tuple[Drawn, float]], least: int, key: str) -> Dra
         if smallest >= least:
             return drawn
         best = max(best, smallest)
-    what = f"no draw of {TRIES} gave each client {least} training images; the best left one with {int(best)}"
+    images = f"{least} training image{'s' * (least > 1)}"
+    what = f"no draw of {TRIES} gave each client {images}; the best left one with {int(best)}"
     raise ConfigError(
         what, where="partition", mend=f"raise partition.{key}, or lower clients or the images each must have"
     )

@@ -115,11 +115,15 @@ def curves(verdict: Verdict) -> Chart | None:
     if not rows:
         return None
     least = min(len(entry.done) for entry in verdict.entries.values() if entry.done)
-    kind = "95% interval over seeds" if least >= series.SEEDS_FOR_INTERVAL else "least to most of all seeds"
+    band = f"mean over seeds; the band is the {_band(least)}. " if least > 1 else "one seed. "
     title = f"{question.metric.path}{wording.unit(question.metric)}"
     spec = bands(rows, _panels(verdict, rows), question.methods, title, 230)
-    summary = f"{question.metric.path} by round, mean over seeds; the band is the {kind}. " + _ends(verdict)
+    summary = f"{question.metric.path} by round, {band}" + _ends(verdict)
     return Chart("curves", "Accuracy as training goes on", summary, spec, _curve_table(verdict), axes=AXES)
+
+
+def _band(seeds: int) -> str:
+    return "95% interval over seeds" if seeds >= series.SEEDS_FOR_INTERVAL else "range of all seeds"
 
 
 def bands(rows: Sequence[Row], panels: Sequence[str], methods: Sequence[str], title: str | None, height: int) -> Spec:

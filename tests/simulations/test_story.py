@@ -166,7 +166,7 @@ def test_forgetting_is_what_classes_lost_since_their_best_round():
     """Lee et al. (2022): classes fall from 0.6 to 0.5 and from 0.8 to 0.7."""
     its = found(*by_class(HISTORY))
     assert its["forgetting"] == pytest.approx(0.1)
-    assert "forgetting        0.100   (accuracy that a class has lost" in "\n".join(story.figures(its, 10))
+    assert "forgetting        0.100   (mean over classes: best earlier" in "\n".join(story.figures(its, 10))
 
 
 def test_classes_that_end_better_than_ever_have_forgotten_less_than_nothing():
