@@ -127,8 +127,9 @@ def _over_count(
     told, total = reply.num_examples, 0 if labels is None else int(labels.sum())
     caps = {"border.max_examples": config.border.max_examples}
     if sizes is not None:
-        caps["the partition"] = privacy.in_steps(sizes[reply.client], config.privacy.size_step)
-    known = {source: cap for source, cap in caps.items() if cap is not None}
+        caps["the partition"] = sizes[reply.client]
+    step = config.privacy.size_step  # an honest client tells its size in these steps, perhaps rounded up
+    known = {source: privacy.in_steps(cap, step) for source, cap in caps.items() if cap is not None}
     if not known:
         return _over_others(config, reply, replies)
     source = min(known, key=known.__getitem__)

@@ -169,3 +169,12 @@ def test_where_nobody_knows_sizes_counts_are_held_against_the_others():
     assert "border.max_examples" in judged.failures[0].what
     assert refused(counted(7, [10**9] * 3)) == [0]
     assert refused(counted(10**9, others=())) == []  # nobody to hold it against, and nobody it could outweigh
+
+
+def test_a_size_that_is_told_in_steps_may_be_rounded_up_beyond_a_declared_cap():
+    """As `privacy.size_step` does: a client of 5 samples, of at most 6, says that it has 7."""
+    declared = replace(CONFIG, border=BorderConfig(max_examples=6))
+    assert refused(judge(0.1, 0.1, config=declared)) == [0, 1]
+    in_steps = replace(declared, privacy=PrivacyConfig(size_step=7))
+    assert not judge(0.1, 0.1, config=in_steps, sizes=[5, 5]).failures
+    assert refused(judge(0.1, 0.1, config=replace(in_steps, privacy=PrivacyConfig(size_step=6)))) == [0, 1]
