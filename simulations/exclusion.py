@@ -25,8 +25,11 @@ class Exclusion:
     clients: Sequence[int] = ()
     back_to: int | None = None  # None: the newest commit
 
-    def check(self, info: Mapping[str, Any], place: Path) -> None:
-        """Raises ConfigError for clients or rounds that the run does not have, FolderError if it is done."""
+    def check(self, info: Mapping[str, Any], place: Path, quorum: int = 1) -> None:
+        """Raises ConfigError for clients or rounds that the run does not have, FolderError if it is done.
+
+        Nor may so many be left out that no round could reach its quorum: that is noted for good, and ends the run.
+        """
         number = int(info.get("num_clients", 0))
         for client in self.clients:
             if not 0 <= client < number:
@@ -40,6 +43,10 @@ class Exclusion:
         if self.clients and info.get("state") == "done":
             mend = f"fedkd show {place}"
             raise FolderError("the run is done, so no client can be left out", where=str(place), mend=mend)
+        left = number - len({*self.clients, *(entry["client"] for entry in info.get("without", ()))})
+        if self.clients and left < max(1, quorum):
+            what = f"--without leaves {left} of {number} clients, and a round needs {max(1, quorum)}"
+            raise ConfigError(what, where=_WHERE, mend="leave out fewer clients")
 
     def go_back(self, folder: RunFolder) -> None:
         """Forget the commits of later rounds."""
@@ -53,10 +60,10 @@ class Exclusion:
         noted = list(folder.info().get("without", ()))
         known = {entry["client"] for entry in noted if entry["after"] <= state.round}
         noted = [entry for entry in noted if entry["client"] not in {*self.clients} - known]
-        noted += [{"client": client, "after": state.round} for client in self.clients if client not in known]
+        noted += [{"client": each, "after": state.round} for each in dict.fromkeys(self.clients) if each not in known]
         if self.clients:
             folder.note(without=noted)
-        for client in self.clients:
+        for client in dict.fromkeys(self.clients):
             warn(f"client {client} is left out from round {state.round + 1} on: --without")
         for entry in noted:
             state = replace(state, standing=state.standing.without([entry["client"]], entry["after"] + 1))

@@ -73,7 +73,7 @@ def resume(
         with progress.make(options) as screen:
             screen.phase(_FIRST)
             info, resolved = folder.info(), same_configuration(place)
-            exclusion.check(info, place)
+            exclusion.check(info, place, resolved.config.quorum)
             if info.get("state") == "done":
                 screen.end([f"done   {place} was finished before; nothing is left to play.  fedkd show {place}"])
                 return _summary(place)

@@ -74,6 +74,18 @@ def test_a_client_is_left_out_from_the_next_round_on(stopped):
     assert [e["what"] for e in events if e["event"] == "warn"] == ["client 2 is left out from round 4 on: --without"]
 
 
+def test_so_many_are_never_left_out_that_no_round_could_be(stopped):
+    """Whoever is left out is noted for good: a run without clients could never be resumed again."""
+    for everyone in [[0, 1, 2, 3], [3, 2, 1, 0, 0]]:
+        with pytest.raises(ConfigError, match="--without leaves 0 of 4 clients, and a round needs 1"):
+            runs.resume(stopped, runs=stopped.parent, options=QUIET, exclusion=Exclusion(everyone))
+    assert "without" not in json.loads((stopped / "run.json").read_text())
+    with pytest.raises(ConfigError, match="leaves 1 of 4 clients, and a round needs 2"):
+        Exclusion([2]).check({"num_clients": 4, "without": [{"client": 0}, {"client": 1}]}, stopped, quorum=2)
+    assert runs.resume(stopped, runs=stopped.parent, options=QUIET, exclusion=Exclusion([1, 1]))["status"] == "done"
+    assert json.loads((stopped / "run.json").read_text())["without"] == [{"client": 1, "after": 3}]
+
+
 @pytest.mark.parametrize("back_to", [0, 2])
 def test_from_goes_back_to_a_state_that_is_not_spoiled_yet(stopped, back_to):
     runs.resume(stopped, runs=stopped.parent, options=QUIET, exclusion=Exclusion([2], back_to))
