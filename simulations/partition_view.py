@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedkd.data.partition import Partition
-from fedkd.errors import FolderError
+from fedkd.errors import ConfigError, FolderError
 
 _ROWS = 40  # clients listed; a longer table hides its end
 
@@ -51,10 +51,11 @@ def picture(partition: Partition, train_labels: np.ndarray, label_names: Sequenc
     """Write a picture in the format of `path`'s suffix: sizes above; below, which share of each client's training
     images belongs to which class, white meaning none.
 
-    Errors: FolderError if `path` cannot be written.
+    Errors: FolderError if `path` cannot be written, ConfigError if its suffix is of no known format.
     """
     from matplotlib.figure import Figure
 
+    _check_suffix(path)
     counts = partition.label_counts(train_labels)
     num_clients, num_classes = counts.shape
     wide, high = min(3.4 + 0.3 * max(num_clients, 8), 16), min(2.4 + 0.27 * num_classes, 13)
@@ -68,6 +69,15 @@ def picture(partition: Partition, train_labels: np.ndarray, label_names: Sequenc
     except OSError as error:
         mend = "choose a place that can be written"
         raise FolderError(f"cannot write the picture: {error.strerror}", where=str(path), mend=mend) from error
+
+
+def _check_suffix(path: Path) -> None:
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix[1:].lower() not in {"", *known}:  # without a suffix it is a PNG
+        mend = f"must be one of: {', '.join(known)}"
+        raise ConfigError(f"no picture can be written as '{path.suffix}'", where="--picture", mend=mend)
 
 
 def _heads(label_names: Sequence[str]) -> list[str]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fedkd.data.partition import Partition
-from fedkd.errors import FolderError
+from fedkd.errors import ConfigError, FolderError
 from simulations import partition_view
 
 LABELS = np.array([0, 0, 0, 1, 1, 2])
@@ -85,6 +85,15 @@ def test_picture_is_a_png_of_sensible_size(tmp_path, num_clients):
 def test_picture_that_cannot_be_written_is_an_error(partition, tmp_path):
     with pytest.raises(FolderError, match="cannot write the picture"):
         partition_view.picture(partition, LABELS, NAMES, tmp_path / "nowhere" / "split.png")
+
+
+def test_picture_of_an_unknown_format_is_a_mistake_that_names_the_formats(partition, tmp_path):
+    with pytest.raises(ConfigError) as error:
+        partition_view.picture(partition, LABELS, NAMES, tmp_path / "split.nope")
+    assert error.value.where == "--picture"
+    assert "png" in error.value.mend
+    partition_view.picture(partition, LABELS, NAMES, tmp_path / "split.SVG")
+    partition_view.picture(partition, LABELS, NAMES, tmp_path / "split")
 
 
 def test_importing_the_view_loads_no_matplotlib():
