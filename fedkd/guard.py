@@ -2,8 +2,9 @@
 
 Each float tensor of a reply has a size: its largest absolute value; of weights that came down, of their change. It is
 compared with the median of the other replies' sizes of the same tensor. A reply over `border.limit` times as large is
-refused. It is the median of the others, not of all, so of two replies the larger one is found. A lone reply is compared
-with what was sent to it, or with LONE. No history is needed, so a resumed run refuses the same as an unbroken one.
+refused; for variances, which grow with the square of what they describe, the square root of that ratio counts. It is
+the median of the others, not of all, so of two replies the larger one is found. A lone reply is compared with what was
+sent to it, or with LONE. No history is needed, so a resumed run refuses the same as an unbroken one.
 """
 
 from bisect import bisect_left
@@ -101,7 +102,8 @@ def _finding(name: Name, size: float, ranked: Sequence[float], job: Job) -> _Fin
     does = f"{place} {'changes by up to' if kind in _UPDATES else 'has values up to'} {size:.3g}"
     if len(ranked) > 1:
         median = without(ranked, size)
-        return _Finding(size / max(median, FLOOR), f"{does}, the others' {median:.3g} (median)")
+        ratio = size / max(median, FLOOR)
+        return _Finding(ratio**0.5 if entry.endswith("_var") else ratio, f"{does}, the others' {median:.3g} (median)")
     if kind == "numbers":
         return _Finding()  # checksums and counts among them: by itself a number has no size
     sent = getattr(job.payload, kind)
@@ -137,7 +139,9 @@ def _over_count(
     if told > cap:
         return f"num_examples = {told}, at most {cap} by {source}"
     drawn = train.steps * train.batch if train.steps is not None else train.epochs * cap
-    most = SLACK * (max(cap, drawn) + classes)
+    ranked = sorted(map(_labels, replies))  # noise that an algorithm adds to its counts is in all of them
+    others = without(ranked, _labels(reply)) if len(ranked) > 1 else 0
+    most = max(SLACK * (max(cap, drawn) + classes), SLACK * int(others))
     return f"label_counts: {total} in all, at most {most} where {source} gives {cap} samples" if total > most else ""
 
 

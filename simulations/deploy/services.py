@@ -20,6 +20,7 @@ EDGE = (  # what a device needs of Python packages: the group `edge` of pyprojec
     "pydantic>=2.7",
     "annotated-types>=0.6",
     "safetensors>=0.4",
+    "filelock>=4.3",
     "rich>=13",
     "pillow>=10",
     "cryptography>=42",

@@ -1,4 +1,4 @@
-"""The guard: a reply that stands out by orders of magnitude is refused; honest ones never are."""
+"""The guard: a reply that stands out by orders of magnitude is refused."""
 
 from dataclasses import replace
 
@@ -60,6 +60,20 @@ def test_the_median_of_the_others_is_that_of_all_values_but_ones_own(values, own
 def test_what_counts_of_weights_is_the_change_not_the_value():
     assert refused(judge(200.0, 0.1, 0.1, config=replace(CONFIG, border=BorderConfig(limit=100)))) == [0]
     assert refused(judge(5.0, 0.1, 0.1, config=replace(CONFIG, border=BorderConfig(limit=100)))) == []
+
+
+def test_a_running_variance_may_grow_by_the_square_of_the_limit():
+    sent = {"norm.running_var": torch.ones(2), "w": torch.ones(2)}
+    job = Job(task="train", client=0, round=1, payload=Payload(weights=sent))
+
+    def judged(entry, change):
+        grown = [{**sent, entry: sent[entry] + each} for each in (change, 1.0, 1.0)]
+        replies = [tiny.reply(c, num_examples=7, payload=Payload(weights=weights)) for c, weights in enumerate(grown)]
+        return guard.judge(CONFIG, CLASSES, None, {c: replace(job, client=c) for c in range(3)}, replies)
+
+    assert refused(judged("norm.running_var", 1e5)) == []
+    assert refused(judged("norm.running_var", 1e7)) == [0]
+    assert refused(judged("w", 1e5)) == [0]
 
 
 def test_of_two_replies_the_larger_one_is_refused():
@@ -147,6 +161,15 @@ def test_label_counts_may_be_ten_times_what_is_drawn_and_no_more():
     """50 are drawn in 5 steps of 10, on 3 classes: 10 times 53."""
     assert refused(counted(7, [530, 0, 0], sizes=(7, 7, 7))) == []
     assert refused(counted(7, [531, 0, 0], sizes=(7, 7, 7))) == [0]
+
+
+def test_noise_that_all_add_to_their_label_counts_refuses_nobody():
+    noisy, liar = torch.tensor([90, 80, 70]), torch.tensor([10**9, 0, 0])
+    payloads = [Payload(label_counts=noisy)] * 3 + [Payload(label_counts=liar)]
+    replies = [tiny.reply(client, num_examples=2, payload=payload) for client, payload in enumerate(payloads)]
+    jobs = {client: Job(task="train", client=client, round=1, payload=Payload()) for client in range(4)}
+    config = replace(CONFIG, train=TrainConfig(batch=2, steps=1))
+    assert refused(guard.judge(config, CLASSES, [2, 2, 2, 2], jobs, replies)) == [3]
 
 
 def test_label_counts_under_whole_epochs_follow_the_size():
