@@ -85,11 +85,14 @@ def student(member: Member) -> str:
 
 
 def normalisation(member: Member) -> str:
-    """Only where it is not BatchNorm with averaged statistics."""
+    """`BatchNorm where the student has normalisation layers; its statistics are averaged`."""
     norm, kept = member.config.get("students.norm"), member.config.get("students.statistics")
-    parts = ["GroupNorm"] if norm == "group" else []
-    parts += ["each client keeps its own statistics of BatchNorm"] if kept == "local" else []
-    return ", ".join(parts)
+    if norm is None:
+        return ""
+    if norm == "group":
+        return "GroupNorm"
+    whose = "each client keeps its own statistics" if kept == "local" else "its statistics are averaged"
+    return f"BatchNorm where the student has normalisation layers; {whose}"
 
 
 def optimiser(member: Member) -> str:

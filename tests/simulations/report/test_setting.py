@@ -33,6 +33,7 @@ def shown(*found: fabricated.Member, **changes: object) -> dict[str, str]:
         ("partition", "dirichlet: test matched, alpha 0.5, min_samples 10"),
         ("clients", "20, 5 drawn for each round; at least 2 must reply"),
         ("student", "mlp, 55,210 parameters"),
+        ("normalisation", "BatchNorm where the student has normalisation layers; its statistics are averaged"),
         ("optimiser", "SGD, momentum 0.9, weight decay 0, gradients clipped at 1"),
         ("learning rate", "0.05, times 0.99 per round as of the client's own last round"),
         ("local work per round", "2 epochs in batches of 64"),
