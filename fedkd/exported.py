@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fedkd.errors import ConfigError, DataError
 from fedkd.judging import RULES, Rule
 from fedkd.models import students
-from fedkd.student import Student
+from fedkd.student import Student, lay_out
 
 FORMAT = "fedkd-student 1"  # another number cannot be read
 LARGEST = 1 << 32  # bytes of a file that `load` opens
@@ -44,8 +44,8 @@ class Exported(nn.Module):
 
     @property
     def entries(self) -> dict[str, Tensor]:
-        """All that makes it what it is, by name."""
-        return dict(self.state_dict())
+        """All that makes it what it is, by name; contiguous, however the student lays out its convolutions."""
+        return {name: value.contiguous() for name, value in self.state_dict().items()}
 
 
 def load(path: str | Path) -> tuple[Exported, tuple[str, ...]]:
@@ -63,6 +63,8 @@ def load(path: str | Path) -> tuple[Exported, tuple[str, ...]]:
     if about.get("sha256") != digest(about, entries):
         raise _broken(place, "its SHA-256 differs from what was written")
     module.load_state_dict(entries, strict=False, assign=True)  # strict, torch would ask for BatchNorm's counters
+    for member in module.members:
+        lay_out(cast(Student, member))  # as in the run, whose last bits it gives
     return module.requires_grad_(False).eval(), labels
 
 

@@ -100,10 +100,15 @@ def build(make: Callable[[], Student], stream: Stream) -> Student:
     for module in student.modules():
         _materialise(module)
         initialise(module, generator)
+    lay_out(student)
+    return student
+
+
+def lay_out(student: Student) -> None:
+    """Lay its convolutions out in memory as its architecture computes fastest; last bits depend on it."""
     for parameter in student.parameters():
         if parameter.dim() == 4:
             parameter.data = parameter.data.to(memory_format=student.layout)
-    return student
 
 
 def _materialise(module: nn.Module) -> None:

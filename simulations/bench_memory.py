@@ -82,7 +82,9 @@ def crowd(config: RunConfig, plan: Plan) -> tuple[Experiment, Site]:
         train_index=_deal(plan.clients, SAMPLES, len(made.site.train)),
         test_index=_deal(plan.clients, SAMPLES // 4, len(made.site.test)),
     )
-    return replace(made.experiment, config=few, problem=problem, label_laws=None), site
+    experiment = replace(made.experiment, config=few, problem=problem, label_laws=None)
+    tests = (SAMPLES // 4,) * plan.clients
+    return replace(experiment, sizes=(SAMPLES,) * plan.clients, num_tests=tests), site
 
 
 def of_process(pid: int | str) -> dict[str, int]:

@@ -14,7 +14,7 @@ from simulations.export.serving import Served
 
 def write(served: Served, facts: Mapping[str, str], place: Path) -> None:
     module, labels = served.module, served.assembly.dataset.labels
-    entries = {name: value.contiguous() for name, value in module.entries.items()}
+    entries = module.entries
     about = exported.make(served.architecture, labels, module.rule, entries, facts)
     place.write_bytes(_ordered(safetensors.torch.save(entries, about)))
 

@@ -270,6 +270,7 @@ def test_methods_above_the_goal_are_named(capsys):
         "baseline": "fedavg",
         "limit": 1.3,
         "missing": {},
+        "notes": [],
     }
     for ratio, line in ((1.3, "ok    clients"), (1.31, "miss  clients")):
         bench_view.show_costs(found | {"costs": [row | {"method": "m", "ratio": ratio}]})
