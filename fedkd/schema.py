@@ -288,6 +288,8 @@ def _crossed(config: RunConfig, draft: Draft) -> list[Mistake]:
         mistakes.append(draft.mistake(("clients_per_round",), f"must be at most clients = {config.clients}"))
     elif config.quorum > cohort:
         mistakes.append(draft.mistake(("quorum",), f"must be at most the {cohort} clients of a round"))
+    if config.evaluate.clients > config.clients:
+        mistakes.append(draft.mistake(("evaluate", "clients"), f"must be at most clients = {config.clients}"))
     from fedkd.data import agreed  # numpy: not for those who only ask for help
 
     return mistakes + [draft.mistake(("data", key), mend) for key, mend in agreed.problems(config.data)]
