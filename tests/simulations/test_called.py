@@ -34,14 +34,15 @@ def older(run, place):
 
 
 def called(place):
-    return [row["strategy"] for row in runs.listing(place)]
+    """By name: runs of the same second have no order."""
+    return sorted(row["strategy"] for row in runs.listing(place))
 
 
 def test_a_run_has_the_name_of_its_setting_in_its_folder_lists_and_tables(folder):
-    assert called(folder) == ["fedprox", "fedavg"]
+    assert called(folder) == ["fedavg", "fedprox"]
     prox = next(path for path in folder.iterdir() if "-fedprox-" in path.name)
     assert (ledger.info(prox)["strategy"], ledger.info(prox)["halves"]) == ("fedprox", ["fedavg", "fedprox"])
-    assert listing.of_runs(folder)[0]["about"].startswith("fedprox")
+    assert any(row["about"].startswith("fedprox") for row in listing.of_runs(folder))
     assert "what    fedprox   digits" in "\n".join(story.portrait(runs.show(prox)))
     assert {row["strategy"] for row in ledger.load_runs(prox)} == {"fedprox"}
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -55,10 +56,11 @@ def test_fedprox_is_not_taken_for_the_baseline(folder, tmp_path):
         if place is tmp_path:
             for run in folder.iterdir():
                 older(run, tmp_path)
-        question, members = gather.collect(sorted(map(str, place.iterdir()), reverse=True), place)
+        prox_first = sorted(map(str, place.iterdir()), key=lambda path: "-fedprox-" not in path)
+        question, members = gather.collect(prox_first, place)
         assert question.methods == ("fedprox", "fedavg")
         assert question.baseline == "fedavg"
-        assert called(place) == ["fedprox", "fedavg"]
+        assert called(place) == ["fedavg", "fedprox"]
         assert {member.method: member.info["strategy"] for member in members} == {
             "fedprox": "fedprox",
             "fedavg": "fedavg",

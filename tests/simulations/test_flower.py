@@ -16,7 +16,7 @@ from clients.fedgen import FedGen as FedGenClient
 from clients.supervised import Supervised
 from fedkd import compose, rounds
 from fedkd.config import EvaluateConfig, RunConfig
-from fedkd.engine import Engine, Failure, Job, Reply
+from fedkd.engine import Engine, Failure, Job, Reply, Watch
 from fedkd.errors import ConfigError, EngineError
 from fedkd.payload import Payload
 from fedkd.rounds import Experiment
@@ -264,10 +264,10 @@ def test_a_run_on_flower_can_be_resumed_without_it(tmp_path, monkeypatch):
 
 
 def _dies_after(play: Callable[..., rounds.Round], rounds_played: int) -> Callable[..., rounds.Round]:
-    def dying(experiment: Experiment, engine: Engine, state: rounds.RunState) -> rounds.Round:
+    def dying(experiment: Experiment, engine: Engine, state: rounds.RunState, watch: Watch) -> rounds.Round:
         if state.round == rounds_played:
             raise SystemError("killed")
-        return play(experiment, engine, state)
+        return play(experiment, engine, state, watch)
 
     return dying
 
