@@ -37,7 +37,7 @@ class BareLoop:
         self.x, self.y = site.train.take(torch.arange(len(site.train)))
         self.x_test, self.y_test = site.test.take(torch.arange(len(site.test)))
         self.random = torch.Generator().manual_seed(config.seed)
-        self.model: Any = site.problem.initial()
+        self.model: Any = site.problem.initial().to(memory_format=torch.contiguous_format)  # as torch lays it out
         self.weights = copy_of(self.model.state_dict())
         share = getattr(self.server, "share", "all")
         shared = site.problem.shared(self.weights, share)

@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import tiny
@@ -10,6 +11,7 @@ from clients.fedprox import FedProx
 from clients.supervised import Supervised
 from fedkd import compose, rounds
 from fedkd.errors import ConfigError, EngineError
+from fedkd.models import students
 from simulations import bench, bench_costs, bench_measures, bench_memory, bench_view
 from simulations.assemble import Assembly
 from simulations.bench_loop import BareLoop
@@ -50,6 +52,16 @@ def test_the_bare_loop_computes_what_a_run_computes(client, make, statistics):
     bare, state = play_both(assembly(client, FedAvg(), make, statistics, clients_per_round=2))
     for name, entry in state.server.weights.items():
         torch.testing.assert_close(bare.weights[name], entry, rtol=1e-4, atol=1e-5)
+
+
+def test_the_bare_loop_lays_weights_out_as_torch_does():
+    made = assembly(Supervised(), FedAvg(), partial(students.make, "resnet8", (1, tiny.SIDE, tiny.SIDE), tiny.CLASSES))
+    assert made.site.problem.initial().layout == torch.channels_last
+    bare = BareLoop(made)
+    bare.play(1, (0, 1))
+    convolutions = [entry for entry in bare.model.parameters() if entry.dim() == 4 and min(entry.shape[:2]) > 1]
+    assert convolutions
+    assert all(entry.is_contiguous() for entry in convolutions)
 
 
 def test_the_bare_loop_evaluates_what_a_run_evaluates():
