@@ -22,12 +22,13 @@ from fedkd.problem import Problem
 from fedkd.rounds import Experiment, RunState
 from fedkd.strategy import Cohort
 from fedkd.student import Student
-from simulations import flower, flower_codec
+from simulations import flower_codec
+from simulations.flower import grid_engine
 
 _LOG = getLogger("flwr")
 
 
-def as_flower(experiment: Experiment, patience: float = flower.PATIENCE) -> "Bridge":
+def as_flower(experiment: Experiment, patience: float = grid_engine.PATIENCE) -> "Bridge":
     """One of our strategies as a Flower strategy.
 
     `start` takes its `initial_arrays`, or arrays of the same names and shapes. A strategy of E exchanges takes E Flower
@@ -193,10 +194,10 @@ class Bridge(Strategy):
         return rounds.begin(replace(experiment, problem=_WarmStart(**known, entries=given)))
 
     def _send(self, jobs: Sequence[Job], grid: Grid) -> list[Message]:
-        self._nodes = self._nodes or flower.find_nodes(grid, self.patience)
+        self._nodes = self._nodes or grid_engine.find_nodes(grid, self.patience)
         self._sent = [
             (message, job)
-            for job, message in flower.messages(jobs, lambda client: self._nodes[client % len(self._nodes)])
+            for job, message in grid_engine.messages(jobs, lambda client: self._nodes[client % len(self._nodes)])
         ]
         return [message for message, _ in self._sent]
 
@@ -207,7 +208,7 @@ class Bridge(Strategy):
         for message, job in self._sent:
             reply = by_message.get(message.metadata.message_id)
             missing = engine.failed(job, f"client {job.client} did not answer before the timeout", "late")
-            pairs.append((job, missing if reply is None else flower.read(reply, job)))
+            pairs.append((job, missing if reply is None else grid_engine.read(reply, job)))
         self._sent = []
         return pairs
 

@@ -9,7 +9,7 @@ from grids import LocalGrid
 
 from fedkd import compose
 from fedkd.training import Site
-from simulations import flower, runs
+from simulations import flower_app, runs
 from simulations.deploy import assembly, shards
 from simulations.deploy.engine import EdgeEngine
 from simulations.deploy.roster import Roster
@@ -24,7 +24,7 @@ class EdgeGrid(LocalGrid):
         self.folder = folder
         self.resolved = compose.resolve([*words, f"clients={clients}", "engine=inline"])
         self.shards = [folder / f"device-{client}" for client in range(clients)]
-        super().__init__(flower.client_app, clients, {"config": self.resolved.to_yaml(), "name": name})
+        super().__init__(flower_app.client_app, clients, {"config": self.resolved.to_yaml(), "name": name})
         self.told: list[str] = []
         self.extra: dict[int, Mapping[str, Any]] = {}  # more of a client's node-config
 

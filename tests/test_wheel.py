@@ -63,7 +63,7 @@ def test_a_client_runs_without_the_heavy_packages(installed: Path) -> None:
     code = f"""
 import sys
 for name in {[*HEAVY.values()]!r}: sys.modules[name] = None  # importing it now raises
-import simulations.flower, simulations.runs, simulations.driver, simulations.engines
+import simulations.flower_app, simulations.runs, simulations.driver, simulations.engines
 print("fine")
 """
     assert run(installed, "-c", code) == "fine\n"

@@ -37,7 +37,7 @@ publisher = "fedkd"
 fab-include = ["fedkd/**/*.py", "strategies/**/*.py", "clients/**/*.py", "simulations/**/*.py", "conf/**/*.yaml"]
 
 [tool.flwr.app.components]
-serverapp = "simulations.flower:server_app"
+serverapp = "simulations.flower_app:server_app"
 clientapp = "simulations.deploy.node:client_app"
 
 [tool.flwr.app.config]

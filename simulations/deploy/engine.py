@@ -11,10 +11,9 @@ from fedkd import engine, privacy
 from fedkd.border import printable
 from fedkd.engine import ClientId, Failure, Job, Reply, Result
 from fedkd.training import Site
-from simulations import flower
 from simulations.deploy.memory import VERSION, version_of
 from simulations.deploy.roster import POLL, Roster
-from simulations.flower import NOBODY, FlowerEngine
+from simulations.flower.grid_engine import NOBODY, FlowerEngine, read
 from simulations.flower_limits import Limits
 
 REPLY = Limits(size=1 << 28, text=1 << 20, entries=10_000)  # what of a device's reply is read
@@ -52,7 +51,7 @@ class EdgeEngine(FlowerEngine):
         return POLL
 
     def _heard(self, reply: Message, job: Job) -> Result:
-        result = flower.read(reply, job, REPLY)
+        result = read(reply, job, REPLY)
         if isinstance(result, Failure):
             return self._about(result)
         return self._told(result, job)

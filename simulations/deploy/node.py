@@ -144,8 +144,7 @@ def _started(address: Path) -> socket.socket:
 
 def respond(asked: dict[str, Any], content: RecordDict) -> RecordDict:
     """What the worker does with a message. Imports torch."""
-    from simulations import flower
+    from simulations.deploy import answer
 
-    return flower.respond(
-        asked["kind"], content, asked["node_config"], asked["run_config"], run_id=int(asked["run_id"])
-    )
+    given = asked["node_config"], asked["run_config"]
+    return answer.respond(asked["kind"], content, *given, run_id=int(asked["run_id"]))

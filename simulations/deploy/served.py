@@ -10,11 +10,12 @@ from flwr.serverapp import Grid
 
 from fedkd import compose
 from fedkd.training import Site
-from simulations import flower, run_folder, runs
+from simulations import run_folder, runs
 from simulations.deploy import assembly
 from simulations.deploy.engine import EdgeEngine
 from simulations.deploy.roster import Roster
 from simulations.driver import Tell, Venue
+from simulations.flower import run_config
 from simulations.options import Options
 
 PATIENCE = 600.0  # seconds until enough devices must have joined; a first torch import on a small one takes a minute
@@ -38,7 +39,7 @@ def play(grid: Grid, given: Mapping[str, Any], text: str, name: str) -> None:
         return EdgeEngine(grid, site, roster, tell=tell, is_plaintext=bool(given.get("plaintext")))
 
     venue = Venue(connect=connect, assemble=partial(assembly.server, public=public), commit_each_round=True)
-    folder = flower.runs_folder(str(given["runs"]))
+    folder = run_config.folder(str(given["runs"]))
     if given.get("resume"):
         runs.resume(run_folder.find(folder, name), runs=folder, options=Options(), venue=venue)
     else:

@@ -22,8 +22,10 @@ from fedkd.payload import Payload
 from fedkd.rounds import Experiment
 from fedkd.strategy import Strategy
 from fedkd.training import Site
-from simulations import flower, runs
-from simulations.flower import FlowerEngine
+from simulations import flower_app, runs
+from simulations.deploy import answer
+from simulations.flower import grid_engine
+from simulations.flower.grid_engine import FlowerEngine
 from simulations.options import Options
 from strategies.fedavg import FedAvg
 from strategies.fedgen import FedGen
@@ -34,19 +36,19 @@ FEDGEN = FedGen(FedGen.Config(noise=4, hidden=8, generator_steps=2))
 @pytest.fixture(autouse=True)
 def _task(monkeypatch: pytest.MonkeyPatch) -> None:
     grids.set_identity(monkeypatch)
-    monkeypatch.setattr(flower, "POLL", 0.001)
+    monkeypatch.setattr(grid_engine, "POLL", 0.001)
 
 
 @pytest.fixture
 def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[Site], None]:
     """Let the ClientApp act at a site."""
-    return lambda site: monkeypatch.setattr(flower, "_site", lambda overrides: site)
+    return lambda site: monkeypatch.setattr(answer, "_site", lambda overrides: site)
 
 
 @pytest.fixture
 def grid(site: Site, at: Callable[[Site], None]) -> LocalGrid:
     at(site)
-    return LocalGrid(flower.client_app, 3)
+    return LocalGrid(flower_app.client_app, 3)
 
 
 def played(experiment: Experiment, engine: Engine, num_rounds: int = 3) -> list[rounds.Round]:
@@ -70,7 +72,7 @@ def test_rounds_on_a_grid_are_those_in_process(strategy: Strategy, client, nodes
     site = tiny.site(client, tiny.problem(tiny.normed, statistics="local"))
     experiment = tiny.experiment(strategy, site, clients_per_round=2)
     at(site)
-    grid = LocalGrid(flower.client_app, nodes)
+    grid = LocalGrid(flower_app.client_app, nodes)
     grid.backwards = backwards
     there = played(experiment, FlowerEngine(grid, site))
     assert bare(there) == bare(played(experiment, tiny.FakeEngine(site)))
@@ -90,7 +92,7 @@ class Liar(Supervised):
 def test_a_liar_behind_messages_is_refused_by_name_and_the_run_continues(at):
     site = tiny.site(Liar(), tiny.problem())
     at(site)
-    there = played(tiny.experiment(FedAvg(), site), FlowerEngine(LocalGrid(flower.client_app, 3), site))
+    there = played(tiny.experiment(FedAvg(), site), FlowerEngine(LocalGrid(flower_app.client_app, 3), site))
     assert [(failure.client, failure.cause) for each in there for failure in each.failures] == [(0, "range")]
     assert [each.row["clients"]["ok"] for each in there] == [2, 3, 3]
     assert there[-1].row["accuracy"]["global"] > 0
@@ -192,7 +194,7 @@ def test_what_a_client_raises_arrives_with_its_traceback(site, grid, job, at):
 
 
 def test_a_client_that_cannot_even_begin_is_a_failure(site, job):
-    grid = LocalGrid(flower.client_app, 3, {"overrides": "rounds=0"})
+    grid = LocalGrid(flower_app.client_app, 3, {"overrides": "rounds=0"})
     (failure,) = FlowerEngine(grid, site).run([replace(job, client=1)])
     assert (failure.client, failure.cause) == (1, "raised")
     assert "rounds = 0" in failure.what
@@ -201,13 +203,13 @@ def test_a_client_that_cannot_even_begin_is_a_failure(site, job):
 def test_nodes_are_found_as_they_appear(grid):
     late = dict(grid.partitions)
     grid.get_node_ids = lambda: set(late if grid.pushed else [700])  # the others come after the first question
-    assert flower.find_nodes(grid, patience=5) == (700, 697, 694)
+    assert grid_engine.find_nodes(grid, patience=5) == (700, 697, 694)
 
 
 def test_missing_nodes_end_the_wait_with_an_error(grid):
     grid.get_node_ids = lambda: {700}
     with pytest.raises(EngineError, match="has 1 of 3 nodes"):
-        flower.find_nodes(grid, patience=0.05)
+        grid_engine.find_nodes(grid, patience=0.05)
 
 
 def answer_with(grid: LocalGrid, **said: object) -> None:
@@ -220,13 +222,13 @@ def answer_with(grid: LocalGrid, **said: object) -> None:
 def test_nodes_must_say_which_partition_they_have(said, grid):
     answer_with(grid, **said)
     with pytest.raises(EngineError, match="does not say which partition"):
-        flower.find_nodes(grid, patience=1)
+        grid_engine.find_nodes(grid, patience=1)
 
 
 def test_two_nodes_with_one_partition_are_not_enough(grid):
     answer_with(grid, **{"partition-id": 0, "num-partitions": 3})
     with pytest.raises(EngineError, match="has 1 of 3 nodes"):
-        flower.find_nodes(grid, patience=0.05)
+        grid_engine.find_nodes(grid, patience=0.05)
 
 
 SMALL = "clients=3 rounds=2 train.steps=2 strategy.generator_steps=2 evaluate.probe=8"
@@ -234,11 +236,11 @@ SMALL = "clients=3 rounds=2 train.steps=2 strategy.generator_steps=2 evaluate.pr
 
 def serve(grid: LocalGrid, runs_folder: Path | str, overrides: str, name: str = "") -> None:
     given = {"overrides": overrides, "runs": str(runs_folder), "name": name}
-    flower.server_app(grid, Context(1, 1, {}, RecordDict(), given))
+    flower_app.server_app(grid, Context(1, 1, {}, RecordDict(), given))
 
 
 def test_the_apps_write_the_run_folder_that_fedkd_run_writes(tmp_path):
-    grid = LocalGrid(flower.client_app, 3, {"overrides": SMALL})
+    grid = LocalGrid(flower_app.client_app, 3, {"overrides": SMALL})
     serve(grid, tmp_path / "flower", SMALL, "a")
     runs.start(
         compose.resolve([*SMALL.split(), "engine=inline"]),
@@ -253,7 +255,7 @@ def test_the_apps_write_the_run_folder_that_fedkd_run_writes(tmp_path):
 
 
 def test_a_run_on_flower_can_be_resumed_without_it(tmp_path, monkeypatch):
-    grid = LocalGrid(flower.client_app, 3, {"overrides": SMALL})
+    grid = LocalGrid(flower_app.client_app, 3, {"overrides": SMALL})
     serve(grid, tmp_path, SMALL, "whole")
     monkeypatch.setattr(rounds, "play", _dies_after(rounds.play, rounds_played=1))
     with pytest.raises(SystemError, match="killed"):

@@ -24,7 +24,8 @@ from fedkd.rounds import Experiment, RunState
 from fedkd.seeds import Stream
 from fedkd.strategy import Cohort, Strategy
 from fedkd.training import Site
-from simulations import flower, flower_codec
+from simulations import flower_app, flower_codec
+from simulations.deploy import answer
 from simulations.flower_bridge import as_flower
 from strategies.fedavg import FedAvg
 from strategies.fedgen import FedGen
@@ -66,8 +67,8 @@ def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[Site], LocalGrid]:
     """A grid whose ClientApp acts at a site; replies come in reverse order."""
 
     def serve(site: Site) -> LocalGrid:
-        monkeypatch.setattr(flower, "_site", lambda overrides: site)
-        grid = LocalGrid(flower.client_app, 3)
+        monkeypatch.setattr(answer, "_site", lambda overrides: site)
+        grid = LocalGrid(flower_app.client_app, 3)
         grid.backwards = True
         return grid
 
@@ -185,5 +186,5 @@ def test_the_server_app_in_the_documentation_works(capsys):
     names: dict[str, Any] = {}
     exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], names)  # our own page
     overrides = {"overrides": "clients=3 train.steps=2 strategy.generator_steps=2 evaluate.probe=8"}
-    names["app"](LocalGrid(flower.client_app, 3, overrides), Context(1, 1, {}, RecordDict(), overrides))
+    names["app"](LocalGrid(flower_app.client_app, 3, overrides), Context(1, 1, {}, RecordDict(), overrides))
     assert 0 < float(capsys.readouterr().out.splitlines()[-1]) < 1

@@ -1,36 +1,23 @@
-"""fedkd as a Flower app: ServerApp, ClientApp, and the engine that runs jobs on any Flower Grid.
+"""The engine that runs jobs on any Flower Grid: messages out, results in, whatever is wrong with one a Failure."""
 
-The ServerApp plays the same rounds as `fedkd run`, so both write the same ledger. Clients read the same configuration
-from the app's `overrides`. For simulation: every node reaches all data, and the memory of clients travels with the
-jobs (flower_codec).
-"""
-
-import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-import torch
-from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
+from flwr.app import Message, MessageType, RecordDict
 from flwr.common.constant import ErrorCode
-from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp import Grid
 
-from fedkd import compose, engine, plainyaml
+from fedkd import engine
 from fedkd.border import printable
 from fedkd.engine import ClientId, Engine, Failure, Job, Result
-from fedkd.errors import ConfigError, EngineError
+from fedkd.errors import EngineError
 from fedkd.payload import Payload
-from fedkd.resolved import Resolved
 from fedkd.training import Site
-from simulations import assemble, flower_codec, runs
-from simulations.deploy import node
-from simulations.driver import Venue
+from simulations import flower_codec
 from simulations.flower_codec import Malformed, Record
 from simulations.flower_limits import OWN, Limits
 from simulations.inline import late
-from simulations.options import Options
 
 PATIENCE = 300.0  # seconds that nodes may take to appear; each assembles its site meanwhile
 POLL = 0.02  # seconds between looks at a grid that has nothing new; Flower offers no way to be woken
@@ -45,8 +32,6 @@ _CAUSES = {  # what an error reply of Flower is for us; all others: raised
     ErrorCode.NODE_UNAVAILABLE: "lost",
     ErrorCode.CLIENT_APP_CRASHED: "lost",
 }
-
-server_app = ServerApp()
 
 
 class FlowerEngine(Engine):
@@ -173,107 +158,3 @@ def _partition(reply: Message, total: int) -> tuple[int, int]:
     if total and partitions != total:
         raise EngineError(f"nodes disagree on num-partitions: {partitions} and {total}")
     return partition, partitions
-
-
-def _answered(kind: str, message: Message, context: Context) -> Message:
-    content = respond(kind, message.content, context.node_config, context.run_config, run_id=context.run_id)
-    return Message(content, reply_to=message)
-
-
-client_app = node.app(_answered)
-
-
-def respond(
-    kind: str, content: RecordDict, node_config: Mapping[str, Any], run_config: Mapping[str, Any], *, run_id: int
-) -> RecordDict:
-    """What a node answers to a `query` (whose client it is), or to a job (`work`). A device says and checks more.
-
-    Errors travel as Failures: Flower would keep the traceback in this node's log.
-    """
-    from simulations.deploy import device
-
-    if kind == "query":
-        found = device.of(node_config)
-        if found is None:
-            return RecordDict({"node": _plain_introduction(node_config)})
-        return RecordDict({"node": found.introduce(text(run_config), run_name(run_config, run_id))})
-    unknown = Job(task="train", client=0, round=0, payload=Payload())  # the engine knows which job it was
-    try:
-        found = device.of(node_config)
-        job = flower_codec.decode_job(content, OWN if found is None else found.reads)
-        if found is not None:
-            result = found.answer(job, text(run_config), run_name(run_config, run_id))
-        else:
-            result = _site(str(run_config.get("overrides", ""))).run(job)
-    except Malformed as error:  # its words are about the server's own message
-        result = engine.failed(unknown, f"the job cannot be read: {error}", "raised")
-    except Exception as error:  # the border: the run must learn of it and go on
-        if device.is_one(node_config):  # its worker tells what may be told
-            raise
-        result = engine.failure(unknown, error)
-    return flower_codec.encode_result(result)
-
-
-def _plain_introduction(node_config: Mapping[str, Any]) -> ConfigRecord:
-    """Of a node in a simulation."""
-    said = ConfigRecord()
-    for name in ("partition-id", "num-partitions"):
-        if name in node_config:
-            said[name] = node_config[name]
-    return said
-
-
-@cache
-def _site(overrides: str) -> Site:
-    """The site of this process. Made once: Flower's simulation uses a process for many clients."""
-    torch.set_num_threads(1)  # bits differ between one and two threads
-    return assemble.assemble(resolve(overrides).config).site
-
-
-def resolve(overrides: str) -> Resolved:
-    """The configuration that the app's `overrides` describe, in the words of `fedkd run`. Raises ConfigError."""
-    if len(overrides) > plainyaml.LONGEST:
-        raise ConfigError(f"overrides have {len(overrides)} characters", where="run config", mend="send a whole config")
-    try:
-        words = shlex.split(overrides)
-    except ValueError as error:
-        what = f"overrides = {overrides!r}: {error}"
-        raise ConfigError(what, where="run config", mend="close the quotation") from error
-    return compose.resolve(words)
-
-
-@server_app.main()
-def main(grid: Grid, context: Context) -> None:
-    """Train the configuration and write a run folder, as `fedkd run` does; on devices if the nodes are some."""
-    given = dict(context.run_config)
-    if given.get("devices"):
-        from simulations.deploy import served
-
-        served.play(grid, given, text(given), run_name(given, context.run_id))
-        return
-    runs.start(
-        resolve(str(given["overrides"])),
-        runs=runs_folder(str(given["runs"])),
-        name=str(given["name"]) or None,
-        options=Options(),
-        venue=Venue(connect=lambda site, tell: FlowerEngine(grid, site)),
-    )
-
-
-def text(run_config: Mapping[str, Any]) -> str:
-    """The whole configuration of a run as YAML: as it was sent, else as the app's `overrides` describe it."""
-    given = str(run_config.get("config", ""))
-    return given or resolve(str(run_config.get("overrides", ""))).to_yaml()
-
-
-def run_name(run_config: Mapping[str, Any], run_id: int) -> str:
-    """What devices call the run: by this they find their memory of it again."""
-    return str(run_config.get("name", "")) or f"flower-{run_id}"
-
-
-def runs_folder(given: str) -> Path:
-    """Where run folders are written. Flower starts apps in a folder of its own choice: a relative one means nothing."""
-    folder = Path(given).expanduser() if given else Path.home() / "fedkd-runs"
-    if not folder.is_absolute():
-        raise ConfigError(f"runs = '{given}' is not absolute", where="run config", mend='say runs="/path/to/runs"')
-    return folder

@@ -1,0 +1,63 @@
+"""What a node answers: a device from its own data, a node of Flower's simulation from all of it."""
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import torch
+from flwr.app import ConfigRecord, RecordDict
+
+from fedkd import engine
+from fedkd.engine import Job
+from fedkd.payload import Payload
+from fedkd.training import Site
+from simulations import assemble, flower_codec
+from simulations.deploy import device
+from simulations.flower import run_config
+from simulations.flower_codec import Malformed
+from simulations.flower_limits import OWN
+
+
+def respond(
+    kind: str, content: RecordDict, node_config: Mapping[str, Any], given: Mapping[str, Any], *, run_id: int
+) -> RecordDict:
+    """What a node answers to a `query` (whose client it is), or to a job (`work`). `given` is the app's run config.
+
+    Errors travel as Failures: Flower would keep the traceback in this node's log.
+    """
+    if kind == "query":
+        found = device.of(node_config)
+        if found is None:
+            return RecordDict({"node": _plain_introduction(node_config)})
+        return RecordDict({"node": found.introduce(run_config.text(given), run_config.name(given, run_id))})
+    unknown = Job(task="train", client=0, round=0, payload=Payload())  # the engine knows which job it was
+    try:
+        found = device.of(node_config)
+        job = flower_codec.decode_job(content, OWN if found is None else found.reads)
+        if found is not None:
+            result = found.answer(job, run_config.text(given), run_config.name(given, run_id))
+        else:
+            result = _site(str(given.get("overrides", ""))).run(job)
+    except Malformed as error:  # its words are about the server's own message
+        result = engine.failed(unknown, f"the job cannot be read: {error}", "raised")
+    except Exception as error:  # the border: the run must learn of it and go on
+        if device.is_one(node_config):  # its worker tells what may be told
+            raise
+        result = engine.failure(unknown, error)
+    return flower_codec.encode_result(result)
+
+
+def _plain_introduction(node_config: Mapping[str, Any]) -> ConfigRecord:
+    """Of a node in a simulation."""
+    said = ConfigRecord()
+    for name in ("partition-id", "num-partitions"):
+        if name in node_config:
+            said[name] = node_config[name]
+    return said
+
+
+@cache
+def _site(overrides: str) -> Site:
+    """The site of this process. Made once: Flower's simulation uses a process for many clients."""
+    torch.set_num_threads(1)  # bits differ between one and two threads
+    return assemble.assemble(run_config.resolve(overrides).config).site

@@ -1,0 +1,41 @@
+"""What `flwr run -c` may set, read: the configuration, the name of the run, and where its folder is written."""
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedkd import compose, plainyaml
+from fedkd.errors import ConfigError
+from fedkd.resolved import Resolved
+
+
+def resolve(overrides: str) -> Resolved:
+    """The configuration that the app's `overrides` describe, in the words of `fedkd run`. Raises ConfigError."""
+    if len(overrides) > plainyaml.LONGEST:
+        raise ConfigError(f"overrides have {len(overrides)} characters", where="run config", mend="send a whole config")
+    try:
+        words = shlex.split(overrides)
+    except ValueError as error:
+        what = f"overrides = {overrides!r}: {error}"
+        raise ConfigError(what, where="run config", mend="close the quotation") from error
+    return compose.resolve(words)
+
+
+def text(run_config: Mapping[str, Any]) -> str:
+    """The whole configuration of a run as YAML: as it was sent, else as the app's `overrides` describe it."""
+    given = str(run_config.get("config", ""))
+    return given or resolve(str(run_config.get("overrides", ""))).to_yaml()
+
+
+def name(run_config: Mapping[str, Any], run_id: int) -> str:
+    """What devices call the run: by this they find their memory of it again."""
+    return str(run_config.get("name", "")) or f"flower-{run_id}"
+
+
+def folder(given: str) -> Path:
+    """Where run folders are written. Flower starts apps in a folder of its own choice: a relative one means nothing."""
+    found = Path(given).expanduser() if given else Path.home() / "fedkd-runs"
+    if not found.is_absolute():
+        raise ConfigError(f"runs = '{given}' is not absolute", where="run config", mend='say runs="/path/to/runs"')
+    return found

@@ -1,0 +1,42 @@
+"""fedkd as a Flower app: ServerApp and ClientApp.
+
+The ServerApp runs the same rounds as `fedkd run`, so both write the same ledger. Clients read the same configuration
+from the app's `overrides`. Nodes of a simulation reach all data, and the memory of clients travels with the jobs;
+devices have data and memory of their own.
+"""
+
+from flwr.app import Context, Message
+from flwr.serverapp import Grid, ServerApp
+
+from simulations import runs
+from simulations.deploy import answer, node, served
+from simulations.driver import Venue
+from simulations.flower import run_config
+from simulations.flower.grid_engine import FlowerEngine
+from simulations.options import Options
+
+server_app = ServerApp()
+
+
+@server_app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Train the configuration and write a run folder, as `fedkd run` does; on devices if the nodes are some."""
+    given = dict(context.run_config)
+    if given.get("devices"):
+        served.play(grid, given, run_config.text(given), run_config.name(given, context.run_id))
+        return
+    runs.start(
+        run_config.resolve(str(given["overrides"])),
+        runs=run_config.folder(str(given["runs"])),
+        name=str(given["name"]) or None,
+        options=Options(),
+        venue=Venue(connect=lambda site, tell: FlowerEngine(grid, site)),
+    )
+
+
+def _answered(kind: str, message: Message, context: Context) -> Message:
+    content = answer.respond(kind, message.content, context.node_config, context.run_config, run_id=context.run_id)
+    return Message(content, reply_to=message)
+
+
+client_app = node.app(_answered)
