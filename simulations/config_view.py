@@ -1,7 +1,7 @@
 """`fedkd config`: each value with its source, what differs, and the schema with its comments."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,8 @@ from fedkd.reference import Key
 from fedkd.resolved import Resolved
 
 ACTIONS = ("show", "check", "diff", "schema")
-_NODES = {
-    "data": core.DataConfig,
-    "students": core.StudentsConfig,
-    "train": core.TrainConfig,
-    "part": core.PartsConfig,
-    "proxy": core.ProxyConfig,
-    "evaluate": core.EvaluateConfig,
-    "engine": core.EngineConfig,
-    "checkpoint": core.CheckpointConfig,
+_NODES: dict[str, Any] = {
+    each.name: each.default_factory for each in fields(core.RunConfig) if is_dataclass(each.default_factory)
 }
 
 
@@ -79,7 +72,12 @@ def schema_of(words: Sequence[str]) -> View:
     """The keys of the nodes that the words name, or of all."""
     draft = compose.draft(words)
     wanted = {word.partition("=")[0].partition(".")[0] for word in words if "=" in word} - {"preset"}
-    rows = [(name, key) for node, keys in _keys(draft).items() for name, key in keys if not wanted or node in wanted]
+    nodes = _keys(draft)
+    if unknown := sorted(wanted - nodes.keys()):
+        raise ConfigError(
+            f"no key begins with '{unknown[0]}'", where="command line", mend=schema.one_of(unknown[0], nodes)
+        )
+    rows = [(name, key) for node, keys in nodes.items() for name, key in keys if not wanted or node in wanted]
     lines = [(name, f"{key.type} {key.range}".strip(), key.default or "required", key.comment) for name, key in rows]
     value = {"keys": [{**asdict(key), "name": name} for name, key in rows]}
     return View("\n".join(_columns([("key", "type and range", "default", "meaning"), *lines])), value)

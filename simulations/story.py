@@ -241,7 +241,8 @@ def figures(summary: Row, num_clients: int) -> list[str]:
         who = f"   (the {trained['count']} that have taken part; the others keep their first students)"
         lines.append(f"trained clients   {_spread(trained['clients'])}{who}")
     if (lost := summary.get("forgetting")) is not None:
-        lines.append(f"forgetting        {lost:.3f}   (mean over classes: best earlier accuracy minus the last)")
+        means = "best earlier accuracy minus the last" + ("; below 0: the last is above it" if lost < 0 else "")
+        lines.append(f"forgetting        {lost:.3f}   (mean over classes: {means})")
     lines.append(f"traffic           up {mega(traffic['up'])}   down {mega(traffic['down'])}")
     return lines
 

@@ -95,6 +95,8 @@ def _given(word: str, methods: tuple[str, ...], is_for_all: bool, text: str) -> 
     key = _SHORT.get(key.strip(), key.strip())
     if not equals:
         raise ConfigError(f"'{text}' is not a list", where=WHERE, mend="write key=a,b,c")
+    if not key:
+        raise ConfigError(f"'{text}' names no key", where=WHERE, mend="write KEY=a,b,c or METHOD.KEY=a,b,c")
     if key.split(".")[0] in _NOT and not key.startswith("strategy."):
         raise ConfigError(
             f"{key} cannot be tuned", where=WHERE, mend="tune a key of the training, such as train.lr or strategy.mu"

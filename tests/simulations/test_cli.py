@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fedkd import compose
 from fedkd.errors import CheckpointError, ConfigError, DataError, EngineError, FolderError, RunError
 from simulations import bench_costs, cli, ending, listing
 from simulations.options import Options
@@ -356,7 +357,13 @@ def test_config_schema_shows_the_nodes_that_are_named(capsys):
     assert "train.lr" not in shown
     assert cli.main(["config", "schema", "--json"]) == 0
     names = [row["name"] for row in json.loads(capsys.readouterr().out)["keys"]]
-    assert {"rounds", "data.root", "partition.alpha", "strategy.name", "engine.workers"} <= set(names)
+    written = [key for key in compose.resolve([]).values() if not key.startswith(("partition.", "strategy."))]
+    assert {*written, "partition.alpha", "strategy.name"} <= set(names)
+
+
+def test_config_schema_refuses_a_node_that_does_not_exist(capsys):
+    assert cli.main(["config", "schema", "trian=1"]) == 2
+    assert "did you mean 'train'" in capsys.readouterr().err
 
 
 def test_partition_shows_the_split_and_trains_nothing(tmp_path, capsys):

@@ -170,7 +170,9 @@ def test_forgetting_is_what_classes_lost_since_their_best_round():
 
 
 def test_classes_that_end_better_than_ever_have_forgotten_less_than_nothing():
-    assert found(*by_class([[0.2, 0.4], [0.5, 0.5]]))["forgetting"] == pytest.approx(-0.2)
+    its = found(*by_class([[0.2, 0.4], [0.5, 0.5]]))
+    assert its["forgetting"] == pytest.approx(-0.2)
+    assert "below 0: the last is above it" in "\n".join(story.figures(its, 10))
     assert "forgetting" not in found(*by_class(HISTORY[:1]))
 
 

@@ -69,6 +69,7 @@ def test_a_file_has_its_own_grids_and_words_after_it_replace_them(tmp_path):
         ("tune.fedavg.strategy.mu=1,2", "unknown key 'strategy.mu'"),
         ("tune.fedprox.strategy.mu=1", "strategy.mu has only one value"),
         ("tune.fedprox.strategy.mu", "is not a list"),
+        ("fedprox.=1", "names no key"),
         ("tune.fedprox.train.steps=1,2", "train.steps is both set and tuned"),
         ("tune.fedprox.partition.alpha=1,2", "cannot be tuned"),
     ],
