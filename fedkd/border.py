@@ -5,15 +5,15 @@ What is checked is what is admitted: the border first takes the values (`taken`)
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fedkd import engine, plaintext, taken, values
-from fedkd.engine import ClientState, Failure, Job, Reply, Result
-from fedkd.payload import Weights
+from fedkd.engine import ClientId, ClientState, Failure, Job, Reply, Result
+from fedkd.payload import Payload, Weights
 
 MAX_EXAMPLES = 10**9
 MAX_NUMBERS = 256  # scalars a reply may carry
@@ -79,6 +79,44 @@ def admit_evaluation(job: Job, result: Result, classes: int) -> Result:
     return _admit(result, job, check)
 
 
+def admit_shared(job: Job, result: Result) -> list[Result]:
+    """The same for a job that is for many clients: a result for each of them, from its row of the table."""
+
+    def check(reply: Reply) -> None:
+        judged: Any = reply.judged
+        if not isinstance(judged, Tensor) or judged.dtype != torch.float64 or judged.shape != (len(job.clients), 3):
+            raise Refused("shape", f"judged is not a table of 3 numbers for each of {len(job.clients)} clients")
+
+    reply, blank = _admit(result, job, check), (Payload(), ClientState())
+    if isinstance(reply, Failure):
+        return [engine.failed(_of(job, c), reply.what, reply.cause, reply.detail) for c in job.clients]
+    assert reply.judged is not None
+    return [_scored(job, client, row, *blank) for client, row in zip(job.clients, reply.judged.tolist(), strict=True)]
+
+
+def _of(job: Job, client: ClientId) -> Job:
+    return replace(job, task="evaluate", client=client, clients=())
+
+
+def _scored(job: Job, client: ClientId, row: list[float], payload: Payload, state: ClientState) -> Result:
+    """The reply that a row is. Payload and state are empty and the same for all: making them would cost most."""
+    count, correct, loss_sum = row
+    what = f"judged: {correct} correct of {count}, loss_sum {loss_sum}"
+    if not all(map(math.isfinite, row)):
+        return engine.failed(_of(job, client), what, "non_finite")
+    if not (count.is_integer() and 0 < count <= MAX_EXAMPLES and 0 <= correct <= count):
+        return engine.failed(_of(job, client), what, "range")
+    return Reply(
+        client=client,
+        round=job.round,
+        task="evaluate",
+        payload=payload,
+        state=state,
+        num_examples=int(count),
+        numbers={"correct": correct, "loss_sum": loss_sum},
+    )
+
+
 def _admit(result: Result, job: Job, check: Callable[[Reply], None]) -> Result:
     if isinstance(result, Failure):
         return _bounded(result, job)
@@ -101,38 +139,6 @@ def _bounded(failure: Failure, job: Job) -> Failure:
     what = plaintext.printable(str(failure.what), MAX_REASON, keep="\n")
     detail = plaintext.printable(str(failure.detail), MAX_DETAIL, keep="\n")
     return engine.failed(job, what, failure.cause if failure.cause in engine.CAUSES else "raised", detail)
-
-
-def singly(job: Job, result: Result) -> list[tuple[Job, Result]]:
-    """An evaluation job and its result; one that is for many clients as a job and a result for each."""
-    if not job.clients:
-        return [(job, result)]
-    jobs = [Job(task="evaluate", client=c, round=job.round, payload=job.payload) for c in job.clients]
-    if isinstance(result, Reply):
-        try:
-            _check_fresh(result, job)
-            return list(zip(jobs, _each(jobs, result.judged), strict=True))
-        except Refused as refusal:
-            result = engine.failed(job, refusal.what, refusal.cause)
-    return [(each, engine.failed(each, result.what, result.cause, result.detail)) for each in jobs]
-
-
-def _each(jobs: list[Job], judged: Any) -> list[Reply]:
-    """The replies that the rows of `judged` are. What a row says is checked where each is admitted."""
-    if not isinstance(judged, Tensor) or judged.dtype != torch.float64 or judged.shape != (len(jobs), 3):
-        raise Refused("shape", f"judged is not a table of 3 numbers for each of {len(jobs)} clients")
-    if not bool(torch.isfinite(judged[:, 0]).all()):
-        raise Refused("non_finite", "judged counts samples that are not finite")
-    return [
-        Reply(
-            client=job.client,
-            round=job.round,
-            task=job.task,
-            num_examples=int(count),
-            numbers={"correct": correct, "loss_sum": loss_sum},
-        )
-        for job, (count, correct, loss_sum) in zip(jobs, judged.tolist(), strict=True)
-    ]
 
 
 def check_rows(reply: Reply, rows: int) -> None:

@@ -12,7 +12,7 @@ from fedkd.engine import Job
 from fedkd.payload import Payload
 from fedkd.problem import Problem
 from fedkd.seeds import Stream
-from fedkd.student import Student
+from fedkd.student import Student, copied
 
 if TYPE_CHECKING:
     from fedkd.training import Outcome, Site
@@ -99,8 +99,8 @@ class Client:
         received = job.payload.weights
         if received is None:
             return Payload()
-        entries = trained.student.weights
-        return Payload(weights={name: entries[name] for name in received})
+        entries = trained.student.entries
+        return Payload(weights=copied({name: entries[name] for name in received}))
 
     def logits(self, student: Student, x: Tensor, job: Job) -> Tensor:
         """What an evaluation job judges, (B, C): of a student in eval mode, without gradient. Override: personal."""

@@ -3,11 +3,11 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from fedkd import border, engine, metrics, seeds, training
 from fedkd.config import RunConfig
-from fedkd.engine import ClientId, ClientState, Engine, Failure, Job, Reply, Task
+from fedkd.engine import ClientId, ClientState, Engine, Failure, Job, Reply, Result, Task
 from fedkd.payload import KINDS, Payload
 from fedkd.problem import Problem
 
@@ -33,13 +33,16 @@ def evaluate(
     jobs = [*_due(experiment, state)]
     deadline = experiment.config.engine.deadline
     results = engine.results(runner, jobs, deadline, "evaluation", watch) if jobs else []
-    pairs = [each for pair in engine.pair(jobs, results) for each in border.singly(*pair)]
     classes = experiment.problem.classes
-    found = [(job, border.admit_evaluation(job, result, classes)) for job, result in pairs]
-    failures = [result for _, result in found if isinstance(result, Failure)]
-    done = [(job, result) for job, result in found if isinstance(result, Reply)]
+    found = [each for pair in engine.pair(jobs, results) for each in _admitted(*pair, classes)]
+    failures = [result for result in found if isinstance(result, Failure)]
+    done = [result for result in found if isinstance(result, Reply)]
     trained = range(experiment.config.clients) if experiment.strategy.pools_data else state.clients.keys()
     return Evaluated(_accuracy(done, experiment.num_pooled, trained), _of_clients(done), failures)
+
+
+def _admitted(job: Job, result: Result, classes: int) -> list[Result]:
+    return border.admit_shared(job, result) if job.clients else [border.admit_evaluation(job, result, classes)]
 
 
 def with_statistics(problem: Problem, served: Payload, state: "RunState") -> Payload:
@@ -66,10 +69,10 @@ def _due(experiment: "Experiment", state: "RunState") -> Iterator[Job]:
     pooled = experiment.strategy.served(state.server, None)
     is_pooled_due = _is_due(number, config.pooled_every, experiment.config.rounds)
     if _is_due(number, config.every, experiment.config.rounds):
-        own = _own_jobs(experiment, state)
-        yield from _together(experiment, [job for job in own if _has_tests(experiment, job.client)])
+        own = _own(experiment, state)
+        yield from _together(experiment, number, [each for each in own if _has_tests(experiment, each.client)])
         if pooled is None and is_pooled_due and config.common and experiment.num_pooled:
-            yield from (replace(job, task="evaluate_common") for job in own)
+            yield from (Job(task="evaluate_common", round=number, **each._asdict()) for each in own)
     if pooled is not None and is_pooled_due:
         payload = with_statistics(experiment.problem, pooled, state)
         for part in range(num_pooled_parts(experiment.num_pooled)):
@@ -95,15 +98,22 @@ def _has_tests(experiment: "Experiment", client: ClientId) -> bool:
     return experiment.num_tests is None or experiment.num_tests[client] > 0
 
 
-def _own_jobs(experiment: "Experiment", state: "RunState") -> list[Job]:
-    """One job per client: its student on its own test split."""
+class _Own(NamedTuple):
+    """What makes up the student of a client."""
+
+    client: ClientId
+    payload: Payload
+    state: ClientState
+
+
+def _own(experiment: "Experiment", state: "RunState") -> list[_Own]:
+    """The students of the clients that are judged."""
     fresh, same = ClientState(), dict[tuple[Any, ...], Payload]()
-    jobs = []
+    found = []
     for client in judged_clients(experiment.config, experiment.num_tests):
         served = experiment.strategy.served(state.server, client) or Payload()
-        payload, own = _one_of(same, served), state.clients.get(client, fresh)
-        jobs.append(Job(task="evaluate", client=client, round=state.round, payload=payload, state=own))
-    return jobs
+        found.append(_Own(client, _one_of(same, served), state.clients.get(client, fresh)))
+    return found
 
 
 def _one_of(same: dict[tuple[Any, ...], Payload], served: Payload) -> Payload:
@@ -125,45 +135,36 @@ def _identities(kind: Any) -> Any:
     return tuple((name, id(entry)) for name, entry in kind.items()) if isinstance(kind, Mapping) else id(kind)
 
 
-def _together(experiment: "Experiment", jobs: Sequence[Job]) -> Iterator[Job]:
-    """The same work in fewer jobs: one student is loaded once and classifies many clients' images in one pass.
+def _together(experiment: "Experiment", number: int, students: Sequence[_Own]) -> Iterator[Job]:
+    """Students on their own test splits, in few jobs: one loaded once classifies many clients' images in one pass.
 
     Which clients share a job follows from their data alone, so all engines classify the same batches.
     """
-    if experiment.num_tests is None or experiment.own_logits:
-        yield from jobs
-        return
-    groups: dict[tuple[str, Payload], list[Job]] = {}
-    for job in jobs:
-        if _is_shared(experiment.problem, job):
-            groups.setdefault((experiment.problem.architecture(job.client), job.payload), []).append(job)
+    problem, num_tests = experiment.problem, experiment.num_tests
+    groups: dict[tuple[str, Payload], list[ClientId]] = {}
+    for own in students:
+        if num_tests is not None and not experiment.own_logits and _is_shared(problem, own):
+            groups.setdefault((problem.architecture(own.client), own.payload), []).append(own.client)
         else:
-            yield job
-    for alike in groups.values():
-        for part in _parts(alike, experiment.num_tests):
-            clients = tuple(job.client for job in part)
-            yield Job(
-                task="evaluate_shared",
-                client=clients[0],
-                round=part[0].round,
-                payload=part[0].payload,
-                clients=clients,
-            )
+            yield Job(task="evaluate", round=number, **own._asdict())
+    for (_, payload), alike in groups.items():
+        for part in _parts(alike, num_tests or ()):
+            yield Job(task="evaluate_shared", client=part[0], round=number, payload=payload, clients=tuple(part))
 
 
-def _is_shared(problem: Problem, job: Job) -> bool:
+def _is_shared(problem: Problem, own: _Own) -> bool:
     """Whether the student has nothing of the client's own: all of its architecture with its payload have the same."""
-    if problem.common_init and not job.state.kept:
+    if problem.common_init and not own.state.kept:
         return True
-    return problem.of(job.client).entry_names <= (job.payload.weights or {}).keys()
+    return problem.of(own.client).entry_names <= (own.payload.weights or {}).keys()
 
 
-def _parts(jobs: Sequence[Job], num_tests: Sequence[int]) -> Iterator[list[Job]]:
-    """Consecutive jobs whose images are about as many as a part of the pooled test set: work for several workers."""
-    part, images = list[Job](), 0
-    for job in jobs:
-        part.append(job)
-        images += num_tests[job.client]
+def _parts(clients: Sequence[ClientId], num_tests: Sequence[int]) -> Iterator[list[ClientId]]:
+    """Consecutive clients whose images are about as many as a part of the pooled test set: work for several workers."""
+    part, images = list[ClientId](), 0
+    for client in clients:
+        part.append(client)
+        images += num_tests[client]
         if images >= training.POOLED_PART:
             yield part
             part, images = [], 0
@@ -171,14 +172,14 @@ def _parts(jobs: Sequence[Job], num_tests: Sequence[int]) -> Iterator[list[Job]]
         yield part
 
 
-def _accuracy(done: Sequence[tuple[Job, Reply]], num_pooled: int, trained: Collection[ClientId]) -> dict[str, Any]:
+def _accuracy(done: Sequence[Reply], num_pooled: int, trained: Collection[ClientId]) -> dict[str, Any]:
     """By client, of all and of those that have trained yet; and pooled.
 
     There is no pooled accuracy unless all of the pooled test set was classified: its parts differ.
     """
     accuracy: dict[str, Any] = {}
     of_trained: dict[str, Any] = {}
-    by_task = {task: [reply for job, reply in done if job.task == task] for task in get_args(Task)}
+    by_task = {task: [reply for reply in done if reply.task == task] for task in get_args(Task)}
     for name, task in (("clients", "evaluate"), ("common", "evaluate_common")):
         if replies := by_task[task]:
             accuracy[name] = _over_clients(replies)
@@ -200,9 +201,9 @@ def _over_clients(replies: Sequence[Reply]) -> dict[str, float]:
     return metrics.over_clients([r.numbers["correct"] for r in replies], [r.num_examples for r in replies])
 
 
-def _of_clients(done: Sequence[tuple[Job, Reply]]) -> dict[ClientId, dict[str, float]]:
+def _of_clients(done: Sequence[Reply]) -> dict[ClientId, dict[str, float]]:
     found: dict[ClientId, dict[str, float]] = {}
     for name, task in (("accuracy", "evaluate"), ("common", "evaluate_common")):
-        for reply in (reply for job, reply in done if job.task == task):
+        for reply in (reply for reply in done if reply.task == task):
             found.setdefault(reply.client, {})[name] = reply.numbers["correct"] / reply.num_examples
     return found

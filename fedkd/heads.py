@@ -128,7 +128,7 @@ def logits(student: Student, depth: int, kind: str, entries: Weights, tap: Tenso
 def of_dropped(student: Student, depth: int) -> Weights:
     """The student's own entries of the blocks beyond `depth`, as they are: no copies."""
     dropped = tuple(f"{name}." for name in names(student)[depth:])
-    return {name: entry for name, entry in (student.learnable | student.statistics).items() if name.startswith(dropped)}
+    return {name: entry for name, entry in student.entries.items() if name.startswith(dropped)}
 
 
 def is_statistic(name: str) -> bool:

@@ -22,6 +22,8 @@ PLAN = "plan.yaml"  # of a comparison, whose runs are in a folder beside it
 _RUNS = ("run.json", "*/run.json", "runs/*/run.json", "*/runs/*/run.json")  # of a run, a folder of runs, comparisons
 EVENTS = "events.jsonl"  # history: a resume adds to it
 
+_JSON = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)  # one for all: rows are many
+
 Row = dict[str, Any]
 
 
@@ -75,8 +77,7 @@ def encode(row: Mapping[str, Any]) -> bytes:
 
     Half a surrogate pair, as in a file's name that is not UTF-8, is written as its code.
     """
-    text = json.dumps(_finite(row), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return f"{text}\n".encode(errors="backslashreplace")
+    return f"{_JSON.encode(_finite(row))}\n".encode(errors="backslashreplace")
 
 
 def _finite(value: Any) -> Any:

@@ -5,6 +5,7 @@ from torch import nn
 
 from fedkd.config import RunConfig
 from fedkd.models import students
+from fedkd.student import materialise
 
 FREE = 1_000_000_000  # multiplications of a probe that nobody feels: about 20 ms of a core
 TRAINED = 3  # training images of a participation for each probe image beyond these: a step costs three forward passes
@@ -34,8 +35,8 @@ def multiplications(name: str, shape: students.Shape, classes: int) -> int:
 
     with torch.device("meta"):
         student = students.make_any(name, shape, classes)
-    student.to_empty(device="cpu").eval()  # a pass on the meta device imports two seconds of torch
-    for layer in student.modules():
+    materialise(student)  # a pass on the meta device imports two seconds of torch
+    for layer in student.eval().modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             layer.register_forward_hook(add)
     with torch.inference_mode():

@@ -73,19 +73,28 @@ class Student(nn.Sequential):
         return {name: buffer for name, buffer in self.named_buffers() if buffer.is_floating_point()}
 
     @property
+    def entries(self) -> dict[str, Tensor]:
+        """Every learnable entry, then every statistic, each in order of definition: the student's own tensors."""
+        return {**self.learnable, **self.statistics}
+
+    @property
     def weights(self) -> Weights:
-        """A detached copy of every learnable entry, then of every statistic, each in order of definition."""
-        entries = (self.learnable | self.statistics).items()
-        return {name: entry.detach().clone(memory_format=torch.contiguous_format) for name, entry in entries}
+        """A detached copy of every entry."""
+        return copied(self.entries)
 
     def load(self, *layers: Weights) -> "Student":
         """Copy entries in; later layers win. Names and shapes were checked at the border."""
-        entries = self.learnable | self.statistics
+        entries = self.entries
         with torch.no_grad():
             for layer in layers:
                 for name, value in layer.items():
                     entries[name].copy_(value)
         return self
+
+
+def copied(entries: Weights) -> Weights:
+    """Detached, contiguous copies."""
+    return {name: entry.detach().clone(memory_format=torch.contiguous_format) for name, entry in entries.items()}
 
 
 def build(make: Callable[[], Student], stream: Stream) -> Student:
@@ -97,8 +106,8 @@ def build(make: Callable[[], Student], stream: Stream) -> Student:
     with torch.device("meta"):
         student = make()
     generator = stream.torch()
+    materialise(student)
     for module in student.modules():
-        _materialise(module)
         initialise(module, generator)
     lay_out(student)
     return student
@@ -111,12 +120,13 @@ def lay_out(student: Student) -> None:
             parameter.data = parameter.data.to(memory_format=student.layout)
 
 
-def _materialise(module: nn.Module) -> None:
-    """Give the layer's own entries memory. `Module.to_empty` would import sympy: half a second in every worker."""
-    for name, parameter in module.named_parameters(recurse=False):
-        module.register_parameter(name, nn.Parameter(torch.empty(parameter.shape)))
-    for name, buffer in module.named_buffers(recurse=False):
-        module.register_buffer(name, torch.empty(buffer.shape, dtype=buffer.dtype))
+def materialise(student: Student) -> None:
+    """Give all entries memory, not values. `Module.to_empty` would import sympy: half a second in every process."""
+    for module in student.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            module.register_parameter(name, nn.Parameter(torch.empty(parameter.shape)))
+        for name, buffer in module.named_buffers(recurse=False):
+            module.register_buffer(name, torch.empty(buffer.shape, dtype=buffer.dtype))
 
 
 def initialise(module: nn.Module, generator: torch.Generator) -> None:

@@ -28,6 +28,7 @@ def reply(given: Reply) -> Reply:
         numbers=value(given.numbers),
         probe=value(given.probe),
         by_label=value(given.by_label),
+        judged=value(given.judged),
         seconds=value(given.seconds),
     )
 

@@ -18,7 +18,7 @@ from fedkd.engine import ClientState, Failure, Job, Reply, Result
 from fedkd.optimisers import Descent
 from fedkd.payload import Payload, Weights
 from fedkd.problem import Problem
-from fedkd.student import Student
+from fedkd.student import Student, copied
 
 EVALUATION_BATCH = 250  # fixed: float sums depend on it; larger batches leave the cache
 
@@ -130,7 +130,7 @@ class Site:
         trained = self.trained(client, job, student, drawn)
         received, state = job.payload.weights or {}, job.state
         after = ClientState(
-            kept={name: value for name, value in student.weights.items() if name not in received},
+            kept=copied({name: entry for name, entry in student.entries.items() if name not in received}),
             memory=client.remember(trained, job),
             optimiser=descent.memory() if descent is not None else state.optimiser,
             epoch=drawn.epoch if drawn is not None else state.epoch,
