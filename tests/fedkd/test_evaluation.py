@@ -87,7 +87,12 @@ def test_a_pass_that_fails_is_a_failure_of_each_of_its_clients(problem):
         (torch.ones(2, 3, dtype=torch.float64), "shape"),
         (torch.ones(3, 3), "shape"),
         (torch.tensor([[9.0, 10.0, 1.0]] * 3, dtype=torch.float64), "range"),
+        (torch.tensor([[9.0, -1.0, 1.0]] * 3, dtype=torch.float64), "range"),
+        (torch.tensor([[9.5, 5.0, 1.0]] * 3, dtype=torch.float64), "range"),
+        (torch.tensor([[0.0, 0.0, 1.0]] * 3, dtype=torch.float64), "range"),
+        (torch.tensor([[1e10, 5.0, 1.0]] * 3, dtype=torch.float64), "range"),
         (torch.tensor([[9.0, 5.0, torch.nan]] * 3, dtype=torch.float64), "non_finite"),
+        (torch.tensor([[torch.inf, 5.0, 1.0]] * 3, dtype=torch.float64), "non_finite"),
     ],
 )
 def test_what_is_not_a_table_of_numbers_is_refused(problem, judged, cause):
@@ -96,6 +101,24 @@ def test_what_is_not_a_table_of_numbers_is_refused(problem, judged, cause):
     engine.spoil = lambda job, r: replace(r, judged=judged) if job.task == "evaluate_shared" else r
     played = tiny.play(knowing(FedAvg(), site), engine)[0]
     assert [(f.client, f.cause) for f in played.failures] == [(client, cause) for client in range(3)]
+
+
+def test_a_bad_row_costs_its_own_client_only(problem):
+    site = tiny.site(Supervised(), problem)
+    engine = tiny.FakeEngine(site)
+    judged = torch.tensor([[9.0, 3.0, 1.0], [9.0, 10.0, 1.0], [9.0, 6.0, 1.0]], dtype=torch.float64)
+    engine.spoil = lambda job, r: replace(r, judged=judged) if job.task == "evaluate_shared" else r
+    played = tiny.play(knowing(FedAvg(), site), engine)[0]
+    assert [(f.client, f.task, f.cause) for f in played.failures] == [(1, "evaluate", "range")]
+    assert [row.get("accuracy") for row in played.clients] == [3 / 9, None, 6 / 9]
+
+
+def test_a_pass_for_another_round_is_stale(problem):
+    site = tiny.site(Supervised(), problem)
+    engine = tiny.FakeEngine(site)
+    engine.spoil = lambda job, r: replace(r, round=7) if job.task == "evaluate_shared" else r
+    played = tiny.play(knowing(FedAvg(), site), engine)[0]
+    assert [(f.client, f.cause) for f in played.failures] == [(client, "stale") for client in range(3)]
 
 
 def test_clients_without_test_samples_are_left_out_and_nobody_fails(problem):
