@@ -3,15 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fedkd import border, engine, guard
 from fedkd.engine import ClientId, Failure, Job, Reply
 from fedkd.errors import RunError
+from fedkd.experiment import Experiment
 from fedkd.strategy import Cohort
-
-if TYPE_CHECKING:
-    from fedkd.rounds import Experiment
 
 
 @dataclass(frozen=True)
@@ -24,7 +22,7 @@ class Admitted:
 
 
 def admit(
-    experiment: "Experiment",
+    experiment: Experiment,
     server: Any,
     cohort: Cohort,
     jobs: Mapping[ClientId, Job],

@@ -25,7 +25,7 @@ import fedkd
 from fedkd import plainjson, rounds, values
 from fedkd.engine import ClientId, ClientState
 from fedkd.errors import CheckpointError
-from fedkd.rounds import Experiment, RunState
+from fedkd.experiment import Experiment, RunState
 from fedkd.standing import Standing
 
 SCHEMA = 1  # of the files; another number cannot be read

@@ -3,16 +3,14 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 from fedkd import border, engine, metrics, seeds, training
 from fedkd.config import RunConfig
 from fedkd.engine import ClientId, ClientState, Engine, Failure, Job, Reply, Result, Task
+from fedkd.experiment import Experiment, RunState
 from fedkd.payload import KINDS, Payload
 from fedkd.problem import Problem
-
-if TYPE_CHECKING:
-    from fedkd.rounds import Experiment, RunState
 
 _KINDS = attrgetter(*KINDS)
 
@@ -27,7 +25,7 @@ class Evaluated:
 
 
 def evaluate(
-    experiment: "Experiment", runner: Engine, state: "RunState", watch: engine.Watch = engine.unwatched
+    experiment: Experiment, runner: Engine, state: RunState, watch: engine.Watch = engine.unwatched
 ) -> Evaluated:
     """Accuracy of the served students: each client's on its own test split, the global one on the pooled test set."""
     jobs = [*_due(experiment, state)]
@@ -45,7 +43,7 @@ def _admitted(job: Job, result: Result, classes: int) -> list[Result]:
     return border.admit_shared(job, result) if job.clients else [border.admit_evaluation(job, result, classes)]
 
 
-def with_statistics(problem: Problem, served: Payload, state: "RunState") -> Payload:
+def with_statistics(problem: Problem, served: Payload, state: RunState) -> Payload:
     """The global student with the mean of the clients' BatchNorm statistics, where these stay with the clients.
 
     A student that the server trained has its own, which fit it.
@@ -63,7 +61,7 @@ def num_pooled_parts(num_samples: int) -> int:
     return -(-num_samples // training.POOLED_PART)
 
 
-def _due(experiment: "Experiment", state: "RunState") -> Iterator[Job]:
+def _due(experiment: Experiment, state: RunState) -> Iterator[Job]:
     """The jobs of this round's evaluation."""
     config, number = experiment.config.evaluate, state.round
     pooled = experiment.strategy.served(state.server, None)
@@ -93,7 +91,7 @@ def judged_clients(config: RunConfig, num_tests: Sequence[int] | None) -> Sequen
     return sorted(able[place] for place in generator.choice(len(able), size, replace=False))
 
 
-def _has_tests(experiment: "Experiment", client: ClientId) -> bool:
+def _has_tests(experiment: Experiment, client: ClientId) -> bool:
     """Whether a client has test samples of its own; devices, of which nobody knows, are asked."""
     return experiment.num_tests is None or experiment.num_tests[client] > 0
 
@@ -106,7 +104,7 @@ class _Own(NamedTuple):
     state: ClientState
 
 
-def _own(experiment: "Experiment", state: "RunState") -> list[_Own]:
+def _own(experiment: Experiment, state: RunState) -> list[_Own]:
     """The students of the clients that are judged."""
     fresh, same = ClientState(), dict[tuple[Any, ...], Payload]()
     found = []
@@ -135,7 +133,7 @@ def _identities(kind: Any) -> Any:
     return tuple((name, id(entry)) for name, entry in kind.items()) if isinstance(kind, Mapping) else id(kind)
 
 
-def _together(experiment: "Experiment", number: int, students: Sequence[_Own]) -> Iterator[Job]:
+def _together(experiment: Experiment, number: int, students: Sequence[_Own]) -> Iterator[Job]:
     """Students on their own test splits, in few jobs: one loaded once classifies many clients' images in one pass.
 
     Which clients share a job follows from their data alone, so all engines classify the same batches.

@@ -15,37 +15,10 @@ from fedkd import admission, engine, evaluation, metrics, privacy, seeds, settli
 from fedkd.config import RunConfig
 from fedkd.engine import ClientId, ClientState, Engine, Failure, Job, Reply
 from fedkd.errors import RunError
+from fedkd.experiment import Experiment, RunState
 from fedkd.payload import Weights
-from fedkd.problem import Problem
 from fedkd.standing import Standing
-from fedkd.strategy import Cohort, Strategy
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """What a run plays: configuration, problem and the server half."""
-
-    config: RunConfig
-    problem: Problem
-    strategy: Strategy[Any]
-    num_pooled: int  # samples of the pooled test set; 0: there is none
-    probe_labels: torch.Tensor | None = None  # (N,) int64: true labels of the probe images
-    label_laws: torch.Tensor | None = (
-        None  # (K, C): label distribution of each client's training data; for measures only
-    )
-    num_tests: Sequence[int] | None = None  # test samples of each client; None: devices hold them, nobody knows
-    own_logits: bool = True  # of the client half
-    sizes: tuple[int, ...] | None = None  # training samples of each client; None: devices hold them, nobody else knows
-
-
-@dataclass(frozen=True)
-class RunState:
-    """All that a run is between two rounds."""
-
-    round: int  # rounds played
-    server: Any
-    clients: Mapping[ClientId, ClientState]  # of those that have trained
-    standing: Standing = field(default_factory=Standing)  # who was refused, and who is left out for it
+from fedkd.strategy import Cohort
 
 
 @dataclass(frozen=True)

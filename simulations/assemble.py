@@ -15,11 +15,11 @@ from fedkd.data import partition, proxy, sources, validation
 from fedkd.data.partition import Partition
 from fedkd.data.samples import Dataset
 from fedkd.errors import ConfigError
+from fedkd.experiment import Experiment
 from fedkd.groups import Grouped
 from fedkd.models import students
 from fedkd.parts import attach
 from fedkd.problem import Problem, Proxy
-from fedkd.rounds import Experiment
 from fedkd.strategy import Strategy
 from fedkd.training import Site
 from simulations import cautions

@@ -19,9 +19,10 @@ from fedkd.config import EvaluateConfig, RunConfig
 from fedkd.data.samples import Samples
 from fedkd.engine import Engine, Job
 from fedkd.errors import EngineError
+from fedkd.experiment import Experiment, RunState
 from fedkd.payload import Payload
 from fedkd.problem import Problem
-from fedkd.rounds import Experiment, Round
+from fedkd.rounds import Round
 from fedkd.student import Student
 from fedkd.training import Outcome, Site
 from simulations import assemble, children
@@ -207,15 +208,13 @@ def _bare_round(bare: BareLoop, number: int, cohort: Sequence[int]) -> dict[str,
     return _complete(timings, time.process_time() - cpu)
 
 
-def _inline_round(
-    experiment: Experiment, engine: Engine, state: rounds.RunState
-) -> tuple[rounds.RunState, dict[str, float]]:
+def _inline_round(experiment: Experiment, engine: Engine, state: RunState) -> tuple[RunState, dict[str, float]]:
     cpu = time.process_time()
     played = _play(experiment, engine, state)
     return played.state, _complete(played.timings, time.process_time() - cpu)
 
 
-def _play(experiment: Experiment, engine: Engine, state: rounds.RunState) -> Round:
+def _play(experiment: Experiment, engine: Engine, state: RunState) -> Round:
     """A round in which nothing failed: failing is faster than working."""
     played = rounds.play(experiment, engine, state)
     if played.failures:
@@ -237,7 +236,7 @@ def _compare(pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]], p
     }
 
 
-def _commit_seconds(state: rounds.RunState) -> float:
+def _commit_seconds(state: RunState) -> float:
     """Seconds of a checkpoint of this state, on the disk of temporary files."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()

@@ -11,7 +11,7 @@ import torch
 from fedkd import compose, rounds
 from fedkd.config import RunConfig
 from fedkd.engine import Engine
-from fedkd.rounds import Experiment
+from fedkd.experiment import Experiment
 from fedkd.training import Site
 from simulations import assemble, bench_measures, children, machine, ray_worker
 from simulations.inline import Inline

@@ -14,10 +14,11 @@ from fedkd import checkpoint, ledger, rounds
 from fedkd.config import RunConfig
 from fedkd.engine import Engine, Failure
 from fedkd.errors import FedkdError, FolderError, RunError
+from fedkd.experiment import Experiment, RunState
 from fedkd.ledger import Ledger
 from fedkd.payload import Payload
 from fedkd.resolved import Resolved
-from fedkd.rounds import Experiment, Round, RunState
+from fedkd.rounds import Round
 from fedkd.training import Site
 from simulations import advice, assemble, assigned, engines, exclusion, machine, run_folder, summary
 from simulations.assemble import Assembly

@@ -13,7 +13,7 @@ from fedkd.errors import ConfigError, FolderError
 from simulations.run_folder import RunFolder
 
 if TYPE_CHECKING:  # torch: a mistake on the command line shows before it is there
-    from fedkd.rounds import RunState
+    from fedkd.experiment import RunState
 
 _WHERE = "command line"
 

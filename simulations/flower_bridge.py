@@ -17,9 +17,9 @@ from flwr.serverapp.strategy import Strategy
 from fedkd import admission, border, engine, metrics, naming, rounds, seeds, settling
 from fedkd.engine import ClientId, ClientState, Failure, Job, Reply, Result
 from fedkd.errors import ConfigError
+from fedkd.experiment import Experiment, RunState
 from fedkd.payload import Payload, Weights
 from fedkd.problem import Problem
-from fedkd.rounds import Experiment, RunState
 from fedkd.strategy import Cohort
 from fedkd.student import Student
 from simulations import flower_codec

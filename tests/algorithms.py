@@ -19,8 +19,9 @@ from omegaconf import OmegaConf
 from fedkd import compose, plugins, reference, rounds
 from fedkd.config import RunConfig
 from fedkd.engine import Engine, Job, Reply
+from fedkd.experiment import Experiment, RunState
 from fedkd.payload import Payload
-from fedkd.rounds import Experiment, Round, RunState
+from fedkd.rounds import Round
 from fedkd.seeds import Stream
 from fedkd.strategy import Cohort, Strategy
 from simulations import assemble

@@ -12,8 +12,9 @@ from fedkd import rounds
 from fedkd.client import Batch, Client
 from fedkd.config import EvaluateConfig, TrainConfig
 from fedkd.engine import Job
+from fedkd.experiment import RunState
 from fedkd.payload import Weights
-from fedkd.rounds import Round, RunState
+from fedkd.rounds import Round
 from fedkd.strategy import Strategy
 from fedkd.student import Student
 

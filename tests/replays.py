@@ -9,7 +9,7 @@ from algorithms import Trail
 
 from fedkd.config import EvaluateConfig
 from fedkd.engine import Engine, Job, Reply, Result
-from fedkd.rounds import Experiment
+from fedkd.experiment import Experiment
 
 
 def given(reply: Reply) -> dict[str, Any]:

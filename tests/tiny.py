@@ -14,9 +14,10 @@ from fedkd.client import Client
 from fedkd.config import EvaluateConfig, RunConfig, TrainConfig
 from fedkd.data.samples import Samples
 from fedkd.engine import Engine, Job, Reply, Result
+from fedkd.experiment import Experiment
 from fedkd.payload import Payload, Weights
 from fedkd.problem import Problem
-from fedkd.rounds import Experiment, Round
+from fedkd.rounds import Round
 from fedkd.strategy import Strategy
 from fedkd.student import Student
 from fedkd.training import Site

@@ -11,8 +11,8 @@ from fedkd.data import own, public_pack
 from fedkd.data.public_pack import Public
 from fedkd.data.samples import Dataset, Samples
 from fedkd.errors import ConfigError
+from fedkd.experiment import Experiment
 from fedkd.problem import Problem
-from fedkd.rounds import Experiment
 from fedkd.strategy import Strategy
 from fedkd.training import Site
 from simulations import assemble, cautions

@@ -15,10 +15,10 @@ from fedkd import checkpoint, compose, evaluation, ledger, naming
 from fedkd.config import RunConfig
 from fedkd.engine import ClientId, ClientState, Job
 from fedkd.errors import CheckpointError, ConfigError, DataError, RunError
+from fedkd.experiment import RunState
 from fedkd.exported import Exported
 from fedkd.payload import Payload
 from fedkd.problem import Problem
-from fedkd.rounds import RunState
 from fedkd.training import EVALUATION_BATCH
 from simulations import assemble, run_folder
 from simulations.assemble import Assembly

@@ -34,6 +34,7 @@ from enumerations import points
 
 from fedkd import checkpoint, compose, rounds
 from fedkd.errors import CheckpointError
+from fedkd.experiment import Experiment
 from simulations import assemble, inline
 
 MANIFEST = "manifest.json"
@@ -46,7 +47,7 @@ class Original:
     """Three whole checkpoints and what is in them."""
 
     folder: Path
-    experiment: rounds.Experiment
+    experiment: Experiment
     digest: str
     files: dict[int, dict[str, bytes]]  # by round: what a commit of the state there writes
 

@@ -3,7 +3,7 @@
 import pytest
 import tiny
 
-from fedkd.rounds import Experiment
+from fedkd.experiment import Experiment
 from fedkd.training import Site
 from strategies.fedavg import FedAvg
 

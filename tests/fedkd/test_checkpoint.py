@@ -15,7 +15,7 @@ from torch import Tensor
 from fedkd import checkpoint
 from fedkd.engine import ClientState
 from fedkd.errors import CheckpointError
-from fedkd.rounds import RunState
+from fedkd.experiment import RunState
 
 DIGEST = "d" * 64
 

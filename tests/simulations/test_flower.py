@@ -18,8 +18,8 @@ from fedkd import compose, rounds
 from fedkd.config import EvaluateConfig, RunConfig
 from fedkd.engine import Engine, Failure, Job, Reply, Watch
 from fedkd.errors import ConfigError, EngineError
+from fedkd.experiment import Experiment, RunState
 from fedkd.payload import Payload
-from fedkd.rounds import Experiment
 from fedkd.strategy import Strategy
 from fedkd.training import Site
 from simulations import flower_app, runs
@@ -266,7 +266,7 @@ def test_a_run_on_flower_can_be_resumed_without_it(tmp_path, monkeypatch):
 
 
 def _dies_after(play: Callable[..., rounds.Round], rounds_played: int) -> Callable[..., rounds.Round]:
-    def dying(experiment: Experiment, engine: Engine, state: rounds.RunState, watch: Watch) -> rounds.Round:
+    def dying(experiment: Experiment, engine: Engine, state: RunState, watch: Watch) -> rounds.Round:
         if state.round == rounds_played:
             raise SystemError("killed")
         return play(experiment, engine, state, watch)

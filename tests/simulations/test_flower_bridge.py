@@ -18,9 +18,9 @@ from clients.supervised import Supervised
 from fedkd import rounds
 from fedkd.engine import ClientId, Reply
 from fedkd.errors import ConfigError
+from fedkd.experiment import Experiment, RunState
 from fedkd.payload import Numbers, Payload, Weights
 from fedkd.problem import Problem
-from fedkd.rounds import Experiment, RunState
 from fedkd.seeds import Stream
 from fedkd.strategy import Cohort, Strategy
 from fedkd.training import Site

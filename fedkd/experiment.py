@@ -1,0 +1,38 @@
+"""Experiment: what a run does, fixed before its first round. RunState: all that changes from round to round."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from fedkd.config import RunConfig
+from fedkd.engine import ClientId, ClientState
+from fedkd.problem import Problem
+from fedkd.standing import Standing
+from fedkd.strategy import Strategy
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a run does: configuration, problem and the server half."""
+
+    config: RunConfig
+    problem: Problem
+    strategy: Strategy[Any]
+    num_pooled: int  # samples of the pooled test set; 0: there is none
+    probe_labels: Tensor | None = None  # (N,) int64: true labels of the probe images
+    label_laws: Tensor | None = None  # (K, C): label distribution of each client's training data; for measures only
+    num_tests: Sequence[int] | None = None  # test samples of each client; None: devices hold them, nobody knows
+    own_logits: bool = True  # of the client half
+    sizes: tuple[int, ...] | None = None  # training samples of each client; None: devices hold them, nobody else knows
+
+
+@dataclass(frozen=True)
+class RunState:
+    """All that a run is between two rounds."""
+
+    round: int  # rounds done
+    server: Any
+    clients: Mapping[ClientId, ClientState]  # of those that have trained
+    standing: Standing = field(default_factory=Standing)  # who was refused, and who is left out for it
