@@ -12,8 +12,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from fedkd import hinting, naming, plaintext, plainyaml, schema
 from fedkd.config import RunConfig, StudentsConfig
 from fedkd.errors import ConfigError, Mistake
@@ -69,13 +67,39 @@ class _Tree:
         self.leaves[path] = (entry.value, entry.source)
 
 
+@dataclass(frozen=True)
+class Composed:
+    """What words describe, checked as far as that needs no torch; `resolve` checks the rest."""
+
+    draft: schema.Draft
+    config: Any  # a RunConfig whose strategy is unchecked, or None
+    mistakes: Sequence[Mistake]
+    conf: Path
+
+    def resolve(self, announce: Callable[[], None] = lambda: None) -> Resolved:
+        """The configuration. `announce` is called before torch is imported. Raises ConfigError with all mistakes."""
+        draft, choices = self.draft, self.draft.choices
+        if self.mistakes and not _has_own_strategy_values(draft, self.mistakes):
+            _raise(self.mistakes)
+        announce()
+        strategy, more = schema.check_strategy(draft)
+        _raise([*self.mistakes, *more])
+        sources = {".".join(path): source for path, source in draft.sources.items()}
+        name = strategy["setting"] = setting_of(
+            strategy, choices.get("strategy") or strategy["setting"] or "", conf=self.conf
+        )
+        is_known = name in options("strategy", conf=self.conf)
+        sources["strategy.setting"] = f"conf/strategy/{name}.yaml" if is_known else "its halves"
+        return Resolved.of(replace(self.config, strategy=strategy), sources, choices)
+
+
 def resolve(args: Sequence[str], *, conf: Path | None = None, announce: Callable[[], None] = lambda: None) -> Resolved:
     """The configuration that the words of a command line describe, on top of conf/config.yaml.
 
     Errors: ConfigError with all mistakes at once; those of the strategy's own keys may need torch and come last:
     `announce` is called when all else is right and the seconds of that import begin.
     """
-    return _finish(_compose(args, conf or CONF), announce)
+    return _checked(_compose(args, conf or CONF)).resolve(announce)
 
 
 def draft(args: Sequence[str], *, conf: Path | None = None) -> schema.Draft:
@@ -85,23 +109,23 @@ def draft(args: Sequence[str], *, conf: Path | None = None) -> schema.Draft:
     return _draft(tree)
 
 
-def check(args: Sequence[str], *, conf: Path | None = None) -> Mapping[str, str]:
-    """The option chosen in each group. Raises ConfigError for all that is wrong and can be told without torch."""
-    _, _, mistakes = _checked(tree := _compose(args, conf or CONF))
-    _raise(mistakes)
-    return dict(tree.choices)
+def check(args: Sequence[str], *, conf: Path | None = None) -> Composed:
+    """What words compose. Raises ConfigError for all that is wrong and can be told without torch."""
+    composed = _checked(_compose(args, conf or CONF))
+    _raise(composed.mistakes)
+    return composed
 
 
 def from_yaml_file(path: Path, *, conf: Path | None = None) -> Resolved:
     """The configuration that a run has written: complete, so conf/config.yaml has no say in it."""
     conf = conf or CONF
-    return _finish(_grow(_of_file(path, str(path), conf), _Tree(conf)))
+    return _checked(_grow(_of_file(path, str(path), conf), _Tree(conf))).resolve()
 
 
 def from_yaml(text: str, name: str, *, conf: Path | None = None) -> Resolved:
     """The same from the text of such a file; `name` is what errors call it."""
     conf = conf or CONF
-    return _finish(_grow(_layers(_parsed(text, name), name, conf), _Tree(conf)))
+    return _checked(_grow(_layers(_parsed(text, name), name, conf), _Tree(conf))).resolve()
 
 
 def options(group: str, *, conf: Path | None = None) -> tuple[str, ...]:
@@ -164,29 +188,14 @@ def _unshowable(tree: _Tree) -> Iterator[Mistake]:
             yield Mistake(what, source, mend)
 
 
-def _finish(tree: _Tree, announce: Callable[[], None] = lambda: None) -> Resolved:
-    draft, config, mistakes = _checked(tree)
-    if mistakes and not _has_own_strategy_values(draft, mistakes):
-        _raise(mistakes)
-    announce()
-    strategy, more = schema.check_strategy(draft)
-    _raise([*mistakes, *more])
-    sources = {".".join(path): source for path, source in draft.sources.items()}
-    chosen = tree.choices.get("strategy") or strategy["setting"] or ""
-    name = strategy["setting"] = setting_of(strategy, chosen, conf=tree.conf)
-    is_known = name in options("strategy", conf=tree.conf)
-    sources["strategy.setting"] = f"conf/strategy/{name}.yaml" if is_known else "its halves"
-    return Resolved.of(replace(config, strategy=strategy), sources, tree.choices)
-
-
-def _checked(tree: _Tree) -> tuple[schema.Draft, Any, list[Mistake]]:
+def _checked(tree: _Tree) -> Composed:
     """All but the values of the strategy's own keys against the schema, and all that is wrong up to here."""
     draft = _draft(tree)
     config, mistakes = schema.check_run(draft)
     if draft.sources.get(_SETTING) == COMMAND_LINE:
         mistakes.append(draft.mistake(_SETTING, f"is chosen by strategy={draft.show(_SETTING).rpartition(' ')[2]}"))
     known = {group: options(group) for group in ("students", "proxy")}  # of our own: they are named after the code
-    return draft, config, [*tree.mistakes, *mistakes, *schema.unknown_options(draft, known)]
+    return Composed(draft, config, [*tree.mistakes, *mistakes, *schema.unknown_options(draft, known)], tree.conf)
 
 
 def _has_own_strategy_values(draft: schema.Draft, mistakes: Sequence[Mistake]) -> bool:
@@ -417,14 +426,10 @@ def _variants_like(node: Mapping[str, Any], conf: Path) -> dict[str, Layer]:
 
 def _nest(leaves: Mapping[schema.Path, tuple[Any, str]]) -> dict[str, Any]:
     """Leaves as nested mappings; the two nodes that a configuration cannot lack have their defaults."""
-    tree = OmegaConf.merge(*(_branch(path, value) for path, (value, _) in leaves.items()))
-    nested: Any = OmegaConf.to_container(tree, resolve=False)
+    nested: dict[str, Any] = {}
+    for path, (value, _) in leaves.items():  # no leaf is within another: _Tree.set sees to it
+        node = nested
+        for part in path[:-1]:
+            node = node.setdefault(part, {})
+        node[path[-1]] = value
     return {"partition": RunConfig().partition, "strategy": RunConfig().strategy} | nested
-
-
-def _branch(path: schema.Path, value: Any) -> dict[str, Any]:
-    """One leaf at the end of its path."""
-    for part in reversed(path):
-        value = {part: value}
-    branch: dict[str, Any] = value
-    return branch

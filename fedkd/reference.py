@@ -53,6 +53,7 @@ def nested(cls: type[Any]) -> Iterator[Key]:
             yield from (dataclasses.replace(key, name=f"{field.name}.{key.name}") for key in nested(below))
 
 
+@cache
 def of_half(half: plugins.Half, name: str) -> list[Key] | None:
     """The keys of an algorithm's half without importing it; None where only an import can tell."""
     source = _source(half, name)

@@ -204,8 +204,9 @@ def _sift(cls: type[Any], node: Mapping[str, Any], prefix: Path) -> tuple[dict[s
     """The keys that the schema knows, and the paths of the others."""
     known: dict[str, Any] = {}
     strangers: list[Path] = []
+    nested = _nested(cls)  # type: ignore[arg-type]
     for key, value in node.items():
-        path, below = (*prefix, key), _nested(cls).get(key)
+        path, below = (*prefix, key), nested.get(key)
         if key not in _names(cls):
             strangers += _leaves(value, path)
         elif below and isinstance(value, Mapping):
@@ -341,6 +342,7 @@ def _names(cls: type[Any]) -> list[str]:
     return [field.name for field in dataclasses.fields(cls)]
 
 
+@cache
 def _nested(cls: Any) -> dict[str, type[Any]]:
     """The fields of a dataclass that are dataclasses themselves."""
     hints = get_type_hints(cls) if dataclasses.is_dataclass(cls) else {}

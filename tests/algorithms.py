@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import tiny
-from omegaconf import OmegaConf
+import yaml
 
 from fedkd import compose, plugins, reference, rounds
 from fedkd.config import RunConfig
@@ -49,7 +49,7 @@ def words() -> list[tuple[str, ...]]:
     """What each algorithm is called on a command line. Imports none of them: one that is broken fails alone."""
     found = []
     for name in compose.options("strategy"):
-        node = OmegaConf.load(compose.CONF / "strategy" / f"{name}.yaml")
+        node = yaml.safe_load((compose.CONF / "strategy" / f"{name}.yaml").read_text())
         base = f"strategy={name}"
         found += [
             (base, f"strategy.variant={variant}") if variant else (base,) for variant in node.get("variants") or [None]

@@ -2,13 +2,14 @@
 
 import heapq
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fedkd.config import RunConfig
 from fedkd.errors import RunError
+from fedkd.resolved import Resolved
 from simulations.compare import candidates, plan
 from simulations.compare.plan import Cell, Plan
 from simulations.options import Options
@@ -74,12 +75,10 @@ def spread(seconds: Iterable[float], jobs: int) -> float:
     return max(free)
 
 
-def show(
-    found: Plan, cells: Sequence[Cell], configs: Mapping[str, RunConfig], folder: Path, jobs: int, options: Options
-) -> int:
-    """Print the plan and the estimate; `cells` are all that would be played, `configs` theirs by folder."""
-    missing = [cell for cell in cells if not plan.is_done(folder / cell.folder, cell.digest)]
-    seconds = estimate(missing, configs, found.settings[0], jobs)
+def show(found: Plan, cells: Mapping[Cell, Resolved], folder: Path, jobs: int, options: Options) -> int:
+    """Print the plan and the estimate; `cells` are all that would be played."""
+    missing = {cell: its.config for cell, its in cells.items() if not plan.is_done(folder / cell.folder, cell.digest)}
+    seconds = estimate(missing, found.settings[0], jobs)
     note = seeds_note(found)
     if options.json:
         facts: dict[str, Any] = {
@@ -97,16 +96,16 @@ def show(
     return 0
 
 
-def estimate(cells: Sequence[Cell], configs: Mapping[str, RunConfig], setting: str, jobs: int) -> float | None:
+def estimate(cells: Mapping[Cell, RunConfig], setting: str, jobs: int) -> float | None:
     """Seconds until all are played; None if a method cannot be timed. One cell of each method is measured."""
     paces: dict[str, Pace] = {}
     for cell in sorted(cells, key=lambda cell: cell.setting != setting):
         if cell.method not in paces:
             try:
-                paces[cell.method] = measure(configs[cell.folder])
+                paces[cell.method] = measure(cells[cell])
             except RunError:
                 return None
-    return spread((paces[cell.method].run(configs[cell.folder]) for cell in cells), jobs)
+    return spread((paces[cell.method].run(config) for cell, config in cells.items()), jobs)
 
 
 def seeds_note(found: Plan) -> str:
@@ -144,7 +143,7 @@ def spans(seeds: Sequence[int]) -> str:
     return ",".join(f"{part[0]}..{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
 
 
-def _lines(found: Plan, cells: Sequence[Cell], missing: Sequence[Cell], folder: Path) -> Iterator[str]:
+def _lines(found: Plan, cells: Collection[Cell], missing: Collection[Cell], folder: Path) -> Iterator[str]:
     sizes = [(len(found.settings), "setting"), (len(found.methods), "method"), (len(found.seeds), "seed")]
     product = " x ".join(f"{size} {noun}{'s'[: size > 1]}" for size, noun in sizes)
     done = f", {len(cells) - len(missing)} of all done before" if len(missing) < len(cells) else ""

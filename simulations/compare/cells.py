@@ -1,6 +1,6 @@
 """Cells: what was asked for, checked whole before anything runs. Free of torch until the keys of strategies need it."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -13,8 +13,6 @@ from simulations.compare.grid import Asked, Pair, Words
 from simulations.compare.metric import Metric
 
 MOST = 2000  # cells
-
-Announce = Callable[[Collection[str]], None]  # is told the names of the data sets
 
 _T = TypeVar("_T")
 
@@ -44,31 +42,37 @@ def ask(words: Sequence[str], tune: Sequence[str] = (), **options: Any) -> Asked
     return replace(asked, **{key: value for key, value in options.items() if value is not None})
 
 
-def check(asked: Asked, announce: Announce = lambda data: None) -> Grid:
+def check(asked: Asked, announce: Callable[[], None] = lambda: None, made: dict[Words, Resolved] | None = None) -> Grid:
     """The configuration of each cell. Raises ConfigError with the mistakes of all cells at once.
 
-    `announce` is called when all is right that can be told without torch.
+    `announce` is called when all is right that can be told without torch. `made` are the configurations of words that
+    are known already; what is new is added.
     """
+    made = {} if made is None else made
     _check_size(asked)
     _raise([*_lacking(asked)])
     some = {pair: words for pair, words in asked.words.items() if asked.settings[0] in pair or asked.methods[0] in pair}
-    choices = _each(some, lambda words: compose.check(_seeded(words, asked)))
-    strategies = {pair[1]: chosen.get("strategy", "") for pair, chosen in choices.items()}
+    composed = _each(some, lambda words: compose.check(grid.played(words, asked.seeds[0])))
+    strategies = {pair[1]: found.draft.choices.get("strategy", "") for pair, found in composed.items()}
     if asked.metric:
         metric.parse(asked.metric, asked.where)  # before torch
     baseline = _baseline(asked, strategies)
-    announce({chosen.get("data", "") for chosen in choices.values()})
-    resolved = _each(asked.words, lambda words: compose.resolve(_seeded(words, asked)))
+    announce()
+    begun = {asked.words[pair]: found for pair, found in composed.items()}
+
+    def resolve(words: Words) -> Resolved:
+        if words not in made:
+            its = begun.get(words)
+            made[words] = its.resolve() if its else compose.resolve(grid.played(words, asked.seeds[0]))
+        return made[words]
+
+    resolved = _each(asked.words, resolve)
     _check_different(resolved, asked)
     _raise(list(dict.fromkeys(_evaluated_otherwise(resolved, asked))))  # each once, not by setting
     asked = known.complete(asked, resolved)
     primary = metric.parse(asked.metric or _default_metric(strategies.values()), asked.where)
     facts = {field.name: getattr(asked, field.name) for field in fields(Asked)}
     return Grid(**facts | {"metric": str(primary), "baseline": baseline}, primary=primary, resolved=resolved)
-
-
-def _seeded(words: Words, asked: Asked) -> list[str]:
-    return [*words, f"seed={asked.seeds[0]}"]
 
 
 def _check_size(asked: Asked) -> None:

@@ -16,8 +16,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from fedkd import compose, ledger
+from fedkd import ledger
 from fedkd.errors import CheckpointError, ConfigError, FedkdError, FolderError, RunError
+from fedkd.resolved import Resolved
 from simulations import run_folder, runs, streams
 from simulations.options import Options
 
@@ -38,19 +39,18 @@ class Outcome:
         return run_folder.FULL in self.error
 
 
-def main(words: Sequence[str], folder: Path, log: Path, answer: "connection.Connection") -> None:
+def main(resolved: Resolved, folder: Path, command: Sequence[str], log: Path, answer: "connection.Connection") -> None:
     """The whole life of the process: play the cell, say how it ended."""
     signal.signal(signal.SIGTERM, _stop)
     _redirect(log)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    sys.argv = ["fedkd", "run", *words]  # what run.json calls the command
-    answer.send(play(words, folder))
+    answer.send(play(resolved, folder, command))
 
 
-def play(words: Sequence[str], folder: Path) -> Outcome:
-    """Play a cell in this process. Nothing it can raise stops the rest of a comparison."""
+def play(resolved: Resolved, folder: Path, command: Sequence[str]) -> Outcome:
+    """Play a cell in this process; `command` is what run.json says. Nothing stops the rest of a comparison."""
     try:
-        found = _play(words, folder)
+        found = _play(resolved, folder, command)
         return Outcome(found["status"], runs.exit_code(found))
     except KeyboardInterrupt:
         return Outcome("stopped", runs.EXIT_CODES["SIGTERM"])
@@ -62,7 +62,7 @@ def play(words: Sequence[str], folder: Path) -> Outcome:
         return Outcome("failed", 1, f"{type(error).__name__}: {error}")
 
 
-def _play(words: Sequence[str], folder: Path) -> dict[str, Any]:
+def _play(resolved: Resolved, folder: Path, command: Sequence[str]) -> dict[str, Any]:
     """Begin the run, or go on with it; what cannot be gone on with is moved aside and begun again."""
     if folder.exists():
         _wait_for_lock(folder)
@@ -71,8 +71,7 @@ def _play(words: Sequence[str], folder: Path) -> dict[str, Any]:
             return runs.resume(folder, runs=folder.parent, options=_SILENT)
         except (CheckpointError, ConfigError, Broken):
             _move_aside(folder)
-    resolved = compose.resolve(words)
-    return runs.start(resolved, runs=folder.parent, name=folder.name, options=_SILENT)
+    return runs.start(resolved, runs=folder.parent, name=folder.name, options=_SILENT, command=command)
 
 
 class Broken(Exception):
@@ -83,11 +82,9 @@ def _check_whole(folder: Path) -> None:
     """Raises Broken for what is half written or damaged, and for what says it is done and is not."""
     try:
         records = ledger.read(folder)
-        digest = compose.from_yaml_file(folder / "config.yaml").digest()
-    except (FolderError, ConfigError) as error:
+    except FolderError as error:
         raise Broken from error
-    is_short = records.run.get("state") == "done" and len(records.metrics) != records.run.get("num_rounds")
-    if is_short or digest != records.run.get("config"):
+    if records.run.get("state") == "done" and len(records.metrics) != records.run.get("num_rounds"):
         raise Broken
 
 

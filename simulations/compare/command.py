@@ -37,13 +37,13 @@ def main(request: Request, options: Options) -> int:
     before = plan.load(folder)
     if before:
         plan.check_same(before, asked.words, tried)
-    tuning = tune.ask(asked, before, lambda _: _begin(request, options))
+    tuning = tune.ask(asked, before, lambda: _begin(request, options))
     rows = tuning.rows(folder)
-    found = plan.make(tuning.grid(rows), fingerprint, _command(request, options), before)
+    found, tasks = plan.make(tuning.grid(rows), fingerprint, _command(request, options), before)
     found = replace(found, tuning=tuning.note(), tuned=rows)
     from simulations.compare.session import Session
 
-    session = Session(plan=found, tuning=tuning, folder=folder, jobs=jobs, options=options)
+    session = Session(plan=found, tasks=tasks, tuning=tuning, folder=folder, jobs=jobs, options=options)
     return session.show() if request.dry_run else session.play()
 
 

@@ -95,6 +95,11 @@ def of_words(words: Sequence[str]) -> Asked:
     )
 
 
+def played(words: Words, seed: int) -> list[str]:
+    """The words of one run: in one process, as cells are what is played side by side."""
+    return [*words, f"seed={seed}", "engine=inline"]
+
+
 def read(words: Sequence[str]) -> list[Axis]:
     """The words that are `key=value`, each with its values. Raises ConfigError for lists that cannot be."""
     axes: list[Axis] = []
@@ -167,4 +172,4 @@ def _fill(words: Sequence[str], axes: Sequence[Axis], chosen: Mapping[int, str])
 
 def _unwritten_strategy(words: Words) -> str:
     """The strategy that words choose without naming it. Raises ConfigError."""
-    return compose.check(words).get("strategy", "strategy")
+    return compose.check(words).draft.choices.get("strategy", "strategy")

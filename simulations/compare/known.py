@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from fedkd import compose
 from fedkd.resolved import Resolved
-from simulations.compare import named
+from simulations.compare import grid, named
 from simulations.compare.grid import Asked, Pair, Words
 
 
@@ -34,9 +34,8 @@ def _related(asked: Asked) -> Iterator[Asked]:
 def _figures(asked: Asked, resolved: Mapping[Pair, Resolved], other: Asked) -> dict[str, dict[str, str]]:
     """The figures of those pairs that are the same experiment in both; of the other only candidates are resolved."""
     presets = {_preset(words) for words in asked.words.values()}
-    seed = f"seed={asked.seeds[0]}"
     texts = {
-        compose.resolve([*words, seed]).digest(): text
+        compose.resolve(grid.played(words, asked.seeds[0])).digest(): text
         for pair, words in other.words.items()
         if _preset(words) in presets and (text := (other.published or {}).get(pair[0], {}).get(pair[1]))
     }

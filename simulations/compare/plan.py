@@ -1,6 +1,7 @@
 """plan.yaml: what a comparison folder is about, and where its runs are. Written whole or not at all; free of torch."""
 
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedkd import ledger, plainyaml
 from fedkd.errors import ConfigError, FedkdError, FolderError
+from fedkd.resolved import Resolved
 from simulations import provenance, run_folder
 from simulations.compare import candidates, choices, member, metric
 from simulations.compare.cells import Grid
@@ -73,8 +75,13 @@ class Plan:
         folder.write_text(FILE, "".join(_lines(self)))
 
 
-def make(grid: Grid, asked: str, command: str, before: Plan | None = None) -> Plan:
-    """The plan for a grid; the seeds of the plan before stay. `asked`: the fingerprint of what is asked."""
+def make(grid: Grid, asked: str, command: str, before: Plan | None = None) -> tuple[Plan, dict[Cell, Resolved]]:
+    """The plan for a grid, and the configuration of each cell; the seeds of the plan before stay.
+
+    `asked`: the fingerprint of what is asked.
+    """
+    seeds = tuple(sorted({*grid.seeds, *(before.seeds if before else ())}))
+    made = cells(grid, seeds)
     found = Plan(
         command=command,
         asked=asked,
@@ -82,26 +89,27 @@ def make(grid: Grid, asked: str, command: str, before: Plan | None = None) -> Pl
         about=grid.about,
         settings=grid.settings,
         methods=grid.methods,
-        seeds=tuple(sorted({*grid.seeds, *(before.seeds if before else ())})),
+        seeds=seeds,
         metric=str(grid.primary),
         baseline=grid.baseline,
         columns={title: str(column) for title, column in grid.columns.items()},
         target=grid.target,
         published=grid.published,
-        cells=(),
+        cells=tuple(made),
     )
-    return replace(found, cells=cells(grid, found.seeds))
+    return found, made
 
 
-def cells(grid: Grid, seeds: Sequence[int], below: str = "runs") -> tuple[Cell, ...]:
+def cells(grid: Grid, seeds: Sequence[int], below: str = "runs") -> dict[Cell, Resolved]:
     """A cell for each pair and seed; seed after seed, so that what is played first can be compared first."""
-    return tuple(_cell(grid, pair, seed, below) for seed in seeds for pair in grid.words)
-
-
-def _cell(grid: Grid, pair: Pair, seed: int, below: str) -> Cell:
-    digest = grid.configuration(pair, seed).digest()
-    parts = [_slug(pair[1]), _slug(pair[0]), f"s{seed}", digest[:8], provenance.decisive()[:6]]
-    return Cell(*pair, seed, grid.words[pair], digest, f"{below}/{'-'.join(filter(None, parts))}")
+    made = {}
+    for seed, pair in itertools.product(seeds, grid.words):
+        resolved = grid.configuration(pair, seed)
+        digest = resolved.digest()
+        parts = [_slug(pair[1]), _slug(pair[0]), f"s{seed}", digest[:8], provenance.decisive()[:6]]
+        folder = f"{below}/{'-'.join(filter(None, parts))}"
+        made[Cell(*pair, seed, grid.words[pair], digest, folder)] = resolved
+    return made
 
 
 def _slug(label: str) -> str:

@@ -13,8 +13,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from fedkd.resolved import Resolved
 from simulations import machine, scratch
-from simulations.compare import child
+from simulations.compare import child, grid
 from simulations.compare.board import Board
 from simulations.compare.child import Outcome
 from simulations.compare.plan import Cell
@@ -57,16 +58,16 @@ def warm_up() -> None:
         forkserver.ensure_running()
 
 
-def play(cells: Sequence[Cell], folder: Path, jobs: int, board: Board) -> dict[str, Outcome]:
+def play(tasks: Mapping[Cell, Resolved], folder: Path, jobs: int, board: Board) -> dict[str, Outcome]:
     """Play cells, `jobs` at a time; how each ended, by folder. A failing one does not stop the rest, a full disk does.
 
     KeyboardInterrupt passes when all children have saved; a second one kills them.
     """
-    waiting, running, outcomes = deque(cells), list[_Running](), dict[str, Outcome]()
+    waiting, running, outcomes = deque(tasks.items()), list[_Running](), dict[str, Outcome]()
     try:
         while waiting or running:
             while waiting and len(running) < jobs and not any(each.is_disk_full for each in outcomes.values()):
-                _start(waiting.popleft(), folder, running, board)
+                _start(*waiting.popleft(), folder, running, board)
             if not running:
                 break
             connection.wait([each.process.sentinel for each in running], timeout=TICK)
@@ -80,24 +81,24 @@ def play(cells: Sequence[Cell], folder: Path, jobs: int, board: Board) -> dict[s
     return outcomes
 
 
-def play_here(cells: Sequence[Cell], folder: Path, board: Board) -> dict[str, Outcome]:
+def play_here(tasks: Mapping[Cell, Resolved], folder: Path, board: Board) -> dict[str, Outcome]:
     """The same one after the other in this process: --debug."""
     outcomes = {}
-    for cell in cells:
+    for cell, resolved in tasks.items():
         board.started(cell)
-        outcomes[cell.folder] = outcome = child.play(_words(cell), folder / cell.folder)
+        outcomes[cell.folder] = outcome = child.play(resolved, folder / cell.folder, _command(cell))
         board.ended(cell, outcome)
         if outcome.status == "stopped":
             raise KeyboardInterrupt
     return outcomes
 
 
-def _start(cell: Cell, folder: Path, running: list[_Running], board: Board) -> None:
+def _start(cell: Cell, resolved: Resolved, folder: Path, running: list[_Running], board: Board) -> None:
     context: Any = multiprocessing.get_context(_METHOD)
     here, there = context.Pipe(duplex=False)
     task: Mapping[str, Any] = {
         "target": child.main,
-        "args": (_words(cell), folder / cell.folder, folder / "log.txt", there),
+        "args": (resolved, folder / cell.folder, _command(cell), folder / "log.txt", there),
         "name": cell.name,
         "daemon": True,  # ended with this process, if nothing else ends it
     }
@@ -109,9 +110,8 @@ def _start(cell: Cell, folder: Path, running: list[_Running], board: Board) -> N
     board.started(cell)
 
 
-def _words(cell: Cell) -> list[str]:
-    """An ordinary run in one process, without the choice of an engine: cells are what is played side by side."""
-    return [*cell.words, f"seed={cell.seed}", "engine=inline"]
+def _command(cell: Cell) -> list[str]:
+    return ["fedkd", "run", *grid.played(cell.words, cell.seed)]
 
 
 def _stop(running: Sequence[_Running]) -> None:

@@ -1,14 +1,14 @@
 """One command's work on a comparison: plays what is missing, judges, reports, and says how to go on."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedkd.config import RunConfig
 from fedkd.errors import FolderError
+from fedkd.resolved import Resolved
 from simulations import run_folder
 from simulations.compare import board, calibrate, choices, plan, player
 from simulations.compare.board import Board, Progress
@@ -29,27 +29,16 @@ class Session:
     """What one command plays, where, and how it is shown."""
 
     plan: Plan
+    tasks: Mapping[Cell, Resolved]  # the cells of the plan
     tuning: Tuning
     folder: Path
     jobs: int
     options: Options
 
-    def all_cells(self) -> list[Cell]:
-        return [*self.tuning.trials(), *self.plan.cells]
-
-    def configs(self) -> dict[str, RunConfig]:
-        """Folder -> configuration of every cell; what a trial is judged on changes neither its rounds nor its data."""
-        grids = self.tuning.grids
-        known = {(pair, words): each.resolved[pair].config for each in grids for pair, words in each.words.items()}
-        asked = [(cell, cell.words) for cell in self.plan.cells]
-        asked += [(cell, cell.words[:-1]) for cell in self.tuning.trials()]  # their last word says that they are trials
-        return {
-            cell.folder: replace(known[(cell.setting, cell.method), words], seed=cell.seed) for cell, words in asked
-        }
-
     def show(self) -> int:
         """--dry-run."""
-        return calibrate.show(self.plan, self.all_cells(), self.configs(), self.folder, self.jobs, self.options)
+        tasks = {**self.tuning.trials(), **self.tasks}
+        return calibrate.show(self.plan, tasks, self.folder, self.jobs, self.options)
 
     def play(self) -> int:
         """Play, judge, report; gives the exit code. Raises FedkdError; KeyboardInterrupt passes when all is saved."""
@@ -77,37 +66,34 @@ def _play(session: Session) -> int:
 def _run(session: Session, held: RunFolder, shown: Board) -> Plan:
     """Play the trials, choose, play the cells; the plan with what was chosen and what failed."""
     session.plan.write(held)
-    found, trials = session.plan, session.tuning.trials()
+    found, tasks, trials = session.plan, session.tasks, session.tuning.trials()
     if trials:
         _play_cells(trials, session, shown, f"{session.folder.name}, tuning")
         rows = session.tuning.rows(session.folder)
-        grid = session.tuning.grid(rows)
-        found = replace(found, tuned=rows, cells=plan.cells(grid, found.seeds))
+        tasks = plan.cells(session.tuning.grid(rows), found.seeds)
+        found = replace(found, tuned=rows, cells=tuple(tasks))
         found.write(held)
         for line in tuned.lines() if (tuned := choices.of(found.tuning, rows)) else ():
             shown.say(f"tuned   {line}")
     session = replace(session, plan=found)
-    outcomes = _play_cells(found.cells, session, shown, session.folder.name)
+    outcomes = _play_cells(tasks, session, shown, session.folder.name)
     found = replace(found, failed={place: each.error for place, each in outcomes.items() if each.status == "failed"})
     found.write(held)
     return found
 
 
-def _play_cells(its: Sequence[Cell], session: Session, shown: Board, name: str) -> dict[str, Outcome]:
+def _play_cells(tasks: Mapping[Cell, Resolved], session: Session, shown: Board, name: str) -> dict[str, Outcome]:
     """Play what is missing of some cells. Raises FolderError if the disk is full."""
-    folder, configs = session.folder, session.configs()
-    done = {cell.folder for cell in its if plan.is_done(folder / cell.folder, cell.digest)}
-    shown.begin(
-        name, [_progress(cell, folder, configs[cell.folder], cell.folder in done) for cell in its], session.jobs
-    )
-    missing = [cell for cell in its if cell.folder not in done]
+    folder = session.folder
+    missing = {cell: its for cell, its in tasks.items() if not plan.is_done(folder / cell.folder, cell.digest)}
+    shown.begin(name, [_progress(cell, folder, tasks[cell], cell not in missing) for cell in tasks], session.jobs)
     if session.options.debug:
         outcomes = player.play_here(missing, folder, shown)
     else:
         player.warm_up()
-        alone = _downloading(missing, configs)  # two processes must not fetch the same files
-        outcomes = player.play(alone, folder, 1, shown)
-        outcomes |= player.play([cell for cell in missing if cell not in alone], folder, session.jobs, shown)
+        alone = _downloading(missing)  # two processes must not fetch the same files
+        outcomes = player.play({cell: missing.pop(cell) for cell in alone}, folder, 1, shown)
+        outcomes |= player.play(missing, folder, session.jobs, shown)
     shown.close()
     shown.say(f"done    {shown.summary()}")
     if any(each.is_disk_full for each in outcomes.values()):
@@ -116,18 +102,18 @@ def _play_cells(its: Sequence[Cell], session: Session, shown: Board, name: str) 
     return outcomes
 
 
-def _downloading(its: Sequence[Cell], configs: Mapping[str, RunConfig]) -> list[Cell]:
+def _downloading(tasks: Mapping[Cell, Resolved]) -> list[Cell]:
     """The first cell of each data set that may have to be fetched."""
     first: dict[str, Cell] = {}
-    for cell in its:
-        if configs[cell.folder].data.download:
-            first.setdefault(configs[cell.folder].data.name, cell)
+    for cell, its in tasks.items():
+        if its.config.data.download:
+            first.setdefault(its.config.data.name, cell)
     return list(first.values())
 
 
-def _progress(cell: Cell, folder: Path, config: RunConfig, is_done: bool) -> Progress:
+def _progress(cell: Cell, folder: Path, resolved: Resolved, is_done: bool) -> Progress:
     state = "done" if is_done else "waiting"
-    return Progress(cell, folder / cell.folder / "metrics.jsonl", config.rounds, state)
+    return Progress(cell, folder / cell.folder / "metrics.jsonl", resolved.config.rounds, state)
 
 
 def _conclude(found: Plan, session: Session) -> int:

@@ -3,7 +3,7 @@
 Candidates are played on a share of the clients' training data that is held out for it; test data are never looked at.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from fedkd.errors import ConfigError, Mistake
 from fedkd.resolved import Resolved
 from simulations.compare import candidates, cells, choices, grid, member, metric, plan
-from simulations.compare.cells import Announce, Grid
+from simulations.compare.cells import Grid
 from simulations.compare.grid import Asked, Pair, Words
 from simulations.compare.plan import Cell, Plan
 
@@ -39,11 +39,11 @@ class Tuning:
     def _is_tuned(self, method: str) -> bool:
         return self.candidates[method] != candidates.NOTHING
 
-    def trials(self) -> list[Cell]:
+    def trials(self) -> dict[Cell, Resolved]:
         """The cells that decide: the first candidate of all methods, then the next."""
-        return [cell for index in range(len(self.grids)) for cell in self._trials(index)]
+        return {cell: its for index in range(len(self.grids)) for cell, its in self._trials(index).items()}
 
-    def _trials(self, index: int) -> tuple[Cell, ...]:
+    def _trials(self, index: int) -> dict[Cell, Resolved]:
         """Those of the candidates of one place, of the methods that have so many."""
         found = self.grids[index]
         there = [pair for pair in found.words if self._is_tuned(pair[1]) and index < len(self.candidates[pair[1]])]
@@ -99,7 +99,7 @@ class Tuning:
         return float("-inf") if mean is None else metric.parse(self.metric).sign * mean
 
 
-def ask(asked: Asked, before: Plan | None, announce: Announce) -> Tuning:
+def ask(asked: Asked, before: Plan | None, announce: Callable[[], None]) -> Tuning:
     """The grids of all candidates, checked before anything runs. Raises ConfigError."""
     tried = candidates.of(asked.tune, asked)
     _check_disjoint(asked, tried)
@@ -115,15 +115,15 @@ def ask(asked: Asked, before: Plan | None, announce: Announce) -> Tuning:
     return Tuning(tried, grids, seeds, then["metric"] if then else str(grids[0].primary))
 
 
-def _grids(asked: Asked, tried: Mapping[str, Sequence[Words]], announce: Announce) -> tuple[Grid, ...]:
+def _grids(asked: Asked, tried: Mapping[str, Sequence[Words]], announce: Callable[[], None]) -> tuple[Grid, ...]:
     """A grid for each place among the candidates. Raises ConfigError with the mistakes of all."""
     mistakes: dict[Mistake, None] = {}
-    grids = []
+    grids, made = [], dict[Words, Resolved]()
     for index in range(max(map(len, tried.values()))):
         chosen = {method: each[min(index, len(each) - 1)] for method, each in tried.items()}
         words = {pair: (*its, *chosen[pair[1]]) for pair, its in asked.words.items()}
         try:
-            grids.append(cells.check(replace(asked, words=words), announce if not index else lambda data: None))
+            grids.append(cells.check(replace(asked, words=words), announce if not index else lambda: None, made))
         except ConfigError as error:
             mistakes |= dict.fromkeys(error.mistakes)
     if mistakes:
@@ -151,4 +151,5 @@ def _on_validation(found: Grid) -> Grid:
 
 
 def _judged(found: Resolved) -> Resolved:
-    return replace(found, config=replace(found.config, evaluate=replace(found.config.evaluate, on="validation")))
+    config = replace(found.config, evaluate=replace(found.config.evaluate, on="validation"))
+    return replace(found, config=config, sources={**found.sources, "evaluate.on": grid.COMMAND_LINE})

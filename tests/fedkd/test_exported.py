@@ -197,7 +197,7 @@ def test_nothing_is_unpickled(tmp_path):
 
 
 def test_a_device_without_the_heavy_packages_can_load_one(path):
-    heavy = ["ray", "sklearn", "scipy", "matplotlib", "tensorboard", "jinja2", "flwr", "omegaconf", "pydantic", "onnx"]
+    heavy = ["ray", "sklearn", "scipy", "matplotlib", "tensorboard", "jinja2", "flwr", "pydantic", "onnx"]
     code = f"""
 import sys
 for name in {heavy!r}: sys.modules[name] = None  # importing it now raises

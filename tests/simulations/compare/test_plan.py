@@ -17,7 +17,7 @@ WORDS = "data=digits clients=2 rounds=2 train.steps=1 students=mlp checkpoint.ev
 
 def planned(text=f"{WORDS} seed=1..3", before=None, **options):
     grid = cells.check(cells.ask(text.split(), **options))
-    return plan.make(grid, plan.fingerprint(grid.words, {}), f"fedkd compare {text}", before)
+    return plan.make(grid, plan.fingerprint(grid.words, {}), f"fedkd compare {text}", before)[0]
 
 
 @pytest.fixture(scope="module")

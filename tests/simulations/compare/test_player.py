@@ -14,7 +14,7 @@ import pytest
 
 from fedkd import compose
 from simulations import run_folder, runs
-from simulations.compare import child, plan, player
+from simulations.compare import child, grid, plan, player
 from simulations.compare.board import Board, Progress
 from simulations.compare.child import Outcome
 from simulations.options import Options
@@ -30,18 +30,25 @@ def cell(strategy="fedavg", *words, seed=1):
     return plan.Cell("", strategy, seed, its, digest, f"runs/{strategy}-s{seed}-{digest[:8]}")
 
 
+def resolved(one):
+    return compose.resolve(grid.played(one.words, one.seed))
+
+
+def play_child(one, folder):
+    return child.play(resolved(one), folder, ["fedkd", "run", *one.words])
+
+
 def play(its, folder, jobs=2, board=None):
     folder.mkdir(exist_ok=True)
     board = board or Board()
     board.begin("test", [Progress(each, folder / each.folder / "metrics.jsonl", 2) for each in its], jobs)
     player.warm_up()
-    return player.play(its, folder, jobs, board)
+    return player.play({each: resolved(each) for each in its}, folder, jobs, board)
 
 
 def played_here(one, folder):
     """The same run in this process, undisturbed."""
-    resolved = compose.resolve([*one.words, f"seed={one.seed}", "engine=inline"])
-    return runs.start(resolved, runs=folder, name=one.folder.replace("/", "-"), options=QUIET)["run"]
+    return runs.start(resolved(one), runs=folder, name=one.folder.replace("/", "-"), options=QUIET)["run"]
 
 
 def test_cells_are_ordinary_runs_with_the_bytes_of_ordinary_runs(tmp_path):
@@ -105,12 +112,11 @@ def kill_when_playing(folder, ledger, number):
 def test_what_cannot_be_gone_on_with_is_moved_aside_and_played_anew(tmp_path, damage):
     one = cell()
     folder = tmp_path / one.folder
-    words = [*one.words, "seed=1", "engine=inline"]
-    assert child.play(words, folder) == Outcome("done")
+    assert play_child(one, folder) == Outcome("done")
     whole = (folder / "metrics.jsonl").read_bytes()
     spoil(folder, damage)
     assert not plan.is_done(folder, one.digest)
-    assert child.play(words, folder) == Outcome("done")
+    assert play_child(one, folder) == Outcome("done")
     assert plan.is_done(folder, one.digest)
     assert (folder / "metrics.jsonl").read_bytes() == whole
     assert [path.name for path in tmp_path.glob("runs/*.broken-*")] == [f"{folder.name}.broken-1"]
@@ -134,16 +140,15 @@ def spoil(folder, damage):
 
 def test_a_folder_in_use_is_waited_for_then_is_a_failure(tmp_path, monkeypatch):
     one = cell()
-    words = [*one.words, "seed=1", "engine=inline"]
-    assert child.play(words, tmp_path / one.folder) == Outcome("done")
+    assert play_child(one, tmp_path / one.folder) == Outcome("done")
     holder = run_folder.reopen(tmp_path / one.folder)
     monkeypatch.setattr(child, "LOCK_SECONDS", 0.3)
-    found = child.play(words, tmp_path / one.folder)
+    found = play_child(one, tmp_path / one.folder)
     assert (found.status, found.code) == ("failed", 5)
     assert "is in use by process" in found.error
     monkeypatch.setattr(child, "LOCK_SECONDS", 20.0)
     threading.Timer(0.3, holder.release).start()
-    assert child.play(words, tmp_path / one.folder) == Outcome("done")
+    assert play_child(one, tmp_path / one.folder) == Outcome("done")
 
 
 def test_an_interrupt_lets_the_children_save(tmp_path):
@@ -167,12 +172,13 @@ def test_an_interrupt_lets_the_children_save(tmp_path):
 PARENT = """
 import sys
 from pathlib import Path
-from simulations.compare import plan, player
+from fedkd import compose
+from simulations.compare import grid, plan, player
 from simulations.compare.board import Board, Progress
 folder, board = Path(sys.argv[1]), Board()
 one = plan.Cell("", "fedavg", 1, tuple(sys.argv[2:]), "", "runs/one")
 board.begin("test", [Progress(one, folder / "metrics.jsonl", 2)], 1)
-player.play([one], folder, 1, board)
+player.play({one: compose.resolve(grid.played(one.words, 1))}, folder, 1, board)
 """
 
 
@@ -211,7 +217,7 @@ def test_a_full_disk_stops_what_has_not_begun(tmp_path, monkeypatch):
         def outcome(self):
             return Outcome("failed", 5, "run folder: the disk is full (somewhere)")
 
-    def start(each, folder, running, board):
+    def start(each, its, folder, running, board):
         begun.append(each)
         running.append(Full(each))
 
@@ -228,5 +234,5 @@ def test_debug_plays_in_this_process(tmp_path):
     one = cell()
     board = Board()
     board.begin("test", [Progress(one, tmp_path / one.folder / "metrics.jsonl", 2)], 1)
-    assert player.play_here([one], tmp_path, board) == {one.folder: Outcome("done")}
+    assert player.play_here({one: resolved(one)}, tmp_path, board) == {one.folder: Outcome("done")}
     assert board.cells[one.folder].rounds == 2

@@ -76,12 +76,12 @@ def test_a_file_has_its_own_grids_and_words_after_it_replace_them(tmp_path):
 )
 def test_what_cannot_be_tuned_is_told_with_the_nearest_name(text, says):
     with pytest.raises(ConfigError) as refused:
-        tune.ask(asked(text), None, lambda data: None)
+        tune.ask(asked(text), None, lambda: None)
     assert re.search(says, str(refused.value), re.DOTALL), str(refused.value)
 
 
 def test_only_methods_with_a_grid_are_tried_and_only_over_their_own():
-    found = tune.ask(asked(MU), None, lambda data: None)
+    found = tune.ask(asked(MU), None, lambda: None)
     trials = found.trials()
     assert [cell.method for cell in trials] == ["fedprox"] * 3
     assert [cell.words[-2] for cell in trials] == ["strategy.mu=0.01", "strategy.mu=0.1", "strategy.mu=1"]
@@ -129,8 +129,8 @@ def test_a_candidate_that_failed_under_a_seed_is_never_the_choice():
 
 
 def test_a_plan_keeps_the_grid_of_each_method():
-    found = tune.ask(asked(MU), None, lambda data: None)
+    found = tune.ask(asked(MU), None, lambda: None)
     assert found.note()["candidates"]["fedavg"] == [[]]
-    made = plan.make(found.grid(()), plan.fingerprint(asked(MU).words, found.candidates), "fedkd compare")
+    made = plan.make(found.grid(()), plan.fingerprint(asked(MU).words, found.candidates), "fedkd compare")[0]
     assert plan.tried_before(made) == {"fedavg": [()], "fedprox": [()]}
     assert plan.tried_before(plan.replace(made, tuning=found.note()))["fedprox"][2] == ("strategy.mu=1",)
