@@ -12,6 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from fedkd import hinting, naming, plaintext, plainyaml, schema
 from fedkd.config import RunConfig, StudentsConfig
 from fedkd.errors import ConfigError, Mistake
@@ -426,10 +428,14 @@ def _variants_like(node: Mapping[str, Any], conf: Path) -> dict[str, Layer]:
 
 def _nest(leaves: Mapping[schema.Path, tuple[Any, str]]) -> dict[str, Any]:
     """Leaves as nested mappings; the two nodes that a configuration cannot lack have their defaults."""
-    nested: dict[str, Any] = {}
-    for path, (value, _) in leaves.items():  # no leaf is within another: _Tree.set sees to it
-        node = nested
-        for part in path[:-1]:
-            node = node.setdefault(part, {})
-        node[path[-1]] = value
+    tree = OmegaConf.merge(*(_branch(path, value) for path, (value, _) in leaves.items()))
+    nested: Any = OmegaConf.to_container(tree, resolve=False)
     return {"partition": RunConfig().partition, "strategy": RunConfig().strategy} | nested
+
+
+def _branch(path: schema.Path, value: Any) -> dict[str, Any]:
+    """One leaf at the end of its path."""
+    for part in reversed(path):
+        value = {part: value}
+    branch: dict[str, Any] = value
+    return branch

@@ -15,6 +15,7 @@ EDGE = (  # what a device needs of Python packages: the group `edge` of pyprojec
     "torchvision>=0.21",
     "numpy>=1.26",
     "flwr>=1.42,<1.43",
+    "omegaconf>=2.3",
     "pyyaml>=6",
     "pydantic>=2.7",
     "annotated-types>=0.6",
