@@ -21,6 +21,7 @@ html_css_files = ["site.css"]
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "mathml", "generated", "docstrings"]
 html_math_renderer = "mathml"
+highlight_language = "text"  # of blocks that name none: commands and what they print
 exclude_patterns = ["_build", "_ext"]
 
 myst_enable_extensions = ["dollarmath"]
