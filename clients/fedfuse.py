@@ -7,10 +7,10 @@ One student serves both: argmax z + log pi for the client's own law, argmax z fo
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from fedkd import fusion, losses, public, seeds, training
@@ -32,12 +32,16 @@ class FedFuse(Client):
         distil_batch: Annotated[int, Ge(1)] = 64  # transfer images a step, and as many of its own
         count_noise: Annotated[float, Ge(0)] = 0.0  # standard deviation of the noise on label counts; 0: exact counts
         restore_statistics: bool = True  # BatchNorm's, from its own data once it has learned from transfer images
+        # The server's too
+        trust: Literal["counts", "uniform"] = "counts"
+        prior_free: bool = True
+        smoothing: Annotated[float, Gt(0)] = 1.0
 
     def consult(self, site: Site, job: Job, x: Tensor, y: Tensor, position: Tensor) -> Mapping[str, Tensor]:
         """The prior; in the second exchange also transfer images and what is to be learned of them, in their order."""
         known: dict[str, Tensor] = {}
-        if job.payload.number("prior_free"):
-            prior_C = fusion.log_prior(site.label_counts(job.client), job.payload.number("smoothing"))
+        if self.config.prior_free:
+            prior_C = fusion.log_prior(site.label_counts(job.client), self.config.smoothing)
             known["log_prior"] = prior_C.expand(len(y), -1)
         if job.payload.probe_logits is not None and job.payload.label_counts is not None:
             order = self._order(site, job, len(job.payload.probe_logits))[: len(y)]
@@ -68,17 +72,17 @@ class FedFuse(Client):
         if trained.memory or job.exchange:
             return trained.memory
         counts_C, found = trained.site.label_counts(job.client), {}
-        if job.payload.number("prior_free"):
-            found["log_prior"] = fusion.log_prior(counts_C, job.payload.number("smoothing"))
+        if self.config.prior_free:
+            found["log_prior"] = fusion.log_prior(counts_C, self.config.smoothing)
         return {**found, "released": self._release(trained.site, job, counts_C)}
 
     def report(self, trained: Trained, job: Job) -> Payload:
         if job.exchange:
             return Payload()
         site, counts_C = trained.site, torch.zeros(trained.site.problem.classes, dtype=torch.int64)
-        if job.payload.number("counts"):
+        if _is_generated(job) or self.config.trust == "counts":
             counts_C = self.remember(trained, job)["released"]
-        if job.payload.number("generated"):
+        if _is_generated(job):
             entries = {name: entry[None] for name, entry in trained.student.weights.items()}
             return Payload(samples=entries, probe_logits=torch.zeros(0, len(counts_C)), label_counts=counts_C)
         x = _transfer_images(site, job, torch.arange(public.size(site.problem)))
@@ -159,10 +163,15 @@ def _transfer_images(site: Site, job: Job, index: Tensor) -> Tensor:
     return public.images(site.problem, index)
 
 
+def _is_generated(job: Job) -> bool:
+    """Whether the round's images are generated: the server names no public set."""
+    return "checksum" not in (job.payload.numbers or {})
+
+
 def _check_agreement(site: Site, job: Job) -> None:
     """Raises ValueError where both ends would not speak of the same images."""
     proxy = site.problem.proxy
-    if job.payload.number("generated"):
+    if _is_generated(job):
         if any(offset != -1 for offset in site.train.offset):
             raise ValueError("generated images are in [-1, 1], these data are not: say data.scaling=symmetric")
     elif proxy is None or float(proxy.checksum) != job.payload.number("checksum"):

@@ -32,6 +32,7 @@ class FedGen(Client):
         regularised_steps: Annotated[int, Ge(0)] = 20  # only the first steps of a participation are regularised
         synthetic_batch: Annotated[int, Ge(1)] = 32  # paper: B_G. Latents a step
         synthetic_labels: Literal["uniform", "proportional"] = "uniform"  # over labels reported so far; paper: by count
+        noise_law: Literal["uniform", "normal"] = "uniform"  # the server's too
 
     def notes(self, problem: Problem) -> Iterator[str]:
         chosen = self.config
@@ -43,8 +44,7 @@ class FedGen(Client):
         config, payload = self.config, job.payload
         if payload.generator is None or step >= config.regularised_steps:
             return {}
-        is_normal = bool(payload.numbers and payload.numbers.get("normal_noise"))
-        law: generators.Law = "normal" if is_normal else "uniform"
+        law: generators.Law = config.noise_law
         counts = payload.label_counts.double()  # type: ignore[union-attr]
         if config.synthetic_labels == "uniform":
             counts = (counts > 0).double()

@@ -31,6 +31,9 @@ class FedMD(Client):
         digest_epochs: Annotated[int, Ge(1)] = 1  # passes over the round's public images
         digest_batch: Annotated[int, Ge(1)] = 32  # images a step; code: 256 of 5000, so as many steps
         digest_lr: Annotated[float, Gt(0)] | None = None  # null: that of local training
+        # The server's too
+        public_epochs: Annotated[int, Ge(0)] = 0
+        private_epochs: Annotated[int, Ge(0)] = 0
 
     def terms(self, student: Student, batch: Batch, job: Job) -> Iterator[tuple[str, Tensor]]:
         """Of both phases: public images come with what all think of them, own images with labels."""
@@ -57,11 +60,11 @@ class FedMD(Client):
 
     def _prepare(self, site: "Site", job: Job, student: Student) -> dict[str, float]:
         """Initial training: on the labelled public set, then on the client's own data."""
-        numbers, found = job.payload.numbers or {}, {}
-        if epochs := int(numbers["public_epochs"]):
+        found = {}
+        if epochs := self.config.public_epochs:
             x, y = public.images(site.problem), public.required(site.problem).samples.y
             found["initial_public"] = self._pass_over(site, job, student, "initial-public", x, y, epochs)
-        if epochs := int(numbers["private_epochs"]):
+        if epochs := self.config.private_epochs:
             x, y = site.own(job.client)
             found["initial_private"] = self._pass_over(site, job, student, "initial-private", x, y, epochs)
         return found

@@ -5,9 +5,9 @@ Source: Seyedmohammadi et al., arXiv 2403.11892; specs/knfu.md 1.1, 2.1 and 2.6.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Gt
 from torch import Tensor
 
 from fedkd import losses, public, seeds, training
@@ -28,6 +28,10 @@ class KnFu(Client):
         distill_batch: Annotated[int, Ge(1)] = 64  # public images a step
         distill_weight: Annotated[float, Ge(0), Off("local training")] = 1.0  # paper: lambda, of unknown value
         common_before: bool = False  # whether the student before fine-tuning is also tried on the common test images
+        # The server's too
+        epd: Literal["mean_soft", "argmax_hist", "reported", "class_table"] = "mean_soft"
+        temperature: Annotated[float, Gt(0)] = 1.0
+        fine_tune_ce: Literal["none", "private", "transfer"] = "none"
 
     def train(self, site: Site, job: Job) -> Outcome:
         """Exchange 0: private data; exchange 1: the teacher. With a teacher in exchange 0, that one first."""
@@ -53,10 +57,10 @@ class KnFu(Client):
         logits = student(batch.x)
         if "teacher" in batch.known:
             if weight := self.config.distill_weight:
-                temperature = job.payload.number("temperature")
+                temperature = self.config.temperature
                 kl = losses.kl(batch.known["teacher"], logits / temperature)
                 yield "distil", weight * temperature**2 * kl
-            if job.payload.number("transfer_ce"):
+            if self.config.fine_tune_ce == "transfer":
                 yield "transfer_ce", losses.cross_entropy(logits, batch.known["label"])
         elif "beside" in batch.known:
             yield "private_ce", self._private_share(job) * losses.cross_entropy(logits, batch.y)
@@ -66,14 +70,14 @@ class KnFu(Client):
     def report(self, trained: Trained, job: Job) -> Payload:
         if job.exchange == 1:
             return Payload()
-        counts = trained.site.label_counts(job.client) if job.payload.number("report_counts") else None
+        counts = trained.site.label_counts(job.client) if self.config.epd == "reported" else None
         x = public.look(trained.site.problem, job.payload.numbers, job.round)
         return Payload(probe_logits=training.logits(trained.student, x), label_counts=counts)
 
     def _private_share(self, job: Job) -> float:
         """Weight of cross entropy on private batches that alternate with public ones: 1 - lambda; 0 = none."""
         is_taught = job.payload.probe_logits is not None and self.config.distill_epochs > 0
-        if not job.payload.number("private_ce") or not is_taught:
+        if self.config.fine_tune_ce != "private" or not is_taught:
             return 0.0
         return max(0.0, 1.0 - self.config.distill_weight)
 
@@ -86,7 +90,7 @@ class KnFu(Client):
         }
         order = seeds.stream(site.problem.seed, "transfer", round=job.round, client=job.client)
         beside = list(site.batches(self, job, private)) if private is not None else []
-        is_public = bool(self.config.distill_weight or job.payload.number("transfer_ce"))
+        is_public = bool(self.config.distill_weight or self.config.fine_tune_ce == "transfer")
         for batch in public.batches(x, known, self.config.distill_batch, order, epochs=self.config.distill_epochs):
             if is_public:
                 yield batch

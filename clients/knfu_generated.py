@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Gt
 from torch import Tensor
 
 from fedkd import losses
@@ -27,6 +27,7 @@ class KnFuGenerated(Client):
         gamma: Annotated[float, Ge(0)] = 1.0  # weight of the teacher on latents; 0 = off
         alpha: Annotated[float, Ge(0)] = 1.0  # weight of cross entropy with the latents' labels, FedGen's; 0 = off
         latent_batch: Annotated[int, Ge(1)] = 32  # latents a step
+        temperature: Annotated[float, Gt(0)] = 1.0  # the server's too
 
     def notes(self, problem: Problem) -> Iterator[str]:
         if not (self.config.gamma or self.config.alpha):
@@ -45,7 +46,7 @@ class KnFuGenerated(Client):
             return
         logits = student.classify(payload.samples["z"][rows])
         if self.config.gamma:
-            temperature = (payload.numbers or {})["temperature"]
+            temperature = self.config.temperature
             target = payload.probe_logits[rows].softmax(1)
             yield "knfu", self.config.gamma * temperature**2 * losses.kl(target, logits / temperature)
         if self.config.alpha:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
-from annotated_types import Ge
+from annotated_types import Ge, Gt
 from torch import Tensor
 
 from fedkd import losses, tables, training
@@ -24,13 +24,13 @@ class KnFuTable(Client):
     @dataclass(frozen=True, kw_only=True)
     class Config(Client.Config):
         gamma: Annotated[float, Ge(0), Off("local training")] = 1.0  # weight of the table, from its second round on
+        temperature: Annotated[float, Gt(0)] = 1.0  # the server's too
 
     def terms(self, student: Student, batch: Batch, job: Job) -> Iterator[tuple[str, Tensor]]:
         logits = student(batch.x)
         yield "ce", losses.cross_entropy(logits, batch.y)
         if self.config.gamma and job.payload.class_logits is not None:
-            temperature = (job.payload.numbers or {})["temperature"]
-            target = rows(job.payload, batch.y)
+            temperature, target = self.config.temperature, rows(job.payload, batch.y)
             yield "table", self.config.gamma * temperature**2 * losses.kl(target, logits / temperature)
 
     def report(self, trained: Trained, job: Job) -> Payload:

@@ -33,7 +33,7 @@ class Payload:
     label_counts: Tensor | None = None  # (C,) int64
     probe_logits: Tensor | None = None  # (N, C) float: logits on an agreed probe set
     samples: Weights | None = None  # named tensors that share their first axis: samples, or members of an ensemble
-    numbers: Numbers | None = None  # hyper-parameters and scalars a half sends to the other
+    numbers: Numbers | None = None  # facts of this exchange: scalars a half tells the other
 
     __hash__ = object.__hash__
 

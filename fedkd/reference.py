@@ -81,11 +81,22 @@ def traits(strategy: str) -> dict[str, Any]:
     return {**_common_traits(), **_literals(owner)}
 
 
+def of_halves(strategy: str, client: str) -> list[Key] | None:
+    """The keys of an algorithm without importing its halves; None where only an import can tell."""
+    server, own = of_half("strategies", strategy), of_half("clients", client)
+    return None if server is None or own is None else _joined(server, own)
+
+
 def of_algorithm(strategy: str, client: str) -> list[Key]:
-    """The keys of both halves, imported if there is no other way. Raises ConfigError if there is no such half."""
+    """The same, imported if there is no other way. Raises ConfigError if there is no such half."""
     server, own = of_half("strategies", strategy), of_half("clients", client)
     server = of(plugins.strategy(strategy).Config) if server is None else server
-    return server + (of(plugins.client(client).Config) if own is None else own)
+    return _joined(server, of(plugins.client(client).Config) if own is None else own)
+
+
+def _joined(server: list[Key], own: list[Key]) -> list[Key]:
+    """The keys of both halves. One that both have is listed once, as the server half explains it."""
+    return server + [key for key in own if key.name not in {other.name for other in server}]
 
 
 def _source(half: plugins.Half, name: str) -> str:

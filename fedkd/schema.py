@@ -96,13 +96,14 @@ def check_strategy(draft: Draft) -> Checked:
     if mistakes:
         return None, mistakes
     classes: tuple[type[Any], ...] = (AlgorithmConfig, *_halves(shared.name, shared.client))
-    known = [name for cls in classes for name in _names(cls)]
+    known = list(dict.fromkeys(name for cls in classes for name in _names(cls)))
     mistakes = [unknown_key(("strategy", key), draft, known) for key in node if key not in known]
     complete: dict[str, Any] = {}
     for cls in classes:
         value, more = check(cls, draft, ("strategy",), only=_names(cls))
         mistakes += more
         complete |= plain(value) if value is not None else {}
+    mistakes = list(dict.fromkeys(mistakes))  # of a key of both halves: once
     return (None if mistakes else complete), mistakes
 
 
@@ -308,19 +309,25 @@ def _public_set(config: RunConfig, draft: Draft) -> Iterator[Mistake]:
 def _static_names(draft: Draft) -> list[str] | None:
     """The keys of both halves, read from their source; None where only an import can tell."""
     node = draft.values.get("strategy", {})
-    server = reference.of_half("strategies", str(node.get("name")))
-    client = reference.of_half("clients", str(node.get("client", "supervised")))
-    return None if server is None or client is None else [key.name for key in server + client]
+    keys = reference.of_halves(str(node.get("name")), str(node.get("client", "supervised")))
+    return None if keys is None else [key.name for key in keys]
 
 
 def _halves(strategy: str, client: str) -> tuple[type[Any], type[Any]]:
-    """The Config classes of both halves. Raises ConfigError if they share a key."""
+    """The Config classes of both halves. Raises ConfigError if both have a key and do not declare it alike."""
     classes = (plugins.strategy(strategy).Config, plugins.client(client).Config)
-    names = [name for cls in (AlgorithmConfig, *classes) for name in _names(cls)]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ConfigError(f"strategy {strategy} and client {client} both have the keys: {', '.join(twice)}")
+    declared: dict[str, Any] = {}
+    for name, how in (pair for cls in (AlgorithmConfig, *classes) for pair in _declared(cls)):
+        if declared.setdefault(name, how) != how:
+            what = f"strategy {strategy} and client {client} both have the key '{name}' and declare it differently"
+            raise ConfigError(what, mend="give it the same type, range and default in both Config classes")
     return classes
+
+
+def _declared(cls: type[Any]) -> Iterator[tuple[str, Any]]:
+    """The keys of a dataclass, each with its type, range and default."""
+    hints = get_type_hints(cls, include_extras=True)
+    yield from ((f.name, (hints[f.name], f.default, f.default_factory)) for f in dataclasses.fields(cls))
 
 
 def _recipes() -> Mapping[str, type[Any]]:

@@ -207,7 +207,7 @@ def halves(chosen: Mapping[str, Any]) -> tuple[Strategy[Any], Client]:
 
 
 def _share(config_class: type, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a node that one half's Config declares; compose.py has checked that each key belongs to one."""
+    """The keys of a node that one half's Config declares; of a key that both have, both get the value."""
     return {field.name: chosen[field.name] for field in fields(config_class) if field.name in chosen}
 
 

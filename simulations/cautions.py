@@ -18,8 +18,7 @@ _SHOWN = 10  # names of classes in a sentence
 def of(pair: tuple[Strategy[Any], Client], config: RunConfig, problem: Problem) -> Iterator[str]:
     """Sentences about a configuration; each half of the algorithm speaks for itself."""
     strategy, client = pair
-    yield from strategy.notes(problem)
-    yield from client.notes(problem)
+    yield from dict.fromkeys((*strategy.notes(problem), *client.notes(problem)))  # of a key of both halves: once
     yield from _parts(config)
     yield from _training(config)
     if problem.proxy is not None and strategy.proxy == "no":

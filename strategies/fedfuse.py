@@ -99,7 +99,7 @@ class FedFuse(Strategy[State]):
         return self.needs if cohort.exchange == 0 else frozenset()
 
     def plan(self, state: State, cohort: Cohort) -> Mapping[ClientId, Payload]:
-        numbers, known = self._told(state.problem), state.knowledge
+        numbers, known = self._public_set(state.problem), state.knowledge
         if cohort.exchange == 0 or known is None:
             return dict.fromkeys(cohort, Payload(numbers=numbers))
         payloads = [
@@ -140,14 +140,11 @@ class FedFuse(Strategy[State]):
             return problem.proxy is None
         return self.config.transfer == "generated"
 
-    def _told(self, problem: Problem) -> dict[str, float]:
-        """What clients must know of this half's configuration, and which public set it means."""
-        config, generates = self.config, self._generates(problem)
-        wants_counts = generates or config.trust == "counts"
-        told = {"generated": float(generates), "counts": float(wants_counts), "prior_free": float(config.prior_free)}
-        if not generates and problem.proxy is not None:
-            told["checksum"] = float(problem.proxy.checksum)
-        return {**told, "smoothing": config.smoothing}
+    def _public_set(self, problem: Problem) -> dict[str, float] | None:
+        """Which public images are meant; None if images are generated."""
+        if problem.proxy is None or self._generates(problem):
+            return None
+        return {"checksum": float(problem.proxy.checksum)}
 
     def _fuse(
         self,

@@ -51,7 +51,7 @@ class Heads:
 
 class FedGen(Strategy[State]):
     needs = frozenset({"weights", "label_counts"})
-    gives = frozenset({"weights", "generator", "label_counts", "numbers"})
+    gives = frozenset({"weights", "generator", "label_counts"})
     knowledge = "weights, and a generator of latents"
     paper = "Zhu, Hong, Zhou, ICML 2021"
 
@@ -92,10 +92,7 @@ class FedGen(Strategy[State]):
     def plan(self, state: State, cohort: Cohort) -> Mapping[ClientId, Payload]:
         if cohort.round <= self.config.warmup_rounds or not bool(state.labels_seen.any()):
             return dict.fromkeys(cohort, Payload(weights=state.weights))
-        numbers = {"normal_noise": 1.0} if self.config.noise_law == "normal" else None
-        payload = Payload(
-            weights=state.weights, generator=state.generator, label_counts=state.labels_seen, numbers=numbers
-        )
+        payload = Payload(weights=state.weights, generator=state.generator, label_counts=state.labels_seen)
         return dict.fromkeys(cohort, payload)
 
     def aggregate(self, state: State, replies: Sequence[Reply], stream: Stream) -> tuple[State, Numbers]:

@@ -58,12 +58,9 @@ class FedMD(Strategy[State]):
         return self.needs if cohort.exchange == 0 else frozenset()
 
     def plan(self, state: State, cohort: Cohort) -> Mapping[ClientId, Payload]:
-        numbers = dict(public.describe(state.problem, self._size(state)))
-        if cohort.exchange == 1:
-            return dict.fromkeys(cohort, Payload(probe_logits=state.consensus, numbers=numbers))
-        numbers["public_epochs"] = float(self.config.public_epochs)
-        numbers["private_epochs"] = float(self.config.private_epochs)
-        return dict.fromkeys(cohort, Payload(numbers=numbers))
+        numbers = public.describe(state.problem, self._size(state))
+        consensus = state.consensus if cohort.exchange else None
+        return dict.fromkeys(cohort, Payload(probe_logits=consensus, numbers=numbers))
 
     def inspect(self, state: State, job: Job, reply: Reply) -> None:
         border.check_rows(reply, self._size(state))

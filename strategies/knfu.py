@@ -97,7 +97,7 @@ class KnFu(Strategy[State]):
         return frozenset({"probe_logits", "label_counts"} if self.config.epd == "reported" else {"probe_logits"})
 
     def plan(self, state: State, cohort: Cohort) -> Mapping[ClientId, Payload]:
-        numbers = self._numbers(state, cohort)
+        numbers = public.describe(state.problem, public.size(state.problem))
         without = Payload(numbers=numbers)
         distinct = {id(teacher): teacher for teacher in state.teachers.values()}
         payloads = {key: Payload(probe_logits=teacher, numbers=numbers) for key, teacher in distinct.items()}
@@ -133,17 +133,6 @@ class KnFu(Strategy[State]):
 
     def served(self, state: State, client: ClientId | None) -> Payload | None:
         return None  # each client has a student of its own
-
-    def _numbers(self, state: State, cohort: Cohort) -> dict[str, float]:
-        """What clients must know: the public set they must have, and how to teach with it."""
-        numbers = {**public.describe(state.problem, public.size(state.problem))}
-        if cohort.exchange == 0 and self.config.epd == "reported":
-            numbers["report_counts"] = 1.0
-        if state.teachers:
-            numbers["temperature"] = self.config.temperature
-            if self.config.fine_tune_ce != "none":
-                numbers[f"{self.config.fine_tune_ce}_ce"] = 1.0
-        return numbers
 
     def _heard(self, state: State, replies: Sequence[Reply]) -> dict[int, Heard]:
         """All whose knowledge counts now, by client ascending: those who replied, and absent ones not too old."""

@@ -42,7 +42,7 @@ class State:
 
 class KnFuGenerated(Strategy[State]):
     needs = frozenset({"weights", "label_counts"})
-    gives = frozenset({"weights", "samples", "probe_logits", "numbers"})
+    gives = frozenset({"weights", "samples", "probe_logits"})
     knowledge = "heads; generated latents and what they mean, fused for each client"
     works_across_students = True
     serves = "personal"
@@ -86,7 +86,6 @@ class KnFuGenerated(Strategy[State]):
     def plan(self, state: State, cohort: Cohort) -> Mapping[ClientId, Payload]:
         """Heads come down too: the server has them anyway, and they start alike whatever the students are."""
         new = Payload(weights=state.first)
-        numbers = {"temperature": self.config.temperature}
         payloads = {}
         for client in cohort:
             head, teacher = state.heads.get(client), state.teachers.get(client)
@@ -95,7 +94,7 @@ class KnFuGenerated(Strategy[State]):
             elif teacher is None:
                 payloads[client] = Payload(weights=head)
             else:
-                payloads[client] = Payload(weights=head, samples=state.latents, probe_logits=teacher, numbers=numbers)
+                payloads[client] = Payload(weights=head, samples=state.latents, probe_logits=teacher)
         return payloads
 
     def aggregate(self, state: State, replies: Sequence[Reply], stream: Stream) -> tuple[State, Findings]:

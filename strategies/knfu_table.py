@@ -39,7 +39,7 @@ class State:
 
 class KnFuTable(Strategy[State]):
     needs = frozenset({"class_logits", "label_counts"})
-    gives = frozenset({"class_logits", "label_counts", "numbers"})
+    gives = frozenset({"class_logits", "label_counts"})
     knowledge = "mean logits by label, fused for each client"
     works_across_students = True
     serves = "personal"
@@ -61,10 +61,9 @@ class KnFuTable(Strategy[State]):
 
     def plan(self, state: State, cohort: Cohort) -> Mapping[ClientId, Payload]:
         without = Payload()
-        numbers = {"temperature": self.config.temperature}
         payloads = {}
         for key, teacher in {id(each): each for each in state.teachers.values()}.items():
-            payloads[key] = Payload(class_logits=teacher.logits, label_counts=teacher.owners, numbers=numbers)
+            payloads[key] = Payload(class_logits=teacher.logits, label_counts=teacher.owners)
         return {client: payloads.get(id(state.teachers.get(client)), without) for client in cohort}
 
     def aggregate(self, state: State, replies: Sequence[Reply], stream: Stream) -> tuple[State, Findings]:

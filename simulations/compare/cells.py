@@ -128,11 +128,8 @@ def _strategy(words: Words) -> str:
 def _has(strategy: str, key: str) -> bool:
     """Whether a strategy has a key, as far as its source tells."""
     node = compose.node("strategy", strategy)
-    server = reference.of_half("strategies", str(node["name"]))
-    client = reference.of_half("clients", str(node.get("client", "supervised")))
-    if server is None or client is None:
-        return True
-    return key in {field.name for field in fields(AlgorithmConfig)} | {each.name for each in server + client}
+    keys = reference.of_halves(str(node["name"]), str(node.get("client", "supervised")))
+    return keys is None or key in {field.name for field in fields(AlgorithmConfig)} | {each.name for each in keys}
 
 
 def _default_metric(strategies: Iterable[str]) -> str:

@@ -1,6 +1,7 @@
 """FedFuse's client half: the prior in the loss and out of the knowledge, and what is learned of transfer images."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +21,7 @@ from fedkd.problem import Proxy
 
 PUBLIC = Proxy("public", tiny.samples(10, seed=9), is_labelled=True, checksum=12345)
 PROBLEM = tiny.problem(proxy=PUBLIC)
-TOLD = {"counts": 1.0, "prior_free": 1.0, "smoothing": 1.0, "checksum": 12345.0}
+TOLD = {"checksum": 12345.0}  # of the public set; without it images are generated
 HELD = torch.ones(3, dtype=torch.int64)
 
 
@@ -32,13 +33,13 @@ def site_of(chosen: FedFuse, problem=PROBLEM):
     return tiny.site(chosen, problem)
 
 
-def first(problem=PROBLEM, **told: float) -> Job:
-    return tiny.job(problem, payload=Payload(numbers={**TOLD, **told}))
+def first(problem=PROBLEM, told: Mapping[str, float] = TOLD) -> Job:
+    return tiny.job(problem, payload=Payload(numbers=told))
 
 
-def second(state: ClientState, logits=None, held=HELD, problem=PROBLEM, **told: float) -> Job:
+def second(state: ClientState, logits=None, held=HELD, problem=PROBLEM, told: Mapping[str, float] = TOLD) -> Job:
     logits = torch.randn(10, 3, generator=torch.Generator().manual_seed(0)) if logits is None else logits
-    payload = Payload(probe_logits=logits, label_counts=held, numbers={**TOLD, **told})
+    payload = Payload(probe_logits=logits, label_counts=held, numbers=told)
     return tiny.job(problem, payload=payload, state=state, exchange=1)
 
 
@@ -65,12 +66,12 @@ def test_uniform_counts_make_prior_free_training_plain_training_to_the_bit():
 
 def test_with_the_prior_kept_it_is_local_training_whatever_the_counts():
     """10."""
-    chosen = client()
+    chosen = client(prior_free=False)
     site = skewed(chosen)
-    kept = tiny.fit(chosen, first(prior_free=0.0), site).state.kept
+    kept = tiny.fit(chosen, first(), site).state.kept
     tiny.assert_same_weights(kept, tiny.fit(Supervised(), tiny.job(PROBLEM, payload=Payload()), site).state.kept)
     with pytest.raises(AssertionError):
-        tiny.assert_same_weights(kept, tiny.fit(chosen, first(), site).state.kept)
+        tiny.assert_same_weights(kept, tiny.fit(client(), first(), site).state.kept)
 
 
 def test_the_loss_is_cross_entropy_of_the_logits_with_the_prior():
@@ -96,8 +97,8 @@ def test_it_answers_without_the_prior_in_eval_mode_and_tells_its_counts():
 
 
 def test_counts_that_nobody_needs_are_not_told():
-    chosen = client()
-    assert tiny.fit(chosen, first(counts=0.0), skewed(chosen)).payload.label_counts.tolist() == [0, 0, 0]
+    chosen = client(trust="uniform")
+    assert tiny.fit(chosen, first(), skewed(chosen)).payload.label_counts.tolist() == [0, 0, 0]
 
 
 def test_noisy_counts_are_released_once_rounded_and_never_negative():
@@ -116,7 +117,7 @@ def test_noisy_counts_are_released_once_rounded_and_never_negative():
 
 def test_another_public_set_or_another_order_is_a_failure():
     with pytest.raises(AssertionError, match="public set differs"):
-        tiny.fit(client(), first(checksum=1.0), site_of(client()))
+        tiny.fit(client(), first(told={"checksum": 1.0}), site_of(client()))
 
 
 # Second exchange
@@ -238,10 +239,10 @@ def test_the_prior_counts_on_its_own_test_law_and_nowhere_else(trained):
 
 
 def test_a_client_that_never_trained_or_keeps_its_prior_is_judged_as_it_speaks():
-    chosen, student = client(), PROBLEM.initial().eval()
+    chosen, student = client(prior_free=False), PROBLEM.initial().eval()
     site = skewed(chosen)
     x = site.own(0)[0]
-    state = tiny.fit(chosen, first(prior_free=0.0), site).state
+    state = tiny.fit(chosen, first(), site).state
     for known in (ClientState(), state):
         job = tiny.job(PROBLEM, task="evaluate", state=known)
         assert torch.equal(chosen.logits(student, x, job), student(x))
@@ -253,7 +254,7 @@ def test_a_client_that_never_trained_or_keeps_its_prior_is_judged_as_it_speaks()
 def test_it_sends_its_whole_student_where_images_are_to_be_generated():
     problem = tiny.problem(tiny.normed, statistics="local")
     chosen = client()
-    reply = tiny.fit(chosen, first(problem, generated=1.0), site_of(chosen, problem))
+    reply = tiny.fit(chosen, first(problem, {}), site_of(chosen, problem))
     tiny.assert_same_weights({n: e[0] for n, e in reply.payload.samples.items()}, reply.state.kept)
     assert reply.payload.probe_logits.shape == (0, 3)
 
@@ -262,8 +263,8 @@ def test_it_learns_of_the_images_that_came_down():
     problem = tiny.problem(tiny.normed)
     chosen = client()
     site = site_of(chosen, problem)
-    state = tiny.fit(chosen, first(problem, generated=1.0), site).state
-    job = second(state, problem=problem, generated=1.0)
+    state = tiny.fit(chosen, first(problem, {}), site).state
+    job = second(state, problem=problem, told={})
     images = torch.randint(0, 256, (10, 1, tiny.SIDE, tiny.SIDE)).to(torch.uint8)
     job = replace(job, payload=replace(job.payload, samples={"x": images}))
     x, y = site.own(0)
@@ -278,7 +279,7 @@ def test_data_that_are_not_symmetric_cannot_be_generated():
     site = site_of(chosen)
     site = replace(site, train=replace(site.train, offset=(-0.4,)))
     with pytest.raises(AssertionError, match=r"data\.scaling=symmetric"):
-        tiny.fit(chosen, first(generated=1.0), site)
+        tiny.fit(chosen, first(told={}), site)
 
 
 def test_statistics_are_restored_to_those_of_its_own_data():

@@ -33,9 +33,12 @@ def client(**changes) -> FedMD:
     return FedMD(FedMD.Config(**changes))
 
 
-def say(problem, epochs=(0, 0), **changes):
-    numbers = dict(public.describe(problem, SIZE), public_epochs=float(epochs[0]), private_epochs=float(epochs[1]))
-    return tiny.job(problem, payload=Payload(numbers=numbers), **changes)
+def prepared(public_epochs: int, private_epochs: int) -> FedMD:
+    return client(public_epochs=public_epochs, private_epochs=private_epochs)
+
+
+def say(problem, **changes):
+    return tiny.job(problem, payload=Payload(numbers=public.describe(problem, SIZE)), **changes)
 
 
 def learn(problem, consensus, **changes):
@@ -118,23 +121,23 @@ def test_another_public_set_is_a_failure(problem, site):
 
 
 def test_initial_training_happens_once_and_first_on_public_then_on_own_data(problem, site):
-    first = tiny.fit(client(), say(problem, (2, 3)), site)
+    first = tiny.fit(prepared(2, 3), say(problem), site)
     assert list(first.numbers) == ["initial_public", "initial_private"]
     assert not torch.equal(first.state.kept["head.bias"], problem.initial().weights["head.bias"])
-    later = tiny.fit(client(), say(problem, (2, 3), state=first.state), site)
+    later = tiny.fit(prepared(2, 3), say(problem, state=first.state), site)
     assert not later.numbers
     tiny.assert_same_weights(later.state.kept, first.state.kept)
 
 
 def test_each_initial_phase_has_its_switch(problem, site):
-    assert list(tiny.fit(client(), say(problem, (1, 0)), site).numbers) == ["initial_public"]
-    assert list(tiny.fit(client(), say(problem, (0, 1)), site).numbers) == ["initial_private"]
+    assert list(tiny.fit(prepared(1, 0), say(problem), site).numbers) == ["initial_public"]
+    assert list(tiny.fit(prepared(0, 1), say(problem), site).numbers) == ["initial_private"]
 
 
 def test_it_knows_that_it_was_prepared_after_learning_too(problem, site):
-    said = tiny.fit(client(), say(problem, (1, 0)), site)
+    said = tiny.fit(prepared(1, 0), say(problem), site)
     learned = tiny.fit(client(), learn(problem, torch.ones(SIZE, 3), state=said.state), site)
-    again = tiny.fit(client(), say(problem, (1, 0), state=learned.state, round=2), site)
+    again = tiny.fit(prepared(1, 0), say(problem, state=learned.state, round=2), site)
     assert not again.numbers
     assert isinstance(again.state, ClientState)
 

@@ -30,14 +30,14 @@ def site(its=None, make=tiny.plain, train=tiny.TRAIN, **changes):
     return tiny.site(its or client(), tiny.problem(make, proxy=PUBLIC, train=train, **changes))
 
 
-def first(site, **numbers):
+def first(site):
     """The job of exchange 0."""
-    return tiny.job(site.problem, payload=Payload(numbers={**DESCRIBED, **numbers}))
+    return tiny.job(site.problem, payload=Payload(numbers=DESCRIBED))
 
 
-def second(site, logits=None, state=None, **numbers):
+def second(site, logits=None, state=None):
     """The job of exchange 1, after exchange 0 left `state`."""
-    payload = Payload(probe_logits=logits, numbers={**DESCRIBED, "temperature": 1.0, **numbers})
+    payload = Payload(probe_logits=logits, numbers=DESCRIBED)
     state = state or tiny.fit(site.client, first(site), site).state
     return replace(tiny.job(site.problem), exchange=1, payload=payload, state=state)
 
@@ -69,8 +69,8 @@ def test_it_says_what_its_trained_student_thinks_of_the_public_set_in_order():
 
 
 def test_it_counts_its_labels_only_where_they_are_asked_for():
-    its = site()
-    reply = tiny.fit(its.client, first(its, report_counts=1.0), its)
+    its = site(client(epd="reported"))
+    reply = tiny.fit(its.client, first(its), its)
     assert torch.equal(reply.payload.label_counts, torch.tensor([7, 7, 6]))
 
 
@@ -98,8 +98,8 @@ def test_without_a_teacher_or_passes_or_weight_nothing_moves():
         reply = tiny.fit(its_client, second(its, logits, state), its)
         assert reply.numbers == {}
         tiny.assert_same(tiny.canonical(reply.state), tiny.canonical(state))
-    for its_client, logits in ((client(distill_weight=0.5), None), (client(distill_epochs=0), teacher())):
-        reply = tiny.fit(its_client, second(its, logits, state, private_ce=1.0), its)
+    for changes, logits in (({"distill_weight": 0.5}, None), ({"distill_epochs": 0}, teacher())):
+        reply = tiny.fit(client(fine_tune_ce="private", **changes), second(its, logits, state), its)
         tiny.assert_same(tiny.canonical(reply.state), tiny.canonical(state))
 
 
@@ -147,29 +147,30 @@ def test_the_loss_is_zero_only_for_a_student_that_agrees_and_its_gradient_is_the
 def test_terms_scale_with_weight_and_temperature():
     its = site()
     student, target = its.problem.initial(), teacher().softmax(1)
-    job = second(its, teacher(), temperature=2.0)
-    ((name, value),) = client(distill_weight=0.5).terms(student, batch(its, target), job)
+    chosen = client(distill_weight=0.5, temperature=2.0)
+    ((name, value),) = chosen.terms(student, batch(its, target), second(its, teacher()))
     x = PUBLIC.samples.take(torch.arange(SIZE))[0]
     assert name == "distil"
     assert_close(value, 0.5 * 4 * losses.kl(target, student(x) / 2))
 
 
-def test_public_labels_teach_only_where_the_server_says_so():
+def test_public_labels_teach_only_where_they_are_to():
     its = site()
     student, target = its.problem.initial(), teacher().softmax(1)
     x, y = PUBLIC.samples.take(torch.arange(SIZE))
-    terms = dict(client().terms(student, batch(its, target), second(its, teacher(), transfer_ce=1.0)))
+    chosen = client(fine_tune_ce="transfer")
+    terms = dict(chosen.terms(student, batch(its, target), second(its, teacher())))
     assert list(terms) == ["distil", "transfer_ce"]
     assert_close(terms["transfer_ce"], losses.cross_entropy(student(x), y))
-    numbers = tiny.fit(client(distill_weight=0), second(its, teacher(), transfer_ce=1.0), its).numbers
+    numbers = tiny.fit(client(distill_weight=0, fine_tune_ce="transfer"), second(its, teacher()), its).numbers
     assert list(numbers) == ["transfer_ce"]
 
 
 def test_private_batches_alternate_with_public_ones():
-    its = site(client(distill_weight=0.25, distill_batch=4))
-    numbers = tiny.fit(its.client, second(its, teacher(), private_ce=1.0), its).numbers
+    its = site(client(distill_weight=0.25, distill_batch=4, fine_tune_ce="private"))
+    numbers = tiny.fit(its.client, second(its, teacher()), its).numbers
     assert list(numbers) == ["distil", "private_ce"]
-    job = second(its, teacher(), private_ce=1.0)
+    job = second(its, teacher())
     batches = list(its.client._fine_tuning(its, job, PUBLIC.samples.take(torch.arange(SIZE))[0], its.draw(job)))
     assert ["teacher" in b.known for b in batches] == [True, False] * 3
     terms = dict(its.client.terms(its.problem.initial(), batches[1], job))
@@ -178,8 +179,8 @@ def test_private_batches_alternate_with_public_ones():
 
 
 def test_a_weight_of_one_or_more_leaves_no_room_for_private_batches():
-    its = site(client(distill_weight=1.0))
-    assert list(tiny.fit(its.client, second(its, teacher(), private_ce=1.0), its).numbers) == ["distil"]
+    its = site(client(distill_weight=1.0, fine_tune_ce="private"))
+    assert list(tiny.fit(its.client, second(its, teacher()), its).numbers) == ["distil"]
 
 
 def test_each_pass_takes_every_public_image_once_in_a_new_order():

@@ -20,10 +20,9 @@ def client(**config):
     return KnFuGenerated(KnFuGenerated.Config(**config))
 
 
-def taught(site, temperature=1.0):
+def taught(site):
     head = site.problem.shared(site.problem.initial().weights, "head")
-    numbers = {"temperature": temperature}
-    payload = Payload(weights=head, samples={"z": Z, "y": Y}, probe_logits=TEACHER, numbers=numbers)
+    payload = Payload(weights=head, samples={"z": Z, "y": Y}, probe_logits=TEACHER)
     return tiny.job(site.problem, payload=payload)
 
 
@@ -40,9 +39,8 @@ def site():
 def test_terms_teach_the_drawn_latents(site, temperature):
     x, y = site.train.take(torch.arange(4))
     student, rows = site.problem.initial(), torch.tensor([5, 1, 1])
-    found = dict(
-        client(gamma=0.5, alpha=2.0).terms(student, Batch(x, y, 0, 4, {"rows": rows}), taught(site, temperature))
-    )
+    chosen = client(gamma=0.5, alpha=2.0, temperature=temperature)
+    found = dict(chosen.terms(student, Batch(x, y, 0, 4, {"rows": rows}), taught(site)))
     logits = student.classify(Z[rows])
     kl = losses.kl(TEACHER[rows].softmax(1), logits / temperature)
     assert_close(found["knfu"], 0.5 * temperature**2 * kl)

@@ -19,16 +19,14 @@ def client(**config):
     return KnFuTable(KnFuTable.Config(**config))
 
 
-def taught(site, temperature=1.0, **changes):
-    numbers = {"temperature": temperature}
-    payload = Payload(class_logits=TABLE, label_counts=OWNERS, numbers=numbers)
-    return tiny.job(site.problem, payload=payload, **changes)
+def taught(site):
+    return tiny.job(site.problem, payload=Payload(class_logits=TABLE, label_counts=OWNERS))
 
 
-def terms(its, temperature=1.0, **config):
+def terms(its, **config):
     x, y = its.train.take(torch.arange(6))
     student = its.problem.initial()
-    return student(x), y, dict(client(**config).terms(student, Batch(x, y, 0, 6), taught(its, temperature)))
+    return student(x), y, dict(client(**config).terms(student, Batch(x, y, 0, 6), taught(its)))
 
 
 def test_it_sends_its_mean_logits_by_label_and_how_many_it_has_of_each():
@@ -50,7 +48,7 @@ def test_a_label_without_samples_is_zeros_and_has_count_zero():
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_the_table_pulls_each_image_of_a_taught_label(temperature):
     its = tiny.site(client(), tiny.problem())
-    logits, y, found = terms(its, temperature, gamma=0.5)
+    logits, y, found = terms(its, temperature=temperature, gamma=0.5)
     has = y < 2
     target = TABLE.softmax(1)[y[has]]
     expected = losses.kl(target, logits[has] / temperature) * int(has.sum()) / len(y)

@@ -1,5 +1,5 @@
 import dataclasses
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pytest
 from annotated_types import Ge
@@ -51,18 +51,40 @@ def test_defaults_are_checked_and_written_like_any_value():
     assert schema.check(wrong, schema.Draft({}), ())[1][0].mend == "must be at least 0"
 
 
-def test_both_halves_of_an_algorithm_may_not_share_a_key(monkeypatch):
-    @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Config:
-        weighting: str = "x"
+def halves_with(monkeypatch, **declared):
+    """FedAvg's server half with a client half that declares this as `weighting`."""
+    fields = [("weighting", declared["kind"], declared["default"])]
 
     class Fake:
-        pass
+        Config = dataclasses.make_dataclass("Config", fields, frozen=True, kw_only=True)
 
-    Fake.Config = Config
     monkeypatch.setattr(schema.plugins, "client", lambda name: Fake)
-    with pytest.raises(ConfigError, match="both have the keys: weighting"):
-        schema.check_strategy(schema.Draft({"strategy": {"name": "fedavg", "client": "fake"}}))
+    return schema.Draft({"strategy": {"name": "fedavg", "client": "fake", "weighting": "uniform"}})
+
+
+def test_a_key_may_stand_in_both_halves_and_is_one(monkeypatch):
+    draft = halves_with(monkeypatch, kind=Literal["examples", "uniform"], default="examples")
+    node, mistakes = schema.check_strategy(draft)
+    assert mistakes == []
+    assert node["weighting"] == "uniform"
+    assert list(node).count("weighting") == 1
+    wrong = dataclasses.replace(draft, values={"strategy": {**draft.values["strategy"], "weighting": "x"}})
+    assert [mistake.what for mistake in schema.check_strategy(wrong)[1]] == ["strategy.weighting = x"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "default"), [(str, "examples"), (Literal["examples", "uniform"], "uniform"), (Literal["uniform"], "x")]
+)
+def test_halves_that_declare_a_key_differently_do_not_match(monkeypatch, kind, default):
+    draft = halves_with(monkeypatch, kind=kind, default=default)
+    with pytest.raises(ConfigError, match="both have the key 'weighting' and declare it differently"):
+        schema.check_strategy(draft)
+
+
+def test_a_key_of_both_halves_is_listed_once_with_the_words_of_the_server_half():
+    keys = {key.name: key for key in reference.of_algorithm("fedmd", "fedmd")}
+    assert len(reference.of_algorithm("fedmd", "fedmd")) == len(keys)
+    assert keys["public_epochs"].comment.startswith("on the public set")
 
 
 def test_what_a_source_does_not_tell_is_checked_after_the_import(monkeypatch):

@@ -159,11 +159,10 @@ def test_the_ledger_hears_what_the_knowledge_is_worth_where_the_public_set_is_la
 # What is told, asked and refused
 
 
-def test_clients_are_told_what_they_must_know_of_the_servers_configuration():
-    numbers = strategy(prior_free=False, smoothing=2.0).plan(begin(strategy()), Cohort((0,), 1))[0].numbers
-    assert numbers == {"generated": 0.0, "counts": 1.0, "prior_free": 0.0, "checksum": 12345.0, "smoothing": 2.0}
-    chosen = strategy(trust="uniform")
-    assert chosen.plan(begin(chosen), Cohort((0,), 1))[0].numbers["counts"] == 0.0
+def test_clients_are_told_which_public_set_is_meant_or_nothing_where_images_are_generated():
+    assert strategy().plan(begin(strategy()), Cohort((0,), 1))[0].numbers == {"checksum": 12345.0}
+    chosen = strategy(transfer="generated")
+    assert chosen.plan(begin(chosen), Cohort((0,), 1))[0].kinds() == frozenset()
 
 
 def test_too_few_rows_are_refused():
@@ -221,7 +220,7 @@ def test_bytes_are_two_times_four_n_c_a_client_and_the_counts():
     (played,) = play(strategy())
     assert played.row["bytes"]["up"] == {"probe_logits": 3 * 12 * 3 * 4, "samples": 0, "label_counts": 3 * 3 * 8}
     down = played.row["bytes"]["down"]
-    assert down == {"probe_logits": 3 * 12 * 3 * 4, "label_counts": 3 * 3 * 8, "numbers": 2 * 3 * 5 * 8}
+    assert down == {"probe_logits": 3 * 12 * 3 * 4, "label_counts": 3 * 3 * 8, "numbers": 2 * 3 * 8}
 
 
 def test_all_students_are_tried_on_common_images_too_and_none_is_global():
@@ -257,7 +256,7 @@ def test_a_collapsed_generator_means_no_distillation_and_is_said():
     (played,) = play(strategy(**{**SMALL, "least_variation": 1.1}), BARE)
     assert played.row["server"]["collapsed"] == 1
     assert set(played.row["terms"]) == {"ce"}
-    assert set(played.row["bytes"]["down"]) == {"numbers"}
+    assert played.row["bytes"]["down"] == {}
 
 
 def test_what_the_server_asks_the_students_is_what_the_clients_would_have_answered():

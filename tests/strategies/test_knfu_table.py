@@ -182,7 +182,7 @@ def test_what_crosses_has_the_size_of_the_spec_and_holds_no_weights():
     for row in (p.row for p in played):
         assert row["bytes"]["up"] == {"class_logits": 3 * 4 * classes**2, "label_counts": 3 * 8 * classes}
     assert played[0].row["bytes"]["down"] == {}
-    assert set(played[1].row["bytes"]["down"]) == {"class_logits", "label_counts", "numbers"}
+    assert set(played[1].row["bytes"]["down"]) == {"class_logits", "label_counts"}
 
 
 def test_a_teacher_waits_for_a_client_that_is_absent():
