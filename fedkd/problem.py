@@ -8,23 +8,10 @@ import torch
 
 from fedkd import student
 from fedkd.config import TrainConfig
-from fedkd.data.samples import Samples
+from fedkd.data.samples import Proxy
 from fedkd.payload import Weights
 from fedkd.seeds import Stream, stream
 from fedkd.student import Student
-
-
-@dataclass(frozen=True, eq=False)
-class Proxy:
-    """A public set of images: nobody's training data and no test data, the same in the same order everywhere."""
-
-    name: str
-    samples: Samples
-    is_labelled: bool  # whether `samples.y` holds labels of the task; else it is all -1
-    checksum: int  # of the images in their order, below 2^52: what both ends compare
-
-    def __len__(self) -> int:
-        return len(self.samples)
 
 
 @dataclass(frozen=True, kw_only=True)

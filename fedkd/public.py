@@ -10,8 +10,9 @@ from torch import Tensor
 
 from fedkd import seeds
 from fedkd.client import Batch
+from fedkd.data.samples import Proxy
 from fedkd.payload import Numbers
-from fedkd.problem import Problem, Proxy
+from fedkd.problem import Problem
 from fedkd.seeds import Stream
 
 

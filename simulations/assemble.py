@@ -13,13 +13,13 @@ from fedkd.client import Client
 from fedkd.config import RunConfig
 from fedkd.data import partition, proxy, sources, validation
 from fedkd.data.partition import Partition
-from fedkd.data.samples import Dataset
+from fedkd.data.samples import Dataset, Proxy
 from fedkd.errors import ConfigError
 from fedkd.experiment import Experiment
 from fedkd.groups import Grouped
 from fedkd.models import students
 from fedkd.parts import attach
-from fedkd.problem import Problem, Proxy
+from fedkd.problem import Problem
 from fedkd.strategy import Strategy
 from fedkd.training import Site
 from simulations import cautions

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from fedkd import passes
 from fedkd.data.partition import Partition
+from fedkd.data.samples import Proxy
 from fedkd.errors import CheckpointError
-from fedkd.problem import Problem, Proxy
+from fedkd.problem import Problem
 from simulations import run_folder
 from simulations.assemble import Assembly
 from simulations.run_folder import RunFolder

@@ -15,9 +15,8 @@ from fedkd.config import DataConfig, RunConfig
 from fedkd.data import sources
 from fedkd.data.agreed import OWN
 from fedkd.data.partition import Partition
-from fedkd.data.samples import Dataset, Samples
+from fedkd.data.samples import Dataset, Proxy, Samples
 from fedkd.errors import ConfigError
-from fedkd.problem import Proxy
 
 OF_THE_TASK = ("held-out", "unused")  # images of the task's own training set
 

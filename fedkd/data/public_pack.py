@@ -17,9 +17,8 @@ from fedkd.config import RunConfig
 from fedkd.data import arrays, proxy, sources
 from fedkd.data.agreed import Agreed
 from fedkd.data.arrays import Entry
-from fedkd.data.samples import Samples
+from fedkd.data.samples import Proxy, Samples
 from fedkd.errors import DataError
-from fedkd.problem import Proxy
 
 NAME = "public.npz"
 _NAMES = {"proxy_x", "proxy_y", "proxy_scaling", "probe_x", "common_x", "common_y"}

@@ -40,3 +40,16 @@ class Dataset:
         """Channels, height, width."""
         channels, height, width = self.train.x.shape[1:]
         return channels, height, width
+
+
+@dataclass(frozen=True, eq=False)
+class Proxy:
+    """A public set of images: nobody's training data and no test data, the same in the same order everywhere."""
+
+    name: str
+    samples: Samples
+    is_labelled: bool  # whether `samples.y` holds labels of the task; else it is all -1
+    checksum: int  # of the images in their order, below 2^52: what both ends compare
+
+    def __len__(self) -> int:
+        return len(self.samples)

@@ -18,9 +18,8 @@ from fedkd.config import RunConfig
 from fedkd.data import own, proxy, public_pack, sources, validation
 from fedkd.data.agreed import OWN
 from fedkd.data.partition import Partition
-from fedkd.data.samples import Dataset, Samples
+from fedkd.data.samples import Dataset, Proxy, Samples
 from fedkd.errors import ConfigError
-from fedkd.problem import Proxy
 from simulations import assemble
 from simulations.deploy import files
 

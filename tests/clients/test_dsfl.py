@@ -11,8 +11,8 @@ from clients.dsfl import DSFL
 from clients.supervised import Supervised
 from fedkd import losses, public, training
 from fedkd.client import Batch
+from fedkd.data.samples import Proxy
 from fedkd.payload import Payload
-from fedkd.problem import Proxy
 
 PUBLIC = Proxy("tiny", replace(tiny.samples(30, seed=5), y=torch.full((30,), -1)), is_labelled=False, checksum=12345)
 SIZE = 10

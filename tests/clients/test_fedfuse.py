@@ -15,9 +15,9 @@ from clients.fedfuse import FedFuse, restore_statistics
 from clients.supervised import Supervised
 from fedkd.client import Batch
 from fedkd.config import TrainConfig
+from fedkd.data.samples import Proxy
 from fedkd.engine import ClientState, Job
 from fedkd.payload import Payload
-from fedkd.problem import Proxy
 
 PUBLIC = Proxy("public", tiny.samples(10, seed=9), is_labelled=True, checksum=12345)
 PROBLEM = tiny.problem(proxy=PUBLIC)

@@ -11,9 +11,9 @@ from clients.fedmd import FedMD
 from clients.supervised import Supervised
 from fedkd import public, training
 from fedkd.client import Batch
+from fedkd.data.samples import Proxy
 from fedkd.engine import ClientState
 from fedkd.payload import Payload
-from fedkd.problem import Proxy
 
 PUBLIC = Proxy("tiny", tiny.samples(30, seed=5), True, 12345)
 SIZE = 10

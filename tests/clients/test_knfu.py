@@ -11,9 +11,9 @@ from clients.knfu import KnFu
 from clients.supervised import Supervised
 from fedkd import losses, seeds
 from fedkd.client import Batch
+from fedkd.data.samples import Proxy
 from fedkd.engine import ClientState, Failure
 from fedkd.payload import Payload
-from fedkd.problem import Proxy
 from strategies.knfu import KnFu as Strategy
 
 SIZE = 10

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedkd import public, seeds
-from fedkd.problem import Proxy
+from fedkd.data.samples import Proxy
 
 
 def posed(count: int = 30, is_labelled: bool = True, **changes):

@@ -13,8 +13,8 @@ from torch.testing import assert_close
 from clients import dsfl as client_half
 from fedkd import losses, seeds, training
 from fedkd.border import Refused
+from fedkd.data.samples import Proxy
 from fedkd.payload import Payload
-from fedkd.problem import Proxy
 from fedkd.strategy import Cohort
 from strategies import dsfl
 from strategies.dsfl import DSFL

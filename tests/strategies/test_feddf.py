@@ -11,9 +11,9 @@ from clients.feddf import FedDF as Client
 from clients.supervised import Supervised
 from fedkd import losses, seeds, training
 from fedkd.border import Refused
+from fedkd.data.samples import Proxy
 from fedkd.optimisers import Adam
 from fedkd.payload import Payload
-from fedkd.problem import Proxy
 from strategies import feddf
 from strategies.fedavg import FedAvg
 from strategies.feddf import FedDF

@@ -14,11 +14,11 @@ from torch.testing import assert_close
 
 from clients import fedfuse as client_half
 from fedkd import affinity, border, fusion, seeds
+from fedkd.data.samples import Proxy
 from fedkd.engine import Reply
 from fedkd.errors import ConfigError
 from fedkd.models import students
 from fedkd.payload import Payload
-from fedkd.problem import Proxy
 from fedkd.strategy import Cohort
 from strategies.fedfuse import FedFuse, State
 

@@ -12,10 +12,10 @@ from torch.testing import assert_close
 from clients.knfu import KnFu as Client
 from fedkd import compose, losses, seeds
 from fedkd.border import Refused
+from fedkd.data.samples import Proxy
 from fedkd.engine import Failure
 from fedkd.errors import ConfigError
 from fedkd.payload import Payload
-from fedkd.problem import Proxy
 from fedkd.strategy import Cohort
 from strategies.knfu import KnFu
 
