@@ -229,6 +229,27 @@ def follow(assembly: Assembly, algorithm: tuple[str, ...] = ()) -> Trail:
     return Trail(algorithm, assembly, played, watched.seen, jobs)
 
 
+@dataclass(frozen=True)
+class Told:
+    """A round as it was, and what each of its exchanges would have led to without the first client, who will lie."""
+
+    said: list[Exchange]
+    liar: int
+    without: list[Any]  # states of the server, canonical
+
+
+def told(trail: Trail, number: int) -> Told | None:
+    """A round of a trail; None if one client alone is asked: without it there is no round."""
+    said = trail.round(number)
+    if len(said[0].replies) < 2:
+        return None
+    liar, without = said[0].asked[0], []
+    for exchange in said:
+        honest = [reply for reply in exchange.replies if reply.client != liar]
+        without.append(tiny.canonical(trail.strategy.aggregate(exchange.before, honest, exchange.stream)[0]))
+    return Told(said, liar, without)
+
+
 def play(experiment: Experiment, engine: Engine) -> list[Round]:
     """All rounds of an experiment."""
     return tiny.play(experiment, engine, experiment.config.rounds)

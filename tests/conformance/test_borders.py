@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import algorithms
 import pytest
 import tiny
 import torch
-from algorithms import Trail
+from algorithms import Told, Trail
 from replays import Replay, given, once
 
 from fedkd import rounds
@@ -91,15 +91,6 @@ ABOUT_THE_REST: dict[str, Lie] = {
 }
 
 
-@dataclass(frozen=True)
-class Told:
-    """Round 2 as it was, and what each of its exchanges would have led to without the liar."""
-
-    said: list[algorithms.Exchange]
-    liar: int
-    without: list[Any]
-
-
 @pytest.fixture(scope="module", params=algorithms.names(), ids=" ".join)
 def algorithm(request: pytest.FixtureRequest) -> tuple[str, ...]:
     """Once a file of conf/strategy: what the border refuses does not depend on variants."""
@@ -113,14 +104,10 @@ def trail(algorithm: tuple[str, ...]) -> Trail:
 
 @pytest.fixture(scope="module")
 def told(trail: Trail) -> Told:
-    said = trail.round(2)
-    if len(said[0].replies) < 2:
+    found = algorithms.told(trail, 2)
+    if found is None:
         pytest.skip("it asks one client only: without it there is no round")
-    liar, without = said[0].asked[0], []
-    for exchange in said:
-        honest = [reply for reply in exchange.replies if reply.client != liar]
-        without.append(tiny.canonical(trail.strategy.aggregate(exchange.before, honest, exchange.stream)[0]))
-    return Told(said, liar, without)
+    return found
 
 
 @pytest.mark.parametrize("lie", ABOUT_KNOWLEDGE)

@@ -10,7 +10,7 @@ import algorithms
 import pytest
 import tiny
 import torch
-from algorithms import Trail
+from algorithms import Told, Trail
 from replays import Replay, given, once
 
 from fedkd import rounds
@@ -23,15 +23,6 @@ VALUES = (1e6, 1e10, 1e30, LARGEST)
 COUNT = 10**9
 
 
-@dataclass(frozen=True)
-class Told:
-    """Round 1 as it was, and what each of its exchanges would have led to without the liar."""
-
-    said: list[algorithms.Exchange]
-    liar: int
-    without: list[Any]
-
-
 @pytest.fixture(scope="module", params=algorithms.names(), ids=" ".join)
 def trail(request: pytest.FixtureRequest) -> Trail:
     """Once a file of conf/strategy."""
@@ -40,14 +31,10 @@ def trail(request: pytest.FixtureRequest) -> Trail:
 
 @pytest.fixture(scope="module")
 def told(trail: Trail) -> Told:
-    said = trail.round(1)
-    if len(said[0].replies) < 2:
+    found = algorithms.told(trail, 1)
+    if found is None:
         pytest.skip("it asks one client only: without it there is no round")
-    liar, without = said[0].asked[0], []
-    for exchange in said:
-        honest = [reply for reply in exchange.replies if reply.client != liar]
-        without.append(tiny.canonical(trail.strategy.aggregate(exchange.before, honest, exchange.stream)[0]))
-    return Told(said, liar, without)
+    return found
 
 
 def poisoned(reply: Reply, kind: str, value: float) -> Reply:

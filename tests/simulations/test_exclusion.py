@@ -4,39 +4,18 @@ import json
 from dataclasses import replace
 
 import pytest
-import torch
+from pilots import SMALL, resume, start
 
 from fedkd import compose, ledger
 from fedkd.engine import Job, failed
 from fedkd.errors import ConfigError, FolderError
 from fedkd.payload import Payload
-from simulations import advice, cli, engines, runs
+from simulations import advice, cli, engines
 from simulations.exclusion import Exclusion
 from simulations.inline import Inline
 from simulations.interrupts import Stop
-from simulations.options import Options
 
-SMALL = [
-    "data=digits",
-    "students=mlp",
-    "partition.alpha=1",
-    "clients=4",
-    "train.steps=2",
-    "evaluate.probe=8",
-    "strategy=fedavg",
-    "rounds=6",
-    "checkpoint.every=1",
-    "checkpoint.keep=9",
-    "engine=inline",
-]
-QUIET = Options(quiet=True)
-
-
-@pytest.fixture(autouse=True)
-def _keep_threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+WORDS = ("rounds=6", "checkpoint.every=1", "checkpoint.keep=9")
 
 
 class Stopping(Inline):
@@ -56,7 +35,7 @@ def stopped(tmp_path, monkeypatch):
     """A run that was stopped in round 4, and an engine that can be stopped again."""
     monkeypatch.setattr(engines, "Inline", Stopping)
     monkeypatch.setattr(Stopping, "at", 4)
-    runs.start(compose.resolve(SMALL), runs=tmp_path, name="pilot", options=QUIET)
+    start(tmp_path, *WORDS)
     monkeypatch.setattr(Stopping, "at", 99)
     return tmp_path / "pilot"
 
@@ -66,7 +45,7 @@ def cohorts(place):
 
 
 def test_a_client_is_left_out_from_the_next_round_on(stopped):
-    found = runs.resume(stopped, runs=stopped.parent, options=QUIET, exclusion=Exclusion([2]))
+    found = resume(stopped.parent, stopped, exclusion=Exclusion([2]))
     assert found["status"] == "done"
     assert cohorts(stopped) == [[0, 1, 2, 3]] * 3 + [[0, 1, 3]] * 3
     assert json.loads((stopped / "run.json").read_text())["without"] == [{"client": 2, "after": 3}]
@@ -78,17 +57,17 @@ def test_so_many_are_never_left_out_that_no_round_could_be(stopped):
     """Whoever is left out is noted for good: a run without clients could never be resumed again."""
     for everyone in [[0, 1, 2, 3], [3, 2, 1, 0, 0]]:
         with pytest.raises(ConfigError, match="--without leaves 0 of 4 clients, and a round needs 1"):
-            runs.resume(stopped, runs=stopped.parent, options=QUIET, exclusion=Exclusion(everyone))
+            resume(stopped.parent, stopped, exclusion=Exclusion(everyone))
     assert "without" not in json.loads((stopped / "run.json").read_text())
     with pytest.raises(ConfigError, match="leaves 1 of 4 clients, and a round needs 2"):
         Exclusion([2]).check({"num_clients": 4, "without": [{"client": 0}, {"client": 1}]}, stopped, quorum=2)
-    assert runs.resume(stopped, runs=stopped.parent, options=QUIET, exclusion=Exclusion([1, 1]))["status"] == "done"
+    assert resume(stopped.parent, stopped, exclusion=Exclusion([1, 1]))["status"] == "done"
     assert json.loads((stopped / "run.json").read_text())["without"] == [{"client": 1, "after": 3}]
 
 
 @pytest.mark.parametrize("back_to", [0, 2])
 def test_from_goes_back_to_a_state_that_is_not_spoiled_yet(stopped, back_to):
-    runs.resume(stopped, runs=stopped.parent, options=QUIET, exclusion=Exclusion([2], back_to))
+    resume(stopped.parent, stopped, exclusion=Exclusion([2], back_to))
     assert cohorts(stopped) == [[0, 1, 2, 3]] * back_to + [[0, 1, 3]] * (6 - back_to)
     assert json.loads((stopped / "run.json").read_text())["without"] == [{"client": 2, "after": back_to}]
 
@@ -96,18 +75,18 @@ def test_from_goes_back_to_a_state_that_is_not_spoiled_yet(stopped, back_to):
 def test_a_later_resume_leaves_out_the_same_client_and_gives_the_same_bytes(stopped, monkeypatch):
     """Interrupted before anything is committed again: run.json alone knows."""
     monkeypatch.setattr(Stopping, "at", 1)
-    runs.resume(stopped, runs=stopped.parent, options=QUIET, exclusion=Exclusion([2], 0))
+    resume(stopped.parent, stopped, exclusion=Exclusion([2], 0))
     assert cohorts(stopped) == []
     monkeypatch.setattr(Stopping, "at", 5)
-    runs.resume(stopped, runs=stopped.parent, options=QUIET)
+    resume(stopped.parent, stopped)
     monkeypatch.setattr(Stopping, "at", 99)
-    runs.resume(stopped, runs=stopped.parent, options=QUIET)
+    resume(stopped.parent, stopped)
     assert cohorts(stopped) == [[0, 1, 3]] * 6
     again = stopped.parent / "again"
     monkeypatch.setattr(Stopping, "at", 1)
-    runs.start(compose.resolve(SMALL), runs=stopped.parent, name="again", options=QUIET)
+    start(stopped.parent, *WORDS, name="again")
     monkeypatch.setattr(Stopping, "at", 99)
-    runs.resume(again, runs=stopped.parent, options=QUIET, exclusion=Exclusion([2], 0))
+    resume(stopped.parent, again, exclusion=Exclusion([2], 0))
     assert (again / "metrics.jsonl").read_bytes() == (stopped / "metrics.jsonl").read_bytes()
 
 
@@ -119,14 +98,14 @@ def test_mistakes_are_said_before_anything_is_removed(stopped):
         (([1], -1), "--from -1 is not a round"),
     ):
         with pytest.raises(ConfigError, match=what):
-            runs.resume(stopped, runs=stopped.parent, options=QUIET, exclusion=Exclusion(*words))
+            resume(stopped.parent, stopped, exclusion=Exclusion(*words))
     assert sorted((stopped / "checkpoints").iterdir()) == before
 
 
 def test_no_client_can_be_left_out_of_a_run_that_is_done(stopped):
-    runs.resume(stopped, runs=stopped.parent, options=QUIET)
+    resume(stopped.parent, stopped)
     with pytest.raises(FolderError, match="the run is done"):
-        runs.resume(stopped, runs=stopped.parent, options=QUIET, exclusion=Exclusion([2]))
+        resume(stopped.parent, stopped, exclusion=Exclusion([2]))
 
 
 def test_the_command_line_takes_several_clients(stopped, capsys):
@@ -142,6 +121,6 @@ def test_a_run_that_fails_after_good_rounds_is_told_of_the_way_back(tmp_path):
         failures = [
             failed(replace(job, round=number), "weights: not finite", cause) for cause in ("non_finite", "unsettled")
         ]
-        found = advice.after(failures, compose.resolve(SMALL).config, tmp_path, on_devices=False)
+        found = advice.after(failures, compose.resolve([*SMALL, *WORDS]).config, tmp_path, on_devices=False)
         assert ("--without CLIENT --from ROUND" in found.text) == is_told
         assert "Lower train.lr" in found.text

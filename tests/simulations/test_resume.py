@@ -9,11 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
+from pilots import QUIET, resume
 
 from fedkd import compose
 from simulations import run_folder, runs
-from simulations.options import Options
 
 # Everything a resume could lose: entries that stay with clients, a generator with its optimiser, statistics, momentum.
 WORDS = [
@@ -45,13 +44,8 @@ def test_a_killed_run_ends_with_the_bytes_of_an_undisturbed_one(tmp_path, seed):
     assert run_folder.state(place) == "stopped"
     assert b'"round":14,' not in (place / "metrics.jsonl").read_bytes()
 
-    threads = torch.get_num_threads()
-    try:
-        runs.start(compose.resolve(words), runs=tmp_path, name="whole", options=Options(quiet=True))
-        found = runs.resume(place, runs=tmp_path, options=Options(quiet=True))
-    finally:
-        torch.set_num_threads(threads)
-
+    runs.start(compose.resolve(words), runs=tmp_path, name="whole", options=QUIET)
+    found = resume(tmp_path, place)
     assert found["status"] == "done"
     for name in LEDGER:
         assert (place / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pilots import QUIET, SMALL, resume, start
 
 from fedkd import checkpoint, compose, engine, ledger
 from fedkd.errors import CheckpointError, ConfigError, DataError, EngineError, FolderError, RunError
@@ -16,35 +17,6 @@ from simulations import cli, engines, run_folder, runs, story
 from simulations.inline import Inline
 from simulations.interrupts import Stop
 from simulations.options import Options
-
-SMALL = [
-    "data=digits",
-    "students=mlp",
-    "partition.alpha=1",
-    "clients=4",
-    "train.steps=2",
-    "evaluate.probe=8",
-    "strategy=fedavg",
-    "rounds=4",
-    "checkpoint.every=2",
-    "engine=inline",
-]
-QUIET = Options(quiet=True)
-
-
-@pytest.fixture(autouse=True)
-def _keep_threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-def start(place, *words, name="pilot", **more):
-    return runs.start(compose.resolve([*SMALL, *words]), runs=place, name=name, options=QUIET, **more)
-
-
-def resume(place, path=None):
-    return runs.resume(path, runs=place, options=QUIET)
 
 
 class Faulty(Inline):
