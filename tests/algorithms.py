@@ -7,7 +7,7 @@ import ast
 import importlib.util
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -45,6 +45,7 @@ PUBLIC = ("proxy=held-out", "proxy.size=20")  # of algorithms that need a public
 MIXED = "students={fedgen-cnn: 0.5, mlp: 0.5}"  # differ in all: entries, statistics, width of the latent
 
 
+@cache
 def words() -> list[tuple[str, ...]]:
     """What each algorithm is called on a command line. Imports none of them: one that is broken fails alone."""
     found = []
@@ -219,11 +220,13 @@ def trail(algorithm: tuple[str, ...], *more: str) -> Trail:
     return follow(assemble.assemble(configure(algorithm, *more)), algorithm)
 
 
-def follow(assembly: Assembly, algorithm: tuple[str, ...] = ()) -> Trail:
-    """Play the rounds of an assembly in this process and note all."""
+def follow(
+    assembly: Assembly, algorithm: tuple[str, ...] = (), order: Callable[[list[Any]], Sequence[Any]] = list
+) -> Trail:
+    """Play the rounds of an assembly in this process, with results in this order, and note all."""
     experiment = assembly.experiment
     watched = Watched(experiment.strategy)
-    engine = tiny.FakeEngine(assembly.site)
+    engine = tiny.FakeEngine(assembly.site, order=order)
     played = play(replace(experiment, strategy=watched), engine)
     jobs = [job for job in engine.jobs if job.task == "train"]
     return Trail(algorithm, assembly, played, watched.seen, jobs)

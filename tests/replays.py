@@ -1,4 +1,4 @@
-"""Rounds of an algorithm played again from their replies, as somebody tells them."""
+"""Rounds of an algorithm played or judged again from their replies, as somebody tells them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -7,6 +7,8 @@ from typing import Any
 import algorithms
 from algorithms import Trail
 
+from fedkd import admission
+from fedkd.admission import Admitted
 from fedkd.config import EvaluateConfig
 from fedkd.engine import Engine, Job, Reply, Result
 from fedkd.experiment import Experiment
@@ -27,6 +29,14 @@ class Replay(Engine):
     def run(self, jobs: Sequence[Job], deadline: float | None = None) -> Iterator[Result]:
         replies = {reply.client: reply for reply in self.said[jobs[0].exchange].replies}
         yield from (self.tell(replies[job.client]) for job in jobs)
+
+
+def judged(trail: Trail, exchange: algorithms.Exchange, tell: Callable[[Reply], Any]) -> Admitted:
+    """What is admitted of the replies of an exchange, as somebody tells them. Nothing is aggregated."""
+    at = (exchange.cohort.round, exchange.cohort.exchange)
+    jobs = {job.client: job for job in trail.jobs if (job.round, job.exchange) == at}
+    told = [tell(reply) for reply in exchange.replies]
+    return admission.admit(trail.experiment, exchange.before, exchange.cohort, jobs, told)
 
 
 def once(trail: Trail, exchanges: int) -> Experiment:

@@ -3,6 +3,7 @@
 import dataclasses
 import random
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -32,6 +33,12 @@ def run(trail: Trail, client: Client, job: Job) -> Reply:
     return tiny.fit(client, job, trail.assembly.site)
 
 
+@pytest.fixture(scope="package")
+def lasting(trail: Trail) -> list[Any]:
+    """Its replies to the last jobs, given alone."""
+    return [tiny.lasting(run(trail, trail.assembly.site.client, job)) for job in last_jobs(trail)]
+
+
 def test_a_participation_changes_neither_payload_nor_state_nor_data(trail: Trail):
     site = trail.assembly.site
     for job in [job for job in trail.jobs if job.round == 3]:
@@ -40,19 +47,17 @@ def test_a_participation_changes_neither_payload_nor_state_nor_data(trail: Trail
         tiny.assert_same(tiny.canonical([job, site.train, site.test, site.train_index]), before)
 
 
-def test_the_same_job_gives_the_same_bytes_whoever_trained_in_between(trail: Trail):
+def test_the_same_job_gives_the_same_bytes_whoever_trained_in_between(trail: Trail, lasting):
     other, client = trail.jobs[0], trail.assembly.site.client
-    for job in last_jobs(trail):
-        first = tiny.lasting(run(trail, client, job))
+    for job, first in zip(last_jobs(trail), lasting, strict=True):
         run(trail, client, other)
         tiny.assert_same(tiny.lasting(run(trail, client, job)), first)
 
 
-def test_a_fresh_client_gives_the_same_bytes(trail: Trail, algorithm):
+def test_a_fresh_client_gives_the_same_bytes(trail: Trail, algorithm, lasting):
     fresh = algorithms.halves(algorithm)[1]
-    for job in last_jobs(trail):
-        old = run(trail, trail.assembly.site.client, job)
-        tiny.assert_same(tiny.lasting(run(trail, fresh, job)), tiny.lasting(old))
+    for job, old in zip(last_jobs(trail), lasting, strict=True):
+        tiny.assert_same(tiny.lasting(run(trail, fresh, job)), old)
 
 
 def test_clients_that_share_a_student_are_judged_by_the_payload_alone(trail: Trail):
@@ -73,10 +78,9 @@ def test_it_holds_its_configuration_and_nothing_else(trail: Trail, algorithm):
         client.config.anything = 1
 
 
-def test_no_global_generator_is_read_or_moved(trail: Trail):
+def test_no_global_generator_is_read_or_moved(trail: Trail, lasting):
     client = trail.assembly.site.client
-    for job in last_jobs(trail):
-        expected = tiny.lasting(run(trail, client, job))
+    for job, expected in zip(last_jobs(trail), lasting, strict=True):
         states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
         with torch.random.fork_rng():
             torch.rand(1)
@@ -125,16 +129,9 @@ def check_purity(descent: Descent, batch: Batch, terms: Terms) -> None:
     assert all(value.shape == () and torch.isfinite(value) for value in one.values())
 
 
-@pytest.fixture
-def descending(monkeypatch: pytest.MonkeyPatch) -> Descending:
-    found = Descending(training.descend)
-    monkeypatch.setattr(training, "descend", found)
-    return found
-
-
-def test_terms_draw_nothing_and_leave_everything_as_it_was(trail: Trail, descending: Descending):
+def test_terms_draw_nothing_and_leave_everything_as_it_was(trail: Trail, monkeypatch):
     """So the same terms serve the eager loop and a batched cohort. BatchNorm's statistics may move."""
-    descending.is_twice = True
+    monkeypatch.setattr(training, "descend", Descending(training.descend, is_twice=True))
     for job in last_jobs(trail):
         before = tiny.canonical(job)
         run(trail, trail.assembly.site.client, job)
@@ -164,13 +161,38 @@ def test_probe_images_are_shown_to_students_that_have_been_trained_and_to_no_oth
 # Weight 0 is absence
 
 
+@dataclass(frozen=True)
+class Switches:
+    """A client with every weight switched on, and with one of them 0: what it replies, in canonical form."""
+
+    trail: Trail
+    client: Client
+    phases: list[list[str]]  # names of its terms in each phase of the third round
+    on: list[Any]
+    off: dict[str, list[Any]]  # key of the configuration -> replies
+    terms: dict[str, set[str]]  # key -> terms that vanish when it is 0; only keys that have some
+
+
 @pytest.fixture(scope="package")
-def still(trail: Trail) -> Trail:
-    """The trail without BatchNorm's statistics, which a term moves before it can be struck out; if that can be."""
-    try:
-        return algorithms.trail(trail.words, "students.norm=group")
-    except ConfigError:
-        return trail
+def switches(trail: Trail, algorithm: tuple[str, ...]) -> Switches:
+    """Without BatchNorm's statistics, which a term moves before it can be struck out; if that can be."""
+    first = (algorithm[0],)
+    if algorithm not in algorithms.names() and its_client(algorithm) == its_client(first):
+        pytest.skip("a variant with the client half of another")
+    with suppress(ConfigError):
+        trail = algorithms.trail(algorithm, "students.norm=group", "evaluate.every=3", "evaluate.pooled_every=3")
+    client = full(trail)
+    on, phases = watched(trail, client)
+    off, terms = {}, {}
+    for key in loose(client):
+        off[key], left = watched(trail, without(client, key))
+        terms[key] = named_in(phases) - named_in(left)
+    return Switches(trail, client, phases, on, off, {key: names for key, names in terms.items() if names})
+
+
+def its_client(algorithm: tuple[str, ...]) -> tuple[type, Any]:
+    client = algorithms.halves(algorithm)[1]
+    return type(client), client.config
 
 
 def loose(client: Client) -> dict[str, float]:
@@ -191,27 +213,16 @@ def _annotations(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls, include_extras=True)
 
 
-def replies(trail: Trail, client: Client) -> list[Reply]:
-    return [run(trail, client, job) for job in last_jobs(trail)]
+def watched(trail: Trail, client: Client, struck: frozenset[str] = frozenset()) -> tuple[list[Any], list[list[str]]]:
+    """Replies to the jobs of the third round, with some terms struck out, and the names of the terms in each phase."""
+    descending = Descending(training.descend, struck)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "descend", descending)
+        return [tiny.lasting(run(trail, client, job)) for job in last_jobs(trail)], descending.phases
 
 
-def phases(trail: Trail, client: Client, descending: Descending) -> list[list[str]]:
-    """The names of its terms in each phase of the third round."""
-    descending.phases.clear()
-    replies(trail, client)
-    return list(descending.phases)
-
-
-def named(phases: list[list[str]]) -> set[str]:
+def named_in(phases: list[list[str]]) -> set[str]:
     return {name for phase in phases for name in phase}
-
-
-def switches(trail: Trail, descending: Descending) -> dict[str, set[str]]:
-    """Key of the configuration -> terms that vanish when it is 0."""
-    client = full(trail)
-    all_terms = named(phases(trail, client, descending))
-    found = {key: all_terms - named(phases(trail, off(client, key), descending)) for key in loose(client)}
-    return {key: terms for key, terms in found.items() if terms}
 
 
 def full(trail: Trail) -> Client:
@@ -220,31 +231,25 @@ def full(trail: Trail) -> Client:
     return type(client)(replace(client.config, **loose(client)))
 
 
-def off(client: Client, key: str) -> Client:
+def without(client: Client, key: str) -> Client:
     return type(client)(replace(client.config, **{key: 0}))
 
 
-def test_every_term_but_the_first_of_a_phase_can_be_switched_off(still: Trail, descending: Descending):
-    its = phases(still, full(still), descending)
-    firsts = {phase[0] for phase in its if phase}
-    assert named(its) - firsts <= set().union(*switches(still, descending).values())
+def test_every_term_but_the_first_of_a_phase_can_be_switched_off(switches: Switches):
+    firsts = {phase[0] for phase in switches.phases if phase}
+    assert named_in(switches.phases) - firsts <= set().union(*switches.terms.values())
 
 
-def test_a_weight_of_zero_gives_the_bytes_of_a_client_without_the_term(still: Trail, descending: Descending):
-    client = full(still)
-    on = [tiny.lasting(reply) for reply in replies(still, client)]
-    for key, names in switches(still, descending).items():
-        switched = [tiny.lasting(reply) for reply in replies(still, off(client, key))]
-        descending.struck = frozenset(names)
-        tiny.assert_same(switched, [tiny.lasting(reply) for reply in replies(still, client)])
-        descending.struck = frozenset()
-        assert switched != on
+def test_a_weight_of_zero_gives_the_bytes_of_a_client_without_the_term(switches: Switches):
+    for key, names in switches.terms.items():
+        struck, _ = watched(switches.trail, switches.client, frozenset(names))
+        tiny.assert_same(switches.off[key], struck)
+        assert switches.off[key] != switches.on
 
 
-def test_keys_that_say_that_zero_is_off_are_switches(still: Trail, descending: Descending):
-    client = type(still.assembly.site.client)
-    said = {key.name for key in reference.of(client.Config) if "0 = off" in key.comment}
-    assert said <= set(switches(still, descending))
+def test_keys_that_say_that_zero_is_off_are_switches(switches: Switches):
+    said = {key.name for key in reference.of(type(switches.client).Config) if "0 = off" in key.comment}
+    assert said <= set(switches.terms)
 
 
 # Small clients
@@ -262,7 +267,7 @@ def test_clients_with_fewer_samples_than_a_batch_train_and_one_without_any_fails
     assert {(row["client"], row["cause"]) for row in asked if row["state"] != "ok"} == {(2, "no_data")}
 
 
-def test_a_cohort_of_one_is_enough(algorithm):
-    assembly = assemble.assemble(algorithms.configure(algorithm, "clients_per_round=1"))
+def test_a_cohort_of_one_is_enough(named):
+    assembly = assemble.assemble(algorithms.configure(named, "clients_per_round=1"))
     played = algorithms.play(assembly.experiment, tiny.FakeEngine(assembly.site))
     assert [p.row["clients"]["ok"] for p in played] == [1, 1, 1]

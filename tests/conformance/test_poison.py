@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,8 +10,8 @@ import algorithms
 import pytest
 import tiny
 import torch
-from algorithms import Told, Trail
-from replays import Replay, given, once
+from algorithms import Exchange, Told, Trail
+from replays import Replay, given, judged, once
 
 from fedkd import rounds
 from fedkd.engine import Engine, Job, Reply, Result, failed
@@ -53,7 +53,7 @@ def fill(part: Any, value: float) -> Any:
     return torch.full_like(part, min(value, torch.finfo(part.dtype).max)) if part.is_floating_point() else part
 
 
-def bragging(reply: Reply, kind: str, value: float) -> Reply:
+def bragging(reply: Reply) -> Reply:
     """A billion samples of each label."""
     counts = reply.payload.label_counts
     if counts is None:
@@ -61,39 +61,52 @@ def bragging(reply: Reply, kind: str, value: float) -> Reply:
     return replace(reply, payload=Payload(**{**given(reply), "label_counts": torch.full_like(counts, COUNT)}))
 
 
-@pytest.mark.parametrize("value", VALUES)
-def test_a_value_beyond_all_others_is_refused_in_any_kind_and_the_round_is_as_without_it(trail, told, value):
-    for number, exchange in enumerate(told.said):
-        for kind in sorted(exchange.replies[0].payload.kinds()):
-            check_refused(trail, told, number, lambda reply, kind=kind: poisoned(reply, kind, value))
+def test_a_value_beyond_all_others_is_refused_in_any_kind_of_knowledge(trail: Trail, told: Told):
+    for exchange in told.said:
+        for truth in exchange.replies:
+            for kind in sorted(truth.payload.kinds()) if truth.client == told.liar else ():
+                for value in VALUES:
+                    check_refused(trail, exchange, truth, poisoned(truth, kind, value), f"{kind}: {value}")
 
 
-def test_counts_beyond_all_data_are_refused_and_the_round_is_as_without_them(trail, told):
-    for number in range(len(told.said)):
-        check_refused(trail, told, number, lambda reply: replace(reply, num_examples=COUNT))
-        check_refused(trail, told, number, lambda reply: bragging(reply, "label_counts", COUNT))
+def test_counts_beyond_all_data_are_refused(trail: Trail, told: Told):
+    for exchange in told.said:
+        for truth in exchange.replies:
+            if truth.client == told.liar:
+                check_refused(trail, exchange, truth, replace(truth, num_examples=COUNT), "num_examples")
+                check_refused(trail, exchange, truth, bragging(truth), "label_counts")
 
 
-def check_refused(trail: Trail, told: Told, number: int, lie: Callable[[Reply], Reply]) -> None:
-    """In an exchange of round 1, whose honest replies are replayed."""
-    said, liar = told.said[: number + 1], told.liar
-    truths = [reply for reply in said[-1].replies if reply.client == liar]
-    if all(
-        tiny.lasting(replace(lie(truth), num_examples=truth.num_examples)) == tiny.lasting(truth)
-        and lie(truth).num_examples <= truth.num_examples
-        for truth in truths
-    ):
+def check_refused(trail: Trail, exchange: Exchange, truth: Reply, lie: Reply, about: str) -> None:
+    """The lie in the place of an honest reply is refused, and no other reply is."""
+    if tiny.lasting(lie) == tiny.lasting(truth):
         return  # nothing in it that could be a lie
+    found = judged(trail, exchange, lambda reply: lie if reply is truth else reply)
+    assert (about, {failure.client for failure in found.failures}) == (about, {truth.client})
+    assert all(failure.is_rejected and failure.what for failure in found.failures)
+
+
+def test_what_is_refused_leaves_no_trace_in_the_state_after_its_round(trail: Trail, told: Told):
+    """Round 1 with its honest replies replayed, and with a liar in the first exchange, or without it."""
+    if not told.said[0].replies[0].payload.kinds():
+        pytest.skip("its clients send nothing that could be a lie")
 
     def tell(reply: Reply) -> Any:
-        return lie(reply) if (reply.client, reply.exchange) == (liar, number) else reply
+        return lied(reply) if reply.client == told.liar else reply
 
-    played = rounds.play(once(trail, number + 1), Replay(said, tell), trail.states[0])
-    assert {failure.client for failure in played.failures} == {liar}
-    assert all(failure.is_rejected for failure in played.failures)
-    (row,) = [row for row in played.clients if row["client"] == liar]
+    played = rounds.play(once(trail, 1), Replay(told.said, tell), trail.states[0])
+    assert [(failure.client, failure.is_rejected) for failure in played.failures] == [(told.liar, True)]
+    (row,) = [row for row in played.clients if row["client"] == told.liar]
     assert (row["state"], bool(row["reason"])) == ("rejected", True)
-    tiny.assert_same(tiny.canonical(played.state.server), told.without[number])
+    tiny.assert_same(tiny.canonical(played.state.server), told.without[0])
+    assert told.liar not in played.state.clients
+
+
+def lied(reply: Reply) -> Reply:
+    """All kinds of knowledge far beyond the others', as if of one sample."""
+    for kind in sorted(reply.payload.kinds()):
+        reply = poisoned(reply, kind, 1e6)
+    return replace(reply, num_examples=1)
 
 
 @dataclass
@@ -112,16 +125,13 @@ class Lying(Engine):
     def spoil(self, job: Job, reply: Reply) -> Result:
         if self.is_silent:
             return failed(job, "gone", "lost")
-        for kind in sorted(reply.payload.kinds()):
-            reply = poisoned(reply, kind, 1e6)
-        return replace(reply, num_examples=1)
+        return lied(reply)
 
 
-def test_a_run_with_a_liar_ends_with_the_figures_of_a_run_without_it(trail: Trail, told: Told):
+@pytest.mark.parametrize("name", ["fedavg", "fedfuse", "fedgen", "knfu"])
+def test_a_run_with_a_liar_ends_with_the_figures_of_a_run_without_it(name: str):
     """To the last bit: what is refused leaves no trace. Round 1 alone, from client 0, as if it had one sample."""
-    if not any(exchange.replies[0].payload.kinds() for exchange in told.said):
-        pytest.skip("its clients send nothing that could be a lie")
-    assembly = assemble.assemble(algorithms.configure(trail.words, "clients_per_round=5", "rounds=2"))
+    assembly = assemble.assemble(algorithms.configure((f"strategy={name}",), "clients_per_round=5", "rounds=2"))
     lied, silent = (
         algorithms.play(assembly.experiment, Lying(tiny.FakeEngine(assembly.site), is_silent))
         for is_silent in (False, True)
