@@ -9,6 +9,7 @@ from clients.supervised import Supervised
 from fedkd.engine import Job
 from fedkd.problem import Problem
 from fedkd.training import Site
+from simulations.ray_pool import RayPool
 
 # The same examples in every run, and few: the suite is for every commit. No deadline: a busy machine is no failure.
 settings.register_profile("fedkd", max_examples=25, deadline=None, derandomize=True)
@@ -21,8 +22,33 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Deployments first: they take minutes, most of them waiting, and begun last all would wait for them."""
-    items.sort(key=lambda item: item.get_closest_marker("deployment") is None)
+    """Deployments first: they take minutes, most of them waiting, and begun last all would wait for them.
+
+    Then those that share a pool, one after another: Ray at rest costs time, too.
+    """
+    items.sort(key=lambda item: (item.get_closest_marker("deployment") is None, not _is_pooled(item)))
+
+
+def _is_pooled(item: pytest.Item | None) -> bool:
+    return "two_workers" in getattr(item, "fixturenames", ())
+
+
+_pools: list[RayPool] = []  # none, or the one that is shared
+
+
+@pytest.fixture
+def two_workers() -> RayPool:
+    """A pool of two workers, which takes seconds to start, for all tests that serve it a site of their own."""
+    if not _pools:
+        _pools.append(RayPool(tiny.site(Supervised(), tiny.problem()), workers=2).start())
+    return _pools[0]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
+    """The pool ends with the last test that shares it: a process has one Ray, and others start their own."""
+    if _pools and not _is_pooled(nextitem):
+        _pools.pop().close()
 
 
 @pytest.fixture(scope="session", autouse=True)

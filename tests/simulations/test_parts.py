@@ -1,7 +1,5 @@
 """Parts in whole runs: with algorithms of every kind, in one process and in several, and not at all."""
 
-from collections.abc import Iterator
-
 import algorithms
 import pytest
 import tiny
@@ -11,7 +9,6 @@ from fedkd import checkpoint
 from fedkd.errors import ConfigError
 from fedkd.parts import attach
 from simulations import assemble
-from simulations.ray_pool import RayPool
 
 OWN = ("parts=[teacher, layers, ema]", "part.teacher.teacher=own", "part.layers.teacher=ema", "rounds=2")
 ALL = ("parts=[teacher, mixup, layers, graph, ema, anchor]", "part.mixup.fraction=0.5", "rounds=2")
@@ -69,18 +66,11 @@ def test_what_parts_remember_survives_a_commit_and_flowers_messages(tmp_path):
         tiny.assert_same(tiny.canonical(flower_codec.decode_state(message)), tiny.canonical(its))
 
 
-@pytest.fixture(scope="module")
-def pool() -> Iterator[RayPool]:
-    found = RayPool(tiny.site(Supervised(), tiny.problem()), workers=2).start()
-    yield found
-    found.close()
-
-
 @pytest.mark.parametrize("words", [ALL, OWN], ids=["all", "own"])
-def test_two_workers_give_the_bytes_of_one_process(words, pool):
+def test_two_workers_give_the_bytes_of_one_process(words, two_workers):
     assembly = assemble.assemble(algorithms.configure(("strategy=fedgen",), *words))
     assert isinstance(assembly.site.client, attach.WithParts)
-    pool.serve(assembly.site)
-    spread = algorithms.play(assembly.experiment, pool)
+    two_workers.serve(assembly.site)
+    spread = algorithms.play(assembly.experiment, two_workers)
     alone = algorithms.play(assembly.experiment, tiny.FakeEngine(assembly.site))
     tiny.assert_same(algorithms.what_counts(spread), algorithms.what_counts(alone))

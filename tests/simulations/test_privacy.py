@@ -1,17 +1,14 @@
 """Privacy in whole runs: which strategies may have it, what it changes, and that a stop changes nothing."""
 
 import json
-from collections.abc import Iterator
 
 import algorithms
 import pytest
 import tiny
 
-from clients.supervised import Supervised
 from fedkd import checkpoint, compose, privacy, rounds
 from fedkd.errors import ConfigError
 from simulations import assemble
-from simulations.ray_pool import RayPool
 
 ON = "privacy.label_epsilon=0.5"
 TELLING = {"fedd2s", "feddistill", "feddistill-plus", "fedproto", "knfu-table"}  # docs/privacy.md lists them
@@ -119,16 +116,9 @@ def test_an_epsilon_of_nothing_is_a_mistake():
         compose.resolve(["privacy.label_epsilon=0"])
 
 
-@pytest.fixture(scope="module")
-def pool() -> Iterator[RayPool]:
-    found = RayPool(tiny.site(Supervised(), tiny.problem()), workers=2).start()
-    yield found
-    found.close()
-
-
-def test_two_workers_give_the_bytes_of_one_process(pool):
+def test_two_workers_give_the_bytes_of_one_process(two_workers):
     assembly = start("fedgen", ON)
-    pool.serve(assembly.site)
-    spread = algorithms.play(assembly.experiment, pool)
+    two_workers.serve(assembly.site)
+    spread = algorithms.play(assembly.experiment, two_workers)
     alone = algorithms.play(assembly.experiment, tiny.FakeEngine(assembly.site))
     tiny.assert_same(algorithms.what_counts(spread), algorithms.what_counts(alone))

@@ -14,7 +14,6 @@ from fedkd.engine import Failure, Reply
 from fedkd.payload import Payload
 from simulations import ray_dispatch
 from simulations.inline import Inline
-from simulations.ray_pool import RayPool
 
 ray = pytest.importorskip("ray")
 
@@ -101,21 +100,14 @@ def wait_for_all(pool, problem):
         run(pool, cohort(problem)[1:])
 
 
-@pytest.fixture(scope="module")
-def shared_pool():
+@pytest.fixture
+def pool(two_workers):
+    """Two workers at a site where all is well; a test may serve another."""
     for module in (sys.modules[__name__], tiny):  # workers cannot import test modules: they are sent
         ray.cloudpickle.register_pickle_by_value(module)
-    pool = RayPool(wild_site(tiny.problem()), workers=2).start()
-    yield pool
-    pool.close()
-
-
-@pytest.fixture
-def pool(shared_pool):
-    """Two workers at a site where all is well; a test may serve another."""
-    list(shared_pool.run([]))
-    shared_pool.serve(wild_site(tiny.problem()))
-    return shared_pool
+    list(two_workers.run([]))
+    two_workers.serve(wild_site(tiny.problem()))
+    return two_workers
 
 
 @pytest.mark.parametrize("make", [tiny.plain, tiny.normed])

@@ -199,10 +199,9 @@ def test_a_value_is_chosen_for_each_method_on_validation_data_and_recorded(plain
     assert plan.load(folder).seeds == (0, 1)
 
 
-def test_killed_twice_and_continued_it_ends_with_the_bytes_of_an_undisturbed_one(plainly, tmp_path):
-    words = [*TINY[:2], "rounds=12", *TINY[3:], "strategy=fedavg,fedprox", "seed=1..2"]
-    for rows in (4, 30):
-        kill_after(rows, [*words, "--name", "killed", "--jobs", "2", "--quiet"], tmp_path / "runs/killed/runs")
+def test_killed_and_continued_it_ends_with_the_bytes_of_an_undisturbed_one(plainly, tmp_path):
+    words = [*TINY[:2], "rounds=12", *TINY[3:], "strategy=fedavg,fedprox", "seed=1"]
+    kill_after(14, [*words, "--name", "killed", "--jobs", "2", "--quiet"], tmp_path / "runs/killed/runs")
     compare(*words, "--name", "killed", "--quiet")
     compare(*words, "--name", "whole", "--quiet")
     assert ledgers(tmp_path / "runs/killed") == ledgers(tmp_path / "runs/whole")
@@ -232,7 +231,8 @@ def wait_for(is_so, process):
 def test_a_request_to_terminate_saves_says_how_to_go_on_and_leaves_no_process(tmp_path):
     words = [*TINY[:2], "rounds=4000", *TINY[3:], "strategy=fedavg,fedprox", "seed=1"]
     below = tmp_path / "runs/x/runs"
-    with running([*words, "--name", "x"], stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL) as process:
+    args = [*words, "--name", "x", "--jobs", "2"]  # else a busy machine plays one run after the other
+    with running(args, stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL) as process:
         wait_for(lambda: len([p for p in below.glob("*/metrics.jsonl") if p.stat().st_size]) == 2, process)
         process.send_signal(signal.SIGTERM)
         says = process.stderr.read()
