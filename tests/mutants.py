@@ -37,7 +37,7 @@ class Mutant:
 
 MUTANTS = {
     "border": Mutant("if value.dtype != dtype:", "if False:", ("conformance/test_borders.py",)),
-    "kinds": Mutant("if got != expected.kinds:", "if not got >= expected.kinds:", ("conformance/test_borders.py",)),
+    "kinds": Mutant("if got != expected.kinds:", "if not got >= expected.kinds:", ("fedkd/test_border.py",)),
     "guard": Mutant(
         "if not what and limit and found[reply.client].ratio > limit:", "if False:", ("conformance/test_poison.py",)
     ),
