@@ -1,6 +1,6 @@
 """Centralised, client half: supervised training for as many steps as a whole cohort would take. Server half: the same.
 
-Source: baselines.md 2.1: the budget is that of the FedAvg run beside it.
+The budget is that of the FedAvg run beside it (docs/strategies/centralised.md, equations 1 and 2).
 """
 
 import math

@@ -1,6 +1,6 @@
 """Ditto, client half: the received weights are trained as in FedAvg, then the client's own student on the same batches.
 
-Source: Li et al., ICML 2021, algorithm 1; specs/baselines.md 2.11. Server half: ditto.
+Source: Li et al., ICML 2021, algorithm 1; docs/strategies/ditto.md, equations 1 and 2. Server half: ditto.
 """
 
 from collections.abc import Iterator

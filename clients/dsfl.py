@@ -1,6 +1,6 @@
 """DS-FL, client half: local training, its predictions of public images, and training on what all predict, sharpened.
 
-Source: Itahara et al., IEEE TMC 2021 (baselines.md 3.5). Server half: dsfl.
+Source: Itahara et al., IEEE TMC 2021; docs/strategies/dsfl.md, equation 3. Server half: dsfl.
 """
 
 from collections.abc import Iterator

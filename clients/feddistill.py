@@ -1,7 +1,7 @@
 """FedDistill, client half: training towards the federation's mean output for the label at hand.
 
-Source: Jeong et al., arXiv 1811.11479 (FD), and FedGen's code (fedgen.md 1.10). Server halves: feddistill,
-feddistill-plus; the latter also sends weights, and gets them back.
+Source: Jeong et al., arXiv 1811.11479 (FD), and FedGen's code; docs/strategies/feddistill.md, equations
+1 and 3. Server halves: feddistill, feddistill-plus; the latter also sends weights, and gets them back.
 """
 
 from collections.abc import Iterator, Mapping
@@ -85,7 +85,7 @@ class FedDistill(Client):
         is_prob = self.config.table == "prob"
         if self.config.loss == "mse":
             return divergences.mse(rows_BC, logits_BC.softmax(1) if is_prob else logits_BC)
-        # Raw logits as the target of a cross entropy would be unbounded below (baselines.md 3.1).
+        # Raw logits as the target of a cross entropy would be unbounded below.
         target_BC = rows_BC / rows_BC.sum(1, keepdim=True) if is_prob else rows_BC.softmax(1)
         if self.config.loss == "kl":
             return losses.kl(target_BC, logits_BC)

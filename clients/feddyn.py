@@ -1,6 +1,6 @@
 """FedDyn, client half: cross entropy, and a pull towards the received weights less what the client has moved so far.
 
-Source: Acar et al., ICLR 2021; baselines.md 2.7. Server half: feddyn.
+Source: Acar et al., ICLR 2021; docs/strategies/feddyn.md, equations 1 to 3. Server half: feddyn.
 """
 
 from collections.abc import Iterator, Mapping

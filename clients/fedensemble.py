@@ -1,6 +1,6 @@
 """FedEnsemble, client half: supervised training; what is judged is the ensemble that the server serves.
 
-Source: specs/fedgen.md 1.10, specs/baselines.md 3.2. Server half: fedensemble.
+Source: FedGen's code; docs/strategies/fedensemble.md, equations 1 and 2. Server half: fedensemble.
 """
 
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
 """FedFuse, client half: students that speak without their prior, and learn what the others know of transfer images.
 
-Our own method (specs/fedfuse.md 2 and 3). First exchange: CE(z + log pi, y) on the client's data, then its logits on
+Our own method (docs/strategies/fedfuse.md). First exchange: CE(z + log pi, y) on the client's data, then its logits on
 the public set, or its weights where images are to be generated. Second: KL to the fused answers beside its own data.
 One student serves both: argmax z + log pi for the client's own law, argmax z for everybody's. Server half: fedfuse.
 """
@@ -139,7 +139,7 @@ class FedFuse(Client):
 def restore_statistics(student: Student, x: Tensor) -> None:
     """Set BatchNorm's statistics to their mean over one pass of `x`; the student is left in eval mode.
 
-    The limit of many passes in train mode, of which fedfuse.md 6 makes ten.
+    The limit of many passes in train mode.
     """
     norms = [module for module in student.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
     if norms:

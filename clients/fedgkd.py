@@ -1,6 +1,6 @@
 """FedGKD, client half: distils the mean of past global students into the one being trained.
 
-Source: Yao et al., arXiv 2107.00051; baselines.md 3.10. Server half: fedgkd.
+Source: Yao et al., arXiv 2107.00051; docs/strategies/fedgkd.md, equation 2. Server half: fedgkd.
 """
 
 from collections.abc import Iterator, Mapping

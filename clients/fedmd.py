@@ -1,6 +1,6 @@
 """FedMD, client half: says what it thinks of public images, digests what all think on average, revisits its own data.
 
-Source: Li and Wang, arXiv 1910.03581, Algorithm 1, and the authors' code (baselines.md 3.3). Server half: fedmd.
+Source: Li and Wang, arXiv 1910.03581, Algorithm 1, and the authors' code; docs/strategies/fedmd.md. Server half: fedmd.
 """
 
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
 """FedNTD, client half: keeps what the received student knows about the classes that a sample is not of.
 
-Source: Lee et al., NeurIPS 2022; baselines.md 2.9. Server half: fedavg.
+Source: Lee et al., NeurIPS 2022; docs/strategies/fedntd.md, equation 1. Server half: fedavg.
 """
 
 from collections.abc import Iterator, Mapping

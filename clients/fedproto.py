@@ -1,6 +1,6 @@
 """FedProto, client half: latents held near the federation's prototype of their label, and classification by these.
 
-Source: Tan et al., AAAI 2022, equations 3 and 7. Server half: fedproto.
+Source: Tan et al., AAAI 2022, equations 3 and 7; docs/strategies/fedproto.md, equations 1 to 4. Server half: fedproto.
 """
 
 from collections.abc import Iterator
@@ -41,7 +41,7 @@ class FedProto(Client):
         prototypes, counts = job.payload.prototypes, job.payload.label_counts
         if prototypes is None or counts is None or not self.config.lam:
             return
-        # Means over coordinates and the whole batch: samples without a prototype count as 0 (baselines.md 3.7).
+        # Means over coordinates and the whole batch: samples without a prototype count as 0.
         known = counts[batch.y] > 0
         yield "prototype", self.config.lam * ((z - prototypes[batch.y]).square().mean(1) * known).mean()
 

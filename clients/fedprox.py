@@ -21,9 +21,7 @@ class FedProx(Client):
     @dataclass(frozen=True, kw_only=True)
     class Config(Client.Config):
         mu: Annotated[float, Ge(0), Off("FedAvg")] = 0.01  # pull towards the received weights. Paper: 0.001 to 1, tuned
-        decay: Annotated[float, Ge(0)] = (
-            0.0  # weight decay that FedGen's code gives FedProx alone: 0.001 (fedgen.md 1.10)
-        )
+        decay: Annotated[float, Ge(0)] = 0.0  # weight decay that FedGen's code gives FedProx alone: 0.001
 
     def terms(self, student: Student, batch: Batch, job: Job) -> Iterator[tuple[str, Tensor]]:
         yield "ce", losses.cross_entropy(student(batch.x), batch.y)

@@ -1,7 +1,7 @@
 """FedRep and FedPer, client half: a private head on a shared body, trained one after the other or together.
 
-Sources: Collins et al., ICML 2021, algorithm 1; Arivazhagan et al. 2019 (arXiv 1912.00818); specs/baselines.md 2.12.
-Server half: fedrep.
+Sources: Collins et al., ICML 2021, algorithm 1; Arivazhagan et al. 2019 (arXiv 1912.00818);
+docs/strategies/fedrep.md, equations 1 to 3. Server half: fedrep.
 """
 
 from collections.abc import Iterator, Mapping

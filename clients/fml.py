@@ -1,6 +1,6 @@
 """FML, client half: deep mutual learning between the client's private student and the meme that came down.
 
-Source: Shen et al. 2020 (arXiv 2006.16765); specs/baselines.md 3.8. Server half: fml.
+Source: Shen et al. 2020 (arXiv 2006.16765); docs/strategies/fml.md, equations 1 and 2. Server half: fml.
 """
 
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
 """KnFu, client half, a reconstruction: trains on its own data, says what it thinks of a public set, learns its teacher.
 
-Source: Seyedmohammadi et al., arXiv 2403.11892; specs/knfu.md 1.1, 2.1 and 2.6. Server half: knfu.
+Source: Seyedmohammadi et al., arXiv 2403.11892; docs/strategies/knfu.md, equation 6. Server half: knfu.
 """
 
 from collections.abc import Iterator

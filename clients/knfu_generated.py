@@ -1,6 +1,7 @@
 """KnFu without a public set, client half: its head learns what its teacher says of generated latents.
 
-Our design (specs/knfu.md, section 6b). The extractor gets no gradient from latents. Server half: knfu-generated.
+Our design (docs/strategies/knfu-generated.md, equation 4). The extractor gets no gradient from latents. Server
+half: knfu-generated.
 """
 
 from collections.abc import Iterator, Mapping

@@ -1,6 +1,6 @@
 """KnFu without a public set, client half: private training, held near what near owners of the same label say of it.
 
-Our design (specs/knfu.md, section 6a). Server half: knfu-table.
+Our design (docs/strategies/knfu-table.md, equations 1 and 5). Server half: knfu-table.
 """
 
 from collections.abc import Iterator

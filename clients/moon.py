@@ -1,6 +1,6 @@
 """MOON, client half: latents are drawn to the global student's and driven from those of the client's previous one.
 
-Source: Li, He, Song, CVPR 2021; baselines.md 2.8. Server half: fedavg.
+Source: Li, He, Song, CVPR 2021; docs/strategies/moon.md, equations 1 to 3. Server half: fedavg.
 """
 
 from collections.abc import Iterator, Mapping

@@ -1,6 +1,7 @@
 """SCAFFOLD, client half: SGD whose gradient is corrected by how the client's differs from everybody's.
 
-Source: Karimireddy et al., ICML 2020, Algorithm 1; baselines.md 2.5. Server half: scaffold.
+Source: Karimireddy et al., ICML 2020, Algorithm 1; docs/strategies/scaffold.md, equations 1 to 5. Server half:
+scaffold.
 """
 
 from collections.abc import Iterator, Mapping

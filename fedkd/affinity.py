@@ -1,7 +1,7 @@
 """Affinity: how near clients' knowledge lies to each other, and the trust that follows from it.
 
-K clients, N probe samples, C classes; row = receiver, column = sender. All in float64 (knfu.md 7: float32 leaves
-divergences of a distribution from itself at 2e-7). `...` are further leading axes: a matrix per class or per sample.
+K clients, N probe samples, C classes; row = receiver, column = sender. All in float64: float32 leaves
+divergences of a distribution from itself at 2e-7. `...` are further leading axes: a matrix per class or per sample.
 """
 
 import math
@@ -22,20 +22,20 @@ LOWEST = 1e-38  # of a fused probability that travels as a logarithm
 
 
 def epd(probs_KNC: Tensor) -> Tensor:
-    """Estimated probability distributions (K, C): each client's mean prediction (knfu.md 2.2, `mean_soft`)."""
+    """Label laws (K, C), estimated: each client's mean prediction (docs/strategies/knfu.md, equation 1)."""
     probs_KNC = probs_KNC.double()
     return (probs_KNC / probs_KNC.sum(-1, keepdim=True)).mean(-2)
 
 
 def label_shares(labels_KN: Tensor, classes: int) -> Tensor:
-    """Shares (K, C) of the samples that a client gives each label (knfu.md 2.2, `argmax_hist`)."""
+    """Shares (K, C) of the samples that a client gives each label: `epd=argmax_hist`."""
     clients, samples = labels_KN.shape
     hits_KC = torch.zeros(clients, classes, dtype=torch.float64)
     return hits_KC.scatter_add_(1, labels_KN, torch.ones_like(labels_KN, dtype=torch.float64)) / samples
 
 
 def reported(counts_KC: Tensor, pseudo: float = 0.0) -> Tensor:
-    """Label laws (K, C) from label counts, `pseudo` of each label added (knfu.md 2.2, `reported`: a = pseudo).
+    """Label laws (K, C) from label counts, `pseudo` of each label added: `epd=reported`.
 
     A client without samples has the uniform law.
     """
@@ -48,7 +48,7 @@ def distance(P_KC: Tensor, kind: Divergence = "kl", eps: float = 1e-6) -> Tensor
     """D (..., K, K) >= 0 between distributions (..., K, C), in nats where that has a meaning; the diagonal is 0.
 
     `kl`: D[k, j] = KL(P_k || P_j), large where j lacks a class that k has. The laws are smoothed by
-    (P + eps) / (1 + C eps) (knfu.md 2.2 and 2.3). Raises ValueError for an unknown kind.
+    (P + eps) / (1 + C eps) (docs/strategies/knfu.md, equations 2 and 3). Raises ValueError for an unknown kind.
     """
     P_KC = (P_KC.double() + eps) / (1 + P_KC.shape[-1] * eps)
     if kind in {"kl", "kl_rev"}:
@@ -71,7 +71,7 @@ def distance(P_KC: Tensor, kind: Divergence = "kl", eps: float = 1e-6) -> Tensor
 
 
 def table_distance(P_KCC: Tensor, defined_KC: Tensor, kind: Divergence = "kl", eps: float = 1e-6) -> Tensor:
-    """D (K, K) between conditional tables: the mean over the labels that both have (knfu.md 2.2, `class_table`).
+    """D (K, K) between conditional tables: the mean over the labels that both have: `epd=class_table`.
 
     P[k, y] is what client k predicts for label y; rows outside `defined_KC` are not looked at. Clients with no label
     in common lie at an infinite distance.
@@ -93,7 +93,7 @@ def weights(
     top: int | None = None,
     allowed: Tensor | None = None,
 ) -> Tensor:
-    """W (..., K, K) = softmax over senders of -beta * D, rows summing to 1 (knfu.md 2.4, equation 8).
+    """W (..., K, K) = softmax over senders of -beta * D, rows summing to 1 (docs/strategies/knfu.md, equation 4).
 
     `prior_K` multiplies before normalising; `top` keeps the nearest (ties: the lower client); `allowed`, broadcast
     against D, says who may be a sender of whom: (C, 1, K) gives weights by label. beta = inf shares equally among the
@@ -131,7 +131,7 @@ def describe(W_RK: Tensor, own_R: Tensor) -> Findings:
     """For the ledger: weights (R, K) to 4 digits and effective senders; `own_R` is the column of each receiver itself.
 
     is_local = 1: every teacher is the client's own knowledge, fusion is local training. is_untested = 1: so few or so
-    many senders count that the run says nothing about affinity (knfu.md 2.7). Weights by sample or by label
+    many senders count that the run says nothing about affinity. Weights by sample or by label
     (..., R, K) are averaged. Receivers without a sender count for `without_sender` alone.
     """
     rows, columns = W_RK.shape[-2:]
@@ -178,7 +178,7 @@ def teachers(clients: Sequence[int], W_RK: Tensor, fused_RNC: Tensor) -> dict[in
 
 
 def beta_for(D_KK: Tensor, target: float, **rule: Any) -> float:
-    """The beta at which clients have `target` effective senders on average (knfu.md 2.7, `beta: auto`).
+    """The beta at which clients have `target` effective senders on average: `beta=auto`.
 
     Found by bisection, since the mean falls as beta grows: 0 if there are no more than `target` senders anyway,
     at most 1e6. `rule` is for `weights`.

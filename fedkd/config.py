@@ -128,7 +128,7 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherPart:
-    """Distillation from a frozen teacher (kd-components.md 6)."""
+    """Distillation from a frozen teacher (Tang et al. 2020; docs/parts.md)."""
 
     __pydantic_config__: ClassVar[Any] = _FORBID
     weight: Annotated[float, Ge(0)] = 1.0  # of the term; 0 = off
@@ -145,7 +145,7 @@ class TeacherPart:
 
 @dataclass(frozen=True, kw_only=True)
 class MixupPart:
-    """Distillation on a mixed share of the batch (kd-components.md 2)."""
+    """Distillation on a mixed share of the batch (Choi et al., WACV 2023; docs/parts.md)."""
 
     __pydantic_config__: ClassVar[Any] = _FORBID
     weight: Annotated[float, Ge(0)] = 1.0  # of both terms; 0 = off
@@ -159,7 +159,7 @@ class MixupPart:
 
 @dataclass(frozen=True, kw_only=True)
 class LayersPart:
-    """Hidden layers like the frozen teacher's (kd-components.md 7)."""
+    """Hidden layers like the frozen teacher's (Yu, Wen, Mou 2025; docs/parts.md)."""
 
     __pydantic_config__: ClassVar[Any] = _FORBID
     weight: Annotated[float, Ge(0)] = 1.0  # of the term; 0 = off
@@ -172,7 +172,7 @@ class LayersPart:
 
 @dataclass(frozen=True, kw_only=True)
 class GraphPart:
-    """Relations between the places of a feature map like the frozen teacher's (kd-components.md 3, L_inner)."""
+    """Relations between the places of a feature map like the frozen teacher's (Zhang, Liu, He 2023)."""
 
     __pydantic_config__: ClassVar[Any] = _FORBID
     weight: Annotated[float, Ge(0)] = 100.0  # of the term, whose size falls with the square of the places; 0 = off
@@ -183,7 +183,7 @@ class GraphPart:
 
 @dataclass(frozen=True, kw_only=True)
 class EmaPart:
-    """A moving average of the client's own students as a teacher (kd-components.md 8)."""
+    """A moving average of the client's own students as a teacher (Brahma, Rai, CVPR 2023; docs/parts.md)."""
 
     __pydantic_config__: ClassVar[Any] = _FORBID
     weight: Annotated[float, Ge(0)] = 0.5  # of cross entropy with its predictions; 0 = off
@@ -192,7 +192,7 @@ class EmaPart:
 
 @dataclass(frozen=True, kw_only=True)
 class AnchorPart:
-    """A pull towards the received weights (kd-components.md 8 with v = 1; FedProx's)."""
+    """A pull towards the received weights (docs/strategies/fedprox.md, equation 1)."""
 
     __pydantic_config__: ClassVar[Any] = _FORBID
     weight: Annotated[float, Ge(0)] = 0.01  # rho; half of it times the squared distance; 0 = off

@@ -2,7 +2,7 @@
 
 Those of distributions are means over the batch, in nats, at a temperature tau and times tau^2, so that their gradients
 keep their size; they are 0 if and only if both logits are equal up to a constant a sample. Nothing here detaches the
-teacher: give it without gradient. Source: kd-components.md 6.
+teacher: give it without gradient.
 """
 
 from collections.abc import Callable, Mapping

@@ -40,7 +40,7 @@ def mean_size(sizes: Mapping[str, int]) -> float:
 def by_label_counts(counts_KC: Tensor) -> Tensor:
     """Trust by what the sender saw of each label, counts[k, y] / sum over senders: (1, K, C). FedGen's rule.
 
-    Counts start at 1 (fedgen.md 1.4), so that a label nobody drew is trusted to all alike.
+    Counts start at 1 (docs/strategies/fedgen.md, equation 2), so that a label nobody drew is trusted to all alike.
     """
     return normalise(counts_KC.float()[None])
 
@@ -80,14 +80,15 @@ def describe(trust_RKC: Tensor) -> Numbers:
     return {"effective_senders": float(entropy_RC.exp().mean())}
 
 
-# --- knowledge about samples: N of them, trust by label (fedfuse.md 2) -------------------------------------------
+# --- knowledge about samples: N of them, trust by label (docs/strategies/fedfuse.md) -----------------------------
 
 
 def by_holders(counts_KC: Tensor, cap: float = 1.0) -> Tensor:
-    """Trust by how much of a label the sender holds, (1, K, C) float64: T[k, y] = n_ky / sum_j n_jy (fedfuse.md 2).
+    """Trust by how much of a label the sender holds, (1, K, C) float64: T[k, y] = n_ky / sum_j n_jy.
 
-    The column of a label that nobody holds is 0: it is undefined, and the rules below leave that label out. `cap`
-    bounds what one sender weighs where others hold the label too: counts are a claim. Towards 0: all holders alike.
+    docs/strategies/fedfuse.md, equation 3. The column of a label that nobody holds is 0: it is undefined, and the rules
+    below leave that label out. `cap` bounds what one sender weighs where others hold the label too: counts are a claim.
+    Towards 0: all holders alike.
     """
     counts_KC = counts_KC.double()
     trust_KC = counts_KC / counts_KC.sum(0).clamp(min=1)
@@ -109,18 +110,20 @@ def _capped(trust_KC: Tensor, cap: float) -> Tensor:
 
 
 def with_affinity(trust_1KC: Tensor, D_RK: Tensor, beta: float) -> Tensor:
-    """w[r, k, y] proportional to exp(-beta D[r, k]) T[k, y], over senders (R, K, C) (fedfuse.md 2; knfu.md 2.4).
+    """w[r, k, y] proportional to exp(-beta D[r, k]) T[k, y], over senders (R, K, C).
 
-    In logarithms: where only a sender at a great distance holds a label, it is still trusted fully.
+    docs/strategies/fedfuse.md, equation 4. In logarithms: where only a sender at a great distance holds a label, it is
+    still trusted fully.
     """
     score_RKC = trust_1KC.double().log() - beta * D_RK.double()[:, :, None]
     return torch.nan_to_num(score_RKC.softmax(1), nan=0.0)  # NaN: the column of a label that nobody holds
 
 
 def log_prior(counts_C: Tensor, smoothing: float) -> Tensor:
-    """log pi + a constant, (C,) float32, pi_y = (n_y + a) / (n + a C), a = `smoothing` > 0 (fedfuse.md 2).
+    """log pi + a constant, (C,) float32, pi_y = (n_y + a) / (n + a C), a = `smoothing` > 0.
 
-    The constant makes the largest 0: it changes no softmax, and where counts are equal all entries are exactly 0.
+    docs/strategies/fedfuse.md, equation 1. The constant makes the largest 0: it changes no softmax, and where counts
+    are equal all entries are exactly 0.
     """
     log_C = (counts_C.double() + smoothing).log()
     return (log_C - log_C.max()).float()

@@ -38,19 +38,19 @@ def kl(target_BC: Tensor, logits_BC: Tensor) -> Tensor:
 def ensemble_cross_entropy(logits_KBC: Tensor, y_B: Tensor, trust_KC: Tensor) -> Tensor:
     """Cross entropy of K heads, each trusted by label.
 
-    mean_i sum_k trust[k, y_i] * CE(logits[k, i], y_i): FedGen's teacher loss with per-label weights (fedgen.md 1.5).
+    mean_i sum_k trust[k, y_i] * CE(logits[k, i], y_i): docs/strategies/fedgen.md, equation 3.
     Columns of `trust_KC` sum to 1. Returns a scalar.
     """
     return (trust_KC[:, y_B] * heads_cross_entropy(logits_KBC, y_B)).sum(0).mean()
 
 
 def ensemble_cross_entropy_per_client(logits_KBC: Tensor, y_B: Tensor, trust_KC: Tensor) -> Tensor:
-    """The same with the weights averaged over the batch's labels first: the slip of FedGen's code (fedgen.md 1.5)."""
+    """The same with the weights averaged over the batch's labels first: the slip of FedGen's code."""
     return (trust_KC[:, y_B].mean(1) * heads_cross_entropy(logits_KBC, y_B).mean(1)).sum()
 
 
 def mean_logits_cross_entropy(logits_KBC: Tensor, y_B: Tensor) -> Tensor:
-    """Cross entropy of the mean of the heads' logits: equation 4 of FedGen's paper (fedgen.md 1.9, item 4)."""
+    """Cross entropy of the mean of the heads' logits: equation 4 of FedGen's paper."""
     return F.cross_entropy(logits_KBC.mean(0), y_B)
 
 
@@ -60,10 +60,10 @@ def heads_cross_entropy(logits_KBC: Tensor, y_B: Tensor) -> Tensor:
 
 
 def diversity(noise_Bn: Tensor, z_Bd: Tensor) -> Tensor:
-    """exp(-mean over all pairs of D2(noise_i, noise_j) * D1(z_i, z_j)), in (0, 1] (fedgen.md 1.5).
+    """exp(-mean over all pairs of D2(noise_i, noise_j) * D1(z_i, z_j)), in (0, 1].
 
-    D2 is the mean squared, D1 the mean absolute coordinate difference; the B*B ordered pairs include the diagonal.
-    Minimised: it falls as latents of different noise spread apart.
+    docs/strategies/fedgen.md, equation 4. D2 is the mean squared, D1 the mean absolute coordinate difference; the B*B
+    ordered pairs include the diagonal. Minimised: it falls as latents of different noise spread apart.
     """
     d2_BB = torch.cdist(noise_Bn, noise_Bn, compute_mode="donot_use_mm_for_euclid_dist").square() / noise_Bn.shape[1]
     d1_BB = (z_Bd[:, None] - z_Bd[None]).abs().mean(-1)
@@ -71,7 +71,7 @@ def diversity(noise_Bn: Tensor, z_Bd: Tensor) -> Tensor:
 
 
 def kl_elementwise(student_BC: Tensor, target_BC: Tensor) -> Tensor:
-    """KL(target || softmax(student)) averaged over samples *and* classes: FedGen's student term (fedgen.md 1.5)."""
+    """KL(target || softmax(student)) averaged over samples *and* classes (docs/strategies/fedgen.md, equation 5)."""
     return F.kl_div(F.log_softmax(student_BC, 1), target_BC, reduction="none").mean()
 
 

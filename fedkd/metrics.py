@@ -12,8 +12,7 @@ from fedkd.payload import Weights
 def over_clients(correct: Sequence[float], counts: Sequence[int]) -> dict[str, float]:
     """Accuracy of clients on their own test splits: mean, std (population), worst tenth, and pooled.
 
-    Worst tenth is the mean of the ceil(K/10) lowest; `pooled` is all correct over all samples, FedGen's round accuracy
-    (fedgen.md 2.3).
+    Worst tenth is the mean of the ceil(K/10) lowest; `pooled` is all correct over all samples, FedGen's round accuracy.
     """
     each = sorted(c / n for c, n in zip(correct, counts, strict=True))
     mean = math.fsum(each) / len(each)
@@ -74,7 +73,7 @@ def local_accuracy(labels_KN: Tensor, y_N: Tensor, laws_KC: Tensor) -> dict[str,
 
     A_k(y) is student k's accuracy on the probe images of label y, q_k its client's label distribution: `in` is
     sum_y q_k(y) A_k(y), `out` the same under (1 - q_k(y)) / (C - 1), both averaged over clients (Lee et al.,
-    NeurIPS 2022; baselines.md section 5). Labels without a probe image are left out of both.
+    NeurIPS 2022). Labels without a probe image are left out of both.
     """
     classes = laws_KC.shape[1]
     of_label_NC = (y_N[:, None] == torch.arange(classes)).double()
@@ -99,7 +98,7 @@ def by_class(counts: Sequence[Tensor]) -> list[float | None]:
 def summarise(by_round: Mapping[int, float]) -> dict[str, float]:
     """The last value, the mean of those of the last 10 rounds, the mean of the 5 highest, the highest.
 
-    Rounds without a value were not evaluated. `top5` picks rounds by what it reports: FedGen's rule (fedgen.md 2.3),
+    Rounds without a value were not evaluated. `top5` picks rounds by what it reports: FedGen's rule,
     for comparison with its figures only.
     """
     values, end = list(by_round.values()), max(by_round)

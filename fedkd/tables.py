@@ -1,7 +1,7 @@
 """Tables: one row a label, the mean of what a client's student says of its samples, and which rows anybody knows.
 
 K clients, C classes, m columns (C logits, or the d coordinates of a latent), S samples. A row that nobody knows has
-weight 0 and holds zeros; it is to be left out, never taken for knowledge (baselines.md 3.1).
+weight 0 and holds zeros; it is to be left out, never taken for knowledge.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -327,7 +327,7 @@ def pooled_part(part: int, num_samples: int) -> Tensor:
 
 
 def learning_rate(config: TrainConfig, job: Job) -> float:
-    """lr * decay^t, t counted from 0: of this round, or of the client's last one (FedGen's code, fedgen.md 1.6)."""
+    """lr * decay^t, t counted from 0: of this round, or of the client's last one (FedGen's code)."""
     if config.lr_clock == "round":
         return config.lr * config.lr_decay ** (job.round - 1)
     return config.lr * config.lr_decay ** max(job.state.last_round - 1, 0)

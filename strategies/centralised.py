@@ -1,6 +1,6 @@
 """Centralised, server half: no federation. One student on everybody's data, which client 0 holds.
 
-What FedAvg would be without heterogeneity (baselines.md 2.1). Client half: centralised.
+What FedAvg would be without heterogeneity. Client half: centralised.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,6 @@
 """Ditto, server half: FedAvg; beside it every client trains a student of its own, which never leaves it.
 
-Source: Li et al., ICML 2021; specs/baselines.md 2.11. Client half: ditto.
+Source: Li et al., ICML 2021; docs/strategies/ditto.md, equation 3. Client half: ditto.
 """
 
 from collections.abc import Mapping, Sequence

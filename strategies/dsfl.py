@@ -1,6 +1,6 @@
 """DS-FL, server half: the clients' mean predictions on public images, sharpened; a global student learns them too.
 
-Source: Itahara et al., IEEE TMC 2021 (baselines.md 3.5). Client half: dsfl.
+Source: Itahara et al., IEEE TMC 2021; docs/strategies/dsfl.md, equations 1 to 3. Client half: dsfl.
 """
 
 from collections.abc import Mapping, Sequence
@@ -113,7 +113,7 @@ class DSFL(Strategy[State]):
 def sharpen(probs_NC: Tensor, temperature: float) -> Tensor:
     """Entropy reduction aggregation: softmax(p / T) of *probabilities* p (N, C), rows over C classes.
 
-    They differ by at most 1, so that T = 1 flattens; it is no power p^(1/T), and not idempotent (baselines.md 3.5).
+    They differ by at most 1, so that T = 1 flattens; it is no power p^(1/T), and not idempotent.
     """
     return (probs_NC / temperature).softmax(1)
 

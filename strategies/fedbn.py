@@ -1,6 +1,6 @@
 """FedBN, server half: FedAvg on everything but BatchNorm layers, which stay with the clients whole.
 
-Source: Li et al., ICLR 2021; specs/baselines.md 2.10. Client half: supervised.
+Source: Li et al., ICLR 2021; docs/strategies/fedbn.md, equation 1. Client half: supervised.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,7 @@
 """FedDF, server half: averages weights, then teaches the average what all received students say of public images.
 
-Source: Lin et al., NeurIPS 2020, Algorithms 1 and 3, and the authors' code (baselines.md 3.4, fedgen.md 1.10). Client
-half: feddf.
+Source: Lin et al., NeurIPS 2020, Algorithms 1 and 3, and the authors' code; docs/strategies/feddf.md,
+equations 1 to 4. Client half: feddf.
 """
 
 import math

@@ -1,6 +1,7 @@
 """FedDistill (FD), server half: the mean over clients of their students' outputs by label; no weights cross.
 
-Source: Jeong et al., arXiv 1811.11479, and FedGen's code (fedgen.md 1.10). Client half: feddistill.
+Source: Jeong et al., arXiv 1811.11479, and FedGen's code; docs/strategies/feddistill.md, equation 2. Client
+half: feddistill.
 """
 
 from collections.abc import Mapping, Sequence

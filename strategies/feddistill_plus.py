@@ -1,6 +1,6 @@
 """FedDistill+, server half: FedDistill that also averages weights.
 
-Source: FedGen's code, where it is called FedDistill-FL (fedgen.md 1.10). Client half: feddistill.
+Source: FedGen's code, where it is called FedDistill-FL; docs/strategies/feddistill.md. Client half: feddistill.
 """
 
 from collections.abc import Mapping, Sequence

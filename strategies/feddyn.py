@@ -1,6 +1,6 @@
 """FedDyn, server half: the mean of the clients' weights, moved on by what they have been pulled from so far.
 
-Source: Acar et al., ICLR 2021, Algorithm 1; baselines.md 2.7. Client half: feddyn.
+Source: Acar et al., ICLR 2021, Algorithm 1; docs/strategies/feddyn.md, equations 4 and 5. Client half: feddyn.
 h is kept divided by -alpha, as in the authors' code: then alpha is the clients' alone, and its 0 divides nothing.
 """
 

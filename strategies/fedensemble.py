@@ -1,7 +1,7 @@
 """FedEnsemble, server half: FedAvg whose prediction is that of all clients' students together.
 
-Source: FedGen's baseline (Zhu, Hong, Zhou, ICML 2021, authors' code): specs/fedgen.md 1.10, specs/baselines.md 3.2.
-Client half: fedensemble.
+Source: FedGen's baseline (Zhu, Hong, Zhou, ICML 2021, authors' code); docs/strategies/fedensemble.md. Client
+half: fedensemble.
 """
 
 from collections.abc import Mapping, Sequence

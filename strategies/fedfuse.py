@@ -1,8 +1,8 @@
 """FedFuse, server half: fuses what clients say about transfer images, label by label, trusting who saw the label.
 
-Our own method (specs/fedfuse.md), not published that we know of. Two exchanges a round: clients train and answer, then
-learn from the fused answers. The images are a public set or, without one, drawn by a generator that is trained against
-the clients' students (fedkd/image_distillation.py). Client half: fedfuse.
+Our own method (docs/strategies/fedfuse.md), not published that we know of. Two exchanges a round: clients train and
+answer, then learn from the fused answers. The images are a public set or, without one, drawn by a generator that is
+trained against the clients' students (fedkd/image_distillation.py). Client half: fedfuse.
 """
 
 from collections.abc import Mapping, Sequence
@@ -62,7 +62,7 @@ class FedFuse(Strategy[State]):
     @dataclass(frozen=True, kw_only=True)
     class Config(Strategy.Config):
         transfer: Literal["auto", "proxy", "generated"] = "auto"  # auto: the public set if there is one
-        fuse: Literal["trust_logit", "trust_prob", "confident"] = "trust_logit"  # the rule (fedfuse.md 2)
+        fuse: Literal["trust_logit", "trust_prob", "confident"] = "trust_logit"  # the rule
         trust: Literal["counts", "uniform"] = "counts"  # by label counts, or all senders alike
         trust_cap: Annotated[float, Gt(0), Le(1)] = 1.0  # the most one sender weighs on a label others hold; 1: no cap
         beta: Annotated[float, Ge(0), Le(1e6)] = 0.0  # KnFu's filter of distant senders; 0: one teacher for all

@@ -1,6 +1,7 @@
 """FedGen, server half: averages weights and trains a generator of latents against the clients' heads.
 
-Source: Zhu, Hong, Zhou, ICML 2021; numbers as in specs/fedgen.md, sections 1.4, 1.5, 1.8 and 1.9. Client half: fedgen.
+Source: Zhu, Hong, Zhou, ICML 2021, and the authors' code; docs/strategies/fedgen.md, equations 1 to 5. Client half:
+fedgen.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,7 +43,7 @@ class Heads:
 
     weight_KCd: Tensor
     bias_KC: Tensor
-    trust_KC: Tensor  # W of fedgen.md 1.4: columns sum to 1
+    trust_KC: Tensor  # W of docs/strategies/fedgen.md, equation 2: columns sum to 1
 
     def logits(self, z_Bd: Tensor) -> Tensor:
         """Logits of every head on every latent, (K, B, C)."""
@@ -57,7 +58,7 @@ class FedGen(Strategy[State]):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Strategy.Config):
-        share: Literal["all", "head"] = "all"  # what travels: everything, or the prediction layer alone (1.8)
+        share: Literal["all", "head"] = "all"  # what travels: everything, or the prediction layer alone
         weighting: Literal["examples", "uniform"] = "examples"  # of the average; paper: uniform
         noise: Annotated[int, Ge(1)] = 32  # width of the generator's noise
         hidden: Annotated[int, Ge(1)] = 256  # width of the generator's hidden layer
@@ -166,7 +167,7 @@ class FedGen(Strategy[State]):
 
 
 def teacher_loss(form: str, logits_KBC: Tensor, y_B: Tensor, trust_KC: Tensor) -> Tensor:
-    """How badly the heads recognise generated latents, in one of three forms (fedgen.md 1.5 and 1.9, item 4)."""
+    """How badly heads recognise generated latents, in one of three forms (docs/strategies/fedgen.md, equation 3)."""
     if form == "per_label":
         return losses.ensemble_cross_entropy(logits_KBC, y_B, trust_KC)
     if form == "per_client":
@@ -175,7 +176,7 @@ def teacher_loss(form: str, logits_KBC: Tensor, y_B: Tensor, trust_KC: Tensor) -
 
 
 def stack_counts(replies: Sequence[Reply]) -> Tensor:
-    """c of fedgen.md 1.4, (K, C) int64: 1 + how often client k drew label y this round; a 0 is read as 1."""
+    """c of W, (K, C) int64: 1 + how often client k drew label y this round; a 0 is read as 1."""
     return torch.stack([r.payload.label_counts for r in replies if r.payload.label_counts is not None]).clamp(min=1)
 
 

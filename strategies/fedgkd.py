@@ -1,6 +1,6 @@
 """FedGKD, server half: averages weights, and sends the mean of the last global students along as a teacher.
 
-Source: Yao et al., arXiv 2107.00051; baselines.md 3.10. Client half: fedgkd.
+Source: Yao et al., arXiv 2107.00051; docs/strategies/fedgkd.md, equation 1. Client half: fedgkd.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,6 @@
 """FedMD, server half: the mean of the clients' logits on public images; no weights cross.
 
-Source: Li and Wang, arXiv 1910.03581, and the authors' code (baselines.md 3.3). Client half: fedmd.
+Source: Li and Wang, arXiv 1910.03581, and the authors' code; docs/strategies/fedmd.md, equation 1. Client half: fedmd.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,7 @@
 """FedRep and FedPer, server half: the mean of the clients' bodies; heads stay with them.
 
-Sources: Collins et al., ICML 2021; Arivazhagan et al. 2019 (arXiv 1912.00818); specs/baselines.md 2.12. Client half:
-fedrep, which says in what order body and head are trained.
+Sources: Collins et al., ICML 2021; Arivazhagan et al. 2019 (arXiv 1912.00818); docs/strategies/fedrep.md,
+equation 4. Client half: fedrep, which says in what order body and head are trained.
 """
 
 from collections.abc import Mapping, Sequence

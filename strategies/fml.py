@@ -1,6 +1,6 @@
 """FML, server half: the plain mean of the memes, small students that travel while the clients' own ones stay.
 
-Source: Shen et al. 2020 (arXiv 2006.16765); specs/baselines.md 3.8. Client half: fml.
+Source: Shen et al. 2020 (arXiv 2006.16765); docs/strategies/fml.md, equation 3. Client half: fml.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,7 @@
 """KnFu, server half, a reconstruction: a teacher for each client, fused from the knowledge of those near to it.
 
-Source: Seyedmohammadi et al., arXiv 2403.11892, of which only the abstract was found; equations of specs/knfu.md,
-sections 1 and 2. Client half: knfu.
+Source: Seyedmohammadi et al., arXiv 2403.11892, of which only the abstract was found;
+docs/strategies/knfu.md, equations 1 to 5. Client half: knfu.
 """
 
 from collections.abc import Mapping, Sequence
@@ -183,7 +183,7 @@ class KnFu(Strategy[State]):
         return affinity.beta_for(D_KK, self.config.beta_senders, **rule) if state.beta is None else state.beta
 
     def _fused(self, W_RK: Tensor, logits_KNC: Tensor) -> Tensor:
-        """F (R, N, C) of knfu.md 2.5, in float64: probabilities at the configured temperature."""
+        """F (R, N, C), in float64: probabilities at `temperature` (docs/strategies/knfu.md, equation 5)."""
         if self.config.fuse == "logit":
             return (affinity.mix(W_RK, logits_KNC) / self.config.temperature).softmax(-1)
         return affinity.mix(W_RK, (logits_KNC / self.config.temperature).softmax(-1))

@@ -1,7 +1,7 @@
 """KnFu without a public set, server half: generated latents stand for the public images, and heads never hear of them.
 
-Our design (specs/knfu.md, section 6b) on what is known of Seyedmohammadi et al., arXiv 2403.11892, with FedGen's
-generator (Zhu et al., ICML 2021; fedgen.md 1.3 to 1.5): nothing of it is in the paper. Client half: knfu-generated.
+Our design (docs/strategies/knfu-generated.md) on what is known of Seyedmohammadi et al., arXiv 2403.11892, with
+FedGen's generator (Zhu et al., ICML 2021): nothing of it is in the paper. Client half: knfu-generated.
 """
 
 import math
@@ -146,7 +146,7 @@ class KnFuGenerated(Strategy[State]):
     def _train_generator(
         self, state: State, heads: tuple[Tensor, Tensor], counts_KC: Tensor, stream: Stream
     ) -> tuple[Weights, Mapping[str, Any], Findings]:
-        """FedGen's: latents that the heads, trusted by label, recognise, and that noise spreads (fedgen.md 1.5)."""
+        """FedGen's: latents that the heads, trusted by label, recognise, and that noise spreads."""
         config, draws = self.config, stream.child("generator").torch()
         entries = {name: entry.clone() for name, entry in state.generator.items()}
         adam = Adam({name: entries[name].requires_grad_() for name in generators.learnable(entries)}, state.adam)

@@ -1,7 +1,7 @@
 """KnFu without a public set, server half: tables of mean logits by label, fused for each client from near owners.
 
-Our design (specs/knfu.md, section 6a) on what is known of Seyedmohammadi et al., arXiv 2403.11892: nothing of it is in
-the paper. Client half: knfu-table.
+Our design (docs/strategies/knfu-table.md) on what is known of Seyedmohammadi et al., arXiv 2403.11892: nothing of it is
+in the paper. Client half: knfu-table.
 """
 
 import math

@@ -1,6 +1,6 @@
 """Local, server half: no server. Every client trains alone, in the rounds in which it would be selected.
 
-The floor that any exchange of knowledge must beat (baselines.md 2.1). Client half: supervised.
+The floor that any exchange of knowledge must beat. Client half: supervised.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,7 @@
 """SCAFFOLD, server half: averages weights, and the control variates that tell clients where the others pull.
 
-Source: Karimireddy et al., ICML 2020, Algorithm 1; baselines.md 2.5. Client half: scaffold.
+Source: Karimireddy et al., ICML 2020, Algorithm 1; docs/strategies/scaffold.md, equations 6 and 7. Client half:
+scaffold.
 """
 
 from collections.abc import Mapping, Sequence

@@ -48,7 +48,7 @@ class Partition:
         return sha.hexdigest()
 
     def facts(self, train_labels: np.ndarray) -> dict[str, Any]:
-        """What to report of a partition (baselines.md section 5), as plain numbers.
+        """What to report of a partition, as plain numbers.
 
         `total_variation`: mean over clients of half the L1 distance between the client's label distribution and that of
         all clients together; 0 for IID, near 1 if clients share no label.
@@ -112,7 +112,7 @@ def _matched(counts: np.ndarray, test_labels: np.ndarray, rng: Rng, recipe: Reci
 
 
 def _own_law(counts: np.ndarray, test_labels: np.ndarray, rng: Rng, recipe: Recipe) -> Shares:
-    """As many test images for each client, of its own label distribution; clients may share images (knfu.md 4.3)."""
+    """As many test images for each client, of its own label distribution; clients may share images."""
     assert isinstance(recipe, ClientDirichlet)
     index = [np.flatnonzero(test_labels == label) for label in range(counts.shape[1])]
     have, shares = np.array([len(images) for images in index]), []

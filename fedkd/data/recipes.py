@@ -1,7 +1,7 @@
 """How training samples are dealt to clients: seven recipes, each a schema and a pure function over the labels.
 
 A recipe draws only from the generator it is handed. NumPy's legacy RandomState is accepted too: published partitions
-were made with it. Sources: baselines.md section 5 (Partitions), fedgen.md section 2.2.
+were made with it. See docs/partitions.md.
 """
 
 import random

@@ -1,4 +1,4 @@
-"""FedGen's generator of latents, as pure functions on named tensors (fedgen.md 1.3).
+"""FedGen's generator of latents, as pure functions on named tensors (docs/strategies/fedgen.md, equation 1).
 
 z = Linear(ReLU(BatchNorm(Linear(concat(noise, label))))), the label one-hot or, as an option, a learned embedding.
 Shapes: B samples, N noise width, H hidden width, d latent width, C classes, L label width.
@@ -73,7 +73,7 @@ def learnable(weights: Weights) -> tuple[str, ...]:
 
 
 def draw_noise(shape: Sequence[int], generator: torch.Generator, law: Law = "uniform") -> Tensor:
-    """Noise of FedGen's code, U[0, 1), or of its paper, N(0, 1) (fedgen.md 1.9, row 7)."""
+    """Noise of FedGen's code, U[0, 1), or of its paper, N(0, 1)."""
     draw = torch.rand if law == "uniform" else torch.randn
     return draw(tuple(shape), generator=generator)
 

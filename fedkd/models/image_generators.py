@@ -1,4 +1,4 @@
-"""A conditional generator of images, as pure functions on named tensors (server-distillation.md 6.4).
+"""A conditional generator of images, as pure functions on named tensors, for docs/strategies/fedfuse.md.
 
 x = tanh(Conv(LReLU(BN(Conv(up(LReLU(BN(Conv(up(BN(Linear(concat(noise, one-hot label)))))))))))), images in [-1, 1].
 It starts on a grid of a quarter of the image's side, rounded up, and cuts off what is too much: 8 x 8, 28 x 28 and

@@ -118,7 +118,7 @@ def assign(chosen: StudentsConfig, sizes: Sequence[int], clients: int, rng: np.r
 
 
 def _fedgen_cnn(shape: Shape, norm: Norm) -> Extractor:
-    """FedGen's code (fedgen.md 1.2): strided 3x3 convolutions; z is linear, of width 32."""
+    """FedGen's code: strided 3x3 convolutions; z is linear, of width 32."""
     channels, height, width = shape
     pixels = -(-height // 4) * -(-width // 4)  # each stride of 2 rounds up
     blocks: dict[str, nn.Module] = {
@@ -130,7 +130,7 @@ def _fedgen_cnn(shape: Shape, norm: Norm) -> Extractor:
 
 
 def _mcmahan_cnn(shape: Shape, norm: Norm) -> Extractor:
-    """McMahan et al., AISTATS 2017: padded 5x5 convolutions, so 1,663,370 parameters on MNIST (baselines.md 2.2)."""
+    """McMahan et al., AISTATS 2017: padded 5x5 convolutions, so 1,663,370 parameters on MNIST."""
     channels, height, width = shape
     blocks: dict[str, nn.Module] = {
         "conv1": _pooled(channels, 32, padding=2),
@@ -141,12 +141,12 @@ def _mcmahan_cnn(shape: Shape, norm: Norm) -> Extractor:
 
 
 def _knfu_cnn(shape: Shape, norm: Norm) -> Extractor:
-    """Strided 5x5 convolutions without normalisation: 114 thousand parameters on MNIST (knfu.md 4.3)."""
+    """Strided 5x5 convolutions without normalisation: 114 thousand parameters on MNIST."""
     return _strided5(shape, None)
 
 
 def _knfu_cnn_bn(shape: Shape, norm: Norm) -> Extractor:
-    """The same, normalised after each convolution (fedfuse.md 6, data-free)."""
+    """The same, normalised after each convolution, for FedFuse without a public set."""
     return _strided5(shape, norm)
 
 
@@ -162,7 +162,7 @@ def _strided5(shape: Shape, norm: Norm | None) -> Extractor:
 
 
 def _fedd2s_cnn(shape: Shape, norm: Norm) -> Extractor:
-    """Padded 5x5 convolutions with pooling, as FedD2S is measured on: 215,370 parameters on MNIST (fedd2s.md 6.2)."""
+    """Padded 5x5 convolutions with pooling, as FedD2S is measured on: 215,370 parameters on MNIST."""
     channels, height, width = shape
     blocks: dict[str, nn.Module] = {
         "conv1": _pooled(channels, 16, padding=2),

@@ -1,6 +1,6 @@
 """Relations between the places of a feature map like those in a frozen teacher's map: L_inner of TRG.
 
-Source: Zhang, Liu, He 2023 and kd-components.md 3, of which only the piece without projectors is here: tokens are the
+Source: Zhang, Liu, He 2023 (docs/parts.md), of which only the piece without projectors is here: tokens are the
 places of the map (p = 1), CS = softmax(F F' / sqrt(D)) per image, L_inner = MSE(CS of the teacher, CS of the student).
 """
 

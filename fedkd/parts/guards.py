@@ -1,6 +1,6 @@
 """Guards against drift: a moving average of the client's students as a teacher, and a pull to the received weights.
 
-Source: Brahma, Rai, CVPR 2023 (PETAL) and kd-components.md 8, use (i): labels are there, and the variance v is 1.
+Source: Brahma, Rai, CVPR 2023 (PETAL), where labels are there and the variance v is 1 (docs/parts.md).
 """
 
 from collections.abc import Iterator

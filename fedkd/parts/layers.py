@@ -1,6 +1,6 @@
 """Hidden layers like those of a frozen teacher of the same architecture.
 
-Source: Yu, Wen, Mou 2025 and kd-components.md 7. L_hid = sum_l MSE(F_S[l], F_T[m(l)]); projectors are the identity,
+Source: Yu, Wen, Mou 2025 (docs/parts.md). L_hid = sum_l MSE(F_S[l], F_T[m(l)]); projectors are the identity,
 maps are pooled to the smaller side, and layers of different width are refused.
 """
 

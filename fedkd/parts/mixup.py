@@ -1,6 +1,6 @@
 """Partial mixup with distillation: on a share of the batch, images, labels and the teacher's question are mixed.
 
-Source: Choi et al., WACV 2023, and kd-components.md 2. Beside the client's own terms on the whole batch come, over the
+Source: Choi et al., WACV 2023 (docs/parts.md). Beside the client's own terms on the whole batch come, over the
 mixed images (n of B) and with logits scaled to unit deviation instead of a temperature,
 weight * n / B * (gamma CE(s', y') + alpha KL(softmax t' || softmax s')). Images mix within one client only.
 """

@@ -1,6 +1,6 @@
 """Distillation from a frozen teacher, of which a view may keep a part only: what is it that teaches?
 
-Source: Tang et al. 2020 and kd-components.md 6. The term is weight * tau^2 * divergence(view of teacher, student).
+Source: Tang et al. 2020 (docs/parts.md). The term is weight * tau^2 * divergence(view of teacher, student).
 """
 
 from collections.abc import Iterator, Mapping

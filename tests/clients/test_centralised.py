@@ -1,4 +1,4 @@
-"""The pooled student's client half: its budget (baselines.md 2.1)."""
+"""The pooled student's client half: its budget (docs/strategies/centralised.md, equations 1 and 2)."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Ditto's client half: invariants of baselines.md 2.11."""
+"""Ditto's client half: invariants (docs/strategies/ditto.md, equations 1 and 2)."""
 
 from collections import OrderedDict
 from dataclasses import replace
@@ -128,7 +128,7 @@ class Scalar(nn.Module):
 
 @pytest.mark.parametrize(("pull", "expected"), [(0.0, (0.729, 1.976)), (1.0, (0.756, 1.876))])
 def test_two_scalar_clients_reach_the_golden_weights(pull, expected, problem):
-    """Golden: baselines.md 7.1. In the first round Ditto's own student is FedProx's: it starts at what came down."""
+    """Golden: tests/quadratics.py. In the first round Ditto's own student is FedProx's: it starts at what came down."""
     job = tiny.job(problem, payload=Payload(weights={"scalar.w": torch.tensor([1.0])}))
     batch = Batch(torch.zeros(1, 1), torch.zeros(1, dtype=torch.int64), 0, 1)
     for a, b, goal in ((1, 0, expected[0]), (2, 3, expected[1])):

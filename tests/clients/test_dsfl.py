@@ -1,4 +1,4 @@
-"""DS-FL's client half: invariants of specs/baselines.md 3.5."""
+"""DS-FL's client half: invariants (docs/strategies/dsfl.md, equation 3)."""
 
 from dataclasses import replace
 

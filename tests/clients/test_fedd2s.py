@@ -1,4 +1,4 @@
-"""FedD2S's client half: golden numbers G1 and G3 and the invariants 3 to 6 of fedd2s.md 9, by number."""
+"""FedD2S's client half: golden numbers and invariants (docs/strategies/fedd2s.md, equations 1 and 2)."""
 
 from collections import OrderedDict
 from dataclasses import replace
@@ -20,7 +20,7 @@ from fedkd.payload import Payload
 from fedkd.student import Student
 from fedkd.training import Site
 
-# 1. Golden numbers
+# Golden, worked out apart from this code
 
 
 V = torch.tensor([[2.0, 0, -1], [0.5, 1.5, 0]], dtype=torch.float64)
@@ -83,7 +83,7 @@ def test_g3_gradient_routing(depth, loss, b1, b2, g):
         )
 
 
-# 3. Dropped blocks feel nothing of the federation
+# Dropped blocks feel nothing of the federation
 
 
 @pytest.mark.parametrize("student", orders.STUDENTS)
@@ -131,7 +131,7 @@ def test_a_base_shut_off_from_cross_entropy_learns_from_the_federation_only():
     assert torch.equal(grads["head.weight"], only["head.weight"])
 
 
-# 4. Without knowledge it is local training
+# Without knowledge it is local training
 
 
 @pytest.mark.parametrize("depth", [0, 1, 2, 3])
@@ -155,7 +155,7 @@ def test_a_client_that_left_goes_on_as_local_training_would():
 
 
 def test_runs_that_differ_in_depth_draw_the_same_batches(monkeypatch):
-    """Making a head must not move the stream of batches (trap 9)."""
+    """Making a head must not move the stream of batches."""
     drawn = []
     draw = Site.draw
     monkeypatch.setattr(Site, "draw", lambda self, told: drawn.append(draw(self, told)) or drawn[-1])
@@ -164,7 +164,7 @@ def test_runs_that_differ_in_depth_draw_the_same_batches(monkeypatch):
     assert torch.equal(drawn[0].position, drawn[1].position)
 
 
-# 5. The divergence
+# The divergence
 
 
 @given(st.integers(0, 10_000), st.floats(-20, 20), st.floats(1, 8))
@@ -181,7 +181,7 @@ def test_the_divergence_is_positive_blind_to_constants_and_has_its_gradient(seed
     assert_close(grad, expected.detach(), rtol=0, atol=1e-12)
 
 
-# 6. What changes, and what travels
+# What changes, and what travels
 
 
 def test_a_local_head_is_made_at_each_tap_visited_and_rests_when_the_depth_moves_on():

@@ -1,4 +1,4 @@
-"""What FedD2S's clients report and are taught: invariants 8 to 11 of fedd2s.md 9, and other readings."""
+"""What FedD2S's clients report and are taught: invariants, and other readings."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from fedkd import heads, losses, orders
 from fedkd.orders import Order
 from fedkd.training import Site
 
-# 8. A teacher's row belongs to its sample
+# A teacher's row belongs to its sample
 
 
 def agreement(at, logits):
@@ -44,7 +44,7 @@ def test_without_a_table_there_is_no_divergence():
     assert set(tiny.fit(fedd2s(), job(1, samples=table()), site()).numbers) == {"ce", "head", "kl"}
 
 
-# 9. Reports
+# Reports
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
@@ -103,7 +103,7 @@ def test_taps_can_be_averaged_before_they_go():
     assert reply.state.memory["heads"]["conv"]["head.weight"].shape == (tiny.CLASSES, 2)
 
 
-# 10. Class means
+# Class means
 
 
 def test_class_means_are_reported_with_their_counts():
@@ -160,7 +160,7 @@ def test_smoothed_labels_stand_in_for_a_teacher():
     assert reply.payload.samples == {}
 
 
-# 11. Copies
+# Copies
 
 
 @pytest.mark.parametrize("depth", [1, 2])

@@ -1,4 +1,4 @@
-"""FedDistill's client half: invariants of specs/baselines.md 3.1 and fedgen.md 6, item 11."""
+"""FedDistill's client half: invariants (docs/strategies/feddistill.md, equations 1 and 3)."""
 
 import math
 from dataclasses import replace
@@ -82,7 +82,7 @@ def test_the_term_is_the_distance_to_the_row_of_the_label(problem, site, job, lo
 
 
 def test_raw_logits_are_never_the_target_of_a_cross_entropy():
-    """The trap of baselines.md 7.2: "CE" of raw logits is 6.253856, or -50; ours are bounded below by 0."""
+    """The trap of raw logits as a target: "CE" of raw logits is 6.253856, or -50; ours are bounded below by 0."""
     u, t = torch.tensor([[2.0, 0.0]]), torch.tensor([[-1.0, 3.0]])
     assert float(client(loss="kl")._distance(t, u)) == pytest.approx(2.000861, abs=1e-6)
     wild, target = torch.tensor([[0.0, 50.0]]), torch.tensor([[-1.0, -3.0]])

@@ -1,4 +1,4 @@
-"""FedDyn's client half: pull, tilt and what is remembered (baselines.md 2.7)."""
+"""FedDyn's client half: pull, tilt and what is remembered (docs/strategies/feddyn.md, equations 1 to 3)."""
 
 from dataclasses import replace
 

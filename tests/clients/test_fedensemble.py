@@ -1,4 +1,4 @@
-"""FedEnsemble's client half: what an ensemble answers (baselines.md 3.2, fedgen.md 1.10)."""
+"""FedEnsemble's client half: what an ensemble answers (docs/strategies/fedensemble.md, equations 1 and 2)."""
 
 import pytest
 import tiny

@@ -55,7 +55,6 @@ def skewed(chosen: FedFuse, problem=PROBLEM):
 
 
 def test_uniform_counts_make_prior_free_training_plain_training_to_the_bit():
-    """3."""
     site = site_of(client())
     index = torch.arange(18)  # 6 samples of each label
     site = replace(site, train_index={**site.train_index, 0: index})
@@ -65,7 +64,6 @@ def test_uniform_counts_make_prior_free_training_plain_training_to_the_bit():
 
 
 def test_with_the_prior_kept_it_is_local_training_whatever_the_counts():
-    """10."""
     chosen = client(prior_free=False)
     site = skewed(chosen)
     kept = tiny.fit(chosen, first(), site).state.kept
@@ -165,7 +163,7 @@ def test_each_transfer_image_comes_once_a_pass_with_its_own_target_and_as_many_o
 
 
 def test_labels_that_nobody_holds_teach_nothing(trained):
-    """1: whatever stands in their column, and whatever the student thinks of them."""
+    """Whatever stands in their column, and whatever the student thinks of them."""
     chosen, site, state = trained
     logits = torch.randn(10, 3)
     held = torch.tensor([1, 1, 0])
@@ -223,7 +221,7 @@ def test_adams_moments_are_shared_by_both_phases():
 
 
 def test_the_prior_counts_on_its_own_test_law_and_nowhere_else(trained):
-    """3 of section 1, and 9: with a uniform prior both agree."""
+    """With a uniform prior both agree."""
     chosen, site, state = trained
     student, x = PROBLEM.initial().eval(), site.own(0)[0]
     plain = student(x)

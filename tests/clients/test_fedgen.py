@@ -1,4 +1,4 @@
-"""FedGen's client half: invariants of specs/fedgen.md section 6, by number."""
+"""FedGen's client half: invariants (docs/strategies/fedgen.md, equations 6 to 8)."""
 
 from dataclasses import replace
 from functools import partial
@@ -68,14 +68,14 @@ def gradients(problem: Problem, client: FedGen, order: Job, term: str) -> dict[s
     return dict(zip(entries, torch.autograd.grad(value, list(entries.values()), allow_unused=True), strict=True))
 
 
-# 2. counters
+# counters
 def test_counters_less_one_add_up_to_the_samples_drawn(problem):
     counts = train(problem, FedGen(), job(problem)).payload.label_counts
     assert int((counts - 1).sum()) == 5 * 16 - 16 * 0  # 64 samples: 4 batches of 16 a pass, no short batch
     assert counts[CLASSES - 1] == 1, "a label nobody holds keeps the 1 it started with"
 
 
-# 6. FedAvg
+# FedAvg
 @pytest.mark.parametrize("config", [{"alpha": 0.0, "beta": 0.0}, {"regularised_steps": 0}])
 def test_without_regularisers_the_student_moves_as_in_fedavg_bit_for_bit(problem, config):
     order = job(problem)
@@ -100,7 +100,7 @@ def test_a_weight_of_zero_switches_the_term_off_although_there_is_a_floor(proble
     assert term not in off
 
 
-# 7. gradients
+# gradients
 def test_latent_term_reaches_the_head_alone(problem):
     found = gradients(problem, FedGen(), job(problem), "latent")
     assert all((g is not None and g.abs().sum() > 0) == n.startswith("head.") for n, g in found.items())
@@ -130,20 +130,20 @@ def test_client_steps_never_change_the_generator(problem):
     assert all(torch.equal(order.payload.generator[n], before[n]) for n in before)
 
 
-# 8. KL
+# KL, equation 7
 def test_latent_kl_is_a_divergence():
     logits = torch.randn(6, 4, generator=seeds.stream(0, "kl").torch())
     assert float(losses.kl(logits.softmax(1), logits)) == pytest.approx(0, abs=1e-6)
     assert float(losses.kl(logits.flip(0).softmax(1), logits)) > 0
 
 
-# 9. schedules
+# schedules, equation 8
 @pytest.mark.parametrize(("round", "value"), [(1, 10), (2, 9.8), (51, 3.6417), (200, 0.17947), (2000, 1e-4)])
 def test_weights_of_the_regularisers_decay_to_the_floor(round, value):
     assert FedGen()._weight(10.0, round) == pytest.approx(value, rel=1e-4)
 
 
-# 15. coverage
+# coverage
 def test_a_label_the_client_lacks_still_teaches_its_row_of_the_head(problem):
     counts = [0] * (CLASSES - 1) + [5]  # the federation has only ever seen the label that this client lacks
     order = job(problem, counts=counts)
@@ -175,7 +175,7 @@ def test_only_the_first_steps_are_regularised(problem):
     assert draws == [True, True, True, False, False]
 
 
-# 16. head only
+# head only
 def test_head_only_keeps_the_extractor_and_sends_head_and_counters_alone(problem):
     reply = train(problem, FedGen(), job(problem, share="head"))
     assert set(reply.payload.weights) == {"head.weight", "head.bias"}

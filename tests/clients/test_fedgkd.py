@@ -1,4 +1,4 @@
-"""FedGKD's client half: invariants of baselines.md 3.10."""
+"""FedGKD's client half: invariants (docs/strategies/fedgkd.md, equation 2)."""
 
 from dataclasses import replace
 

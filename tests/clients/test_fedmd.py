@@ -1,4 +1,4 @@
-"""FedMD's client half: invariants of specs/baselines.md 3.3."""
+"""FedMD's client half: invariants (docs/strategies/fedmd.md, equation 2)."""
 
 from dataclasses import replace
 

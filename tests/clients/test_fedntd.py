@@ -1,4 +1,4 @@
-"""FedNTD's client half: invariants of baselines.md 2.9, golden numbers of 7.2."""
+"""FedNTD's client half: invariants and golden numbers (docs/strategies/fedntd.md, equation 1)."""
 
 from dataclasses import replace
 
@@ -34,7 +34,7 @@ def some(seed):
 
 @pytest.mark.parametrize(("temperature", "expected"), [(1.0, 1.150421), (3.0, 1.309223)])
 def test_the_distance_is_golden(temperature, expected):
-    """Golden: baselines.md 7.2."""
+    """Golden, worked out apart from this code."""
     u, reference = torch.tensor([[2.0, 1, 0, -1]]), torch.tensor([[0.0, 1, 2, 3]])
     assert float(distance(u, reference, torch.tensor([0]), temperature)) == pytest.approx(expected, abs=1e-6)
 

@@ -1,4 +1,4 @@
-"""FedProto's client half: invariants of specs/baselines.md 3.7."""
+"""FedProto's client half: invariants (docs/strategies/fedproto.md)."""
 
 from dataclasses import replace
 

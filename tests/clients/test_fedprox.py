@@ -1,4 +1,4 @@
-"""FedProx's client half: invariants of baselines.md 2.3 and fedgen.md 6, item 11."""
+"""FedProx's client half: invariants (docs/strategies/fedprox.md, equation 1)."""
 
 from collections import OrderedDict
 from dataclasses import replace
@@ -101,7 +101,7 @@ class Scalar(nn.Module):
 
 @pytest.mark.parametrize(("mu", "expected"), [(0.0, (0.729, 1.976)), (1.0, (0.756, 1.876))])
 def test_two_scalar_clients_reach_the_golden_weights(mu, expected, problem):
-    """Golden: baselines.md 7.1: the pull is this module's term, the loss a/2 (w - b)^2."""
+    """Golden: tests/quadratics.py: the pull is this module's term, the loss a/2 (w - b)^2."""
     job = tiny.job(problem, payload=Payload(weights={"scalar.w": torch.tensor([1.0])}))
     batch = Batch(torch.zeros(1, 1), torch.zeros(1, dtype=torch.int64), 0, 1)
     for a, b, goal in ((1, 0, expected[0]), (2, 3, expected[1])):

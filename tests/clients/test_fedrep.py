@@ -1,4 +1,4 @@
-"""FedRep's and FedPer's client half: invariants of baselines.md 2.12."""
+"""FedRep's and FedPer's client half: invariants (docs/strategies/fedrep.md, equations 1 to 3)."""
 
 from dataclasses import replace
 

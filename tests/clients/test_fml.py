@@ -1,4 +1,4 @@
-"""FML's client half: invariants of baselines.md 3.8 and the golden divergence of 7.2."""
+"""FML's client half: invariants and a golden divergence (docs/strategies/fml.md, equations 1 and 2)."""
 
 from dataclasses import replace
 
@@ -96,7 +96,7 @@ def gradients(names):
 
 
 def test_each_loss_reaches_its_own_student_only():
-    """Peers are detached: a third-party trap of baselines.md 3.8."""
+    """Peers are detached: a trap of other implementations."""
     of_private, of_meme = gradients({"ce", "kl"})
     assert all(g is not None for g in of_private)
     assert all(g is None for g in of_meme)
@@ -106,7 +106,7 @@ def test_each_loss_reaches_its_own_student_only():
 
 
 def test_golden_divergence_is_a_mean_over_the_batch_alone():
-    """Golden: baselines.md 7.2: teacher softmax of (1, 2, 3), (0, 0, 1); not 1/C of it."""
+    """Golden, worked out apart from this code: teacher softmax of (1, 2, 3), (0, 0, 1); not 1/C of it."""
     teacher = torch.tensor([[1.0, 2, 3], [0, 0, 1]])
     logits = torch.tensor([[0.0, 0, 0], [1, 0, 0]])
     batch = Batch(torch.zeros(2, 1), torch.tensor([0, 1]), 0, 2)

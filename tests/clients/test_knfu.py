@@ -104,7 +104,7 @@ def test_without_a_teacher_or_passes_or_weight_nothing_moves():
 
 
 def test_no_passes_give_the_bytes_of_local_training_over_several_rounds():
-    """knfu.md 8, invariant 14: fusion draws from no stream of a client."""
+    """Fusion draws from no stream of a client."""
     train = replace(KEPT, steps=None, epochs=1)
     its = site(client(distill_epochs=0), tiny.normed, train)
     played = tiny.play(tiny.experiment(Strategy(), its), tiny.FakeEngine(its), 3)
@@ -134,7 +134,6 @@ def test_fine_tuning_starts_where_training_stopped():
 
 @given(st.integers(0, 200), st.integers(0, 200))
 def test_the_loss_is_zero_only_for_a_student_that_agrees_and_its_gradient_is_the_difference(seed, other):
-    """knfu.md 8, invariant 11."""
     logits = teacher(seed).double().requires_grad_()
     target = teacher(other).double().softmax(1)
     loss = losses.kl(target, logits)
@@ -231,7 +230,7 @@ def test_other_images_or_another_order_of_them_fail():
 
 
 def test_its_own_knowledge_teaches_it_nothing():
-    """knfu.md 7, K = 1: the loss is 0, and plain SGD stands still."""
+    """K = 1: the loss is 0, and plain SGD stands still."""
     its = site()
     reply = tiny.fit(its.client, first(its), its)
     after = tiny.fit(its.client, second(its, reply.payload.probe_logits, reply.state), its)

@@ -1,4 +1,4 @@
-"""MOON's client half: invariants of baselines.md 2.8, golden number of 7.2."""
+"""MOON's client half: invariants and a golden number (docs/strategies/moon.md, equations 1 to 3)."""
 
 import math
 from dataclasses import replace
@@ -35,7 +35,7 @@ def later(job, site, mu=1.0):
 
 
 def test_the_contrast_is_golden():
-    """Golden: baselines.md 7.2."""
+    """Golden, worked out apart from this code."""
     z, near, far = torch.tensor([[1.0, 0]]), torch.tensor([[1.0, 1]]), torch.tensor([[0.0, 1]])
     assert float(moon.contrast(z, near, far, 0.5)) == pytest.approx(0.217622, abs=1e-6)
 

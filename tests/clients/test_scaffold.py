@@ -1,4 +1,4 @@
-"""SCAFFOLD's client half: variates and corrections (baselines.md 2.5)."""
+"""SCAFFOLD's client half: variates and corrections (docs/strategies/scaffold.md, equations 1 to 5)."""
 
 from dataclasses import replace
 
@@ -27,7 +27,7 @@ def a_job(problem, c=0.0, own=None, numbers=None):
 
 
 def test_effective_steps_of_momentum_are_golden():
-    """Golden: baselines.md 2.6: 13.1441 for five steps of momentum 0.9."""
+    """docs/strategies/scaffold.md, equation 4: 13.1441 for five steps of momentum 0.9."""
     assert scaffold.effective_steps(5, 0.9) == pytest.approx(13.1441, abs=1e-4)
     assert scaffold.effective_steps(7, 0.0) == 7
 

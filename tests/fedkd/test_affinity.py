@@ -10,10 +10,8 @@ from fedkd import affinity, seeds
 
 KINDS = ["kl", "kl_rev", "js", "l1", "l2", "cos"]
 SYMMETRIC = ["js", "l1", "l2", "cos"]
-LAWS = torch.tensor([[0.5, 0.5, 0], [0.4, 0.6, 0], [0, 0.2, 0.8]], dtype=torch.float64)  # knfu.md 9 A
-LOGITS = torch.tensor(
-    [[[2, 1, 0], [0, 1, 0]], [[1, 2, 0], [0, 2, 0]], [[0, 0, 3], [-1, 0, 1]]], dtype=torch.float64
-)  # knfu.md 9 B
+LAWS = torch.tensor([[0.5, 0.5, 0], [0.4, 0.6, 0], [0, 0.2, 0.8]], dtype=torch.float64)
+LOGITS = torch.tensor([[[2, 1, 0], [0, 1, 0]], [[1, 2, 0], [0, 2, 0]], [[0, 0, 3], [-1, 0, 1]]], dtype=torch.float64)
 
 
 def near(actual, expected, atol=1e-6):

@@ -1,4 +1,4 @@
-"""Divergences: the invariants of kd-components.md 6, and values checked by hand."""
+"""Divergences: invariants, and values checked by hand."""
 
 import math
 

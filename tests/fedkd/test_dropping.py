@@ -1,4 +1,4 @@
-"""Schedules: fedd2s.md 2.1 and 9, items 1, 2 and 14. Integers, so all values are exact."""
+"""Schedules (docs/strategies/fedd2s.md, equations 5 and 6). Integers, so all values are exact."""
 
 import pytest
 from hypothesis import given

@@ -103,7 +103,7 @@ def test_the_mean_size_is_of_those_heard():
 
 @pytest.mark.parametrize(("rule", "expected"), [(fusion.by_examples, 1.66425), (fusion.uniformly, 1.3525)])
 def test_two_scalar_clients_average_to_the_golden_value(rule, expected):
-    """Golden: baselines.md 7.1."""
+    """Golden: tests/quadratics.py."""
     sent = replies([{"w": torch.tensor([0.729])}, {"w": torch.tensor([1.976])}], [1, 3])
     assert float(fusion.fuse_weights(sent, rule(sent))["w"]) == pytest.approx(expected, abs=1e-6)
 
@@ -133,7 +133,7 @@ def test_effective_senders_are_averaged_over_labels():
     assert fusion.describe(trust) == {"effective_senders": pytest.approx(1.5)}
 
 
-# Knowledge about samples, trusted by label: invariants of specs/fedfuse.md 7
+# Knowledge about samples, trusted by label (docs/strategies/fedfuse.md, equations 3 to 7)
 
 RULES = pytest.mark.parametrize("rule", fusion.RULES.values(), ids=fusion.RULES)
 label_counts = st.lists(st.lists(st.integers(0, 500), min_size=3, max_size=3), min_size=1, max_size=5).filter(

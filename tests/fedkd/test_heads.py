@@ -1,4 +1,4 @@
-"""Heads on taps: fedd2s.md 2.4, 2.5 (G2, G4) and 6.2."""
+"""Heads on taps: sizes, and golden numbers worked out apart from this code."""
 
 from functools import partial
 

@@ -127,7 +127,7 @@ def probed(*accuracies: float, per_label: int = 10) -> tuple[torch.Tensor, torch
 
 
 def test_in_local_and_out_local_accuracy_by_hand():
-    """baselines.md section 5: A = (.9, .6, .3), q = (.5, .5, 0)."""
+    """By hand: A = (.9, .6, .3), q = (.5, .5, 0)."""
     labels, true = probed(0.9, 0.6, 0.3)
     found = metrics.local_accuracy(labels, true, torch.tensor([[0.5, 0.5, 0.0]]))
     assert found == {"in": pytest.approx(0.75), "out": pytest.approx(0.525)}

@@ -114,7 +114,7 @@ def test_a_gradient_may_be_missing_in_some_steps_only(momentum):
 
 @pytest.mark.parametrize(("mu", "expected"), [(0.0, (0.729, 1.976)), (1.0, (0.756, 1.876))])
 def test_two_scalar_clients_reach_the_golden_weights(mu, expected):
-    """Golden: baselines.md 7.1, L_k = a/2 (w - b)^2; FedAvg and FedProx in three exact steps."""
+    """Golden: tests/quadratics.py, L_k = a/2 (w - b)^2; FedAvg and FedProx in three exact steps."""
     for a, b, goal in ((1, 0, expected[0]), (2, 3, expected[1])):
         w = torch.tensor([1.0])
         sgd = Sgd([w], 0.1)

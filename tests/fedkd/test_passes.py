@@ -83,7 +83,7 @@ def test_learning_rate_decays_from_the_second_round_on():
 
 
 def test_clock_of_participation_reads_the_clients_last_round():
-    """FedGen's code (fedgen.md 1.6): after round t = 199 a client's rate is 0.0013533; its first is 0.01 whenever."""
+    """FedGen's code: after round t = 199 a client's rate is 0.0013533; its first is 0.01 whenever."""
     at = {"lr_clock": "participation"}
     assert rate(50, last_round=0, **at) == 0.01
     assert rate(50, last_round=1, **at) == 0.01

@@ -1,4 +1,4 @@
-"""Tables by label: golden numbers of specs/baselines.md 7.2, and rows that nobody knows."""
+"""Tables by label: golden numbers, and rows that nobody knows."""
 
 import time
 from dataclasses import replace
@@ -80,7 +80,7 @@ def test_sums_and_means_by_label():
 
 
 def test_a_constant_output_counted_from_one_is_shrunk():
-    """fedgen.md 6, item 11: v n / (n + 1)."""
+    """docs/strategies/feddistill.md, equation 1: v n / (n + 1)."""
     sums, counts = tables.sums(torch.full((4, 2), 10.0), torch.zeros(4, dtype=torch.int64), 1)
     assert tables.means(sums, counts, 1.0).tolist() == [[8, 8]]
 

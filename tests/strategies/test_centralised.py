@@ -1,4 +1,4 @@
-"""Centralised training: invariants of baselines.md 2.1."""
+"""Centralised training: invariants (docs/strategies/centralised.md)."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Ditto's server half: invariants of baselines.md 2.11."""
+"""Ditto's server half: invariants (docs/strategies/ditto.md, equation 3)."""
 
 import pytest
 import tiny
@@ -76,7 +76,7 @@ def test_a_client_that_never_trained_has_the_initial_student():
 
 @pytest.mark.parametrize(("weighting", "expected"), [("examples", 1.66425), ("uniform", 1.3525)])
 def test_golden_mean_of_two_scalar_clients(weighting, expected):
-    """Golden: baselines.md 7.1, n = (1, 3)."""
+    """Golden: tests/quadratics.py, n = (1, 3)."""
     replies = [tiny.reply(k, {"w": torch.tensor([w])}, n) for k, (w, n) in enumerate([(0.729, 1), (1.976, 3)])]
     strategy = Ditto(Ditto.Config(weighting=weighting))
     state, _ = strategy.aggregate(State({"w": torch.zeros(1)}, True), replies, STREAM)

@@ -1,4 +1,4 @@
-"""DS-FL's server half: golden numbers and invariants of specs/baselines.md 3.5 and 7.2."""
+"""DS-FL's server half: golden numbers and invariants (docs/strategies/dsfl.md)."""
 
 import math
 from dataclasses import replace

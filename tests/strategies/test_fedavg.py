@@ -1,4 +1,4 @@
-"""FedAvg's server half: invariants of baselines.md 2.2 and fedgen.md 6, item 10."""
+"""FedAvg's server half: invariants (docs/strategies/fedavg.md, equation 2)."""
 
 from dataclasses import replace
 
@@ -27,12 +27,12 @@ def mean(strategy: FedAvg, weights: list[float], sizes: list[int]) -> tuple[floa
 
 @pytest.mark.parametrize(("weighting", "expected"), [("examples", 1.66425), ("uniform", 1.3525)])
 def test_golden_mean_of_two_scalar_clients(weighting, expected):
-    """Golden: baselines.md 7.1, n = (1, 3)."""
+    """Golden: tests/quadratics.py, n = (1, 3)."""
     assert mean(fedavg(weighting=weighting), [0.729, 1.976], [1, 3])[0] == pytest.approx(expected, abs=1e-6)
 
 
 def test_golden_fixed_point_of_two_scalar_clients():
-    """Golden: baselines.md 7.1: uniform, three steps a round, 500 rounds."""
+    """Golden: tests/quadratics.py, uniform, three steps a round, 500 rounds."""
     w, strategy = 1.0, fedavg(weighting="uniform")
     for _ in range(500):
         sent = []
@@ -85,7 +85,7 @@ def test_local_statistics_are_not_part_of_the_state():
 
 
 def test_one_full_batch_step_of_all_is_one_central_step():
-    """baselines.md 2.2: exact, as long as no BatchNorm is in the way."""
+    """Exact, as long as no BatchNorm is in the way."""
     sizes = (20, 12, 7)
     train = replace(tiny.TRAIN, batch=20, steps=1)
     apart = tiny.problem(train=train)

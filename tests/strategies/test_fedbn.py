@@ -1,4 +1,4 @@
-"""FedBN's server half: invariants of baselines.md 2.10."""
+"""FedBN's server half: invariants (docs/strategies/fedbn.md)."""
 
 from dataclasses import replace
 from functools import partial
@@ -100,7 +100,7 @@ def test_a_client_that_never_trained_has_the_initial_norms():
 
 @pytest.mark.parametrize(("weighting", "expected"), [("examples", 1.66425), ("uniform", 1.3525)])
 def test_golden_mean_of_two_scalar_clients(weighting, expected):
-    """Golden: baselines.md 7.1, n = (1, 3)."""
+    """Golden: tests/quadratics.py, n = (1, 3)."""
     replies = [tiny.reply(k, {"w": torch.tensor([w])}, n) for k, (w, n) in enumerate([(0.729, 1), (1.976, 3)])]
     strategy = FedBN(FedBN.Config(weighting=weighting))
     state, _ = strategy.aggregate(State({"w": torch.zeros(1)}, False), replies, STREAM)

@@ -1,4 +1,4 @@
-"""FedD2S's server half: configuration, uploads, heads, tables; edge cases of fedd2s.md 7."""
+"""FedD2S's server half: configuration, uploads, heads, tables; edge cases."""
 
 import math
 from dataclasses import replace

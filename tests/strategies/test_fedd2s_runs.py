@@ -1,4 +1,4 @@
-"""FedD2S in whole runs: schedules, bytes, poison, resume, readings; invariants of fedd2s.md 9."""
+"""FedD2S in whole runs: schedules, bytes, poison, resume, readings; invariants."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""FedDF's server half: invariants of specs/baselines.md 3.4."""
+"""FedDF's server half: invariants (docs/strategies/feddf.md)."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""FedDistill's server halves: invariants of specs/baselines.md 3.1."""
+"""FedDistill's server halves: invariants (docs/strategies/feddistill.md, equation 2)."""
 
 import tiny
 import torch

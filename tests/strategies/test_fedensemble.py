@@ -1,4 +1,4 @@
-"""FedEnsemble's server half: invariants of baselines.md 3.2 and fedgen.md 1.10."""
+"""FedEnsemble's server half: invariants (docs/strategies/fedensemble.md)."""
 
 import pytest
 import tiny
@@ -136,7 +136,7 @@ def test_a_client_that_fails_holds_what_was_broadcast():
 
 @pytest.mark.parametrize(("weighting", "expected"), [("examples", 1.66425), ("uniform", 1.3525)])
 def test_golden_mean_of_two_scalar_clients(weighting, expected):
-    """Golden: baselines.md 7.1, n = (1, 3)."""
+    """Golden: tests/quadratics.py, n = (1, 3)."""
     replies = [tiny.reply(k, {"w": torch.tensor([w])}, n) for k, (w, n) in enumerate([(0.729, 1), (1.976, 3)])]
     strategy = FedEnsemble(FedEnsemble.Config(weighting=weighting))
     state, _ = strategy.aggregate(State({"w": torch.zeros(1)}, {}, {}, 2), replies, STREAM)

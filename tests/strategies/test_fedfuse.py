@@ -1,6 +1,6 @@
 """FedFuse's server half: what is fused for whom, what is refused, and images where there is no public set.
 
-Invariants by number are those of specs/fedfuse.md 7; those of the rules themselves are in tests/fedkd/test_fusion.py.
+The invariants of the rules themselves are in tests/fedkd/test_fusion.py.
 """
 
 from dataclasses import replace
@@ -69,7 +69,7 @@ def test_it_fuses_by_the_rule_that_is_asked_for_and_trusts_by_label_counts(rule)
 
 
 def test_without_trust_trust_prob_is_plain_averaging_of_predictions():
-    """10 and 8: with the prior kept and gamma 0 at the clients, that is FedMD-style averaging."""
+    """With the prior kept and gamma 0 at the clients, that is FedMD-style averaging."""
     after, findings = fused(strategy(fuse="trust_prob", trust="uniform", prior_free=False), ANSWERS)
     assert_close(teacher(after)[0], LOGS.exp().mean(0))
     assert findings["effective_senders"] == pytest.approx(3)
@@ -90,7 +90,6 @@ def test_beta_zero_is_one_object_for_all_and_a_positive_one_a_teacher_for_each()
 
 
 def test_beta_on_equal_trust_gives_knfus_weights():
-    """8."""
     equal = [replace(r, payload=replace(r.payload, label_counts=torch.tensor([5, 5, 5]))) for r in ANSWERS]
     after, findings = fused(strategy(beta=2.0, fuse="trust_prob"), equal)
     weights = affinity.weights(affinity.distance(affinity.epd(LOGS.exp())), 2.0)
@@ -107,7 +106,7 @@ def test_a_receiver_that_failed_is_planned_for_no_more_and_the_others_get_their_
 
 
 def test_a_client_without_counts_is_no_sender_but_receives():
-    """5: with the bytes that the others' knowledge has without it."""
+    """With the bytes that the others' knowledge has without it."""
     for beta in (0.0, 3.0):
         chosen = strategy(beta=beta)
         after, _ = fused(chosen, [ANSWERS[0], answer(1, [0, 0, 0]), ANSWERS[2]])
@@ -197,7 +196,6 @@ def play(chosen: FedFuse, problem=PROBLEM, count: int = 1, spoil=lambda job, res
 
 
 def test_a_client_that_answers_nan_is_as_if_it_were_not_there():
-    """5."""
 
     def lie(job, result):
         if job.task != "train" or job.client != 1 or job.exchange:
@@ -216,7 +214,6 @@ def test_a_client_that_answers_nan_is_as_if_it_were_not_there():
 
 
 def test_bytes_are_two_times_four_n_c_a_client_and_the_counts():
-    """fedfuse.md 4."""
     (played,) = play(strategy())
     assert played.row["bytes"]["up"] == {"probe_logits": 3 * 12 * 3 * 4, "samples": 0, "label_counts": 3 * 3 * 8}
     down = played.row["bytes"]["down"]

@@ -1,4 +1,4 @@
-"""FedGen's server half: invariants of specs/fedgen.md section 6, by number."""
+"""FedGen's server half: invariants (docs/strategies/fedgen.md, equations 2 to 5)."""
 
 import math
 from dataclasses import replace
@@ -51,7 +51,7 @@ def strategy(**changes: object) -> FedGen:
 counts_of = st.lists(st.lists(st.integers(1, 1000), min_size=CLASSES, max_size=CLASSES), min_size=1, max_size=5)
 
 
-# 1. W
+# W, equation 2
 @given(counts_of)
 def test_trust_of_each_label_sums_to_one_and_is_positive(rows):
     trust = fusion.by_label_counts(torch.tensor(rows))[0]
@@ -69,7 +69,7 @@ def test_per_label_and_per_client_losses_coincide_for_one_client_and_for_equal_c
     )
 
 
-# 3. Q
+# labels generated
 @given(counts_of, st.sampled_from(["uniform", "proportional"]))
 def test_generated_labels_are_those_that_someone_drew(rows, law):
     counts = torch.tensor(rows)
@@ -91,7 +91,7 @@ def test_generator_never_sees_a_label_nobody_drew(monkeypatch):
     assert met == {0, 2}
 
 
-# 4. the broadcasting slip
+# the broadcasting slip, equation 3
 def test_a_head_that_never_saw_a_label_does_not_teach_it_but_does_in_the_codes_slip():
     owner = {"head.weight": torch.zeros(CLASSES, LATENT), "head.bias": torch.tensor([2.0, 0, 0, 0])}
     other = {"head.weight": torch.zeros(CLASSES, LATENT), "head.bias": torch.tensor([0.0, 2, 0, 0])}
@@ -125,7 +125,7 @@ def test_stacked_heads_give_each_heads_logits():
         torch.testing.assert_close(logits, torch.nn.functional.linear(z, head(k)["head.weight"], head(k)["head.bias"]))
 
 
-# 5. diversity
+# diversity, equation 4
 def test_diversity_equals_the_explicit_double_sum():
     draw = STREAM.torch()
     noise, z = torch.rand(8, 5, generator=draw), torch.randn(8, LATENT, generator=draw)
@@ -153,7 +153,7 @@ def test_diversity_is_one_for_equal_latents_and_for_equal_noise():
     assert float(losses.diversity(noise[:1].expand(8, -1), z)) == 1
 
 
-# 7. who is changed by the server
+# who is changed by the server
 def test_server_steps_change_the_generator_only():
     replies = [reply(k, [3, 4, 5, 6], head(k)) for k in range(2)]
     before = [{n: t.clone() for n, t in head(k).items()} for k in range(2)]
@@ -167,7 +167,7 @@ def test_server_steps_change_the_generator_only():
     assert not any(t.requires_grad for t in after.generator.values())
 
 
-# 9. schedules
+# schedules
 def test_generator_rate_entering_round_199(monkeypatch):
     rates = []
     step = Adam.step
@@ -177,7 +177,7 @@ def test_generator_rate_entering_round_199(monkeypatch):
     assert rates == [pytest.approx(5.384e-6, rel=1e-3)]
 
 
-# 10. averaging
+# averaging
 def test_one_client_hands_over_its_weights_and_equal_clients_average_to_themselves():
     for clients in (1, 3):
         replies = [reply(k, [2, 2, 2, 2], head(0), size=k + 1) for k in range(clients)]
@@ -192,7 +192,7 @@ def test_average_is_by_size_of_data():
     torch.testing.assert_close(after.weights["head.bias"], expected)
 
 
-# 14. learning
+# learning
 def test_teacher_loss_falls_and_heads_come_to_recognise_latents():
     replies = [reply(k, [50, 50, 50, 50], head(k, scale=3)) for k in range(2)]
     now, numbers = state(head(0)), []
@@ -253,7 +253,7 @@ def test_all_zero_counts_from_a_hostile_client_do_not_break_the_round():
     assert all(math.isfinite(value) for value in numbers.values())
 
 
-# 16. head only
+# head only
 def test_head_only_serves_no_global_student():
     assert strategy(share="head").served(state(head(0)), None) is None
     assert strategy(share="all").served(state(head(0)), None) is not None

@@ -1,4 +1,4 @@
-"""FedGKD's server half: its buffer (baselines.md 3.10)."""
+"""FedGKD's server half: its buffer (docs/strategies/fedgkd.md, equation 1)."""
 
 import pytest
 import tiny

@@ -1,4 +1,4 @@
-"""FedMD's server half: invariants of specs/baselines.md 3.3."""
+"""FedMD's server half: invariants (docs/strategies/fedmd.md, equation 1)."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""FedProto's server half: invariants of specs/baselines.md 3.7."""
+"""FedProto's server half: invariants (docs/strategies/fedproto.md, equation 2)."""
 
 from collections import OrderedDict
 
@@ -47,7 +47,7 @@ def test_a_single_client_gets_its_own_prototypes_back():
 
 @pytest.mark.parametrize(("aggregation", "expected"), [("uniform", [2, 1]), ("examples", [2.5, 1.5])])
 def test_fused_alike_or_by_samples(aggregation, expected):
-    """Golden: baselines.md 7.2. The paper's equation to the letter, (1.25, 0.75), would normalise twice."""
+    """By hand. The paper's equation to the letter, (1.25, 0.75), would normalise twice."""
     replies = [reply(0, [1.0, 0.0, 0.0, 0.0], [1, 1, 1]), reply(1, [3.0, 2.0, 0.0, 0.0], [3, 3, 3])]
     after, _ = strategy(aggregation=aggregation).aggregate(start(), replies, STREAM)
     assert after.prototypes[0, :2].tolist() == expected

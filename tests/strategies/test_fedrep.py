@@ -1,4 +1,4 @@
-"""FedRep's and FedPer's server half: invariants of baselines.md 2.12."""
+"""FedRep's and FedPer's server half: invariants (docs/strategies/fedrep.md, equation 4)."""
 
 from dataclasses import replace
 
@@ -50,7 +50,7 @@ def test_no_student_is_global_so_each_clients_own_is_tried_on_common_images():
 
 @pytest.mark.parametrize(("weighting", "expected"), [("examples", 1.66425), ("uniform", 1.3525)])
 def test_golden_mean_of_two_scalar_clients(weighting, expected):
-    """Golden: baselines.md 7.1, n = (1, 3)."""
+    """Golden: tests/quadratics.py, n = (1, 3)."""
     replies = [tiny.reply(k, {"w": torch.tensor([w])}, n) for k, (w, n) in enumerate([(0.729, 1), (1.976, 3)])]
     strategy = FedRep(FedRep.Config(weighting=weighting))
     state, _ = strategy.aggregate(State({"w": torch.zeros(1)}), replies, STREAM)

@@ -123,7 +123,7 @@ def test_optimisers_leave_batchnorm_statistics_to_the_mean(problem, monkeypatch)
 
 
 def test_the_first_step_of_flowers_fedadam_is_not_that_of_the_paper():
-    """specs/baselines.md 2.4: 0.073511, where Reddi et al. make 0.099010."""
+    """docs/strategies/flower.md, equation 5: 0.073511, where Reddi et al. make 0.099010."""
     config = FlowerStrategy.Config(algorithm="FedAdam", server_lr=0.1)
     state = flower.State({"w": torch.zeros(1)}, statistics={}, exact={}, memory={})
     after, _ = FlowerStrategy(config).aggregate(state, [tiny.reply(0, {"w": torch.ones(1)})], STREAM)

@@ -1,4 +1,4 @@
-"""FML's server half: invariants of baselines.md 3.8."""
+"""FML's server half: invariants (docs/strategies/fml.md, equation 3)."""
 
 import pytest
 import tiny
@@ -28,7 +28,7 @@ def mixed(**changes):
 
 @pytest.mark.parametrize(("weighting", "expected"), [("examples", 1.66425), ("uniform", 1.3525)])
 def test_golden_mean_of_two_scalar_clients(weighting, expected):
-    """Golden: baselines.md 7.1, n = (1, 3)."""
+    """Golden: tests/quadratics.py, n = (1, 3)."""
     replies = [tiny.reply(k, {"w": torch.tensor([w])}, n) for k, (w, n) in enumerate([(0.729, 1), (1.976, 3)])]
     strategy = FML(FML.Config(weighting=weighting))
     state, _ = strategy.aggregate(State({"w": torch.zeros(1)}, True), replies, STREAM)

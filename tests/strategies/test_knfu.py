@@ -19,7 +19,7 @@ from fedkd.payload import Payload
 from fedkd.strategy import Cohort
 from strategies.knfu import KnFu
 
-B = torch.tensor([[[2, 1, 0], [0, 1, 0]], [[1, 2, 0], [0, 2, 0]], [[0, 0, 3], [-1, 0, 1]]]).float()  # knfu.md 9 B
+B = torch.tensor([[[2, 1, 0], [0, 1, 0]], [[1, 2, 0], [0, 2, 0]], [[0, 0, 3], [-1, 0, 1]]]).float()
 STREAM = seeds.stream(0, "aggregate")
 
 
@@ -83,7 +83,7 @@ any_config = st.fixed_dictionaries(
 )
 
 
-# Golden: knfu.md 9 B
+# Golden, worked out apart from this code
 
 
 def near(actual, expected):
@@ -124,7 +124,7 @@ def test_js_of_the_spec():
     assert_close(weights(B, divergence="js")[0], torch.tensor([0.5934, 0.3454, 0.0612]))
 
 
-# Invariants (knfu.md 8)
+# Invariants
 
 
 @given(any_logits, any_config)
@@ -280,7 +280,7 @@ def test_a_row_of_weights_belongs_to_a_client_of_the_cohort():
     assert found["weights"] == [[0.0, 0.0, 0.0, 1.0]]
 
 
-# Edge cases (knfu.md 7)
+# Edge cases
 
 
 def test_one_client_is_its_own_teacher_or_has_none():

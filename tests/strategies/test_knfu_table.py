@@ -15,7 +15,7 @@ from strategies import knfu_table
 from strategies.knfu_table import KnFuTable
 
 STREAM = seeds.stream(0, "aggregate")
-COUNTS = torch.tensor([[10, 10, 0], [5, 20, 5], [0, 5, 15]])  # knfu.md 9 C
+COUNTS = torch.tensor([[10, 10, 0], [5, 20, 5], [0, 5, 15]])
 TABLES = torch.tensor(
     [[[2, 0, 0], [0, 2, 0], [9, 9, 9]], [[1, 0, 0], [0, 3, 0], [0, 0, 1]], [[5, 5, 5], [0, 1, 0], [0, 0, 2]]]
 ).float()
@@ -66,7 +66,6 @@ def test_tables_of_the_spec():
 
 
 def test_what_is_said_of_a_label_without_samples_changes_nothing():
-    """knfu.md 8, invariant 16."""
     owns = COUNTS >= 1
     W = strategy(**SPEC)._weights(TABLES, COUNTS, owns)
     spoilt = TABLES.clone()

@@ -1,4 +1,4 @@
-"""Local training: invariants of baselines.md 2.1."""
+"""Local training: invariants (docs/strategies/local.md)."""
 
 import itertools
 from dataclasses import replace

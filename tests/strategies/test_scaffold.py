@@ -1,4 +1,4 @@
-"""SCAFFOLD's server half and both halves together: invariants of baselines.md 2.5, golden numbers of 7.1."""
+"""SCAFFOLD's server half and both halves together: invariants, golden numbers of tests/quadratics.py."""
 
 from dataclasses import replace
 
@@ -29,7 +29,7 @@ def control(state):
     return {name: value / state.clients for name, value in state.total.items()}
 
 
-# Golden: baselines.md 7.1
+# Golden: tests/quadratics.py
 
 
 def test_two_scalar_clients_reach_the_golden_weights_and_variates():

@@ -24,7 +24,7 @@ def labels_of(folder, train, test, first=0):
     return [idx.read(root, f"{folder}/raw/{part}-labels-idx1-ubyte").astype(int) - first for part in (train, test)]
 
 
-# fedgen.md 2.2. alpha: training images a client, labels a client, all test images
+# Of the script of FedGen's authors. alpha: training images a client, labels a client, all test images
 MNIST = {
     0.05: (
         [1455, 2317, 489, 410, 506, 828, 221, 364, 1120, 1230, 430, 620, 314, 21, 23, 924, 1907, 340, 1257, 224],

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from fedkd.data import recipes
 from fedkd.errors import ConfigError
 
-LABELS = np.repeat(np.arange(10), 100)  # baselines.md 7.3
+LABELS = np.repeat(np.arange(10), 100)
 
 
 def legacy():
@@ -24,7 +24,7 @@ def labels_held(shares):
     return [len(set(LABELS[share])) for share in shares]
 
 
-# --- golden values of baselines.md 7.3 (labels in order, 5 clients, legacy generator seeded with 0)
+# --- golden values, of a loop apart from this code (labels in order, 5 clients, legacy generator seeded with 0)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_dirichlet_matches_niid_bench(alpha, expected, held, begins):
 
 def test_a_repeated_draw_starts_from_the_stored_order_again():
     rng, tries, least = np.random.RandomState(1), 0, 0
-    while least < 190:  # the routine as baselines.md 5 states it, for 5 clients
+    while least < 190:  # the routine as published, for 5 clients
         tries += 1
         shares = [np.empty(0, int) for _ in range(5)]
         for label in range(10):
@@ -128,7 +128,7 @@ def test_fedgen_caps_the_images_of_a_class():
 
 def test_fedgen_stores_classes_in_its_shuffled_order():
     shares = recipes.FedGenDirichlet(alpha=10).deal(LABELS, 5, 10, legacy())
-    assert list(dict.fromkeys(LABELS[shares[0]].tolist())) == [7, 3, 2, 8, 5, 6, 9, 4, 0, 1]  # fedgen.md 2.2
+    assert list(dict.fromkeys(LABELS[shares[0]].tolist())) == [7, 3, 2, 8, 5, 6, 9, 4, 0, 1]
 
 
 def test_fedgen_ignores_the_seed_of_the_run():

@@ -1,4 +1,4 @@
-"""FedGen's generator against torch's own modules, and its invariants (fedgen.md 6, item 12)."""
+"""FedGen's generator against torch's own modules, and its invariants (docs/strategies/fedgen.md, equation 1)."""
 
 import functools
 
@@ -52,7 +52,7 @@ def joined(weights, y, noise):
 @pytest.mark.parametrize(
     ("sizes", "expected"),
     [
-        ({"noise": 32, "hidden": 256, "latent": 32, "classes": 10}, 19_744),  # fedgen.md 1.3: MNIST
+        ({"noise": 32, "hidden": 256, "latent": 32, "classes": 10}, 19_744),  # MNIST
         ({"noise": 32, "hidden": 256, "latent": 32, "classes": 26}, 23_840),  # EMNIST
         ({"noise": 32, "hidden": 128, "latent": 32, "classes": 2}, 8_864),  # CelebA
     ],

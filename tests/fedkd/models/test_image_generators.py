@@ -35,7 +35,7 @@ def test_images_have_the_shape_of_the_data_and_lie_between_minus_one_and_one(sha
 def test_it_has_as_many_parameters_as_the_specification_says():
     weights = init((1, 28, 28), noise=64, classes=10)
     sizes = {name: weights[name].numel() for name in image_generators.learnable(weights)}
-    assert sizes["hidden.weight"] + sizes["hidden.bias"] == 117_600  # server-distillation.md 6.4: 118 k
+    assert sizes["hidden.weight"] + sizes["hidden.bias"] == 117_600
     assert round(sum(sizes.values()), -3) == 132_000
 
 

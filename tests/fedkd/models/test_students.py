@@ -51,13 +51,13 @@ def documented():
 @pytest.mark.parametrize(
     ("name", "shape", "classes", "expected"),
     [
-        ("fedgen-cnn", MNIST, 10, 26_434),  # fedgen.md 1.2
+        ("fedgen-cnn", MNIST, 10, 26_434),  # as FedGen's code
         ("fedgen-cnn", MNIST, 26, 26_962),  # the same, EMNIST letters
-        ("mcmahan-cnn", MNIST, 10, 1_663_370),  # baselines.md 2.2
+        ("mcmahan-cnn", MNIST, 10, 1_663_370),  # as published: McMahan et al. 2017
         ("mlp", MNIST, 10, 199_210),  # McMahan et al. 2017, section 3
-        ("lenet5", CIFAR, 10, 62_006),  # fedd2s.md 6.2
+        ("lenet5", CIFAR, 10, 62_006),  # of its layers, by hand
         ("fedd2s-cnn", MNIST, 10, 215_370),  # the same
-        ("knfu-cnn", MNIST, 10, 416 + 12_832 + 1_568 * 64 + 64 + 650),  # of the layers in knfu.md 4.3
+        ("knfu-cnn", MNIST, 10, 416 + 12_832 + 1_568 * 64 + 64 + 650),
         ("resnet20", CIFAR, 10, 269_722 + 2_752),  # option A as published (0.27 M), and two shortcuts of option B
     ],
 )

@@ -1,4 +1,4 @@
-"""Layers and their relations: the invariants of kd-components.md 7 and 3."""
+"""Layers and their relations: invariants (docs/parts.md)."""
 
 from collections import OrderedDict
 from dataclasses import replace

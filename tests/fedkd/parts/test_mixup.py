@@ -1,4 +1,4 @@
-"""Partial mixup: the invariants of kd-components.md 2."""
+"""Partial mixup: invariants (docs/parts.md)."""
 
 import hypothesis.strategies as st
 import numpy as np

@@ -1,4 +1,4 @@
-"""Views of a teacher: the invariants of kd-components.md 6."""
+"""Views of a teacher: invariants (docs/parts.md)."""
 
 import hypothesis.strategies as st
 import pytest
@@ -78,7 +78,7 @@ def test_with_two_classes_instance_is_full(said):
 
 
 def test_the_target_of_instance_scales_the_gradient_of_plain_training():
-    """Golden: the ratio at the label is (p_y - q_y) / (1 - q_y) (kd-components.md 6)."""
+    """Golden: the ratio at the label is (p_y - q_y) / (1 - q_y)."""
     s, y, p = torch.tensor([[0.3, -0.2, 0.5]], requires_grad=True), torch.tensor([2]), torch.tensor([[0.2, 0.1, 0.7]])
     target, q_y = teacher.view("instance", p, y), float(s.detach().softmax(1)[0, 2])
     (soft,) = torch.autograd.grad(-(target * s.log_softmax(1)).sum(), s)
