@@ -1,25 +1,87 @@
-"""What the options of the command line ask of every verb."""
+"""What each verb takes: a dataclass, from which the parser, its help and the value are made. Imports nothing heavy."""
 
+import argparse
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Self, get_args, get_origin
+
+from fedkd.errors import ConfigError
+
+COMMAND_LINE = "command line"
+
+
+@dataclass(frozen=True)
+class Flag:
+    """How a field is given on the command line; its type and default are those of the field."""
+
+    help: str
+    metavar: str | None = None
+    name: str = ""  # empty: the field's own
+
+    def add_to(self, parser: argparse._ActionsContainer, to: Field[Any]) -> None:
+        """The option `--name`: a switch, or with one value; a tuple has one value each time that it is given."""
+        kind = _kind(to)
+        flag = self.name or f"--{to.name.replace('_', '-')}"
+        if kind is bool:
+            parser.add_argument(flag, dest=to.name, action="store_true", help=self.help)
+        else:
+            is_many = get_origin(kind) is tuple
+            several: dict[str, Any] = {"action": "append", "default": []} if is_many else {"default": to.default}
+            element = next(iter(get_args(kind)), kind)
+            parser.add_argument(flag, dest=to.name, type=element, metavar=self.metavar, help=self.help, **several)
+
+
+class Word(Flag):
+    """The same for what is given without a flag."""
+
+    def add_to(self, parser: argparse._ActionsContainer, to: Field[Any]) -> None:
+        is_needed = to.default is MISSING
+        number = ("+" if is_needed else "*") if get_origin(_kind(to)) is tuple else None if is_needed else "?"
+        parser.add_argument(to.name, nargs=number, metavar=self.metavar, help=self.help)
+
+
+def _kind(of: Field[Any]) -> Any:
+    """Without its annotation."""
+    return get_args(of.type)[0]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Options of all verbs."""
 
-    runs: Path = Path("runs")  # where run folders are made and looked for
-    name: str | None = None  # of the new folder below `runs`
-    out: Path | None = None  # this very folder
-    json: bool = False  # one JSON object on stdout at the end, progress on stderr
-    quiet: bool = False  # nothing but the result and errors
-    verbose: bool = False
-    debug: bool = False  # one process, full tracebacks
+    examples: ClassVar[tuple[str, ...]] = ()
+
+    runs: Annotated[Path, Flag("folder of runs (default: runs)", "DIR")] = Path("runs")
+    name: Annotated[str | None, Flag("name of the new folder below it", "NAME")] = None
+    out: Annotated[Path | None, Flag("write into this very folder", "DIR")] = None
+    json: Annotated[bool, Flag("one JSON object on stdout at the end")] = False
+    quiet: Annotated[bool, Flag("only the result")] = False
+    verbose: Annotated[bool, Flag("more detail")] = False
+    debug: Annotated[bool, Flag("one process, full tracebacks")] = False
     answers: list[Mapping[str, Any]] = field(default_factory=list, compare=False, repr=False)  # given so far: one
+
+    @classmethod
+    def about(cls) -> str:
+        """What the verb does, in one line: a class's docstring is what `fedkd VERB --help` begins with."""
+        return cls.__doc__ or ""
+
+    @classmethod
+    def add_to(cls, parser: argparse.ArgumentParser) -> None:
+        common = {each.name for each in fields(Options)}
+        group = parser.add_argument_group("options of all verbs")
+        for each in sorted(fields(cls), key=lambda each: each.name in common):  # its own first
+            for flag in get_args(each.type)[1:]:
+                if isinstance(flag, Flag):
+                    flag.add_to(group if each.name in common else parser, each)
+
+    @classmethod
+    def of(cls, parsed: argparse.Namespace, answers: list[Mapping[str, Any]]) -> Self:
+        """The value that was parsed."""
+        given: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(parsed).items()}
+        return cls(**given, answers=answers)
 
     def answer(self, found: Mapping[str, Any]) -> None:
         """Print the one object that --json asks for, if it does."""
@@ -35,3 +97,225 @@ def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _finite(below) for key, below in value.items()}
     return [_finite(below) for below in value] if isinstance(value, list | tuple) else value
+
+
+_Words = Annotated[tuple[str, ...], Word("key=value, group=name or a YAML file; later wins", "WORD")]
+_Download = Annotated[bool, Flag("fetch missing data sets with torchvision")]
+_Metric = Annotated[str | None, Flag("what decides, e.g. 'clients.mean last10', 'global last10'", "METRIC")]
+_Target = Annotated[float | None, Flag("ask what it costs to reach this, e.g. 0.9", "ACCURACY")]
+_RUN = "a run folder, a run's id or the beginning of one"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Options):
+    """Run an experiment; without words, a first one that needs no network."""
+
+    words: _Words = ()
+    download: _Download = False
+
+    examples = (
+        "fedkd run",
+        "fedkd run strategy=fedgen data=fashion-mnist clients=100 clients_per_round=10 rounds=50",
+        "fedkd run preset=fedgen-mnist strategy.variant=paper seed=1",
+        "fedkd run my.yaml rounds=20 --name pilot",
+        "fedkd run runs/pilot/config.yaml          # the same run again",
+    )
+
+
+_GRID = "key=value as for run, where a value may be a list: a,b,c or 1..8; or comparison=NAME"
+_TUNE = "choose a value for each method, or for one, on validation data; may be given several times"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare(Options):
+    """Compare strategies over settings and seeds; the same command goes on where it was stopped."""
+
+    words: Annotated[tuple[str, ...], Word(_GRID, "WORD")] = ()
+    jobs: Annotated[int | None, Flag("runs side by side (default: one a core)", "N")] = None
+    baseline: Annotated[
+        str | None, Flag("what the others are compared with (default: fedavg, else the first)", "METHOD")
+    ] = None
+    metric: _Metric = None
+    target: _Target = None
+    tune: Annotated[tuple[str, ...], Flag(_TUNE, "[METHOD.]KEY=A,B,C")] = ()
+    tune_seeds: Annotated[int | None, Flag("number of seeds on which --tune tries values (default: 1)", "N")] = None
+    dry_run: Annotated[bool, Flag("print the plan and about how long it takes; play nothing")] = False
+
+    examples = (
+        "fedkd compare strategy=fedavg,fedprox,fedgen seed=1..8",
+        "fedkd compare preset=fedgen-mnist strategy=fedavg,knfu partition.alpha=0.1,0.5 seed=1..8 --name skew",
+        "fedkd compare strategy=fedavg,fedgen --tune lr=0.003,0.01,0.03 --dry-run",
+        "fedkd compare strategy=fedavg,fedprox --tune tune.fedprox.strategy.mu=0.01,0.1,1",
+        "fedkd compare comparison=fedgen-mnist seed=1..5",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(Options):
+    """Report on a comparison, or on runs made anywhere: one page, tables and figures."""
+
+    places: Annotated[tuple[str, ...], Word("a run, a folder of runs or a comparison", "RUN_OR_COMPARISON")]
+    metric: _Metric = None
+    baseline: Annotated[str | None, Flag("what the others are compared with", "METHOD")] = None
+    target: _Target = None
+    open: Annotated[bool, Flag("show the page in a browser")] = False
+
+    examples = (
+        "fedkd report runs/skew --open                  # a comparison, again",
+        "fedkd report runs                              # all runs below a folder",
+        "fedkd report 1124-1830-fedgen-a3f9 runs/pilot --metric 'clients.mean last10' --out report",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export(Options):
+    """Write the student of a run to a file, checked against the run: safetensors, pt2 or onnx."""
+
+    run: Annotated[str, Word(_RUN, "RUN")]
+    client: Annotated[int | None, Flag("a client's own student (default: the global one)", "ID")] = None
+    format: Annotated[str, Flag("safetensors, pt2 or onnx (default: safetensors)", "FORMAT")] = "safetensors"
+    int8: Annotated[bool, Flag("eight bits, onnx only; the accuracy it costs is measured")] = False
+    max_loss: Annotated[float, Flag("accuracy that --int8 may cost (default: 0.02)", "SHARE")] = 0.02
+
+    examples = (
+        "fedkd export runs/demo",
+        "fedkd export runs/demo --format onnx --int8",
+        "fedkd export runs/knfu --client 3 --format pt2",
+    )
+
+
+_DIR = "the deployment (client: or the kit), then words as for run; run --resume: a run's name"
+_RESUME = "run: go on with a run, the newest unfinished one if none is named"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deploy(Options):
+    """Run on real devices: keys, server, clients, runs; `fedkd deploy demo` shows all of it on this machine."""
+
+    action: Annotated[str, Word("what to do", "init|add|renew|shards|server|client|run|status|stop|demo")]
+    words: Annotated[tuple[str, ...], Word(_DIR, "DIR [WORD ...]")] = ()
+    address: Annotated[str | None, Flag("init: by which devices find the server", "HOST")] = None
+    port: Annotated[int, Flag("init: of the server (default: 8000)", "PORT")] = 8000
+    devices: Annotated[str | None, Flag("init, add: edge-1,edge-2:mlp,... (name:student), or a number", "NAMES")] = None
+    insecure: Annotated[bool, Flag("init: no TLS and no keys; warns each round")] = False
+    host: Annotated[str | None, Flag("server: address to listen on", "IP")] = None
+    memory_mb: Annotated[int | None, Flag("init, add: memory that training may take on each device", "N")] = None
+    data: Annotated[Path | None, Flag("client: its images", "PATH")] = None
+    resume: Annotated[bool, Flag(_RESUME)] = False
+    public_only: Annotated[bool, Flag("shards: write the public images alone")] = False
+
+    examples = (
+        "fedkd deploy demo",
+        "fedkd deploy init fl --address fl.example.org --devices edge-1,edge-2,edge-3 strategy=fedgen",
+        "fedkd deploy server fl",
+        "fedkd deploy client edge-1 --data photos           # on the device, whose kit is the folder edge-1",
+        "fedkd deploy run fl rounds=20",
+        "fedkd deploy status fl",
+        "fedkd deploy run fl --resume                       # after a stop or a crash",
+        "fedkd deploy stop fl",
+    )
+
+    @property
+    def folder(self) -> Path:
+        """The deployment, or the kit. Raises ConfigError."""
+        if not self.words or "=" in self.words[0]:
+            raise ConfigError(
+                f"deploy {self.action} needs a folder",
+                where=COMMAND_LINE,
+                mend=f"name the deployment's folder, as in `fedkd deploy {self.action} DIR`",
+            )
+        return Path(self.words[0]).expanduser()
+
+    @property
+    def rest(self) -> tuple[str, ...]:
+        """The words after the folder."""
+        return self.words[1:]
+
+
+_WITHOUT = "leave this client out from now on; may be given several times"
+_FROM = "with --without: go back to the newest checkpoint up to this round; 0: to the beginning"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resume(Options):
+    """Go on with a stopped run."""
+
+    words: Annotated[tuple[str, ...], Word(_RUN, "RUN")] = ()
+    without: Annotated[tuple[int, ...], Flag(_WITHOUT, "CLIENT")] = ()
+    back_to: Annotated[int | None, Flag(_FROM, "ROUND", "--from")] = None
+
+    examples = (
+        "fedkd resume                    # the newest unfinished one",
+        "fedkd resume 1124-1830-fedgen-a3f9",
+        "fedkd resume pilot --without 3 --from 10       # again from round 10 on, without client 3",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Show(Options):
+    """What a run has done."""
+
+    run: Annotated[str, Word(_RUN, "RUN")]
+
+    examples = ("fedkd show 1124-1830-fedgen-a3f9", "fedkd show runs/pilot --json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class List(Options):
+    """What there is to choose from: strategies, data, partitions, students, presets, engines, and the runs so far."""
+
+    what: Annotated[str | None, Word("strategies, data, ..., runs; all if left out", "WHAT")] = None
+
+    examples = ("fedkd list", "fedkd list strategies", "fedkd list runs --json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Partition(Options):
+    """Show which client would hold what; nothing is trained."""
+
+    words: _Words = ()
+    picture: Annotated[Path | None, Flag("picture to write (default: partition.png)", "PATH")] = None
+    download: _Download = False
+
+    examples = (
+        "fedkd partition data=mnist partition=dirichlet partition.alpha=0.1 clients=20",
+        "fedkd partition preset=fedgen-mnist --picture split.svg",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Options):
+    """Show, check or compare configurations; print the schema."""
+
+    action: Annotated[str, Word("what to do", "show|check|diff|schema")]
+    words: _Words = ()
+
+    examples = (
+        "fedkd config show preset=fedgen-mnist          # each value with its source",
+        "fedkd config check my.yaml rounds=20",
+        "fedkd config diff runs/a runs/b                # run folders or YAML files",
+        "fedkd config schema strategy=fedgen            # keys, types, ranges, defaults, meaning",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doctor(Options):
+    """Check this machine: versions, memory, disk, data."""
+
+    examples = ("fedkd doctor",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench(Options):
+    """Measure speed against a bare training loop on this machine."""
+
+    words: _Words = ()
+    quick: Annotated[bool, Flag("few repetitions: a minute, and noisier")] = False
+
+    examples = (
+        "fedkd bench",
+        "fedkd bench preset=fedgen-mnist",
+        "fedkd bench strategy=fedavg clients=20 --quick",
+        "fedkd bench comparison=costs                   # a round of each method beside one of FedAvg",
+        "fedkd bench strategy=fedavg,scaffold,moon",
+    )

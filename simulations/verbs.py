@@ -1,88 +1,81 @@
 """The verbs of the command line. Each imports what it needs when it is played."""
 
 import sys
-from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simulations import streams
-from simulations.options import Options
+from simulations import options, streams
 
 if TYPE_CHECKING:
     from fedkd.resolved import Resolved
 
 
-def run(args: Namespace, options: Options) -> int:
+def run(asked: options.Run) -> int:
     from simulations import progress, runs
 
     streams.outlive_terminal()
-    where: dict[str, Any] = {"runs": options.runs, "name": options.name, "out": options.out}
-    with progress.make(options) as screen:
-        resolved = _resolve(args, options, announce=lambda: screen.phase("loading PyTorch"))
-        found = runs.start(resolved, **where, options=options, screen=screen)
-    return _end(found, options)
+    where: dict[str, Any] = {"runs": asked.runs, "name": asked.name, "out": asked.out}
+    with progress.make(asked) as screen:
+        resolved = _resolve(asked, announce=lambda: screen.phase("loading PyTorch"))
+        found = runs.start(resolved, **where, options=asked, screen=screen)
+    return _end(found, asked)
 
 
-def resume(args: Namespace, options: Options) -> int:
+def resume(asked: options.Resume) -> int:
     from simulations import exclusion, run_folder, runs
 
     streams.outlive_terminal()
-    wanted, words = run_folder.told_apart(args.words)
-    path = run_folder.find(options.runs, wanted) if wanted else None
-    left_out = exclusion.Exclusion(tuple(args.without), args.back_to)
-    return _end(runs.resume(path, runs=options.runs, options=options, words=words, exclusion=left_out), options)
+    wanted, words = run_folder.told_apart(asked.words)
+    path = run_folder.find(asked.runs, wanted) if wanted else None
+    left_out = exclusion.Exclusion(asked.without, asked.back_to)
+    return _end(runs.resume(path, runs=asked.runs, options=asked, words=words, exclusion=left_out), asked)
 
 
-def show(args: Namespace, options: Options) -> int:
+def show(asked: options.Show) -> int:
     from simulations import run_folder, runs
 
-    options.answer(runs.show(run_folder.find(options.runs, args.run), options=options))
+    asked.answer(runs.show(run_folder.find(asked.runs, asked.run), options=asked))
     return 0
 
 
-def compare(args: Namespace, options: Options) -> int:
+def compare(asked: options.Compare) -> int:
     from simulations.compare import command
 
     streams.outlive_terminal()
-    names = ("words", "jobs", "baseline", "metric", "target", "tune", "tune_seeds", "dry_run")
-    return command.main(command.Request(**{name: getattr(args, name) for name in names}), options)
+    return command.main(asked)
 
 
-def report(args: Namespace, options: Options) -> int:
+def report(asked: options.Report) -> int:
     from simulations.report import command
 
-    names = ("metric", "baseline", "target", "open")
-    return command.main(command.Request(args.places, **{name: getattr(args, name) for name in names}), options)
+    return command.main(asked)
 
 
-def export(args: Namespace, options: Options) -> int:
+def export(asked: options.Export) -> int:
     from simulations.export import command
 
-    names = ("run", "client", "format", "int8", "max_loss")
-    return command.main(command.Request(**{name: getattr(args, name) for name in names}), options)
+    return command.main(asked)
 
 
-def deploy(args: Namespace, options: Options) -> int:
+def deploy(asked: options.Deploy) -> int:
     from simulations.deploy import command
 
-    names = ("action", "address", "port", "devices", "insecure", "memory_mb", "data", "resume", "host", "public_only")
-    given = {name: getattr(args, name) for name in names}
-    return command.main(command.Request(words=tuple(args.words), **given), options)
+    return command.main(asked)
 
 
-def list_(args: Namespace, options: Options) -> int:
+def list_(asked: options.List) -> int:
     from simulations import listing
 
-    found = listing.of(args.what, options.runs)
-    options.answer(found)
-    if not options.json:
+    found = listing.of(asked.what, asked.runs)
+    asked.answer(found)
+    if not asked.json:
         print(listing.text(found))
     return 0
 
 
-def partition(args: Namespace, options: Options) -> int:
-    config = _resolve(args, options).config
+def partition(asked: options.Partition) -> int:
+    config = _resolve(asked).config
     from fedkd.data import sources
     from simulations import assemble, cautions, partition_view
 
@@ -91,51 +84,50 @@ def partition(args: Namespace, options: Options) -> int:
     split = assemble.split(config, dataset)
     for text in cautions.absent_labels(split.label_counts(labels), dataset.labels):
         print(f"warn   {text}", file=sys.stderr)
-    picture = args.picture or (None if options.json else (options.out or Path()) / "partition.png")
+    picture = asked.picture or (None if asked.json else (asked.out or Path()) / "partition.png")
     if picture:
         partition_view.picture(split, labels, dataset.labels, picture)
         print(f"picture {picture}", file=sys.stderr)
-    options.answer(partition_view.as_json(split, labels))
-    if not options.json:
+    asked.answer(partition_view.as_json(split, labels))
+    if not asked.json:
         print(partition_view.table(split, labels, dataset.labels))
     return 0
 
 
-def config(args: Namespace, options: Options) -> int:
+def config(asked: options.Config) -> int:
     from simulations import config_view
 
-    found = config_view.of(args.action, args.words)
-    options.answer(found.value)
-    if not options.json:
+    found = config_view.of(asked.action, asked.words)
+    asked.answer(found.value)
+    if not asked.json:
         print(found.text)
     return 0
 
 
-def doctor(args: Namespace, options: Options) -> int:
+def doctor(asked: options.Doctor) -> int:
     from simulations import doctor
 
-    return doctor.main(options)
+    return doctor.main(asked)
 
 
-def bench(args: Namespace, options: Options) -> int:
+def bench(asked: options.Bench) -> int:
     from simulations import bench
 
     streams.outlive_terminal()
-    return bench.main(options, args.words, bench.QUICK if args.quick else None)
+    return bench.main(asked, asked.words, bench.QUICK if asked.quick else None)
 
 
-def _resolve(args: Namespace, options: Options, announce: Callable[[], None] = lambda: None) -> "Resolved":
+def _resolve(asked: options.Run | options.Partition, announce: Callable[[], None] = lambda: None) -> "Resolved":
     """The configuration of the words, and of those options that are short for words."""
     from fedkd import compose
 
-    words: Sequence[str] = args.words
-    short = {"data.download=true": args.download, "engine.name=inline": options.debug}
-    return compose.resolve([*words, *(word for word, is_asked in short.items() if is_asked)], announce=announce)
+    short = {"data.download=true": asked.download, "engine.name=inline": asked.debug}
+    return compose.resolve([*asked.words, *(word for word, is_asked in short.items() if is_asked)], announce=announce)
 
 
-def _end(found: dict[str, Any], options: Options) -> int:
+def _end(found: dict[str, Any], asked: options.Options) -> int:
     """Give a run's summary where a machine asks for it; gives the exit code."""
     from simulations import runs
 
-    options.answer(found)
+    asked.answer(found)
     return runs.exit_code(found)

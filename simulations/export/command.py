@@ -6,60 +6,46 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedkd.errors import ConfigError, FolderError
 from simulations import run_folder
-from simulations.options import Options
+from simulations.options import Export
 
 if TYPE_CHECKING:
     from simulations.export.checks import Found
     from simulations.export.formats import Format
     from simulations.export.serving import Served
 
-MAX_LOSS = 0.02  # of accuracy, that --int8 may cost unless --max-loss says otherwise
 
-
-@dataclass(frozen=True)
-class Request:
-    """What the command line says beside the options of all verbs."""
-
-    run: str
-    client: int | None = None  # whose student; None: the global one
-    format: str = "safetensors"
-    int8: bool = False
-    max_loss: float = MAX_LOSS
-
-
-def main(request: Request, options: Options) -> int:
+def main(asked: Export) -> int:
     """Export a student and say what it is. Nothing is written unless the file was found to be the run's student."""
-    path = run_folder.find(options.runs, request.run)
+    path = run_folder.find(asked.runs, asked.run)
     run_folder.info(path)
-    _check_words(request, options.out)
+    _check_words(asked)
     from simulations.export import checks, formats, serving, story  # 2 s: torch
 
-    wanted = formats.choose(request.format, int8=request.int8)
+    wanted = formats.choose(asked.format, int8=asked.int8)
     with checks.one_thread():
         run = serving.load(path, _warn)
-        served = serving.of(run.assembly, run.state, request.client)
+        served = serving.of(run.assembly, run.state, asked.client)
         facts = serving.facts(run, served)
-        name = f"{served.name}{'-int8' if request.int8 else ''}.{wanted.name}"
-        place = _place(options.out, path, name)
+        name = f"{served.name}{'-int8' if asked.int8 else ''}.{wanted.name}"
+        place = _place(asked.out, path, name)
         _refuse_foreign(place, wanted.metadata(place) if place.exists() else {}, facts)
         with _beside(place) as folder:
-            file, found, small = _make(request, served, facts, wanted, folder)
+            file, found, small = _make(asked, served, facts, wanted, folder)
             _put(file, place)
     told = story.Told(place, wanted.name, run, served, found, small)
-    if not (options.json and options.quiet):
-        print("\n".join(story.screen(told)), file=sys.stderr if options.json else sys.stdout)
-    options.answer(story.as_json(told))
+    if not (asked.json and asked.quiet):
+        print("\n".join(story.screen(told)), file=sys.stderr if asked.json else sys.stdout)
+    asked.answer(story.as_json(told))
     return 0
 
 
 def _make(
-    request: Request, served: "Served", facts: Mapping[str, str], wanted: "Format", folder: Path
+    asked: Export, served: "Served", facts: Mapping[str, str], wanted: "Format", folder: Path
 ) -> tuple[Path, "Found", "Found | None"]:
     """The file, tried; what trying it showed, in float and, if asked for, in int8."""
     from simulations.export import checks
@@ -68,27 +54,28 @@ def _make(
     wanted.write(served, facts, whole)
     found = checks.measure(served, whole, wanted)
     checks.demand_equal(found, wanted)
-    if not request.int8:
+    if not asked.int8:
         return whole, found, None
     from simulations.export import int8
 
     quantised = folder / f"{served.name}-int8.{wanted.name}"
     int8.write(served, facts, quantised, whole)
     small = checks.measure(served, quantised, wanted)
-    checks.demand_worth(small, found, request.max_loss)
+    checks.demand_worth(small, found, asked.max_loss)
     return quantised, found, small
 
 
-def _check_words(request: Request, out: Path | None) -> None:
-    if out is not None and not out.is_dir() and out.suffix != f".{request.format}":
+def _check_words(asked: Export) -> None:
+    out = asked.out
+    if out is not None and not out.is_dir() and out.suffix != f".{asked.format}":
         raise ConfigError(
-            f"--out {out} does not end in .{request.format}",
+            f"--out {out} does not end in .{asked.format}",
             where="command line",
             mend="name the file as its format, or a folder that exists",
         )
-    if not 0 <= request.max_loss <= 1:
+    if not 0 <= asked.max_loss <= 1:
         raise ConfigError(
-            f"--max-loss {request.max_loss:g} is no share of the samples",
+            f"--max-loss {asked.max_loss:g} is no share of the samples",
             where="command line",
             mend="write 0.02 for two points of accuracy",
         )

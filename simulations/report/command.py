@@ -3,40 +3,27 @@
 import shlex
 import sys
 import webbrowser
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from simulations.compare.verdict import Verdict
-from simulations.options import Options
+from simulations.options import Report
 from simulations.report import closing, files, gather
 
 
-@dataclass(frozen=True)
-class Request:
-    """What the command line says beside the options of all verbs."""
-
-    runs: Sequence[str]
-    metric: str | None = None
-    baseline: str | None = None
-    target: float | None = None
-    open: bool = False
-
-
-def main(request: Request, options: Options) -> int:
+def main(asked: Report) -> int:
     """Write the report and say where it is. A run that does not count is told, and no error."""
     from simulations.compare import judging
 
-    wanted = gather.Wanted(request.metric, request.baseline, request.target)
-    question, found = gather.collect(request.runs, options.runs, wanted, _command(request, options))
+    wanted = gather.Wanted(asked.metric, asked.baseline, asked.target)
+    question, found = gather.collect(asked.places, asked.runs, wanted, _command(asked))
     judged = judging.judge(question, found)
-    written = files.write(judged, gather.place(request.runs, options.runs, options.out))
+    written = files.write(judged, gather.place(asked.places, asked.runs, asked.out))
     page = written[0]
-    if not (options.json and options.quiet):
+    if not (asked.json and asked.quiet):
         lines = [*closing.screen(judged), f"report  {page}"]
-        print("\n".join(lines), file=sys.stderr if options.json else sys.stdout)
-    options.answer(_summary(judged, page))
-    if request.open:
+        print("\n".join(lines), file=sys.stderr if asked.json else sys.stdout)
+    asked.answer(_summary(judged, page))
+    if asked.open:
         webbrowser.open(Path(page).resolve().as_uri())
     return 0
 
@@ -54,9 +41,9 @@ def _summary(judged: Verdict, page: Path) -> dict[str, object]:
     }
 
 
-def _command(request: Request, options: Options) -> str:
+def _command(asked: Report) -> str:
     """The line that makes it again."""
-    asked: dict[str, object] = {"--metric": request.metric, "--baseline": request.baseline, "--target": request.target}
-    asked |= {"--runs": None if options.runs == Options.runs else options.runs, "--out": options.out}
-    flags = [word for flag, value in asked.items() if value is not None for word in (flag, str(value))]
-    return shlex.join(["fedkd", "report", *request.runs, *flags])
+    given: dict[str, object] = {"--metric": asked.metric, "--baseline": asked.baseline, "--target": asked.target}
+    given |= {"--runs": None if asked.runs == Report.runs else asked.runs, "--out": asked.out}
+    flags = [word for flag, value in given.items() if value is not None for word in (flag, str(value))]
+    return shlex.join(["fedkd", "report", *asked.places, *flags])

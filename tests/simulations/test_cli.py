@@ -11,7 +11,7 @@ import pytest
 from fedkd import compose
 from fedkd.errors import CheckpointError, ConfigError, DataError, EngineError, FolderError, RunError
 from simulations import bench_costs, cli, ending, listing
-from simulations.options import Options
+from simulations.options import Options, Run
 
 ROOT = Path(cli.__file__).parent.parent
 HEAVY = ("torch", "ray", "flwr", "torchvision", "tensorboard", "scipy", "matplotlib", "sklearn")
@@ -126,7 +126,8 @@ def test_words_and_options_may_mix(played, tmp_path, capsys):
     assert rest["name"] == "pilot"
     assert rest["runs"] == Path("elsewhere")
     assert rest["out"] is None
-    assert rest["options"] == Options(runs=Path("elsewhere"), name="pilot", json=True)
+    words = ("my.yaml", "rounds=3", "seed=7")
+    assert rest["options"] == Run(runs=Path("elsewhere"), name="pilot", json=True, words=words)
     assert json.loads(capsys.readouterr().out) == {"run": "runs/x", "status": "done"}
 
 
@@ -398,5 +399,5 @@ def test_other_verbs_are_passed_on(monkeypatch, verb):
     asked = []
     replace(monkeypatch, verb, main=lambda *args: asked.append(args) or 3)
     assert cli.main([verb, *(["rounds=2"] if verb == "bench" else []), "--json"]) == 3
-    assert asked[0][0] == Options(json=True)
-    assert list(asked[0][1:]) == ([["rounds=2"], None] if verb == "bench" else [])
+    assert asked[0][0].json
+    assert list(asked[0][1:]) == ([("rounds=2",), None] if verb == "bench" else [])

@@ -17,8 +17,8 @@ from fedkd.config import DataConfig
 from fedkd.data import sources
 from fedkd.errors import CheckpointError, ConfigError, DataError, FolderError, RunError
 from simulations.export import as_safetensors, checks, formats, rules, serving
-from simulations.export.command import Request, main
-from simulations.options import Options
+from simulations.export.command import main
+from simulations.options import Export
 
 FORMATS = ("safetensors", "pt2", "onnx")
 DOCS = Path(__file__).parents[3] / "docs" / "export.md"
@@ -39,7 +39,7 @@ def export(run: Path, kind: str = "safetensors", **words) -> Path:
     """Export quietly; the file."""
     need(kind)
     out = words.pop("out", None)
-    assert main(Request(str(run), format=kind, **words), Options(json=True, quiet=True, out=out)) == 0
+    assert main(Export(run=str(run), format=kind, json=True, quiet=True, out=out, **words)) == 0
     who = "global" if words.get("client") is None else f"client-{words['client']}"
     return out or run / "export" / f"{who}{'-int8' if words.get('int8') else ''}.{kind}"
 
@@ -178,7 +178,7 @@ def test_int8_is_smaller_and_tells_its_cost(play, capsys):
     need("onnx")
     run = play("wide", "strategy=fedavg", "students=mlp")
     capsys.readouterr()  # the result of the run
-    assert main(Request(str(run), format="onnx", int8=True, max_loss=0.1), Options(json=True, quiet=True)) == 0
+    assert main(Export(run=str(run), format="onnx", int8=True, max_loss=0.1, json=True, quiet=True)) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["bytes"]["int8"] < 0.5 * found["bytes"]["float"]
     x, y = digits()
@@ -221,19 +221,19 @@ def test_differences_are_measured_by_the_size_of_logits_that_mean_something():
 
 
 @pytest.mark.parametrize(
-    ("request_", "out", "words"),
+    ("asked", "words"),
     [
-        (Request("demo", client=4), None, "there is no client 4.*\n.*clients 0 to 3"),
-        (Request("demo", client=-1), None, "there is no client -1"),
-        (Request("demo", format="tflite"), None, "there is no format 'tflite'.*\n.*safetensors, pt2, onnx"),
-        (Request("demo", format="pt2", int8=True), None, "--int8 is for onnx only, not for pt2"),
-        (Request("demo", format="pt2"), Path("student.bin"), "does not end in .pt2"),
-        (Request("demo", max_loss=2), None, "--max-loss 2 is no share"),
+        ({"client": 4}, "there is no client 4.*\n.*clients 0 to 3"),
+        ({"client": -1}, "there is no client -1"),
+        ({"format": "tflite"}, "there is no format 'tflite'.*\n.*safetensors, pt2, onnx"),
+        ({"format": "pt2", "int8": True}, "--int8 is for onnx only, not for pt2"),
+        ({"format": "pt2", "out": Path("student.bin")}, "does not end in .pt2"),
+        ({"max_loss": 2}, "--max-loss 2 is no share"),
     ],
 )
-def test_mistakes_on_the_command_line(demo, request_, out, words):
+def test_mistakes_on_the_command_line(demo, asked, words):
     with pytest.raises(ConfigError, match=words):
-        main(request_, Options(runs=demo.parent, out=out))
+        main(Export(run="demo", runs=demo.parent, **asked))
 
 
 def test_a_run_without_a_global_student_names_its_clients(play):
@@ -275,7 +275,7 @@ def test_a_missing_package_is_named_with_its_extra(demo, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", sys)
     monkeypatch.setitem(sys.modules, "onnxscript", sys)
     with pytest.raises(DataError, match=r"needs the package onnxruntime.*\n.*pip install 'fedkd\[export\]'"):
-        main(Request(str(demo), format="onnx"), Options())
+        main(Export(run=str(demo), format="onnx"))
 
 
 # --- where it goes -----------------------------------------------------------------------------------------------
@@ -301,7 +301,7 @@ def test_another_students_file_is_not_overwritten(demo, tmp_path, kind):
 
 
 def test_out_may_be_a_folder(demo, tmp_path):
-    assert main(Request(str(demo)), Options(quiet=True, json=True, out=tmp_path)) == 0
+    assert main(Export(run=str(demo), quiet=True, json=True, out=tmp_path)) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["global.safetensors"]
 
 
@@ -309,7 +309,7 @@ def test_out_may_be_a_folder(demo, tmp_path):
 
 
 def test_the_screen_says_what_was_found(demo, capsys):
-    assert main(Request(str(demo)), Options()) == 0
+    assert main(Export(run=str(demo))) == 0
     out = capsys.readouterr().out
     assert f"export    {demo}/export/global.safetensors\n" in out
     assert "student   global of round 2 of 2: fedgen-cnn" in out
@@ -320,7 +320,7 @@ def test_the_screen_says_what_was_found(demo, capsys):
 
 
 def test_json_is_one_object_and_alone_on_stdout(demo, capsys):
-    assert main(Request(str(demo)), Options(json=True)) == 0
+    assert main(Export(run=str(demo), json=True)) == 0
     caught = capsys.readouterr()
     assert json.loads(caught.out)["accuracy"] == {"ledger": said(demo), "export": said(demo)}
     assert "checked" in caught.err
