@@ -15,22 +15,7 @@ _SMALLEST = 1e-12  # of a probability whose logarithm is taken: a teacher may sa
 
 def forward_kl(teacher_BC: Tensor, student_BC: Tensor, tau: float = 1.0) -> Tensor:
     """tau^2 KL(teacher || student): covers all that the teacher holds possible."""
-    return _at_temperature("forward_kl", teacher_BC, student_BC, tau)
-
-
-def reverse_kl(teacher_BC: Tensor, student_BC: Tensor, tau: float = 1.0) -> Tensor:
-    """tau^2 KL(student || teacher): seeks one mode; of ensembles of skewed clients it keeps less."""
-    return _at_temperature("reverse_kl", teacher_BC, student_BC, tau)
-
-
-def js(teacher_BC: Tensor, student_BC: Tensor, tau: float = 1.0) -> Tensor:
-    """tau^2 times the Jensen-Shannon divergence: symmetric, at most ln 2."""
-    return _at_temperature("js", teacher_BC, student_BC, tau)
-
-
-def symmetric(teacher_BC: Tensor, student_BC: Tensor, tau: float = 1.0) -> Tensor:
-    """tau^2 times the mean of both KL divergences."""
-    return _at_temperature("symmetric", teacher_BC, student_BC, tau)
+    return tau**2 * _forward((teacher_BC / tau).softmax(1), (student_BC / tau).log_softmax(1))
 
 
 def l1(teacher_BC: Tensor, student_BC: Tensor, tau: float = 1.0) -> Tensor:
@@ -49,10 +34,6 @@ def mse(teacher_BC: Tensor, student_BC: Tensor, tau: float = 1.0) -> Tensor:
 def between(kind: str, p_BC: Tensor, log_q_BC: Tensor) -> Tensor:
     """A divergence of distributions by name: the teacher's probabilities, the logarithm of the student's."""
     return _OF_PROBABILITIES[kind](p_BC, log_q_BC)
-
-
-def _at_temperature(kind: str, teacher_BC: Tensor, student_BC: Tensor, tau: float) -> Tensor:
-    return tau**2 * between(kind, (teacher_BC / tau).softmax(1), (student_BC / tau).log_softmax(1))
 
 
 def _forward(p_BC: Tensor, log_q_BC: Tensor) -> Tensor:

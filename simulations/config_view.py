@@ -11,7 +11,6 @@ from fedkd.errors import ConfigError
 from fedkd.reference import Key
 from fedkd.resolved import Resolved
 
-ACTIONS = ("show", "check", "diff", "schema")
 _NODES: dict[str, Any] = {
     each.name: each.default_factory for each in fields(core.RunConfig) if is_dataclass(each.default_factory)
 }

@@ -162,13 +162,6 @@ class Echo:
         return Reply(client=job.client, round=job.round, exchange=job.exchange, payload=job.payload)
 
 
-def message_seconds(engine: Engine, jobs: Sequence[Job]) -> float:
-    """Seconds an engine needs for a job beyond doing it: of jobs that do nothing, at a site such as `Echo`."""
-    start = time.perf_counter()
-    answers = sum(1 for _ in engine.run(jobs))
-    return (time.perf_counter() - start) / answers
-
-
 def _num_workers(config: EngineConfig) -> str:
     if config.workers is None and config.address is not None:
         return "every core of the cluster"

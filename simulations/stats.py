@@ -70,7 +70,6 @@ class Ranks:
 
     mean: Mapping[str, float]
     settings: int
-    friedman_p: float
     critical_difference: float
     left_out: tuple[str, ...]
 
@@ -236,8 +235,7 @@ def average_ranks(table: Mapping[str, Mapping[str, float]], level: float = LEVEL
     """Ranks of methods over settings: `table[setting][method]` is a value, higher is better.
 
     `mean`: rank of each, mean over settings, best first; ties share the mean of their ranks. Only methods that every
-    setting has are ranked, `left_out` names the others. `friedman_p`: of the hypothesis that all are alike (Friedman,
-    JASA 1937), by its chi-square approximation; nan for fewer than 3 methods or 2 settings.
+    setting has are ranked, `left_out` names the others.
     Raises ValueError for no settings, or values that are not finite.
     """
     if not table:
@@ -246,12 +244,12 @@ def average_ranks(table: Mapping[str, Mapping[str, float]], level: float = LEVEL
     ranked = sorted(name for name in named if all(name in row for row in table.values()))
     left_out = tuple(name for name in named if name not in ranked)
     if not ranked:
-        return Ranks({}, len(table), math.nan, math.nan, left_out)
+        return Ranks({}, len(table), math.nan, left_out)
     values = np.array([_checked([row[name] for name in ranked], f"values of {at}") for at, row in table.items()])
     ranks = scipy_stats.rankdata(-values, axis=1)
     mean = sorted(zip(ranked, ranks.mean(axis=0).tolist(), strict=True), key=lambda pair: pair[1])
     difference = critical_difference(len(ranked), len(table), level)
-    return Ranks(dict(mean), len(table), _friedman(ranks), difference, left_out)
+    return Ranks(dict(mean), len(table), difference, left_out)
 
 
 def critical_difference(methods: int, settings: int, level: float = LEVEL) -> float:
@@ -275,15 +273,6 @@ def _t_quantile(share: float, freedom: int) -> float:
 @lru_cache
 def _range_quantile(groups: int, level: float) -> float:
     return float(scipy_stats.studentized_range.ppf(1 - level, groups, np.inf))
-
-
-def _friedman(ranks: Vector) -> float:
-    settings, methods = ranks.shape
-    if methods < 3 or settings < 2:
-        return math.nan
-    if (ranks == ranks[0, 0]).all():
-        return 1.0  # all tie in every setting: 0/0 in the formula
-    return float(scipy_stats.friedmanchisquare(*ranks.T).pvalue)
 
 
 def _bootstrap(found: Vector, confidence: float, seed: int) -> tuple[str, float, float]:

@@ -61,11 +61,6 @@ def names() -> tuple[str, ...]:
     return (*SOURCES, OWN)
 
 
-def describe() -> dict[str, str]:
-    """A line about each source."""
-    return {**{name: source.about for name, source in SOURCES.items()}, OWN: "your own images: data.labels, data.shape"}
-
-
 def load(config: DataConfig) -> Dataset:
     """The source `config.name` in memory.
 

@@ -345,7 +345,6 @@ def test_demsars_example_gives_his_ranks_and_critical_difference():
     assert found.mean == pytest.approx({"a": 3.143, "b": 2.000, "c": 2.893, "d": 1.964}, abs=5e-4)
     assert list(found.mean) == ["d", "b", "c", "a"]
     assert found.critical_difference == pytest.approx(1.25, abs=5e-3)
-    assert found.friedman_p == pytest.approx(reference.friedmanchisquare(*values.T).pvalue)
     assert (found.settings, found.left_out) == (14, ())
 
 
@@ -361,17 +360,11 @@ def test_a_method_missing_in_a_setting_is_left_out_and_the_others_are_ranked_as_
 
 
 def test_what_cannot_be_tested_over_settings_is_nan():
-    assert math.isnan(stats.average_ranks(table_of(draws(13, 5, 2))).friedman_p)
-    assert math.isnan(stats.average_ranks(table_of(draws(13, 1, 3))).friedman_p)
     alone = stats.average_ranks({"s": {"a": 1.0}})
     assert alone.mean == {"a": 1}
     assert math.isnan(alone.critical_difference)
     disjoint = stats.average_ranks({"s": {"a": 1.0}, "t": {"b": 1.0}})
     assert (disjoint.mean, disjoint.left_out) == ({}, ("a", "b"))
-
-
-def test_methods_that_always_tie_do_not_differ():
-    assert stats.average_ranks(table_of([[1, 1, 1], [2, 2, 2]])).friedman_p == 1
 
 
 @given(values=st.lists(st.lists(POINTS, min_size=4, max_size=4), min_size=2, max_size=6))
@@ -380,7 +373,6 @@ def test_ranks_sum_to_the_same_and_depend_on_no_scale_or_order(values):
     assert sum(found.mean.values()) == pytest.approx(10)
     again = stats.average_ranks(table_of([[3 * value for value in row] for row in reversed(values)]))
     assert again.mean == pytest.approx(found.mean)
-    assert again.friedman_p == pytest.approx(found.friedman_p)
 
 
 def test_wins_and_losses_over_settings_are_the_significant_ones():
