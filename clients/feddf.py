@@ -16,6 +16,7 @@ from fedkd.student import Student
 
 class FedDF(Client):
     sends = frozenset({"weights", "samples"})
+    not_by_label = frozenset({"samples"})  # a row each client
 
     def terms(self, student: Student, batch: Batch, job: Job) -> Iterator[tuple[str, Tensor]]:
         yield "ce", losses.cross_entropy(student(batch.x), batch.y)

@@ -18,12 +18,14 @@ from fedkd.client import Batch, Client, Trained
 from fedkd.engine import Job
 from fedkd.models import image_generators
 from fedkd.payload import Payload
+from fedkd.predictors import Predictor, PriorAdjusted, SingleModel
 from fedkd.student import Student
 from fedkd.training import EVALUATION_BATCH, Drawn, Outcome, Site
 
 
 class FedFuse(Client):
     sends = frozenset({"probe_logits", "samples", "label_counts"})
+    not_by_label = frozenset({"samples"})  # entries of the student
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Client.Config):
@@ -88,10 +90,10 @@ class FedFuse(Client):
         x = _transfer_images(site, job, torch.arange(public.size(site.problem)))
         return Payload(samples={}, probe_logits=training.logits(trained.student, x), label_counts=counts_C)
 
-    def logits(self, student: Student, x: Tensor, job: Job) -> Tensor:
-        """With the prior on the client's own law; without it on everybody's."""
-        prior = job.state.memory.get("log_prior") if job.task == "evaluate" else None
-        return student(x) if prior is None else student(x) + prior
+    def predictor(self, job: Job) -> Predictor:
+        """With the prior on the client's own distribution; without it on everybody's."""
+        prior_C = job.state.memory.get("log_prior") if job.task == "evaluate" else None
+        return SingleModel() if prior_C is None else PriorAdjusted(prior_C)
 
     def _distil(self, site: Site, job: Job) -> Outcome:
         student = site.student(job)

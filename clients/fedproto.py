@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
 from annotated_types import Ge
 from torch import Tensor
 
@@ -15,17 +14,16 @@ from fedkd import losses, tables, training
 from fedkd.client import Batch, Client
 from fedkd.engine import Job
 from fedkd.off import Off
+from fedkd.predictors import Predictor, Prototypes, SingleModel
 from fedkd.student import Student
 
 if TYPE_CHECKING:
     from fedkd.training import Drawn, Outcome, Site
 
-FAR = -1e9  # the logit of a label without prototype: it is infinitely far, and a loss must be finite
-
 
 class FedProto(Client):
     sends = frozenset({"prototypes", "label_counts"})
-    own_logits = False
+    personal_predictor = False
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Client.Config):
@@ -59,14 +57,12 @@ class FedProto(Client):
         payload = replace(outcome.payload, prototypes=tables.means(sums_Cd, counts_C), label_counts=counts_C)
         return replace(outcome, payload=payload)
 
-    def logits(self, student: Student, x: Tensor, job: Job) -> Tensor:
-        """Minus the squared distance to each prototype; the head's logits if there are no prototypes yet."""
+    def predictor(self, job: Job) -> Predictor:
+        """The label of the nearest prototype; the head's if there are no prototypes yet."""
         prototypes, counts = job.payload.prototypes, job.payload.label_counts
         if self.config.inference == "head" or prototypes is None or counts is None:
-            return student(x)
-        z = student.features(x)
-        distance = torch.cdist(z, prototypes, compute_mode="donot_use_mm_for_euclid_dist").square()
-        return (-distance).masked_fill(counts == 0, FAR)
+            return SingleModel()
+        return Prototypes(prototypes, counts != 0)
 
 
 def last_epoch(drawn: "Drawn", num_examples: int) -> int:

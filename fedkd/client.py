@@ -10,6 +10,7 @@ from torch import Tensor
 from fedkd import off
 from fedkd.engine import Job
 from fedkd.payload import Payload
+from fedkd.predictors import Predictor, SingleModel
 from fedkd.problem import Problem
 from fedkd.seeds import Stream
 from fedkd.student import Student, copied
@@ -47,9 +48,11 @@ class Client:
     """A loss of named terms, and what is reported afterwards. Train loop, device and bytes are not its business."""
 
     sends: ClassVar[frozenset[str]] = frozenset({"weights"})
-    # Whether `logits` looks at whose job it is (`job.client`, `job.state`). If not, clients that have one student are
-    # judged in one pass. A class that overrides `logits` is taken to look, unless it says no.
-    own_logits: bool = False
+    # Kinds of these whose rows are not by label although other halves' are: noise on label counts may go with them.
+    not_by_label: ClassVar[frozenset[str]] = frozenset()
+    # Whether `predictor` looks at whose job it is (`job.client`, `job.state`). If not, clients that have one student
+    # are judged in one pass. A class that overrides `predictor` is taken to look, unless it says no.
+    personal_predictor: bool = False
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -57,8 +60,8 @@ class Client:
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        if "logits" in vars(cls) and "own_logits" not in vars(cls):
-            cls.own_logits = True
+        if "predictor" in vars(cls) and "personal_predictor" not in vars(cls):
+            cls.personal_predictor = True
 
     def __init__(self, config: Any = None) -> None:
         self.config: Any = config if config is not None else self.Config()
@@ -102,9 +105,9 @@ class Client:
         entries = trained.student.entries
         return Payload(weights=copied({name: entries[name] for name in received}))
 
-    def logits(self, student: Student, x: Tensor, job: Job) -> Tensor:
-        """What an evaluation job judges, (B, C): of a student in eval mode, without gradient. Override: personal."""
-        return student(x)
+    def predictor(self, job: Job) -> Predictor:
+        """What the student of an evaluation job is judged by, and exported with."""
+        return SingleModel()
 
     def train(self, site: "Site", job: Job) -> "Outcome":
         """One participation; algorithms with several exchanges or phases override it."""

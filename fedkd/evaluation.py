@@ -141,7 +141,7 @@ def _together(experiment: Experiment, number: int, students: Sequence[_Own]) -> 
     problem, num_tests = experiment.problem, experiment.num_tests
     groups: dict[tuple[str, Payload], list[ClientId]] = {}
     for own in students:
-        if num_tests is not None and not experiment.own_logits and _is_shared(problem, own):
+        if num_tests is not None and not experiment.personal_predictor and _is_shared(problem, own):
             groups.setdefault((problem.architecture(own.client), own.payload), []).append(own.client)
         else:
             yield Job(task="evaluate", round=number, **own._asdict())

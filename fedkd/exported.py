@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from fedkd.errors import ConfigError, DataError
-from fedkd.judging import RULES, Rule
 from fedkd.models import students
+from fedkd.predictors import PREDICTORS, Predictor
 from fedkd.student import Student, lay_out
 
 FORMAT = "fedkd-student 1"  # another number cannot be read
@@ -26,15 +26,17 @@ _MOST_CLASSES, _MOST_PIXELS = 100_000, 1 << 24  # far above what a student here 
 
 
 class Exported(nn.Module):
-    """Images (N, channels, height, width) uint8 as stored -> logits (N, classes). Scaling and judging are inside."""
+    """Images (N, channels, height, width) uint8 as stored -> logits (N, classes). Scaling is inside."""
 
     scale: Tensor
     offset: Tensor
 
-    def __init__(self, members: Sequence[Student], scale: Sequence[float], offset: Sequence[float], rule: Rule) -> None:
+    def __init__(
+        self, members: Sequence[Student], scale: Sequence[float], offset: Sequence[float], predictor: Predictor
+    ) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
-        self.rule = rule
+        self.rule = predictor  # entries of files are named so
         self.register_buffer("scale", torch.tensor(scale).view(-1, 1, 1))
         self.register_buffer("offset", torch.tensor(offset).view(-1, 1, 1))
 
@@ -120,9 +122,10 @@ def _form(about: Mapping[str, str], num_members: int) -> tuple[Exported, tuple[s
         for module in (module for member in members for module in member.modules()):
             if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
                 module.num_batches_tracked = None  # as student.initialise does it: no entry
-        if rule not in RULES or not members:
+        if rule not in PREDICTORS or not members:
             raise ValueError(f"rule {rule!r} over {num_members} students")
-        return Exported(members, [0.0] * shape[0], [0.0] * shape[0], RULES[rule].empty(members, **options)), labels
+        empty = PREDICTORS[rule].empty(members, **options)
+        return Exported(members, [0.0] * shape[0], [0.0] * shape[0], empty), labels
 
 
 def _check(path: Path, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
@@ -150,17 +153,26 @@ def _broken(path: Path, why: str) -> DataError:
 def make(
     architecture: Mapping[str, Any],
     labels: Sequence[str],
-    rule: Rule,
+    predictor: Predictor,
     entries: Mapping[str, Tensor],
     facts: Mapping[str, str],
 ) -> dict[str, str]:
-    """The metadata of a file: what `load` needs to build the module again, then `facts`, all as text."""
+    """The metadata of a file: what `load` needs to build the module again, then `facts`, all as text.
+
+    Raises ConfigError for a predictor that `load` does not know.
+    """
+    if PREDICTORS.get(predictor.name) is not type(predictor):
+        raise ConfigError(
+            f"the client half has a predictor of its own, {type(predictor).__name__}, which safetensors cannot hold",
+            where="--format",
+            mend="choose --format pt2 or onnx, which hold the program too",
+        )
     about = {
         "format": FORMAT,
         "architecture": json.dumps(dict(architecture)),
         "labels": json.dumps(list(labels)),
-        "rule": rule.name,
-        "rule_options": json.dumps(rule.options),
+        "rule": predictor.name,
+        "rule_options": json.dumps(predictor.options),
         **facts,
     }
     return {**about, "sha256": digest(about, entries)}

@@ -17,9 +17,9 @@ from fedkd.config import PrivacyConfig, RunConfig
 from fedkd.engine import ClientId, ClientState, Job
 from fedkd.errors import ConfigError, EngineError
 from fedkd.payload import Payload
+from fedkd.predictors import Predictor
 from fedkd.problem import Problem
 from fedkd.seeds import Stream
-from fedkd.student import Student
 
 if TYPE_CHECKING:
     from fedkd.training import Outcome, Site
@@ -28,7 +28,6 @@ Draw = Callable[[Tensor, float, Stream], Tensor]  # counts (C,) int64, epsilon, 
 
 MEMORY = "privacy"  # where in a client's memory its release is: {"label_epsilon": spent, "label_counts": noisy}
 SILENT = frozenset({"weights", "reference", "generator", "label_counts", "probe_logits", "numbers"})
-_ENTRIES = frozenset({"fedfuse", "feddf"})  # client halves whose `samples` are entries of students, not of labels
 
 
 def attach(client: Client, config: RunConfig, problem: Problem, draw: Draw) -> Client:
@@ -117,7 +116,7 @@ class Private(Client):
     def __init__(self, inner: Client, privacy: PrivacyConfig, seed: int, draw: Draw) -> None:
         super().__init__(inner.config)
         self.inner, self.privacy, self.seed, self.draw_noise = inner, privacy, seed, draw
-        self.own_logits = inner.own_logits
+        self.personal_predictor = inner.personal_predictor
 
     def train(self, site: "Site", job: Job) -> "Outcome":
         outcome = self.inner.train(site, _without(job))
@@ -128,8 +127,8 @@ class Private(Client):
         size = in_steps(len(site.train_index[job.client]), self.privacy.size_step)
         return replace(outcome, payload=payload, state=state, num_examples=size)
 
-    def logits(self, student: Student, x: Tensor, job: Job) -> Tensor:
-        return self.inner.logits(student, x, _without(job))
+    def predictor(self, job: Job) -> Predictor:
+        return self.inner.predictor(_without(job))
 
     def _cover(self, site: "Site", job: Job, payload: Payload) -> tuple[Mapping[str, Any] | None, Payload]:
         """What the client has released so far, and the payload with counts that follow from it alone."""
@@ -146,9 +145,7 @@ class Private(Client):
 
 
 def _check(client: Client, strategy: Mapping[str, Any]) -> None:
-    half = strategy.get("client", "supervised")
-    telling = client.sends - SILENT - (frozenset({"samples"}) if half in _ENTRIES else frozenset())
-    if telling:
+    if telling := client.sends - SILENT - client.not_by_label:
         kinds = " and ".join(kind.replace("_", " ") for kind in sorted(telling))
         raise ConfigError(
             f"strategy '{naming.of(strategy)}' sends {kinds} by label, which show exactly what labels a client has: "

@@ -200,6 +200,15 @@ class Site:
         index = self.test_index[job.client]
         return int(self._classify(client, student, job, index)[0].sum()) / len(index)
 
+    @torch.inference_mode()
+    def predict(self, client: Client, student: Student, job: Job, index: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Logits and labels of the test samples at `index`, batch by batch; the student is in eval mode."""
+        predictor = client.predictor(job)
+        members = predictor.members(student)
+        for part in index.split(EVALUATION_BATCH):
+            x, y = self.test.take(part)
+            yield predictor(members, x), y
+
     def _module(self, architecture: str, role: str) -> Student:
         key = (architecture, role)
         if key not in self._modules:
@@ -255,7 +264,7 @@ class Site:
     def _evaluate_shared(self, job: Job) -> Result:
         parts = [self.test_index[client] for client in job.clients]
         student, index = self.student(job).eval(), torch.cat(parts)
-        batches = self._judged(self.client, student, job, index)
+        batches = self.predict(self.client, student, job, index)
         found = [(logits.argmax(1) == y, F.cross_entropy(logits, y, reduction="none")) for logits, y in batches]
         sizes = torch.tensor([len(part) for part in parts])
         owner = torch.arange(len(parts)).repeat_interleave(sizes)
@@ -273,17 +282,10 @@ class Site:
     def _classify(self, client: Client, student: Student, job: Job, index: Tensor) -> tuple[Tensor, float]:
         """How many test samples of each label it gets right, (C,) int64, and the sum of all losses."""
         right_C, loss_sum = torch.zeros(self.problem.classes, dtype=torch.int64), 0.0
-        for logits, y in self._judged(client, student, job, index):
+        for logits, y in self.predict(client, student, job, index):
             right_C += torch.bincount(y[logits.argmax(1) == y], minlength=self.problem.classes)
             loss_sum += float(F.cross_entropy(logits, y, reduction="sum"))
         return right_C, loss_sum
-
-    @torch.inference_mode()
-    def _judged(self, client: Client, student: Student, job: Job, index: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Logits and labels of test samples, batch by batch."""
-        for part in index.split(EVALUATION_BATCH):
-            x, y = self.test.take(part)
-            yield client.logits(student, x, job), y
 
 
 def descend(

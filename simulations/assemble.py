@@ -75,7 +75,7 @@ def assemble(config: RunConfig) -> Assembly:
         probe_labels=dataset.test.y[probe],
         label_laws=counts / counts.sum(1, keepdim=True),
         num_tests=tuple(map(len, held.test)),
-        own_logits=client.own_logits,
+        personal_predictor=client.personal_predictor,
         sizes=tuple(len(site.train_index[client]) for client in range(config.clients)),
     )
     absent = cautions.absent_labels(held.label_counts(dataset.train.y.numpy()), dataset.labels)

@@ -135,6 +135,13 @@ def fit(client: Client, job: Job, site: Site) -> Reply:
     return found
 
 
+def predict(client: Client, student: Student, x: Tensor, job: Job) -> Tensor:
+    """The logits that a job judges."""
+    predictor = client.predictor(job)
+    logits: Tensor = predictor(predictor.members(student), x)
+    return logits
+
+
 def canonical(value: Any) -> Any:
     """A value in a form that `==` compares to the last bit: tensors as dtype, shape and bytes."""
     if isinstance(value, Tensor):

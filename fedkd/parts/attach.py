@@ -25,6 +25,7 @@ from fedkd.parts.mixup import Mixup
 from fedkd.parts.part import PREFIX, Part, Seen, Watch
 from fedkd.parts.teacher import Teacher
 from fedkd.payload import Weights
+from fedkd.predictors import Predictor
 from fedkd.problem import Problem
 from fedkd.strategy import Strategy
 from fedkd.student import Student
@@ -147,10 +148,10 @@ class WithParts(Client):
         kept = self._kept(trained)
         return {**memory, MEMORY: kept} if kept else memory
 
-    def logits(self, student: Student, x: Tensor, job: Job) -> Tensor:
+    def predictor(self, job: Job) -> Predictor:
         if MEMORY in job.state.memory:
             job = replace(job, state=replace(job.state, memory=_without(job.state.memory)))
-        return super().logits(student, x, job)
+        return super().predictor(job)
 
     # --- frozen teachers -------------------------------------------------------------------------------------------
 
@@ -244,5 +245,5 @@ def _rebuild(base: type[Client], config: Any, parts: Sequence[Part], decay: floa
 
 @cache
 def _class_of(base: Any) -> type[WithParts]:
-    members = {"__module__": base.__module__, "inner": base, "own_logits": base.own_logits}
+    members = {"__module__": base.__module__, "inner": base, "personal_predictor": base.personal_predictor}
     return cast(type[WithParts], type(f"{base.__name__}WithParts", (WithParts, base), members))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedkd.errors import RunError
-from fedkd.judging import FAR
+from fedkd.predictors import FAR
 from fedkd.training import EVALUATION_BATCH
 from simulations.export.formats import Ask, Format
 from simulations.export.serving import Served, accuracy

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,11 +20,9 @@ from fedkd.experiment import RunState
 from fedkd.exported import Exported
 from fedkd.payload import Payload
 from fedkd.problem import Problem
-from fedkd.training import EVALUATION_BATCH
 from simulations import assemble, run_folder
 from simulations.assemble import Assembly
 from simulations.deploy import memory
-from simulations.export import rules
 
 LIMIT = 10_000  # held-out samples that an exported student is tried on
 
@@ -50,10 +49,12 @@ class Served:
 
     @cached_property
     def module(self) -> Exported:
-        """The same student with scaling and judging inside, in memory of its own."""
+        """The same student with scaling and its predictor inside, in memory of its own."""
         site = self.assembly.site
-        members, rule = rules.make(site.client, site.student(self.job).eval(), self.job)
-        return Exported(members, site.train.scale, site.train.offset, rule).eval()
+        predictor = site.client.predictor(self.job)
+        members = deepcopy(predictor.members(site.student(self.job)))
+        module = Exported(members, site.train.scale, site.train.offset, predictor)
+        return module.requires_grad_(False).eval()
 
     @cached_property
     def held_out(self) -> Tensor:
@@ -74,10 +75,8 @@ class Served:
     def logits(self) -> Tensor:
         """What the run's own student says of the held-out samples, as its evaluation asks it."""
         site = self.assembly.site
-        student = site.student(self.job).eval()
-        with torch.inference_mode():
-            parts = self.held_out.split(EVALUATION_BATCH)
-            return torch.cat([site.client.logits(student, site.test.take(part)[0], self.job) for part in parts])
+        batches = site.predict(site.client, site.student(self.job).eval(), self.job, self.held_out)
+        return torch.cat([logits for logits, _ in batches])
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ def saying(*logits: tuple[float, ...], copies: list[int] | None = None) -> Paylo
 def answer(payload: Payload, combine: str = "logits", x: torch.Tensor = X, make=tiny.plain) -> torch.Tensor:
     problem = tiny.problem(make)
     with torch.inference_mode():
-        return fedensemble(combine).logits(problem.initial().eval(), x, tiny.job(problem, payload=payload))
+        return tiny.predict(fedensemble(combine), problem.initial().eval(), x, tiny.job(problem, payload=payload))
 
 
 def drawn(count: int, make=tiny.plain) -> dict[str, torch.Tensor]:
@@ -101,10 +101,10 @@ def test_copies_count_as_often_as_they_are(combine):
 def test_answering_leaves_the_student_and_the_payload_as_they_were(problem):
     payload, student = Payload(samples={**drawn(2), "copies": torch.ones(2)}), problem.initial().eval()
     before = tiny.canonical([dict(student.weights), payload])
-    fedensemble().logits(student, X, tiny.job(problem, payload=payload))
+    tiny.predict(fedensemble(), student, X, tiny.job(problem, payload=payload))
     tiny.assert_same(tiny.canonical([dict(student.weights), payload]), before)
 
 
 def test_without_an_ensemble_the_student_answers(problem):
     student = problem.initial().eval()
-    assert torch.equal(fedensemble().logits(student, X, tiny.job(problem)), student(X))
+    assert torch.equal(tiny.predict(fedensemble(), student, X, tiny.job(problem)), student(X))

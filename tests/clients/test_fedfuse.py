@@ -231,9 +231,9 @@ def test_the_prior_counts_on_its_own_test_law_and_nowhere_else(trained):
         ("evaluate_pooled", 0.0),
     ):
         job = tiny.job(PROBLEM, task=task, state=state)
-        assert_close(chosen.logits(student, x, job), plain + added)
+        assert_close(tiny.predict(chosen, student, x, job), plain + added)
     uniform = tiny.job(PROBLEM, task="evaluate", state=replace(state, memory={"log_prior": torch.zeros(3)}))
-    assert torch.equal(chosen.logits(student, x, uniform).argmax(1), plain.argmax(1))
+    assert torch.equal(tiny.predict(chosen, student, x, uniform).argmax(1), plain.argmax(1))
 
 
 def test_a_client_that_never_trained_or_keeps_its_prior_is_judged_as_it_speaks():
@@ -243,7 +243,7 @@ def test_a_client_that_never_trained_or_keeps_its_prior_is_judged_as_it_speaks()
     state = tiny.fit(chosen, first(), site).state
     for known in (ClientState(), state):
         job = tiny.job(PROBLEM, task="evaluate", state=known)
-        assert torch.equal(chosen.logits(student, x, job), student(x))
+        assert torch.equal(tiny.predict(chosen, student, x, job), student(x))
 
 
 # Generated images

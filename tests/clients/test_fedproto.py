@@ -7,11 +7,12 @@ import tiny
 import torch
 from torch.testing import assert_close
 
-from clients.fedproto import FAR, FedProto, last_epoch
+from clients.fedproto import FedProto, last_epoch
 from clients.supervised import Supervised
 from fedkd import training
 from fedkd.client import Batch
 from fedkd.payload import Payload
+from fedkd.predictors import FAR
 
 PROTOTYPES = torch.arange(12.0).view(3, 4) / 10
 
@@ -98,7 +99,7 @@ def test_the_nearest_prototype_gives_the_label_and_unseen_classes_never_do(probl
     x, _ = site.train.take(torch.arange(9))
     z = student.features(x)
     with torch.no_grad():
-        found = client().logits(student, x, told(job, counts=(1, 0, 1)))
+        found = tiny.predict(client(), student, x, told(job, counts=(1, 0, 1)))
     distance = ((z[:, None] - PROTOTYPES) ** 2).sum(2)
     assert_close(found[:, 0], -distance[:, 0])
     assert (found[:, 1] == FAR).all()
@@ -110,4 +111,4 @@ def test_the_head_decides_if_asked_to_and_before_the_first_table(problem, site, 
     student = problem.initial().eval()
     x, _ = site.train.take(torch.arange(4))
     for its, given in ((client(inference="head"), told(job)), (client(), replace(job, payload=Payload()))):
-        assert torch.equal(its.logits(student, x, given), student(x))
+        assert torch.equal(tiny.predict(its, student, x, given), student(x))

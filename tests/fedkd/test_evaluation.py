@@ -22,7 +22,7 @@ def knowing(strategy, site, **changes):
     """An experiment that knows how many test samples each client has."""
     sizes = tuple(map(len, site.test_index.values()))
     config = EvaluateConfig(probe=0, pooled_every=100)
-    known = {"num_tests": sizes, "own_logits": site.client.own_logits, **changes}
+    known = {"num_tests": sizes, "personal_predictor": site.client.personal_predictor, **changes}
     return replace(tiny.experiment(strategy, site, evaluate=config), **known)
 
 
@@ -64,11 +64,11 @@ def test_students_that_keep_statistics_of_their_own_are_judged_alone(problem):
 
 def test_clients_that_judge_by_their_own_memory_are_judged_alone():
     class Looking(Supervised):
-        def logits(self, student, x, job):
-            return student(x) + job.client
+        def predictor(self, job):
+            return super().predictor(job)
 
-    assert all(half.own_logits for half in (Looking, FedFuse))
-    assert not any(half.own_logits for half in (Client, Supervised, FedProto))
+    assert all(half.personal_predictor for half in (Looking, FedFuse))
+    assert not any(half.personal_predictor for half in (Client, Supervised, FedProto))
 
 
 def test_a_pass_that_fails_is_a_failure_of_each_of_its_clients(problem):

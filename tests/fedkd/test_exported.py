@@ -12,7 +12,7 @@ import tiny
 import torch
 from torch import Tensor
 
-from fedkd import exported, judging, seeds, student
+from fedkd import exported, predictors, seeds, student
 from fedkd.errors import DataError
 from fedkd.exported import Exported
 from fedkd.models import students
@@ -31,8 +31,8 @@ def build(number: int = 0) -> student.Student:
     return made.eval()
 
 
-def module(rule: judging.Rule | None = None, members: int = 1) -> Exported:
-    return Exported([build(n) for n in range(members)], (2 / 16,), (-1.0,), rule or judging.One()).eval()
+def module(rule: predictors.Predictor | None = None, members: int = 1) -> Exported:
+    return Exported([build(n) for n in range(members)], (2 / 16,), (-1.0,), rule or predictors.SingleModel()).eval()
 
 
 def save(path: Path, made: Exported, *, entries: dict[str, Tensor] | None = None, **about: str) -> Path:
@@ -54,9 +54,9 @@ def images(count: int = 9) -> Tensor:
 
 
 RULES = [
-    judging.One(),
-    judging.WithPrior(torch.tensor([0.5, -1.0, -2.0])),
-    judging.Prototypes(torch.linspace(0, 1, CLASSES * 64).view(CLASSES, 64), torch.tensor([True, False, True])),
+    predictors.SingleModel(),
+    predictors.PriorAdjusted(torch.tensor([0.5, -1.0, -2.0])),
+    predictors.Prototypes(torch.linspace(0, 1, CLASSES * 64).view(CLASSES, 64), torch.tensor([True, False, True])),
 ]
 
 
@@ -72,7 +72,7 @@ def test_what_is_loaded_says_the_same_to_the_last_bit(tmp_path, rule):
 
 @pytest.mark.parametrize("combine", ["logits", "probabilities"])
 def test_an_ensemble_keeps_its_members_and_their_shares(tmp_path, combine):
-    made = module(judging.Ensemble(torch.tensor([0.75, 0.25]), combine), members=2)
+    made = module(predictors.Ensemble(torch.tensor([0.75, 0.25]), combine), members=2)
     loaded, _ = exported.load(save(tmp_path / "a.safetensors", made))
     tiny.assert_same(tiny.canonical(loaded(images())), tiny.canonical(made(images())))
 

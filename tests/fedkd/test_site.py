@@ -13,6 +13,7 @@ from fedkd.client import Client
 from fedkd.config import EvaluateConfig
 from fedkd.engine import ClientState, Failure
 from fedkd.payload import Payload
+from fedkd.predictors import Predictor
 from fedkd.training import Site
 from strategies.fedavg import FedAvg
 
@@ -138,9 +139,13 @@ def test_counts_and_samples_of_a_client(site):
 
 
 def test_a_client_may_classify_in_its_own_way(site, job):
-    class Sure(Supervised):
-        def logits(self, student, x, job):
+    class One(Predictor):
+        def forward(self, members, x):
             return torch.tensor([0.0, 1.0, 0.0]).expand(len(x), 3)
+
+    class Sure(Supervised):
+        def predictor(self, job):
+            return One()
 
     found = replace(site, client=Sure()).run(replace(job, task="evaluate"))
     share = (site.test.y[site.test_index[0]] == 1).sum()
@@ -206,9 +211,9 @@ def test_other_kinds_reach_the_client_that_classifies(problem):
     seen = []
 
     class Looking(Supervised):
-        def logits(self, student, x, job):
+        def predictor(self, job):
             seen.append((job.task, job.payload.kinds(), job.state.last_round))
-            return student(x)
+            return super().predictor(job)
 
     class Priors(FedAvg):
         def served(self, state, client):

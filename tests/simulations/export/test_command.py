@@ -5,18 +5,19 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+from torch.testing import assert_close
 
-from fedkd import exported, ledger
-from fedkd.client import Client
+from fedkd import exported, ledger, predictors
 from fedkd.config import DataConfig
 from fedkd.data import sources
 from fedkd.errors import CheckpointError, ConfigError, DataError, FolderError, RunError
-from simulations.export import as_safetensors, checks, formats, rules, serving
+from simulations.export import as_safetensors, checks, formats, serving
 from simulations.export.command import main
 from simulations.options import Export
 
@@ -128,33 +129,33 @@ def test_what_the_run_judged_is_exported_not_the_bare_student(play, kind, rule, 
     assert (bare - its.logits).abs().max() > 0.01  # the rule is no idle thing
 
 
-def test_a_client_half_that_judges_in_a_way_of_its_own_is_refused(demo):
+class Negated(predictors.Predictor):
+    """One that no file of ours knows."""
+
+    def forward(self, members, x):
+        (student,) = members
+        return -student(x)
+
+
+def test_a_predictor_of_ones_own_is_exported_as_a_program_and_refused_without_one(demo, tmp_path):
     its = served(demo)
 
     class Odd(type(its.assembly.site.client)):
-        def logits(self, student, x, job):
-            return -student(x)
+        def predictor(self, job):
+            return Negated()
 
-    with pytest.raises(ConfigError, match="'Odd' judges by more than its student's logits"):
-        rules.make(Odd(), its.assembly.site.student(its.job), its.job)
+    odd = replace(its, assembly=replace(its.assembly, site=replace(its.assembly.site, client=Odd())))
+    program = formats.choose("pt2", int8=False)
+    program.write(odd, {}, tmp_path / "odd.pt2")
+    x = digits()[0][its.held_out]
+    assert_close(program.open(tmp_path / "odd.pt2")(x), -its.logits)
+    with pytest.raises(ConfigError, match="Negated, which safetensors cannot hold"):
+        as_safetensors.write(odd, {}, tmp_path / "odd.safetensors")
 
 
 def test_parts_do_not_stand_in_the_way(play):
     run = play("parts", "strategy=fedavg", "students=mlp", "parts=[ema]", "rounds=1")
     assert ask(export(run), digits()[0]).shape == (355, 10)
-
-
-def test_a_half_under_a_cover_judges_as_it_does_without(demo):
-    its = served(demo)
-    half = its.assembly.site.client
-
-    class Cover(Client):
-        inner = half
-
-        def logits(self, student, x, job):
-            return self.inner.logits(student, x, job)
-
-    assert rules.make(Cover(), its.assembly.site.student(its.job), its.job)[1].name == "student"
 
 
 @pytest.mark.parametrize("kind", FORMATS)

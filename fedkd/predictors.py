@@ -1,52 +1,53 @@
-"""How students become the logits that a run judges: alone, with a prior, as an ensemble, by prototypes.
+"""Predictors: how a client's student, or several, become the logits that a run judges and that an export carries.
 
-The same as the `logits` of the client halves that have their own, as modules: so they can leave a run.
 B samples, C classes, d latent width, M members.
 """
 
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
+from fedkd.payload import Weights
 from fedkd.student import Student
 
-FAR = -1e9  # the logit of a label without prototype
+FAR = -1e9  # the logit of a label without prototype: it is infinitely far, and a loss must be finite
 
 
-class Rule(nn.Module):
-    """Students and scaled images -> logits (B, C)."""
+class Predictor(nn.Module):
+    """Students in eval mode and scaled images -> logits (B, C). Whatever it needs besides lies in its buffers."""
 
-    name: ClassVar[str]
+    name: ClassVar[str] = "own"  # in files; a safetensors file can only be read if it is one of this module's
 
     @property
     def options(self) -> dict[str, Any]:
-        """What makes an empty one again, beside the students: JSON."""
+        """What `empty` needs beside the students: JSON."""
         return {}
 
     @classmethod
-    def empty(cls, members: Sequence[Student], **options: Any) -> "Rule":
-        """One whose entries are still to be filled in. Raises TypeError or ValueError for options it does not have."""
-        raise NotImplementedError
+    def empty(cls, members: Sequence[Student], **options: Any) -> "Predictor":
+        """An uninitialised predictor; load its buffers. Raises TypeError or ValueError for options it does not have."""
+        return cls(**options)
+
+    def members(self, student: Student) -> list[Student]:
+        """The students it asks: the one of the job, unless it says otherwise."""
+        return [student]
 
 
-class One(Rule):
+class SingleModel(Predictor):
     """One student's own logits."""
 
     name = "student"
-
-    @classmethod
-    def empty(cls, members: Sequence[Student], **options: Any) -> "One":
-        return cls(**options)
 
     def forward(self, members: Iterable[Student], x: Tensor) -> Tensor:
         (student,) = members
         return cast(Tensor, student(x))
 
 
-class WithPrior(Rule):
-    """One student that speaks without its prior, with the log prior (C,) of the client it is for (FedFuse)."""
+class PriorAdjusted(Predictor):
+    """One student that speaks without its prior, with the log prior (C,) of the client it is for."""
 
     name = "prior"
     log_prior: Tensor
@@ -56,7 +57,7 @@ class WithPrior(Rule):
         self.register_buffer("log_prior", log_prior_C)
 
     @classmethod
-    def empty(cls, members: Sequence[Student], **options: Any) -> "WithPrior":
+    def empty(cls, members: Sequence[Student], **options: Any) -> "PriorAdjusted":
         return cls(torch.empty(members[0].num_classes), **options)
 
     def forward(self, members: Iterable[Student], x: Tensor) -> Tensor:
@@ -64,7 +65,7 @@ class WithPrior(Rule):
         return cast(Tensor, student(x) + self.log_prior)
 
 
-class Prototypes(Rule):
+class Prototypes(Predictor):
     """Minus the squared distance of one student's latent to each prototype (C, d); FAR where there is none."""
 
     name = "prototypes"
@@ -83,22 +84,30 @@ class Prototypes(Rule):
 
     def forward(self, members: Iterable[Student], x: Tensor) -> Tensor:
         (student,) = members
-        # Written out: ONNX has no cdist.
-        distance_BC = (student.features(x)[:, None] - self.prototypes).square().sum(-1)
+        z_Bd = student.features(x)
+        if torch.compiler.is_compiling():  # ONNX has no cdist
+            distance_BC = (z_Bd[:, None] - self.prototypes).square().sum(-1)
+        else:
+            distance_BC = torch.cdist(z_Bd, self.prototypes, compute_mode="donot_use_mm_for_euclid_dist").square()
         return torch.where(self.is_known, -distance_BC, FAR)
 
 
-class Ensemble(Rule):
-    """Mean of the members' logits, or log of the mean of their probabilities, each by its share (M,) (FedEnsemble)."""
+class Ensemble(Predictor):
+    """Mean of the members' logits, whose largest is their sum's, or log of the mean of their probabilities.
+
+    Each counts by its share (M,). `entries` are the members': what one lacks is the job's student's.
+    """
 
     name = "ensemble"
     share: Tensor
 
-    def __init__(self, share_M: Tensor, combine: Literal["logits", "probabilities"]) -> None:
+    def __init__(
+        self, share_M: Tensor, combine: Literal["logits", "probabilities"], entries: Sequence[Weights] = ()
+    ) -> None:
         super().__init__()
         if combine not in ("logits", "probabilities"):
             raise ValueError(f"combine {combine!r}")
-        self.combine = combine
+        self.combine, self.entries = combine, entries
         self.register_buffer("share", share_M)
 
     @property
@@ -109,6 +118,12 @@ class Ensemble(Rule):
     def empty(cls, members: Sequence[Student], **options: Any) -> "Ensemble":
         return cls(torch.empty(len(members)), **options)
 
+    def members(self, student: Student) -> list[Student]:
+        made = [deepcopy(student) for _ in self.entries]
+        for member, entries in zip(made, self.entries, strict=True):
+            member.load_state_dict(dict(entries), strict=False, assign=True)  # not copied: as they lie in memory
+        return made
+
     def forward(self, members: Iterable[Student], x: Tensor) -> Tensor:
         each_MBC = torch.stack([student(x) for student in members])
         if self.combine == "probabilities":
@@ -117,4 +132,6 @@ class Ensemble(Rule):
         return mean_BC if self.combine == "logits" else mean_BC.clamp(min=1e-30).log()
 
 
-RULES: dict[str, type[Rule]] = {rule.name: rule for rule in (One, WithPrior, Prototypes, Ensemble)}
+PREDICTORS: dict[str, type[Predictor]] = {
+    known.name: known for known in (SingleModel, PriorAdjusted, Prototypes, Ensemble)
+}
