@@ -26,7 +26,7 @@ class Centralised(Client):
     def train(self, site: Site, job: Job) -> Outcome:
         config, state = site.problem.train, job.state
         student = site.student(job).train()
-        descent = site.descent(job, student.learnable)
+        optimiser = site.optimiser(job, student.learnable)
         budget = (job.payload.numbers or {}).get("budget", 1.0)
         steps = num_steps(config, budget, len(site.train_index[job.client]), site.problem.clients)
         sums: dict[str, float] = {}
@@ -34,10 +34,10 @@ class Centralised(Client):
             count = min(STEPS_DRAWN, steps - start)
             drawn = site.draw(replace(job, state=state), replace(config, steps=count))
             batches = site.batches(self, job, drawn)
-            found = training.descend(descent, batches, lambda batch: self.terms(student, batch, job))
+            found = training.descend(optimiser, batches, lambda batch: self.terms(student, batch, job))
             sums = {name: sums.get(name, 0.0) + count * value for name, value in found.items()}
             state = replace(state, epoch=drawn.epoch, position=drawn.offset)
-        return site.close(self, job, student, drawn, {name: total / steps for name, total in sums.items()}, descent)
+        return site.close(self, job, student, drawn, {name: total / steps for name, total in sums.items()}, optimiser)
 
 
 def num_steps(config: TrainConfig, budget: float, num_samples: int, clients: int) -> int:

@@ -16,7 +16,7 @@ from fedkd.engine import Job
 from fedkd.off import Off
 from fedkd.payload import Payload
 from fedkd.student import Student
-from fedkd.training import Drawn, Outcome, Site
+from fedkd.training import LocalBatches, Outcome, Site
 
 
 class Ditto(Client):
@@ -35,19 +35,19 @@ class Ditto(Client):
         drawn = site.draw(job)
         shared = self._train_received(site, job, drawn)
         own = site.student(replace(job, payload=Payload())).train()  # the same module: it has been read out
-        descent = site.descent(job, own.learnable, job.state.memory.get("optimiser", {}))
-        numbers = training.descend(descent, site.batches(self, job, drawn), lambda batch: self.terms(own, batch, job))
-        memory = {**shared.state.memory, "optimiser": descent.memory()}
+        optimiser = site.optimiser(job, own.learnable, job.state.memory.get("optimiser", {}))
+        numbers = training.descend(optimiser, site.batches(self, job, drawn), lambda batch: self.terms(own, batch, job))
+        memory = {**shared.state.memory, "optimiser": optimiser.memory()}
         state = replace(shared.state, kept=own.weights, memory=memory)
         return replace(shared, state=state, numbers={**numbers, **shared.numbers}, student=own)
 
-    def _train_received(self, site: Site, job: Job, drawn: Drawn) -> Outcome:
+    def _train_received(self, site: Site, job: Job, drawn: LocalBatches) -> Outcome:
         """FedAvg's participation, to the last bit."""
         student = site.student(job).train()
-        descent = site.descent(job, student.learnable)
+        optimiser = site.optimiser(job, student.learnable)
         numbers = training.descend(
-            descent,
+            optimiser,
             site.batches(self, job, drawn),
             lambda batch: iter([("received", losses.cross_entropy(student(batch.x), batch.y))]),
         )
-        return site.close(self, job, student, drawn, numbers, descent)
+        return site.close(self, job, student, drawn, numbers, optimiser)

@@ -13,7 +13,7 @@ from torch import Tensor
 from fedkd import losses, public, seeds, training
 from fedkd.client import Batch, Client
 from fedkd.engine import Job
-from fedkd.optimisers import Descent
+from fedkd.optimisers import LocalOptimiser
 from fedkd.payload import Payload
 from fedkd.student import Student
 
@@ -53,6 +53,6 @@ class DSFL(Client):
         known = {"target": job.payload.probe_logits}
         batches = public.batches(x, known, config.distil_batch, stream, epochs=config.distil_epochs)  # type: ignore[arg-type]
         lr = config.distil_lr or training.learning_rate(site.problem.train, job)
-        descent = Descent(site.problem.train, student.learnable, lr)
-        numbers = training.descend(descent, batches, lambda batch: self.terms(student, batch, job))
+        optimiser = LocalOptimiser(site.problem.train, student.learnable, lr)
+        numbers = training.descend(optimiser, batches, lambda batch: self.terms(student, batch, job))
         return site.close(self, job, student, None, numbers)

@@ -41,11 +41,11 @@ class FedD2S(Client):
             return site.close(self, job, student, None, {})
         job = _with_local_head(site, student, job, order)
         drawn = site.draw(job)
-        descent = site.descent(job, self._learnable(student, job, order))
+        optimiser = site.optimiser(job, self._learnable(student, job, order))
         known = self.consult(site, job, drawn.x, drawn.y, drawn.position)
         batches = site.batches(self, job, drawn, known)
-        numbers = training.descend(descent, batches, lambda batch: self.terms(student, batch, job))
-        return site.close(self, job, student, drawn, numbers, descent)
+        numbers = training.descend(optimiser, batches, lambda batch: self.terms(student, batch, job))
+        return site.close(self, job, student, drawn, numbers, optimiser)
 
     def consult(self, site: Site, job: Job, x: Tensor, y: Tensor, position: Tensor) -> Mapping[str, Tensor]:
         """The federation's logits of each sample drawn, by its place in the client's data, and whether it has any."""

@@ -22,7 +22,7 @@ from fedkd.student import Student
 from fedkd.tables import Heard
 
 if TYPE_CHECKING:
-    from fedkd.training import Drawn, Outcome, Site
+    from fedkd.training import LocalBatches, Outcome, Site
 
 
 class FedDistill(Client):
@@ -71,7 +71,9 @@ class FedDistill(Client):
             payload=replace(outcome.payload, class_logits=table_CC, label_counts=counts_C),
         )
 
-    def _add_up(self, heard: Heard, drawn: "Drawn", memory: Mapping[str, Any], classes: int) -> tuple[Tensor, Tensor]:
+    def _add_up(
+        self, heard: Heard, drawn: "LocalBatches", memory: Mapping[str, Any], classes: int
+    ) -> tuple[Tensor, Tensor]:
         """Sums of outputs (C, C) and counts (C,) by label: of this participation, and of those that are remembered."""
         said_SC = heard.logits()
         said_SC = said_SC.softmax(1) if self.config.table == "prob" else said_SC

@@ -20,7 +20,7 @@ from fedkd.models import image_generators
 from fedkd.payload import Payload
 from fedkd.predictors import Predictor, PriorAdjusted, SingleModel
 from fedkd.student import Student
-from fedkd.training import EVALUATION_BATCH, Drawn, Outcome, Site
+from fedkd.training import EVALUATION_BATCH, LocalBatches, Outcome, Site
 
 
 class FedFuse(Client):
@@ -97,19 +97,19 @@ class FedFuse(Client):
 
     def _distil(self, site: Site, job: Job) -> Outcome:
         student = site.student(job)
-        descent = site.descent(job, student.learnable)
+        optimiser = site.optimiser(job, student.learnable)
         numbers: Mapping[str, float] = {}
         if job.payload.probe_logits is not None:
             drawn = self._beside(site, job, len(job.payload.probe_logits))
             known = self.consult(site, job, drawn.x, drawn.y, drawn.position)
             student.train()
             batches = site.batches(self, job, drawn, known)
-            numbers = training.descend(descent, batches, lambda batch: self.terms(student, batch, job))
+            numbers = training.descend(optimiser, batches, lambda batch: self.terms(student, batch, job))
             if self.config.restore_statistics:
                 restore_statistics(student, site.own(job.client)[0])
-        return site.close(self, job, student, None, numbers, descent)
+        return site.close(self, job, student, None, numbers, optimiser)
 
-    def _beside(self, site: Site, job: Job, count: int) -> Drawn:
+    def _beside(self, site: Site, job: Job, count: int) -> LocalBatches:
         """As many of the client's own samples as transfer images, in random passes; batches end where theirs do.
 
         From a stream of their own: what the first exchange draws is the same whatever happens in the second.
@@ -119,7 +119,7 @@ class FedFuse(Client):
         passes = [torch.randperm(len(index), generator=draws) for _ in range(-(-total // len(index)))]
         position = torch.cat(passes)[:total]
         sizes = tuple(map(len, torch.empty(count).split(self.config.distil_batch))) * self.config.distil_epochs
-        return Drawn(*site.train.take(index[position]), position, sizes, job.state.epoch, job.state.position)
+        return LocalBatches(*site.train.take(index[position]), position, sizes, job.state.epoch, job.state.position)
 
     def _order(self, site: Site, job: Job, count: int) -> Tensor:
         """In which order the transfer images come, over all passes."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from fedkd import divergences, losses, public, seeds, training
 from fedkd.client import Batch, Client
 from fedkd.engine import Job
-from fedkd.optimisers import Descent
+from fedkd.optimisers import LocalOptimiser
 from fedkd.payload import Payload
 from fedkd.seeds import Stream
 from fedkd.student import Student
@@ -75,17 +75,17 @@ class FedMD(Client):
         size, stream = site.problem.train.batch, self._stream(site, job, purpose)
         labelled = public.batches(x, {"y": y}, size, stream, epochs=epochs)
         batches = (replace(batch, y=batch.known["y"]) for batch in labelled)
-        descent = site.descent(job, student.train().learnable, {})
-        return training.descend(descent, batches, lambda batch: self.terms(student, batch, job))["ce"]
+        optimiser = site.optimiser(job, student.train().learnable, {})
+        return training.descend(optimiser, batches, lambda batch: self.terms(student, batch, job))["ce"]
 
     def _learn(self, site: "Site", job: Job, x: Tensor) -> "Outcome":
         student = site.student(job).train()
         numbers = self._digest(site, job, student, x)
         drawn = site.draw(job)
-        descent = site.descent(job, student.learnable)
+        optimiser = site.optimiser(job, student.learnable)
         batches = site.batches(self, job, drawn)
-        numbers |= training.descend(descent, batches, lambda batch: self.terms(student, batch, job))
-        return site.close(self, job, student, drawn, numbers, descent)
+        numbers |= training.descend(optimiser, batches, lambda batch: self.terms(student, batch, job))
+        return site.close(self, job, student, drawn, numbers, optimiser)
 
     def _digest(self, site: "Site", job: Job, student: Student, x: Tensor) -> dict[str, float]:
         """With an optimiser of its own: moments of one loss do not suit the other."""
@@ -93,8 +93,8 @@ class FedMD(Client):
         config, stream = self.config, self._stream(site, job, "digest")
         batches = public.batches(x, known, config.digest_batch, stream, epochs=config.digest_epochs)  # type: ignore[arg-type]
         lr = config.digest_lr or training.learning_rate(site.problem.train, job)
-        descent = Descent(site.problem.train, student.learnable, lr)
-        return training.descend(descent, batches, lambda batch: self.terms(student, batch, job))
+        optimiser = LocalOptimiser(site.problem.train, student.learnable, lr)
+        return training.descend(optimiser, batches, lambda batch: self.terms(student, batch, job))
 
     def _stream(self, site: "Site", job: Job, purpose: str) -> Stream:
         return seeds.stream(site.problem.seed, purpose, round=job.round, client=job.client)

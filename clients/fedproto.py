@@ -18,7 +18,7 @@ from fedkd.predictors import Predictor, Prototypes, SingleModel
 from fedkd.student import Student
 
 if TYPE_CHECKING:
-    from fedkd.training import Drawn, Outcome, Site
+    from fedkd.training import LocalBatches, Outcome, Site
 
 
 class FedProto(Client):
@@ -65,7 +65,7 @@ class FedProto(Client):
         return Prototypes(prototypes, counts != 0)
 
 
-def last_epoch(drawn: "Drawn", num_examples: int) -> int:
+def last_epoch(drawn: "LocalBatches", num_examples: int) -> int:
     """The step from which on as many samples are drawn as the client has; 0 if they are fewer."""
     samples = 0
     for step in reversed(range(len(drawn.sizes))):

@@ -14,9 +14,9 @@ from torch import Tensor
 from fedkd import losses, teachers, training
 from fedkd.client import Batch, Client
 from fedkd.engine import Job
-from fedkd.optimisers import Descent
+from fedkd.optimisers import LocalOptimiser
 from fedkd.student import Student
-from fedkd.training import Drawn, Outcome, Site
+from fedkd.training import LocalBatches, Outcome, Site
 
 
 class FedRep(Client):
@@ -35,7 +35,7 @@ class FedRep(Client):
             return site.fit(self, job)
         student, drawn = site.student(job).train(), site.draw(job)
         head, body = _split(drawn, self.config.head_share)
-        of_head, of_body = (_descent(phase, site, student, job) for phase in ("head", "body"))
+        of_head, of_body = (_optimiser(phase, site, student, job) for phase in ("head", "body"))
         # Of the body as received, in eval mode: while frozen it neither learns nor gathers statistics.
         known = {"z": teachers.latents(site, job, head.position)}
         first = training.descend(of_head, site.batches(self, job, head, known), lambda b: self.terms(student, b, job))
@@ -45,13 +45,13 @@ class FedRep(Client):
         return replace(outcome, state=replace(outcome.state, optimiser=moments))
 
 
-def _descent(phase: str, site: Site, student: Student, job: Job) -> Descent:
+def _optimiser(phase: str, site: Site, student: Student, job: Job) -> LocalOptimiser:
     """On the entries of one phase alone: weight decay would go on shrinking frozen ones."""
     chosen = {name: p for name, p in student.learnable.items() if name.startswith("head.") == (phase == "head")}
-    return site.descent(job, chosen, job.state.optimiser.get(phase, {}))
+    return site.optimiser(job, chosen, job.state.optimiser.get(phase, {}))
 
 
-def _split(drawn: Drawn, head_share: float) -> tuple[Drawn, Drawn]:
+def _split(drawn: LocalBatches, head_share: float) -> tuple[LocalBatches, LocalBatches]:
     """The steps of the head and those of the body, at least one each; the body has a single one."""
     steps = len(drawn.sizes)
     first = min(max(1, round(head_share * steps)), steps - 1)

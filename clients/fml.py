@@ -31,14 +31,14 @@ class FML(Client):
         alone = replace(job, payload=Payload())  # nothing received goes into the private student
         private, meme = site.student(alone).train(), site.beside(job.payload.weights or {}).train()
         drawn = site.draw(job)
-        # One descent on both: peers are detached, so the sum's gradients are each one's own. `train.clip` bounds them
-        # together.
+        # One optimiser for both: peers are detached, so the sum's gradients are each one's own. `train.clip` bounds
+        # them together.
         learnable = _named("private", private) | _named("meme", meme)
-        descent = site.descent(job, learnable)
+        optimiser = site.optimiser(job, learnable)
         numbers = training.descend(
-            descent, site.batches(self, job, drawn), lambda batch: self.mutual(private, meme, batch)
+            optimiser, site.batches(self, job, drawn), lambda batch: self.mutual(private, meme, batch)
         )
-        outcome = site.close(self, alone, private, drawn, numbers, descent)
+        outcome = site.close(self, alone, private, drawn, numbers, optimiser)
         entries = meme.weights
         return replace(outcome, payload=Payload(weights={name: entries[name] for name in job.payload.weights or {}}))
 

@@ -16,7 +16,7 @@ from fedkd.engine import Job
 from fedkd.off import Off
 from fedkd.payload import Payload
 from fedkd.student import Student
-from fedkd.training import Drawn, Outcome, Site
+from fedkd.training import LocalBatches, Outcome, Site
 
 
 class KnFu(Client):
@@ -37,21 +37,21 @@ class KnFu(Client):
         """Exchange 0: private data; exchange 1: the teacher. With a teacher in exchange 0, that one first."""
         x = public.look(site.problem, job.payload.numbers, job.round)  # all of them, in their order
         student = site.student(job).train()
-        descent = site.descent(job, student.learnable)
+        optimiser = site.optimiser(job, student.learnable)
         private = self._private_share(job)
         drawn = site.draw(job) if job.exchange == 0 or private else None
         numbers: dict[str, float] = {}
         if job.payload.probe_logits is not None:
             batches = self._fine_tuning(site, job, x, drawn if private else None)
-            numbers |= training.descend(descent, batches, lambda batch: self.terms(student, batch, job))
+            numbers |= training.descend(optimiser, batches, lambda batch: self.terms(student, batch, job))
             numbers |= self._scores(site, job, student, "after") if job.exchange == 0 else {}
         if job.exchange == 0 and drawn is not None:
             student.train()
             batches = site.batches(self, job, drawn)
-            local = training.descend(descent, batches, lambda batch: self.terms(student, batch, job))
+            local = training.descend(optimiser, batches, lambda batch: self.terms(student, batch, job))
             numbers = local | numbers
             numbers |= {} if "alma_after" in numbers else self._scores(site, job, student, "before")
-        return site.close(self, job, student, drawn, numbers, descent)
+        return site.close(self, job, student, drawn, numbers, optimiser)
 
     def terms(self, student: Student, batch: Batch, job: Job) -> Iterator[tuple[str, Tensor]]:
         logits = student(batch.x)
@@ -81,7 +81,7 @@ class KnFu(Client):
             return 0.0
         return max(0.0, 1.0 - self.config.distill_weight)
 
-    def _fine_tuning(self, site: Site, job: Job, x: Tensor, private: Drawn | None) -> Iterator[Batch]:
+    def _fine_tuning(self, site: Site, job: Job, x: Tensor, private: LocalBatches | None) -> Iterator[Batch]:
         """Public batches with the teacher's rows, in an order of their own; `private` ones between them."""
         assert job.payload.probe_logits is not None
         known = {

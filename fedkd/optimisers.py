@@ -1,7 +1,7 @@
-"""SGD and Adam over lists of tensors, equal to torch.optim's with foreach=True.
+"""SGD and Adam over lists of tensors: torch.optim's functions, with a memory that is a value a State can hold.
 
-torch.optim is not used because making the first optimiser of a process imports torch._dynamo: 2.6 s on two cores, in
-each worker, more than the first rounds take. Adam's memory is besides a value that a State can hold.
+The classes of torch.optim are not used: making the first one of a process imports torch._dynamo, 2.6 s on two cores in
+each worker, more than the first rounds take.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.adam import adam
+from torch.optim.sgd import sgd
 
 from fedkd.config import TrainConfig
 
@@ -18,21 +20,27 @@ class Sgd:
 
     def __init__(self, parameters: Sequence[Tensor], lr: float, momentum: float = 0.0, weight_decay: float = 0.0):
         self.parameters, self.lr, self.momentum, self.weight_decay = parameters, lr, momentum, weight_decay
-        self._velocity: dict[int, Tensor] = {}
+        self._velocity: list[Tensor | None] = [None] * len(parameters)
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor | None]) -> None:
         """One update; a parameter without gradient stays as it is."""
-        given = {i: (p, g) for i, (p, g) in enumerate(zip(self.parameters, gradients, strict=True)) if g is not None}
-        parameters, updates = [p for p, _ in given.values()], [g for _, g in given.values()]
-        if self.weight_decay:
-            updates = list(torch._foreach_add(updates, [p.detach() for p in parameters], alpha=self.weight_decay))
-        if self.momentum:
-            velocity = [self._velocity.setdefault(i, torch.zeros_like(g)) for i, (_, g) in given.items()]
-            torch._foreach_mul_(velocity, self.momentum)
-            torch._foreach_add_(velocity, updates)
-            updates = velocity
-        torch._foreach_add_(parameters, updates, alpha=-self.lr)
+        reached = _reached(self.parameters, gradients)
+        velocity = [self._velocity[i] for i in reached]
+        sgd(
+            [self.parameters[i] for i in reached],
+            list(reached.values()),
+            velocity,
+            foreach=True,
+            lr=self.lr,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+        )
+        for i, value in zip(reached, velocity, strict=True):
+            self._velocity[i] = value
 
 
 class Adam:
@@ -62,23 +70,28 @@ class Adam:
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor | None], lr: float, weight_decay: float = 0.0) -> None:
         """One update; a parameter without gradient, and its moments, stay as they are (the count is common to all)."""
+        reached = _reached(self.parameters, gradients)
+        parameters, mean, square = ([of[i] for i in reached] for of in (self.parameters, self._mean, self._square))
+        adam(
+            parameters,
+            list(reached.values()),
+            mean,
+            square,
+            [],
+            list(torch.full((len(reached),), float(self.count)).unbind()),  # torch counts each parameter's steps
+            foreach=True,
+            lr=lr,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            eps=1e-8,
+            weight_decay=weight_decay,
+            amsgrad=False,
+            maximize=False,
+        )
         self.count += 1
-        given = [i for i, gradient in enumerate(gradients) if gradient is not None]
-        parameters, mean, square = ([of[i] for i in given] for of in (self.parameters, self._mean, self._square))
-        updates = [gradient for gradient in gradients if gradient is not None]
-        if weight_decay:
-            updates = list(torch._foreach_add(updates, [p.detach() for p in parameters], alpha=weight_decay))
-        first, second = self.betas
-        torch._foreach_lerp_(mean, updates, 1 - first)
-        torch._foreach_mul_(square, second)
-        torch._foreach_addcmul_(square, updates, updates, 1 - second)
-        denominators = torch._foreach_sqrt(square)
-        torch._foreach_div_(denominators, (1 - second**self.count) ** 0.5)
-        torch._foreach_add_(denominators, 1e-8)
-        torch._foreach_addcdiv_(parameters, mean, denominators, -lr / (1 - first**self.count))
 
 
-class Descent:
+class LocalOptimiser:
     """SGD or Adam, as a configuration says, on named parameters of a client's student, over one participation."""
 
     def __init__(
@@ -92,7 +105,7 @@ class Descent:
         else:
             self._adam = Adam(learnable, memory or None)
 
-    def descend(self, loss: Tensor) -> None:
+    def step(self, loss: Tensor) -> None:
         """One update along the gradient of a scalar; parameters that the loss does not reach stay as they are."""
         gradients: Sequence[Tensor | None] = torch.autograd.grad(loss, self.parameters, allow_unused=True)
         if self.config.clip is not None:
@@ -113,3 +126,8 @@ def clipped(gradients: Sequence[Tensor | None], most: float) -> tuple[Tensor | N
     norm = torch.stack([gradient.norm() for gradient in given]).norm()
     scale = (most / (norm + 1e-6)).clamp(max=1.0)
     return tuple(None if gradient is None else gradient * scale for gradient in gradients)
+
+
+def _reached(parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> dict[int, Tensor]:
+    """The gradients that there are, by place."""
+    return {i: g for i, (_, g) in enumerate(zip(parameters, gradients, strict=True)) if g is not None}

@@ -17,7 +17,7 @@ from fedkd.client import Batch, Client
 from fedkd.engine import ClientId, Job, Reply
 from fedkd.payload import Payload
 from fedkd.student import Student
-from fedkd.training import Drawn, Outcome, Site
+from fedkd.training import LocalBatches, Outcome, Site
 
 Mean = Literal["holders", "examples", "senders"]  # a row is the mean over whom, and whether by their samples
 
@@ -58,9 +58,9 @@ def listening(student: Student) -> Iterator[Heard]:
         handle.remove()
 
 
-def descend(client: Client, site: Site, job: Job, student: Student, drawn: Drawn) -> tuple[Outcome, Heard]:
+def descend(client: Client, site: Site, job: Job, student: Student, drawn: LocalBatches) -> tuple[Outcome, Heard]:
     """The default participation, `Site.fit`, with an ear at the student's head; `report` is still to be completed."""
-    descent = site.descent(job, student.learnable)
+    optimiser = site.optimiser(job, student.learnable)
     known = client.consult(site, job, drawn.x, drawn.y, drawn.position)
     with listening(student) as heard:
 
@@ -68,8 +68,8 @@ def descend(client: Client, site: Site, job: Job, student: Student, drawn: Drawn
             heard.attend(batch)
             return client.terms(student, batch, job)
 
-        numbers = training.descend(descent, site.batches(client, job, drawn, known), terms)
-    return site.close(client, job, student, drawn, numbers, descent), heard
+        numbers = training.descend(optimiser, site.batches(client, job, drawn, known), terms)
+    return site.close(client, job, student, drawn, numbers, optimiser), heard
 
 
 def sums(values_Sm: Tensor, y_S: Tensor, classes: int) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from fedkd.client import Batch, Client, Trained
 from fedkd.config import TrainConfig
 from fedkd.data.samples import Samples
 from fedkd.engine import ClientState, Failure, Job, Reply, Result
-from fedkd.optimisers import Descent
+from fedkd.optimisers import LocalOptimiser
 from fedkd.payload import Payload, Weights
 from fedkd.problem import Problem
 from fedkd.student import Student, copied
@@ -35,7 +35,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class LocalBatches:
     """The training samples of one participation, S in the order of their steps."""
 
     x: Tensor  # (S, channels, height, width) float32
@@ -78,22 +78,22 @@ class Site:
         """Local training on the client's terms, then its report: the default participation."""
         student = self.student(job).train()
         drawn = self.draw(job)
-        descent = self.descent(job, student.learnable)
+        optimiser = self.optimiser(job, student.learnable)
         known = client.consult(self, job, drawn.x, drawn.y, drawn.position)
         batches = self.batches(client, job, drawn, known)
-        numbers = descend(descent, batches, lambda batch: client.terms(student, batch, job))
-        return self.close(client, job, student, drawn, numbers, descent)
+        numbers = descend(optimiser, batches, lambda batch: client.terms(student, batch, job))
+        return self.close(client, job, student, drawn, numbers, optimiser)
 
-    def draw(self, job: Job, train: TrainConfig | None = None) -> Drawn:
+    def draw(self, job: Job, train: TrainConfig | None = None) -> LocalBatches:
         """The training samples of this participation; `train` where not as many as the configuration says."""
         index = self.train_index[job.client]
         steps, epoch, offset = passes.draw_batches(self.problem.seed, train or self.problem.train, job, len(index))
         position = torch.cat(steps)
         x, y = self.train.take(index[position])
-        return Drawn(x, y, position, tuple(map(len, steps)), epoch, offset)
+        return LocalBatches(x, y, position, tuple(map(len, steps)), epoch, offset)
 
     def batches(
-        self, client: Client, job: Job, drawn: Drawn, known: Mapping[str, Tensor] | None = None
+        self, client: Client, job: Job, drawn: LocalBatches, known: Mapping[str, Tensor] | None = None
     ) -> Iterator[Batch]:
         """The steps of `drawn`, each with what the client draws for it and its rows of `known`."""
         noise = seeds.stream(self.problem.seed, "noise", round=job.round, client=job.client).child(job.exchange).torch()
@@ -105,23 +105,25 @@ class Site:
             yield Batch(drawn.x[rows], y, step, self.problem.train.batch, client.draw(job, y, step, noise), its)
             start += size
 
-    def descent(self, job: Job, learnable: Mapping[str, Tensor], memory: Mapping[str, Any] | None = None) -> Descent:
+    def optimiser(
+        self, job: Job, learnable: Mapping[str, Tensor], memory: Mapping[str, Any] | None = None
+    ) -> LocalOptimiser:
         """The configured optimiser on some parameters; with the client's moments, where these are kept.
 
         `memory` are other moments to go on with; empty: none.
         """
         config = self.problem.train
         moments = job.state.optimiser if memory is None else memory
-        return Descent(config, learnable, learning_rate(config, job), moments)
+        return LocalOptimiser(config, learnable, learning_rate(config, job), moments)
 
     def close(
         self,
         client: Client,
         job: Job,
         student: Student,
-        drawn: Drawn | None,
+        drawn: LocalBatches | None,
         numbers: Mapping[str, float],
-        descent: Descent | None = None,
+        optimiser: LocalOptimiser | None = None,
     ) -> Outcome:
         """State and report after training; `drawn` is None for a phase that drew no training samples.
 
@@ -132,14 +134,14 @@ class Site:
         after = ClientState(
             kept=copied({name: entry for name, entry in student.entries.items() if name not in received}),
             memory=client.remember(trained, job),
-            optimiser=descent.memory() if descent is not None else state.optimiser,
+            optimiser=optimiser.memory() if optimiser is not None else state.optimiser,
             epoch=drawn.epoch if drawn is not None else state.epoch,
             position=drawn.offset if drawn is not None else state.position,
             last_round=job.round,
         )
         return Outcome(client.report(trained, job), after, numbers, student if numbers else None)
 
-    def trained(self, client: Client, job: Job, student: Student, drawn: Drawn | None) -> Trained:
+    def trained(self, client: Client, job: Job, student: Student, drawn: LocalBatches | None) -> Trained:
         """What `Client.remember` and `Client.report` are told."""
         problem = self.problem.of(job.client)
         labels = drawn.y if drawn is not None else torch.empty(0, dtype=torch.int64)
@@ -289,7 +291,7 @@ class Site:
 
 
 def descend(
-    descent: Descent, batches: Iterable[Batch], terms: Callable[[Batch], Iterator[tuple[str, Tensor]]]
+    optimiser: LocalOptimiser, batches: Iterable[Batch], terms: Callable[[Batch], Iterator[tuple[str, Tensor]]]
 ) -> dict[str, float]:
     """One update a batch, along the sum of its terms. Gives the mean of each term over the steps."""
     sums: dict[str, Tensor] = {}
@@ -301,7 +303,7 @@ def descend(
             sums[name] = sums[name] + value.detach() if name in sums else value.detach()
         if loss is None:
             raise ValueError("the client's terms yielded nothing: there is no loss")
-        descent.descend(loss)
+        optimiser.step(loss)
         count += 1
     return {name: float(value) / count for name, value in sums.items()}
 

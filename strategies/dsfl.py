@@ -15,7 +15,7 @@ from fedkd import border, diagnostics, losses, public, training, values
 from fedkd.border import Refused
 from fedkd.config import TrainConfig
 from fedkd.engine import ClientId, Job, Reply
-from fedkd.optimisers import Descent
+from fedkd.optimisers import LocalOptimiser
 from fedkd.payload import Findings, Payload, Weights
 from fedkd.problem import Problem
 from fedkd.seeds import Stream
@@ -96,11 +96,11 @@ class DSFL(Strategy[State]):
         if not config.global_epochs:
             return state.weights, {}
         student = state.problem.initial().load(state.weights).train()
-        descent = Descent(TrainConfig(lr=config.global_lr), student.learnable, config.global_lr)
+        optimiser = LocalOptimiser(TrainConfig(lr=config.global_lr), student.learnable, config.global_lr)
         known = {"target": target_NC}
         batches = public.batches(x, known, config.global_batch, stream.child("global"), epochs=config.global_epochs)
         numbers = training.descend(
-            descent,
+            optimiser,
             batches,
             lambda batch: iter([("global", losses.cross_entropy(student(batch.x), batch.known["target"]))]),
         )

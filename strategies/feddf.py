@@ -19,7 +19,7 @@ from fedkd.client import Batch
 from fedkd.config import TrainConfig
 from fedkd.engine import ClientId, Job, Reply
 from fedkd.off import Off
-from fedkd.optimisers import Descent
+from fedkd.optimisers import LocalOptimiser
 from fedkd.payload import Findings, Numbers, Payload, Weights
 from fedkd.problem import Problem
 from fedkd.seeds import Stream
@@ -140,15 +140,15 @@ class FedDF(Strategy[State]):
         config = self.config
         student.train(config.statistics == "moving")
         settings = TrainConfig(optimiser="adam", lr=config.distil_lr, clip=config.distil_clip)
-        descent = Descent(settings, student.learnable, config.distil_lr)
+        optimiser = LocalOptimiser(settings, student.learnable, config.distil_lr)
 
         def terms(batch: Batch) -> Iterator[tuple[str, Tensor]]:
-            descent.lr = config.distil_lr * (1 + math.cos(math.pi * batch.step / config.distil_steps)) / 2
+            optimiser.lr = config.distil_lr * (1 + math.cos(math.pi * batch.step / config.distil_steps)) / 2
             yield "distil", losses.kl(batch.known["teacher"], student(batch.x))
 
         known = {"teacher": teacher_NC.float()}
         batches = public.batches(x, known, config.distil_batch, stream, steps=config.distil_steps)
-        training.descend(descent, batches, terms)
+        training.descend(optimiser, batches, terms)
 
 
 def judged(student: Student, x: Tensor, teacher_NC: Tensor, y_N: Tensor | None) -> dict[str, float]:

@@ -39,9 +39,9 @@ def phases(monkeypatch: pytest.MonkeyPatch) -> list:
     found: list = []
     site, original = tiny.site(fedrep(), tiny.problem(tiny.normed, train=HARD)), training.descend
 
-    def descend(descent, batches, terms):
+    def descend(optimiser, batches, terms):
         taken = list(batches)
-        numbers = original(descent, iter(taken), terms)
+        numbers = original(optimiser, iter(taken), terms)
         module = site._module("", "student")
         found.append(([len(batch.x) for batch in taken], dict(module.weights)))
         return numbers

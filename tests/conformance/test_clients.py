@@ -19,7 +19,7 @@ from fedkd import reference, training
 from fedkd.client import Batch, Client
 from fedkd.engine import ClientState, Job, Reply
 from fedkd.errors import ConfigError
-from fedkd.optimisers import Descent
+from fedkd.optimisers import LocalOptimiser
 from simulations import assemble
 
 
@@ -103,29 +103,29 @@ class Descending:
     is_twice: bool = False  # whether terms are taken twice, and compared
     phases: list[list[str]] = field(default_factory=list)  # the names of the terms of each
 
-    def __call__(self, descent: Descent, batches: Iterable[Batch], terms: Terms) -> dict[str, float]:
+    def __call__(self, optimiser: LocalOptimiser, batches: Iterable[Batch], terms: Terms) -> dict[str, float]:
         named: dict[str, None] = {}
         left: list[tuple[str, torch.Tensor]] = []
 
         def those_with_a_loss() -> Iterator[Batch]:
             for batch in batches:
                 if self.is_twice:
-                    check_purity(descent, batch, terms)
+                    check_purity(optimiser, batch, terms)
                 found = list(terms(batch))
                 named.update(dict.fromkeys(name for name, _ in found))
                 left[:] = [(name, value) for name, value in found if name not in self.struck]
                 if left:
                     yield batch
 
-        numbers = self.descend(descent, those_with_a_loss(), lambda batch: iter(left))
+        numbers = self.descend(optimiser, those_with_a_loss(), lambda batch: iter(left))
         self.phases.append(list(named))
         return numbers
 
 
-def check_purity(descent: Descent, batch: Batch, terms: Terms) -> None:
-    before = tiny.canonical([descent.parameters, batch])
+def check_purity(optimiser: LocalOptimiser, batch: Batch, terms: Terms) -> None:
+    before = tiny.canonical([optimiser.parameters, batch])
     one, other = (dict(terms(batch)) for _ in range(2))
-    tiny.assert_same(tiny.canonical([descent.parameters, batch]), before)
+    tiny.assert_same(tiny.canonical([optimiser.parameters, batch]), before)
     tiny.assert_same(tiny.canonical(one), tiny.canonical(other))
     assert all(value.shape == () and torch.isfinite(value) for value in one.values())
 

@@ -176,10 +176,10 @@ class Phased(Supervised):
 
     def train(self, site, job):
         student, drawn = site.student(job).train(), site.draw(job)
-        descent = site.descent(job, student.learnable)
+        optimiser = site.optimiser(job, student.learnable)
         batches = site.batches(self, job, drawn)
-        numbers = training.descend(descent, batches, lambda batch: self.terms(student, batch, job))
-        return site.close(self, job, student, drawn, numbers, descent)
+        numbers = training.descend(optimiser, batches, lambda batch: self.terms(student, batch, job))
+        return site.close(self, job, student, drawn, numbers, optimiser)
 
 
 def test_a_client_half_with_phases_of_its_own_has_parts_too(site, job):

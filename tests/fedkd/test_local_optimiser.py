@@ -1,4 +1,4 @@
-"""Descent: the client's optimiser over one participation, clipped and with moments kept, as torch would have it."""
+"""LocalOptimiser: one participation of a client, clipped and with moments kept, as torch would have it."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from clients.supervised import Supervised
 from fedkd import rounds
 from fedkd.config import TrainConfig
-from fedkd.optimisers import Descent
+from fedkd.optimisers import LocalOptimiser
 from strategies.fedavg import FedAvg
 
 ADAM = TrainConfig(optimiser="adam", lr=0.01)
@@ -29,10 +29,10 @@ def loss(parameters: dict[str, torch.Tensor], scale: float = 1.0) -> torch.Tenso
 def descend(config: TrainConfig, steps: int, participations: int = 1, lr: float = 0.01) -> dict[str, torch.Tensor]:
     parameters, memory = entries(), {}
     for _ in range(participations):
-        descent = Descent(config, parameters, lr, memory)
+        optimiser = LocalOptimiser(config, parameters, lr, memory)
         for _ in range(steps):
-            descent.descend(loss(parameters))
-        memory = descent.memory()
+            optimiser.step(loss(parameters))
+        memory = optimiser.memory()
     return {name: value.detach() for name, value in parameters.items()}
 
 
@@ -65,9 +65,9 @@ def test_only_adams_moments_are_remembered_and_only_if_they_are_kept():
         (KEPT, True),
     ):
         parameters = entries()
-        descent = Descent(config, parameters, 0.1)
-        descent.descend(loss(parameters))
-        assert bool(descent.memory()) == is_kept
+        optimiser = LocalOptimiser(config, parameters, 0.1)
+        optimiser.step(loss(parameters))
+        assert bool(optimiser.memory()) == is_kept
 
 
 def test_the_learning_rate_is_the_one_given_not_the_configured():
@@ -102,8 +102,8 @@ def test_clipping_is_torchs():
 def test_the_limit_holds_for_adam_too():
     """A huge gradient and one at the limit in the same direction are then the same."""
     parameters, others = entries(), entries()
-    Descent(replace(ADAM, clip=1.0), parameters, 0.1).descend(loss(parameters, 1e6))
-    Descent(replace(ADAM, clip=1.0), others, 0.1).descend(loss(others, 1e3))
+    LocalOptimiser(replace(ADAM, clip=1.0), parameters, 0.1).step(loss(parameters, 1e6))
+    LocalOptimiser(replace(ADAM, clip=1.0), others, 0.1).step(loss(others, 1e3))
     assert_close({k: v.detach() for k, v in parameters.items()}, {k: v.detach() for k, v in others.items()})
 
 
@@ -113,20 +113,20 @@ def test_the_limit_holds_for_adam_too():
 @pytest.mark.parametrize("config", [TrainConfig(clip=0.1, weight_decay=0.5), replace(KEPT, clip=0.1, weight_decay=0.5)])
 def test_a_parameter_that_the_loss_does_not_reach_stays_as_it_is(config):
     parameters = entries()
-    descent = Descent(config, parameters, 0.1)
-    descent.descend((parameters["a"] ** 2).sum())
+    optimiser = LocalOptimiser(config, parameters, 0.1)
+    optimiser.step((parameters["a"] ** 2).sum())
     assert parameters["b"].tolist() == [[3.0]]
     assert parameters["a"].tolist() != [1.0, 2.0]
 
 
 def test_its_moments_stay_too():
     parameters = entries()
-    descent = Descent(KEPT, parameters, 0.1)
-    descent.descend(loss(parameters))
-    before = descent.memory()
-    descent.descend((parameters["a"] ** 2).sum())
-    tiny.assert_same(tiny.canonical(descent.memory()["mean"]["b"]), tiny.canonical(before["mean"]["b"]))
-    assert descent.memory()["step"] == 2
+    optimiser = LocalOptimiser(KEPT, parameters, 0.1)
+    optimiser.step(loss(parameters))
+    before = optimiser.memory()
+    optimiser.step((parameters["a"] ** 2).sum())
+    tiny.assert_same(tiny.canonical(optimiser.memory()["mean"]["b"]), tiny.canonical(before["mean"]["b"]))
+    assert optimiser.memory()["step"] == 2
 
 
 # In a run
@@ -175,6 +175,6 @@ def test_a_site_goes_on_with_the_clients_moments_or_those_it_is_given(site):
     site = replace(site, problem=replace(site.problem, train=replace(tiny.TRAIN, optimiser="adam", moments="keep")))
     state = tiny.fit(site.client, tiny.job(site.problem), site).state
     job, learnable = tiny.job(site.problem, state=state), site.problem.initial().learnable
-    assert site.descent(job, learnable).memory()["step"] == 3
-    assert site.descent(job, learnable, {**state.optimiser, "step": 8}).memory()["step"] == 8
-    assert site.descent(job, learnable, {}).memory()["step"] == 0
+    assert site.optimiser(job, learnable).memory()["step"] == 3
+    assert site.optimiser(job, learnable, {**state.optimiser, "step": 8}).memory()["step"] == 8
+    assert site.optimiser(job, learnable, {}).memory()["step"] == 0
