@@ -83,6 +83,15 @@ class Options:
         given: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(parsed).items()}
         return cls(**given, answers=answers)
 
+    def flags(self, *names: str) -> list[str]:
+        """Some of these options as words of a command line; those with their default are left out."""
+        words = []
+        for each in (each for name in names for each in fields(self) if each.name == name):
+            value = getattr(self, each.name)
+            given = value if isinstance(value, tuple) else (value,) if value != each.default else ()
+            words += [word for one in given for word in (f"--{each.name.replace('_', '-')}", str(one))]
+        return words
+
     def answer(self, found: Mapping[str, Any]) -> None:
         """Print the one object that --json asks for, if it does."""
         if self.json:
@@ -194,9 +203,9 @@ class Deploy(Options):
 
     action: Annotated[str, Word("what to do", "init|add|renew|shards|server|client|run|status|stop|demo")]
     words: Annotated[tuple[str, ...], Word(_DIR, "DIR [WORD ...]")] = ()
-    address: Annotated[str | None, Flag("init: by which devices find the server", "HOST")] = None
+    address: Annotated[str, Flag("init: by which devices find the server", "HOST")] = ""
     port: Annotated[int, Flag("init: of the server (default: 8000)", "PORT")] = 8000
-    devices: Annotated[str | None, Flag("init, add: edge-1,edge-2:mlp,... (name:student), or a number", "NAMES")] = None
+    devices: Annotated[str, Flag("init, add: edge-1,edge-2:mlp,... (name:student), or a number", "NAMES")] = ""
     insecure: Annotated[bool, Flag("init: no TLS and no keys; warns each round")] = False
     host: Annotated[str | None, Flag("server: address to listen on", "IP")] = None
     memory_mb: Annotated[int | None, Flag("init, add: memory that training may take on each device", "N")] = None

@@ -56,15 +56,5 @@ def _folder(fingerprint: str, asked: Compare) -> Path:
 
 def _command(asked: Compare) -> str:
     """The command that makes the comparison again."""
-    given = {
-        "--baseline": asked.baseline,
-        "--metric": asked.metric,
-        "--target": asked.target,
-        "--tune-seeds": asked.tune_seeds,
-        "--name": asked.name,
-        "--out": asked.out,
-        "--runs": asked.runs if asked.runs != Compare.runs else None,
-    }
-    flags = [part for flag, value in given.items() if value is not None for part in (flag, str(value))]
-    tuned = [part for each in asked.tune for part in ("--tune", each)]
-    return shlex.join(["fedkd", "compare", *asked.words, *tuned, *flags])
+    flags = asked.flags("tune", "baseline", "metric", "target", "tune_seeds", "name", "out", "runs")
+    return shlex.join(["fedkd", "compare", *asked.words, *flags])

@@ -21,30 +21,21 @@ def main(asked: Deploy) -> int:
 
 
 def _init(asked: Deploy) -> int:
-    from simulations.deploy import init, request
+    from simulations.deploy import init
 
-    if asked.address is None or asked.devices is None:
+    if not (asked.address and asked.devices):
         raise ConfigError(
             "deploy init needs --address and --devices",
             where=COMMAND_LINE,
             mend="fedkd deploy init DIR --address fl.example.org --devices edge-1,edge-2,edge-3",
         )
-    given = request.Request(
-        folder=asked.folder,
-        words=asked.rest,
-        address=asked.address,
-        port=asked.port,
-        devices=asked.devices,
-        insecure=asked.insecure,
-        memory_mb=asked.memory_mb,
-    )
-    return init.init(given, asked)
+    return init.init(asked)
 
 
 def _add(asked: Deploy) -> int:
     from simulations.deploy import init
 
-    if asked.devices is None:
+    if not asked.devices:
         raise ConfigError("deploy add needs --devices", where=COMMAND_LINE, mend="--devices edge-4")
     return init.add(asked.folder, asked.devices, asked, asked.memory_mb)
 

@@ -7,8 +7,8 @@ from typing import Any
 from fedkd import compose
 from fedkd.config import RunConfig
 from simulations import scratch
-from simulations.deploy import client, init, plan, processes, request, server, shards, submit
-from simulations.options import Options
+from simulations.deploy import client, init, plan, processes, server, shards, submit
+from simulations.options import Deploy, Options
 
 DEVICES = "edge-1,edge-2,edge-3"
 WORDS = ("data=digits", "strategy=fedgen", "rounds=3", "evaluate.every=3", "engine.deadline=120")
@@ -24,10 +24,8 @@ def main(words: Sequence[str], options: Options, say: Say) -> dict[str, Any]:
     with scratch.folder("demo") as temporary, ExitStack() as stack:
         folder = temporary / "demo"
         port = processes.free_port()
-        asked = request.Request(
-            folder=folder, words=(*WORDS, *words), address="127.0.0.1", port=port, devices=DEVICES, insecure=False
-        )
-        found = init.make(asked)
+        asked = (str(folder), *WORDS, *words)
+        found = init.make(Deploy(action="init", words=asked, address="127.0.0.1", port=port, devices=DEVICES))
         say(f"keys and certificates for {len(found.devices)} devices in {folder}")
         share(found)
         say("digits shared out among them")

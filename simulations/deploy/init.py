@@ -14,11 +14,10 @@ from fedkd.errors import ConfigError, DeployError
 from simulations.deploy import certificates, files, kit, layout, pages, plan, request
 from simulations.deploy.files import Content, PlaceError
 from simulations.deploy.plan import Deployment, Device
-from simulations.deploy.request import Request
-from simulations.options import Options
+from simulations.options import Deploy, Options
 
 
-def init(asked: Request, options: Options) -> int:
+def init(asked: Deploy) -> int:
     """Make a deployment and say how to go on; gives the exit code. Raises FedkdError."""
     deployment = make(asked)
     say = plan.command
@@ -31,10 +30,10 @@ def init(asked: Request, options: Options) -> int:
         f"       {say('fedkd', 'deploy', 'server', str(shown))}",
         f"       all commands, in their order: {shown / 'README.md'}",
     ]
-    return _end(deployment, lines, options)
+    return _end(deployment, lines, asked)
 
 
-def make(asked: Request, now: datetime | None = None) -> Deployment:
+def make(asked: Deploy, now: datetime | None = None) -> Deployment:
     """A new deployment. Raises ConfigError with all that is wrong with the request, and FolderError."""
     folder = _refuse_used(asked.folder)
     devices, words = request.check(asked)

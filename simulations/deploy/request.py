@@ -9,21 +9,7 @@ from fedkd import compose
 from fedkd.errors import ConfigError, Mistake
 from simulations.deploy import files, names, pages, plan
 from simulations.deploy.plan import Device
-
-COMMAND_LINE = "command line"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What `fedkd deploy init` was asked, beside the options of all verbs."""
-
-    folder: Path
-    address: str
-    devices: str  # names, each may have a student: edge-1,edge-2:mlp; or how many
-    words: Sequence[str] = ()  # of the configuration of its runs
-    port: int = 8000
-    insecure: bool = False  # without TLS, and so without keys of devices that anybody looks at
-    memory_mb: int | None = None  # that training may take on each device
+from simulations.options import COMMAND_LINE, Deploy
 
 
 @dataclass(frozen=True)
@@ -34,22 +20,21 @@ class Words:
     copies: files.Tree
 
 
-def check(request: Request) -> tuple[list[Device], Words]:
+def check(asked: Deploy) -> tuple[list[Device], Words]:
     """The devices, without keys yet, and the words. Raises ConfigError with all that is wrong."""
     mistakes = []
-    address = f"--address {request.address}"
-    if mend := names.address(request.address):
-        mistakes.append(Mistake(address, COMMAND_LINE, mend))
-    if mend := names.port(request.port):
-        mistakes.append(Mistake(f"--port {request.port}", COMMAND_LINE, mend))
-    if request.memory_mb is not None and request.memory_mb < 1:
-        mistakes.append(Mistake(f"--memory-mb {request.memory_mb}", COMMAND_LINE, "must be at least 1"))
-    devices, more = parse(request.devices)
+    if mend := names.address(asked.address):
+        mistakes.append(Mistake(f"--address {asked.address}", COMMAND_LINE, mend))
+    if mend := names.port(asked.port):
+        mistakes.append(Mistake(f"--port {asked.port}", COMMAND_LINE, mend))
+    if asked.memory_mb is not None and asked.memory_mb < 1:
+        mistakes.append(Mistake(f"--memory-mb {asked.memory_mb}", COMMAND_LINE, "must be at least 1"))
+    devices, more = parse(asked.devices)
     mistakes += more
     if not more:
-        mistakes += check_words(request.words, devices)
+        mistakes += check_words(asked.rest, devices)
     pages.refuse(mistakes)
-    return devices, _own(request.words, request.folder)
+    return devices, _own(asked.rest, asked.folder)
 
 
 def parse(text: str, known: Sequence[Device] = ()) -> tuple[list[Device], list[Mistake]]:

@@ -43,7 +43,5 @@ def _summary(judged: Verdict, page: Path) -> dict[str, object]:
 
 def _command(asked: Report) -> str:
     """The line that makes it again."""
-    given: dict[str, object] = {"--metric": asked.metric, "--baseline": asked.baseline, "--target": asked.target}
-    given |= {"--runs": None if asked.runs == Report.runs else asked.runs, "--out": asked.out}
-    flags = [word for flag, value in given.items() if value is not None for word in (flag, str(value))]
+    flags = asked.flags("metric", "baseline", "target", "runs", "out")
     return shlex.join(["fedkd", "report", *asked.places, *flags])

@@ -21,9 +21,9 @@ import pytest
 from fedkd import compose
 from fedkd.errors import FedkdError
 from simulations import redacted, runs
-from simulations.deploy import certificates, client, demo, init, kit, processes, request, server, submit
+from simulations.deploy import certificates, client, demo, init, kit, processes, server, submit
 from simulations.deploy.plan import Deployment
-from simulations.options import Options
+from simulations.options import Deploy, Options
 
 ROOT = Path(__file__).parents[3]
 WORDS = ("proxy=held-out", "proxy.size=40", "train.steps=2", "evaluate.probe=8", "evaluate.common=20")
@@ -101,10 +101,8 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
 def fl(started: Processes) -> Deployment:
     """A deployment that serves, with three devices that have joined."""
     folder = started.folder / "fl"
-    asked = request.Request(
-        folder=folder, words=WORDS, address="127.0.0.1", port=processes.free_port(), devices="3", insecure=False
-    )
-    found = init.make(asked)
+    asked = {"address": "127.0.0.1", "port": processes.free_port(), "devices": "3"}
+    found = init.make(Deploy(action="init", words=(str(folder), *WORDS), **asked))
     demo.share(found)
     started.start("server", "server", folder)
     started.until("server", "Ctrl-C stops it")

@@ -14,15 +14,15 @@ import yaml
 from fedkd import compose
 from fedkd.errors import ConfigError, DeployError, FolderError
 from simulations.deploy import certificates, files, init, plan
-from simulations.deploy.request import Request
-from simulations.options import Options
+from simulations.options import Deploy, Options
 
 ROOT = Path(__file__).parents[3]
 SECRETS = {"ca.key", "server.key", "node_key"}
 
 
 def make(folder: Path, devices: str = "edge-1,edge-2,edge-3", **more) -> plan.Deployment:
-    return init.make(Request(folder=folder, **{"address": "fl.example.org", "devices": devices, **more}))
+    words = (str(folder), *more.pop("words", ()))
+    return init.make(Deploy(action="init", words=words, **{"address": "fl.example.org", "devices": devices, **more}))
 
 
 def mistakes(call) -> dict[str, str]:
@@ -290,8 +290,8 @@ def test_without_tls_there_are_no_certificates(tmp_path):
 
 
 def test_screens(tmp_path, capsys):
-    asked = Request(folder=tmp_path / "my edge", address="localhost", devices="2")
-    assert init.init(asked, Options()) == 0
+    asked = Deploy(action="init", words=(str(tmp_path / "my edge"),), address="localhost", devices="2")
+    assert init.init(asked) == 0
     out = capsys.readouterr().out
     assert out.startswith(f"made   {tmp_path / 'my edge'}   2 devices, server localhost:8000, TLS\n")
     assert f"fedkd deploy server '{tmp_path / 'my edge'}'" in out

@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from fedkd import compose
 from fedkd.errors import ConfigError
 from simulations.deploy import init, names, plan, request
-from simulations.deploy.request import Request
+from simulations.options import Deploy
 
 
 def make(folder: Path, devices: str, **more) -> plan.Deployment:
-    return init.make(Request(folder=folder, **{"address": "fl.example.org", "devices": devices, **more}))
+    words = (str(folder), *more.pop("words", ()))
+    return init.make(Deploy(action="init", words=words, **{"address": "fl.example.org", "devices": devices, **more}))
 
 
 def mistakes(call) -> dict[str, str]:

@@ -10,14 +10,14 @@ import pytest
 import yaml
 
 from simulations.deploy import init, plan, services
-from simulations.deploy.request import Request
+from simulations.options import Deploy
 
 ROOT = Path(__file__).parents[3]
 WEIRD = "a b'c\"d$(touch x)`e`;f%n\\g\né&*"
 
 
 def make(folder: Path, devices: str, **more) -> plan.Deployment:
-    return init.make(Request(folder=folder, address="fl.example.org", devices=devices, **more))
+    return init.make(Deploy(action="init", words=(str(folder),), address="fl.example.org", devices=devices, **more))
 
 
 @pytest.mark.parametrize("name", ["edge", WEIRD, "-x", "ends\n", "~"])
