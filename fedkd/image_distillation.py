@@ -1,7 +1,7 @@
 """Image distillation: a generator of images, trained at a server against clients' frozen students.
 
-What comes out is a transfer set when there is no public one (fedfuse.md 5 and 6; server-distillation.md 6.4). Whoever
-does this holds the clients' weights and draws what they hold: a matter of trust, said in the docs of who uses it.
+What comes out is a transfer set when there is no public one (docs/strategies/fedfuse.md). Whoever does
+this holds the clients' weights and draws what they hold: a matter of trust, said in the docs of who uses it.
 Shapes: K witnesses, B images, N noise width or images of a set, C classes.
 """
 
@@ -40,7 +40,7 @@ class Witness:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How the generator is trained (the protocol at the end of fedfuse.md 6)."""
+    """How the generator is trained (docs/strategies/fedfuse.md, equations 10 to 12)."""
 
     steps: int
     batch: int  # images a witness and step
@@ -144,9 +144,9 @@ def balanced(held_C: Tensor, count: int) -> Tensor:
 
 
 def diversity(x: Tensor, y_B: Tensor, noise_BN: Tensor) -> Tensor:
-    """Mean over pairs of one label of |x_i - x_j| / |noise_i - noise_j|, mean absolute differences (fedfuse.md 6).
+    """Mean over pairs of one label of |x_i - x_j| / |noise_i - noise_j|, mean absolute differences.
 
-    0 if no two images share a label.
+    docs/strategies/fedfuse.md, equation 12. 0 if no two images share a label.
     """
     rows, columns = torch.triu_indices(len(y_B), len(y_B), 1)
     alike = y_B[rows] == y_B[columns]
@@ -183,7 +183,7 @@ def describe(x: Tensor, y_N: Tensor, log_KNC: Tensor, fused_RNC: Tensor) -> dict
 
 
 def variation(log_KNC: Tensor) -> float:
-    """Mean pairwise total variation between the rows of each S_k, mean over k (knfu.md 6b); 0 = constant answers."""
+    """Mean pairwise total variation between the rows of each S_k, mean over k; 0 = constant answers."""
     prob_KBC = log_KNC[:, :LOOKED_AT].exp()
     size = prob_KBC.shape[1]
     return float(torch.cdist(prob_KBC, prob_KBC, p=1).mean() / 2 * size / max(1, size - 1))

@@ -1,7 +1,7 @@
 """Students by name: blocks from shallow to deep, the last one a single Linear called `head`.
 
-No block is free of parameters, and none hides an operation between blocks: taps are what FedD2S may drop
-(fedd2s.md 6). How each adapts to the shape of the data is told in docs/students.md.
+No block is free of parameters, and none hides an operation between blocks: taps are what FedD2S may drop.
+How each adapts to the shape of the data is told in docs/students.md.
 """
 
 import difflib

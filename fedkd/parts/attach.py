@@ -69,7 +69,7 @@ def attach(client: Client, config: RunConfig, problem: Problem, strategy: Strate
 
 
 def make(config: PartsConfig, seed: int) -> tuple[Part, ...]:
-    """All parts, in the order of kd-components.md's list in docs/parts.md."""
+    """All parts, in the order of the list in docs/parts.md."""
     return (
         Teacher(config.teacher),
         Mixup(config.mixup),

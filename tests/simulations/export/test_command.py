@@ -22,7 +22,7 @@ from simulations.export.command import main
 from simulations.options import Export
 
 FORMATS = ("safetensors", "pt2", "onnx")
-DOCS = Path(__file__).parents[3] / "docs" / "export.md"
+DOCS = Path(__file__).parents[3] / "docs/export.md"
 
 
 @pytest.fixture(autouse=True)
