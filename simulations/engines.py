@@ -64,12 +64,6 @@ class Warming(Engine):
             self._tell = None  # what breaks from now on is not a failed start
         return is_ready
 
-    def serve(self, site: Place) -> None:
-        """From now on run jobs at another site: the next run of a comparison."""
-        self._inline.serve(site)
-        if not self._given_up:
-            self._pool.serve(site)
-
     def close(self) -> None:
         self._pool.close()
 

@@ -33,10 +33,6 @@ class Inline(Engine):
             else:
                 yield self.site.run(job)
 
-    def serve(self, site: Place) -> None:
-        """From now on run jobs at another site: the next run of a comparison."""
-        self.site = site
-
 
 def late(job: Job) -> Failure:
     """The failure of a job that the deadline overtook."""

@@ -37,12 +37,5 @@ def test_without_deadline_nothing_is_late(problem):
     assert not any(isinstance(result, Failure) for result in Inline(Slow(0.0)).run(jobs(problem, 4)))
 
 
-def test_serving_another_site_changes_who_answers(problem, site):
-    engine = Inline(Slow(0.0))
-    engine.serve(site)
-    (reply,) = engine.run(jobs(problem, 1))
-    assert reply.num_examples == 20
-
-
 def test_late_names_the_client(problem):
     assert "client 2" in inline.late(tiny.job(problem, client=2)).what
