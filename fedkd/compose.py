@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from fedkd import hinting, naming, plaintext, plainyaml, schema
+from fedkd import errors, hinting, naming, plaintext, plainyaml, schema
 from fedkd.config import RunConfig, StudentsConfig
 from fedkd.errors import ConfigError, Mistake
 from fedkd.plainyaml import Value
@@ -222,8 +222,7 @@ def _raise(mistakes: Sequence[Mistake]) -> None:
     mistakes = [hinting.better(mistake, _halves) for mistake in mistakes]
     if len(mistakes) > 1:  # a table has room for the first of several ways to mend
         mistakes = [replace(mistake, mend=mistake.mend.split("   ")[0]) for mistake in mistakes]
-    if mistakes:
-        raise ConfigError(mistakes[0].what, mistakes=tuple(mistakes))
+    errors.refuse(mistakes)
 
 
 def _of_command_line(args: Iterable[str], conf: Path, mistakes: list[Mistake]) -> list[Layer]:

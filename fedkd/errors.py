@@ -1,5 +1,6 @@
 """Errors a user can mend: each says what, where and how, and carries its exit code."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +54,12 @@ class ConfigError(FedkdError):
     """Usage or configuration."""
 
     topic, code = "config", 2
+
+
+def refuse(mistakes: Iterable[Mistake]) -> None:
+    """Raises ConfigError with all mistakes, each once, if there are any."""
+    if found := tuple(dict.fromkeys(mistakes)):
+        raise ConfigError(found[0].what, where=found[0].where, mend=found[0].mend, mistakes=found)
 
 
 class DataError(FedkdError):

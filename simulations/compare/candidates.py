@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
-from fedkd import schema
+from fedkd import errors, schema
 from fedkd.config import RunConfig
 from fedkd.errors import ConfigError, Mistake
 from simulations.compare import grid
@@ -46,7 +46,7 @@ def of(texts: Sequence[str], asked: Asked) -> dict[str, tuple[Words, ...]]:
             given.append(_read(text, asked))
         except ConfigError as error:
             mistakes += error.mistakes
-    _raise(mistakes)
+    errors.refuse(mistakes)
     return {method: _combined(_of_method(method, given)) for method in asked.methods}
 
 
@@ -113,7 +113,9 @@ def _of_method(method: str, given: Iterable[_Given]) -> list[str]:
 def _combined(words: Sequence[str]) -> tuple[Words, ...]:
     """All combinations of the values. Raises ConfigError for keys that are given twice or with one value."""
     axes = grid.read(words)
-    _raise([Mistake(f"{axis.key} has only one value", WHERE, "write key=a,b,c") for axis in axes if not axis.is_list])
+    errors.refuse(
+        Mistake(f"{axis.key} has only one value", WHERE, "write key=a,b,c") for axis in axes if not axis.is_list
+    )
     return tuple(
         tuple(f"{axis.key}={value}" for axis, value in zip(axes, values, strict=True))
         for values in itertools.product(*(axis.values for axis in axes))
@@ -133,8 +135,3 @@ def shown(tried: Mapping[str, Sequence[Words]]) -> list[str]:
     plain = [method for method, text in lines.items() if not text]
     rest = [f"not tuned: {', '.join(plain)}"] if plain else []
     return [*(f"{method}: {text}" for method, text in lines.items() if text), *rest]
-
-
-def _raise(mistakes: Sequence[Mistake]) -> None:
-    if mistakes:
-        raise ConfigError(mistakes[0].what, mistakes=tuple(mistakes))

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
-from fedkd import compose, reference, schema
+from fedkd import compose, errors, reference, schema
 from fedkd.config import AlgorithmConfig
 from fedkd.errors import ConfigError, Mistake
 from fedkd.resolved import Resolved
@@ -50,7 +50,7 @@ def check(asked: Asked, announce: Callable[[], None] = lambda: None, made: dict[
     """
     made = {} if made is None else made
     _check_size(asked)
-    _raise([*_lacking(asked)])
+    errors.refuse(_lacking(asked))
     some = {pair: words for pair, words in asked.words.items() if asked.settings[0] in pair or asked.methods[0] in pair}
     composed = _each(some, lambda words: compose.check(grid.played(words, asked.seeds[0])))
     strategies = {pair[1]: found.draft.choices.get("strategy", "") for pair, found in composed.items()}
@@ -68,7 +68,7 @@ def check(asked: Asked, announce: Callable[[], None] = lambda: None, made: dict[
 
     resolved = _each(asked.words, resolve)
     _check_different(resolved, asked)
-    _raise(list(dict.fromkeys(_evaluated_otherwise(resolved, asked))))  # each once, not by setting
+    errors.refuse(_evaluated_otherwise(resolved, asked))  # each once, not by setting
     asked = known.complete(asked, resolved)
     primary = metric.parse(asked.metric or _default_metric(strategies.values()), asked.where)
     facts = {field.name: getattr(asked, field.name) for field in fields(Asked)}
@@ -88,19 +88,14 @@ def _check_size(asked: Asked) -> None:
 def _each(words: Mapping[Pair, Words], make: Callable[[Words], _T]) -> dict[Pair, _T]:
     """What `make` makes of the words of each pair; the mistakes of all of them at once, each once."""
     made: dict[Pair, _T] = {}
-    mistakes: dict[Mistake, None] = {}
+    mistakes: list[Mistake] = []
     for pair, its in words.items():
         try:
             made[pair] = make(its)
         except ConfigError as error:
-            mistakes |= dict.fromkeys(error.mistakes)
-    _raise(list(mistakes))
+            mistakes += error.mistakes
+    errors.refuse(mistakes)
     return made
-
-
-def _raise(mistakes: Sequence[Mistake]) -> None:
-    if mistakes:
-        raise ConfigError(mistakes[0].what, mistakes=tuple(mistakes))
 
 
 def _lacking(asked: Asked) -> Iterator[Mistake]:
@@ -161,7 +156,7 @@ def _check_different(resolved: Mapping[Pair, Resolved], asked: Asked) -> None:
             names = (" in ".join(f"'{part}'" for part in reversed(each) if part) for each in (first, pair))
             what = f"{' and '.join(names)} are the same experiment"
             mistakes.append(Mistake(what, asked.where, "leave one out, or say what differs"))
-    _raise(mistakes)
+    errors.refuse(mistakes)
 
 
 def _evaluated_otherwise(resolved: Mapping[Pair, Resolved], asked: Asked) -> Iterator[Mistake]:

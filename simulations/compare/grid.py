@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fedkd import compose
+from fedkd import compose, errors
 from fedkd.errors import ConfigError, Mistake
 from simulations.compare import lists
 from simulations.compare.metric import Metric
@@ -112,9 +112,7 @@ def read(words: Sequence[str]) -> list[Axis]:
             axes.append(Axis(place, key.strip(), lists.expand(key.strip(), text, COMMAND_LINE)))
         except ConfigError as error:
             mistakes += error.mistakes
-    mistakes += [*_twice(axes), *_fixed(axes)]
-    if mistakes:
-        raise ConfigError(mistakes[0].what, mistakes=tuple(mistakes))
+    errors.refuse([*mistakes, *_twice(axes), *_fixed(axes)])
     return axes
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedkd import compose, plainyaml, schema
+from fedkd import compose, errors, plainyaml, schema
 from fedkd.errors import ConfigError, Mistake
 from simulations.compare import grid, metric
 from simulations.compare.grid import COMMAND_LINE, Asked, Axis, Words
@@ -37,8 +37,7 @@ def of_words(words: Sequence[str]) -> Asked | None:
     mistakes = [_refusal(axis) for axis in axes if axis.key != "seed" and (axis.is_list or axis.key in _ITS_OWN)]
     if len(chosen) > 1:
         mistakes.append(Mistake(f"comparison is given {len(chosen)} times", COMMAND_LINE, "give it once"))
-    if mistakes:
-        raise ConfigError(mistakes[0].what, mistakes=tuple(mistakes))
+    errors.refuse(mistakes)
     extra = [word for word in rest if word.partition("=")[0].strip() != "seed"]
     return _load(chosen[0], extra, next((grid.seeds(axis) for axis in axes if axis.key == "seed"), None))
 
@@ -55,8 +54,7 @@ def _load(name: str, extra: Sequence[str], seeds: tuple[int, ...] | None) -> Ask
     is_file = name.endswith((".yaml", ".yml"))
     path, where = (Path(name), name) if is_file else _place(name)
     found, about = _read(path, where)
-    if mistakes := list(_mistakes(found, where)) or list(_strangers(found, where)):
-        raise ConfigError(mistakes[0].what, mistakes=tuple(mistakes))
+    errors.refuse(list(_mistakes(found, where)) or _strangers(found, where))
     base = _words(found["base"], "base", where)
     pairs = {
         (str(setting), str(method)): (*base, *_words(its, setting, where), *_words(own, method, where), *extra)

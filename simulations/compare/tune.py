@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fedkd import errors
 from fedkd.errors import ConfigError, Mistake
 from fedkd.resolved import Resolved
 from simulations.compare import candidates, cells, choices, grid, member, metric, plan
@@ -117,7 +118,7 @@ def ask(asked: Asked, before: Plan | None, announce: Callable[[], None]) -> Tuni
 
 def _grids(asked: Asked, tried: Mapping[str, Sequence[Words]], announce: Callable[[], None]) -> tuple[Grid, ...]:
     """A grid for each place among the candidates. Raises ConfigError with the mistakes of all."""
-    mistakes: dict[Mistake, None] = {}
+    mistakes: list[Mistake] = []
     grids, made = [], dict[Words, Resolved]()
     for index in range(max(map(len, tried.values()))):
         chosen = {method: each[min(index, len(each) - 1)] for method, each in tried.items()}
@@ -125,22 +126,19 @@ def _grids(asked: Asked, tried: Mapping[str, Sequence[Words]], announce: Callabl
         try:
             grids.append(cells.check(replace(asked, words=words), announce if not index else lambda: None, made))
         except ConfigError as error:
-            mistakes |= dict.fromkeys(error.mistakes)
-    if mistakes:
-        raise ConfigError(next(iter(mistakes)).what, mistakes=tuple(mistakes))
+            mistakes += error.mistakes
+    errors.refuse(mistakes)
     return tuple(grids)
 
 
 def _check_disjoint(asked: Asked, tried: Mapping[str, Sequence[Words]]) -> None:
     """Raises ConfigError for a key that is both tuned and given."""
-    twice: dict[Mistake, None] = {}
+    twice: list[Mistake] = []
     for (_, method), words in asked.words.items():
         given = {word.partition("=")[0] for word in words}
         tuned = [word.partition("=")[0] for word in tried[method][0]]
-        mistakes = (Mistake(f"{key} is both set and tuned", candidates.WHERE, _ONE) for key in tuned if key in given)
-        twice |= dict.fromkeys(mistakes)
-    if twice:
-        raise ConfigError(next(iter(twice)).what, mistakes=tuple(twice))
+        twice += (Mistake(f"{key} is both set and tuned", candidates.WHERE, _ONE) for key in tuned if key in given)
+    errors.refuse(twice)
 
 
 def _on_validation(found: Grid) -> Grid:

@@ -10,8 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from fedkd import errors
 from fedkd.errors import ConfigError, DeployError
-from simulations.deploy import certificates, files, kit, layout, pages, plan, request
+from simulations.deploy import certificates, files, kit, layout, plan, request
 from simulations.deploy.files import Content, PlaceError
 from simulations.deploy.plan import Deployment, Device
 from simulations.options import Deploy, Options
@@ -69,7 +70,7 @@ def extend(folder: Path, devices: str, memory_mb: int | None = None) -> tuple[De
     with _alone(folder), ExitStack() as undo:
         before = plan.load(folder)
         new, mistakes = request.parse(devices, before.devices)
-        pages.refuse(mistakes or request.check_words(before.words, [*before.devices, *new]))
+        errors.refuse(mistakes or request.check_words(before.words, [*before.devices, *new]))
         keys = {device.name: certificates.node_key(device.name) for device in new}
         new = [replace(device, fingerprint=keys[device.name].fingerprint) for device in new]
         after = replace(before, devices=(*before.devices, *new))

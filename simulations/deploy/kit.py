@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le
 
-from fedkd import compose, plainyaml, schema
+from fedkd import compose, errors, plainyaml, schema
 from fedkd.errors import Mistake
 from simulations.deploy import files, names, pages
 
@@ -63,8 +63,8 @@ class Kit:
         folder = folder.resolve()
         draft = pages.read(folder / FILE, "kit of a device", _NONE)
         page, mistakes = pages.check(_Page, draft)
-        pages.refuse(mistakes)
-        pages.refuse(_wrong(page, draft))
+        errors.refuse(mistakes)
+        errors.refuse(_wrong(page, draft))
         values = {field.name: getattr(page, field.name) for field in fields(page) if field.name != "schema"}
         values |= {name: _place(folder, values[name]) for name in _PATHS}
         return cls(folder, **values)

@@ -3,7 +3,7 @@
 A page is described by a dataclass, like a configuration; each mistake names its line.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -44,13 +44,6 @@ def check(cls: type[Any], draft: schema.Draft, prefix: schema.Path = ()) -> sche
     ]
     value, mistakes = schema.check(cls, draft, prefix, only=known)
     return value, unknown + mistakes
-
-
-def refuse(mistakes: Sequence[Mistake]) -> None:
-    """Raises ConfigError with all of them, if there are any."""
-    if mistakes:
-        first = mistakes[0]
-        raise ConfigError(first.what, where=first.where, mend=first.mend, mistakes=tuple(mistakes))
 
 
 def _sources(content: Mapping[str, Value], path: schema.Path, name: str) -> Iterator[tuple[schema.Path, str]]:

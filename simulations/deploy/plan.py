@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le
 
-from fedkd import compose, plainyaml, schema
+from fedkd import compose, errors, plainyaml, schema
 from fedkd.errors import ConfigError, Mistake
 from simulations.deploy import files, names, pages
 from simulations.deploy.kit import Kit
@@ -147,9 +147,9 @@ def load(folder: Path) -> Deployment:
     for name in given if isinstance(given, Mapping) else ():
         entries[name], more = pages.check(_Entry, draft, ("devices", name))
         mistakes += more
-    pages.refuse(mistakes)
+    errors.refuse(mistakes)
     devices = [Device(name, entry.client, entry.fingerprint, entry.student) for name, entry in entries.items()]
-    pages.refuse(_wrong(page.address, devices, draft))
+    errors.refuse(_wrong(page.address, devices, draft))
     by_client = tuple(sorted(devices, key=lambda device: device.client))
     words = tuple(_read_word(word, folder) for word in page.words)
     return Deployment(folder, page.address, page.port, page.tls, by_client, words)

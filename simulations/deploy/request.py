@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fedkd import compose
+from fedkd import compose, errors
 from fedkd.errors import ConfigError, Mistake
-from simulations.deploy import files, names, pages, plan
+from simulations.deploy import files, names, plan
 from simulations.deploy.plan import Device
 from simulations.options import COMMAND_LINE, Deploy
 
@@ -33,7 +33,7 @@ def check(asked: Deploy) -> tuple[list[Device], Words]:
     mistakes += more
     if not more:
         mistakes += check_words(asked.rest, devices)
-    pages.refuse(mistakes)
+    errors.refuse(mistakes)
     return devices, _own(asked.rest, asked.folder)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedkd import errors
 from fedkd.errors import ConfigError, FolderError, Mistake
 from simulations import run_folder
 from simulations.compare import member, metric
@@ -215,8 +216,7 @@ def _check_lengths(found: Sequence[Member]) -> None:
                 lengths.setdefault(int(each.config["rounds"]), []).append(each.folder.name)
         if len(lengths) > 1:
             mistakes.append(_mistake(setting, lengths))
-    if mistakes:
-        raise ConfigError(mistakes[0].what, where=_WHERE, mend=mistakes[0].mend, mistakes=tuple(mistakes))
+    errors.refuse(mistakes)
 
 
 def _mistake(setting: str, lengths: Mapping[int, Sequence[str]]) -> Mistake:
