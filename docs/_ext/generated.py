@@ -28,7 +28,7 @@ def fill(app: Sphinx, docname: str, source: list[str]) -> None:
     """Turn a page of the repository into a page of the site."""
     text = _MARKER.sub(lambda found: _filled(app, *found.groups()), source[0])
     text = _ROOT.sub(lambda found: f"]({'../' * docname.count('/')}{_PAGES.get(found[1], found[1].lower())}.md", text)
-    source[0] = text + "".join(_contents(text)) if docname in _INDEXES else text
+    source[0] = text + "".join(_contents(text, is_named=docname == "index")) if docname in _INDEXES else text
 
 
 def _filled(app: Sphinx, what: str, name: str) -> str:
@@ -39,13 +39,13 @@ def _filled(app: Sphinx, what: str, name: str) -> str:
     return "\n".join(_GENERATED[name](Path(app.srcdir)))
 
 
-def _contents(text: str) -> Iterator[str]:
-    """The links below each heading, as the site's own contents."""
+def _contents(text: str, is_named: bool) -> Iterator[str]:
+    """The links below each heading, as the site's own contents; `is_named`: under the words of the link."""
     for section in re.split(r"^## ", text, flags=re.MULTILINE):
         heading, _, body = section.partition("\n")
         if pages := {page: title for title, page in _LINK.findall(body)}:
             caption = f":caption: {heading}\n" if section != text else ""
-            lines = "\n".join(f"{title} <{page}>" for page, title in pages.items())
+            lines = "\n".join(f"{title} <{page}>" if is_named else page for page, title in pages.items())
             yield f"\n\n```{{toctree}}\n:hidden:\n{caption}\n{lines}\n```\n"
 
 
