@@ -1,8 +1,29 @@
-"""Every test here runs for every algorithm."""
+"""Every test here runs for every algorithm, and a failure says which rule was broken and how to mend it."""
+
+from collections.abc import Generator
 
 import algorithms
 import pytest
 from algorithms import Trail
+from conformance import failures
+
+SEEN = pytest.StashKey[set[str]]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Function, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With -vv pytest's own report. Rounds that cannot be run fail every test of their algorithm: told once."""
+    report = yield
+    if report.failed and item.originalname in failures.rules() and item.config.get_verbosity() < 1:
+        assert call.excinfo is not None
+        test = failures.ROUNDS_RUN if report.when == "setup" else item.originalname
+        message = failures.told(test, getattr(item, "callspec", None), call.excinfo.value)
+        seen = item.config.stash.setdefault(SEEN, set())
+        report.longrepr = "the same error as above" if report.when == "setup" and message in seen else message
+        seen.add(message)
+    return report
 
 
 @pytest.fixture(scope="package", params=algorithms.words(), ids=" ".join)
