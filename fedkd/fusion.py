@@ -62,14 +62,14 @@ def fuse_weights(replies: Sequence[Reply], trust_1K1: Tensor) -> Weights:
     Summed in float64 in the order of the replies: the result must not depend on who answered first, and equal models
     average to themselves to the last bit.
     """
-    weights = [reply.payload.weights for reply in replies]
+    weights = [reply.payload.weights or {} for reply in replies]
     trust_K = trust_1K1.double().flatten().tolist()
-    first = weights[0]
-    assert first is not None
+    shares = [trust / sum(trust_K) for trust in trust_K]
     fused = {}
-    for name, entry in first.items():
-        stacked = torch.stack([w[name] for w in weights if w is not None]).double()
-        total = torch.tensordot(torch.tensor(trust_K, dtype=torch.float64) / sum(trust_K), stacked, 1)
+    for name, entry in weights[0].items():
+        total = torch.zeros_like(entry, dtype=torch.float64)
+        for share, sent in zip(shares, weights, strict=True):
+            total.add_(sent[name].double(), alpha=share)  # not stacked: the models together may not fit in memory
         fused[name] = total.to(entry.dtype)
     return fused
 
