@@ -13,7 +13,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from fedkd import heads, losses, orders, seeds, training
+from fedkd import heads, losses, orders, seeds
 from fedkd.client import Batch, Client, Trained
 from fedkd.engine import Job
 from fedkd.off import Off
@@ -40,12 +40,7 @@ class FedD2S(Client):
         if order.is_still:
             return site.close(self, job, student, None, {})
         job = _with_local_head(site, student, job, order)
-        drawn = site.draw(job)
-        optimiser = site.optimiser(job, self._learnable(student, job, order))
-        known = self.consult(site, job, drawn.x, drawn.y, drawn.position)
-        batches = site.batches(self, job, drawn, known)
-        numbers = training.descend(optimiser, batches, lambda batch: self.terms(student, batch, job))
-        return site.close(self, job, student, drawn, numbers, optimiser)
+        return site.fit(self, job, student, learnable=self._learnable(student, job, order))
 
     def consult(self, site: Site, job: Job, x: Tensor, y: Tensor, position: Tensor) -> Mapping[str, Tensor]:
         """The federation's logits of each sample drawn, by its place in the client's data, and whether it has any."""

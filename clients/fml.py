@@ -10,7 +10,7 @@ from typing import Annotated
 from annotated_types import Ge
 from torch import Tensor
 
-from fedkd import losses, training
+from fedkd import losses
 from fedkd.client import Batch, Client
 from fedkd.engine import Job
 from fedkd.off import Off
@@ -30,15 +30,12 @@ class FML(Client):
     def train(self, site: Site, job: Job) -> Outcome:
         alone = replace(job, payload=Payload())  # nothing received goes into the private student
         private, meme = site.student(alone).train(), site.beside(job.payload.weights or {}).train()
-        drawn = site.draw(job)
         # One optimiser for both: peers are detached, so the sum's gradients are each one's own. `train.clip` bounds
         # them together.
         learnable = _named("private", private) | _named("meme", meme)
-        optimiser = site.optimiser(job, learnable)
-        numbers = training.descend(
-            optimiser, site.batches(self, job, drawn), lambda batch: self.mutual(private, meme, batch)
+        outcome = site.fit(
+            self, alone, private, learnable=learnable, terms=lambda batch: self.mutual(private, meme, batch)
         )
-        outcome = site.close(self, alone, private, drawn, numbers, optimiser)
         entries = meme.weights
         return replace(outcome, payload=Payload(weights={name: entries[name] for name in job.payload.weights or {}}))
 

@@ -12,7 +12,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedkd import training
 from fedkd.client import Batch, Client
 from fedkd.engine import ClientId, Job, Reply
 from fedkd.payload import Payload
@@ -60,16 +59,14 @@ def listening(student: Student) -> Iterator[Heard]:
 
 def descend(client: Client, site: Site, job: Job, student: Student, drawn: LocalBatches) -> tuple[Outcome, Heard]:
     """The default participation, `Site.fit`, with an ear at the student's head; `report` is still to be completed."""
-    optimiser = site.optimiser(job, student.learnable)
-    known = client.consult(site, job, drawn.x, drawn.y, drawn.position)
     with listening(student) as heard:
 
         def terms(batch: Batch) -> Iterator[tuple[str, Tensor]]:
             heard.attend(batch)
             return client.terms(student, batch, job)
 
-        numbers = training.descend(optimiser, site.batches(client, job, drawn, known), terms)
-    return site.close(client, job, student, drawn, numbers, optimiser), heard
+        outcome = site.fit(client, job, student, batches=drawn, terms=terms)
+    return outcome, heard
 
 
 def sums(values_Sm: Tensor, y_S: Tensor, classes: int) -> tuple[Tensor, Tensor]:

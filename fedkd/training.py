@@ -20,6 +20,8 @@ from fedkd.payload import Payload, Weights
 from fedkd.problem import Problem
 from fedkd.student import Student, copied
 
+Terms = Callable[[Batch], Iterator[tuple[str, Tensor]]]  # of one step: named summands of the loss
+
 EVALUATION_BATCH = 250  # fixed: float sums depend on it; larger batches leave the cache
 
 
@@ -74,15 +76,28 @@ class Site:
 
     # --- what a participation is made of: algorithms with phases of their own put it together anew -----------------
 
-    def fit(self, client: Client, job: Job) -> Outcome:
-        """Local training on the client's terms, then its report: the default participation."""
-        student = self.student(job).train()
-        drawn = self.draw(job)
-        optimiser = self.optimiser(job, student.learnable)
+    def fit(
+        self,
+        client: Client,
+        job: Job,
+        student: Student | None = None,
+        *,
+        learnable: Mapping[str, Tensor] | None = None,
+        batches: LocalBatches | None = None,
+        terms: Terms | None = None,
+    ) -> Outcome:
+        """Local training, then the client's report: the default participation.
+
+        The job's student on all its parameters, along the client's terms on the batches of this participation, unless
+        others are given; a given `student` is in train mode.
+        """
+        trained = self.student(job).train() if student is None else student
+        drawn = self.draw(job) if batches is None else batches
+        optimiser = self.optimiser(job, trained.learnable if learnable is None else learnable)
         known = client.consult(self, job, drawn.x, drawn.y, drawn.position)
-        batches = self.batches(client, job, drawn, known)
-        numbers = descend(optimiser, batches, lambda batch: client.terms(student, batch, job))
-        return self.close(client, job, student, drawn, numbers, optimiser)
+        terms = terms or (lambda batch: client.terms(trained, batch, job))
+        numbers = descend(optimiser, self.batches(client, job, drawn, known), terms)
+        return self.close(client, job, trained, drawn, numbers, optimiser)
 
     def draw(self, job: Job, train: TrainConfig | None = None) -> LocalBatches:
         """The training samples of this participation; `train` where not as many as the configuration says."""
@@ -290,9 +305,7 @@ class Site:
         return right_C, loss_sum
 
 
-def descend(
-    optimiser: LocalOptimiser, batches: Iterable[Batch], terms: Callable[[Batch], Iterator[tuple[str, Tensor]]]
-) -> dict[str, float]:
+def descend(optimiser: LocalOptimiser, batches: Iterable[Batch], terms: Terms) -> dict[str, float]:
     """One update a batch, along the sum of its terms. Gives the mean of each term over the steps."""
     sums: dict[str, Tensor] = {}
     count = 0
