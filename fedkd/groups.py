@@ -46,7 +46,7 @@ class Grouped(Strategy[State]):
 
     def init(self, problem: Problem, stream: Stream) -> State:
         groups = {}
-        for name in sorted(set(problem.assigned)):
+        for name in problem.architectures:
             alone = replace(problem.alike(name), clients=problem.assigned.count(name))
             groups[name] = self.inner.init(alone, stream.child(name))
         return State(groups, problem.assigned)

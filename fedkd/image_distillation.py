@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from fedkd import border, losses, metrics, training
+from fedkd import border, distillation, losses, metrics, training
 from fedkd.models import image_generators
-from fedkd.optimisers import Adam
 from fedkd.payload import Numbers, Weights
 from fedkd.problem import Problem
 from fedkd.seeds import Stream, stream
@@ -73,27 +72,27 @@ def train(
 
     So a witness's statistics are compared with those of images of its own mixture.
     """
-    draws = draw.torch()
-    entries = {name: entry.clone() for name, entry in generator.items()}
-    learnable = {name: entries[name].requires_grad_() for name in image_generators.learnable(entries)}
-    optimiser = Adam(learnable, adam or None, BETAS)
+    draws, students = draw.torch(), _Students(problem)
     asked = min(recipe.witnesses, len(witnesses))
-    students = _Students(problem)
-    recent: list[dict[str, Tensor]] = []
-    for _ in range(recipe.steps):
+
+    def terms(entries: Weights) -> Iterator[tuple[str, Tensor]]:
         chosen = [witnesses[k] for k in torch.randperm(len(witnesses), generator=draws)[:asked].tolist()]
         y_KB = torch.stack([_labels(witness.law_C, recipe.batch, draws) for witness in chosen])
         noise_BN = torch.randn(y_KB.numel(), recipe.noise, generator=draws)
         x = image_generators.generate(entries, y_KB.flatten(), noise_BN, problem.input_shape, training=True)
-        terms = dict(_terms(students, chosen, x, y_KB, noise_BN, recipe))
-        loss = torch.stack(list(terms.values())).sum()
-        if not bool(loss.isfinite()):
-            continue  # a student may be finite on noise and not here: no client stops the others
-        gradients = torch.autograd.grad(loss, optimiser.parameters)
-        optimiser.step(gradients, recipe.lr)
-        recent = [*recent[-9:], {name: value.detach() for name, value in terms.items()}]
-    trained = {name: entry.detach() for name, entry in entries.items()}
-    return Trained(trained, optimiser.memory(), _means(recent))
+        return _terms(students, chosen, x, y_KB, noise_BN, recipe)
+
+    found = distillation.optimise(
+        generator,
+        image_generators.learnable(generator),
+        adam,
+        terms,
+        steps=recipe.steps,
+        lr=recipe.lr,
+        betas=BETAS,
+        skip_non_finite=True,  # a student may be finite on noise and not here: no client stops the others
+    )
+    return Trained(found.generator, found.adam, _means(found.recent))
 
 
 def draw_images(generator: Weights, y_N: Tensor, noise: int, problem: Problem, draw: Stream) -> Tensor:

@@ -50,6 +50,11 @@ class Problem:
         """Whether clients differ in architecture."""
         return len(set(self.assigned)) > 1
 
+    @property
+    def architectures(self) -> list[str]:
+        """Those of clients, ascending; an empty name alone if all are alike."""
+        return sorted(set(self.assigned)) or [""]
+
     def architecture(self, client: int | None) -> str:
         """The name of a client's architecture; empty text if all are alike, and for the server's own (None)."""
         return self.assigned[client] if client is not None and self.assigned else ""

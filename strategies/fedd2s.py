@@ -99,7 +99,7 @@ class FedD2S(Strategy[State]):
     def init(self, problem: Problem, stream: Stream) -> State:
         self._check()
         shapes = {}
-        for name in _architectures(problem):
+        for name in problem.architectures:
             blocks = len(problem.alike(name).shape)
             dropping.check(self._drops(blocks), blocks, f"student '{name}'" if name else "the student")
             if self.config.depth is not None and self.config.depth > blocks:
@@ -170,7 +170,7 @@ class FedD2S(Strategy[State]):
 
     def _size(self, problem: Problem) -> int:
         """q: of the deepest student, where they differ."""
-        return max(len(self._drops(len(problem.alike(name).shape))) for name in _architectures(problem))
+        return max(len(self._drops(len(problem.alike(name).shape))) for name in problem.architectures)
 
     def _dropped(self, state: State, round: int) -> int:
         config, size = self.config, self._size(state.problem)
@@ -340,11 +340,6 @@ class FedD2S(Strategy[State]):
                 where="strategy.hetero",
                 mend="say strategy.variant=adapter, or strategy.head_arch=flat and strategy.student=local_head",
             )
-
-
-def _architectures(problem: Problem) -> list[str]:
-    """Those of clients; an empty name if all are alike."""
-    return sorted(set(problem.assigned)) or [""]
 
 
 def _of_classes(tables: Mapping[ClientId, Tensor], uploads: Mapping[ClientId, Upload]) -> Weights:

@@ -59,8 +59,8 @@ class FedDF(Strategy[State]):
 
     def init(self, problem: Problem, stream: Stream) -> State:
         public.required(problem)
-        names = sorted(set(problem.assigned)) if problem.is_mixed else [problem.architecture(0)]
-        return State(problem, {name: shared(problem, name, problem.alike(name).initial()) for name in names})
+        initial = {name: shared(problem, name, problem.alike(name).initial()) for name in problem.architectures}
+        return State(problem, initial)
 
     def plan(self, state: State, cohort: Cohort) -> Mapping[ClientId, Payload]:
         payloads = {name: Payload(weights=weights) for name, weights in state.weights.items()}

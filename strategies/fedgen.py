@@ -13,11 +13,10 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from fedkd import fusion, losses
+from fedkd import distillation, fusion, losses
 from fedkd.engine import ClientId, Reply
 from fedkd.errors import ConfigError
 from fedkd.models import generators
-from fedkd.optimisers import Adam
 from fedkd.payload import Numbers, Payload, Weights
 from fedkd.problem import Problem
 from fedkd.seeds import Stream
@@ -119,26 +118,25 @@ class FedGen(Strategy[State]):
     ) -> tuple[Weights, Mapping[str, Any], Numbers]:
         """Adam on the generator alone; the heads are constants. Gives it, its moments, and means of the last steps."""
         config, draws = self.config, stream.child("generator").torch()
-        entries = {name: entry.clone() for name, entry in state.generator.items()}
-        learnable = {name: entries[name].requires_grad_() for name in generators.learnable(entries)}
-        adam = Adam(learnable, state.adam)
-        lr = config.generator_lr * config.generator_decay**state.round
         labels_C = label_law(counts_KC, config.generator_labels)
-        recent: dict[str, list[Tensor]] = {}
-        for _ in range(config.generator_steps):
+
+        def terms(entries: Weights) -> Iterator[tuple[str, Tensor]]:
             y_B = torch.multinomial(labels_C, config.generator_batch, replacement=True, generator=draws)
             noise_BN = generators.draw_noise((len(y_B), config.noise), draws, config.noise_law)
             z_Bd = generators.generate(entries, y_B, noise_BN, training=True)
-            terms = dict(self._terms(state, heads, z_Bd, y_B, noise_BN))
-            if not terms:
-                break  # every term is switched off
-            gradients = torch.autograd.grad(torch.stack(list(terms.values())).sum(), adam.parameters)
-            adam.step(gradients, lr, config.generator_weight_decay)
-            for name, value in terms.items():
-                recent.setdefault(name, []).append(value.detach())
-        trained = {name: entry.detach() for name, entry in entries.items()}
-        numbers = {name: float(torch.stack(values[-10:]).mean()) for name, values in recent.items()}
-        return trained, adam.memory(), {**numbers, **self._fidelity(trained, heads, labels_C, draws)}
+            return self._terms(state, heads, z_Bd, y_B, noise_BN)
+
+        found = distillation.optimise(
+            state.generator,
+            generators.learnable(state.generator),
+            state.adam,
+            terms,
+            steps=config.generator_steps,
+            lr=config.generator_lr * config.generator_decay**state.round,
+            weight_decay=config.generator_weight_decay,
+        )
+        fidelity = self._fidelity(found.generator, heads, labels_C, draws)
+        return found.generator, found.adam, {**found.means(), **fidelity}
 
     def _terms(
         self, state: State, heads: Heads, z_Bd: Tensor, y_B: Tensor, noise_BN: Tensor

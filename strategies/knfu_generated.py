@@ -5,7 +5,7 @@ FedGen's generator (Zhu et al., ICML 2021): nothing of it is in the paper. Clien
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -13,11 +13,10 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from fedkd import affinity, diagnostics, fusion, losses
+from fedkd import affinity, diagnostics, distillation, fusion, losses
 from fedkd.engine import ClientId, Reply
 from fedkd.errors import ConfigError
 from fedkd.models import generators
-from fedkd.optimisers import Adam
 from fedkd.payload import Findings, Payload, Weights
 from fedkd.problem import Problem
 from fedkd.seeds import Stream
@@ -66,7 +65,7 @@ class KnFuGenerated(Strategy[State]):
         diversity_weight: Annotated[float, Ge(0)] = 1.0  # of noise that tells in the latents; 0: none
 
     def init(self, problem: Problem, stream: Stream) -> State:
-        widths = {name: problem.alike(name).latent for name in sorted(set(problem.assigned))} or {"": problem.latent}
+        widths = {name: problem.alike(name).latent for name in problem.architectures}
         if len(set(widths.values())) > 1:
             listed = ", ".join(f"{name} {width}" for name, width in widths.items())
             raise ConfigError(
@@ -148,23 +147,28 @@ class KnFuGenerated(Strategy[State]):
     ) -> tuple[Weights, Mapping[str, Any], Findings]:
         """FedGen's: latents that the heads, trusted by label, recognise, and that noise spreads."""
         config, draws = self.config, stream.child("generator").torch()
-        entries = {name: entry.clone() for name, entry in state.generator.items()}
-        adam = Adam({name: entries[name].requires_grad_() for name in generators.learnable(entries)}, state.adam)
         trust_KC = fusion.by_label_counts(counts_KC.clamp(min=1))[0]
         drawn_C = counts_KC.sum(0) > 0
         labels_C = drawn_C.double() if bool(drawn_C.any()) else torch.ones(len(drawn_C), dtype=torch.float64)
-        recent: list[Tensor] = []
-        for _ in range(config.generator_steps):
+
+        def terms(entries: Weights) -> Iterator[tuple[str, Tensor]]:
             y_B = torch.multinomial(labels_C, config.generator_batch, replacement=True, generator=draws)
             noise_B = generators.draw_noise((len(y_B), config.noise), draws)
             z_Bd = generators.generate(entries, y_B, noise_B, training=True)
-            teacher = losses.ensemble_cross_entropy(head_logits(heads, z_Bd), y_B, trust_KC)
-            diversity = config.diversity_weight * losses.diversity(noise_B, z_Bd) if config.diversity_weight else 0.0
-            gradients = torch.autograd.grad(teacher + diversity, adam.parameters)
-            adam.step(gradients, config.generator_lr, config.generator_weight_decay)
-            recent.append(teacher.detach())
-        found = {"teacher": float(torch.stack(recent[-10:]).mean())} if recent else {}
-        return {name: entry.detach() for name, entry in entries.items()}, adam.memory(), found
+            yield "teacher", losses.ensemble_cross_entropy(head_logits(heads, z_Bd), y_B, trust_KC)
+            if config.diversity_weight:
+                yield "diversity", config.diversity_weight * losses.diversity(noise_B, z_Bd)
+
+        found = distillation.optimise(
+            state.generator,
+            generators.learnable(state.generator),
+            state.adam,
+            terms,
+            steps=config.generator_steps,
+            lr=config.generator_lr,
+            weight_decay=config.generator_weight_decay,
+        )
+        return found.generator, found.adam, {n: value for n, value in found.means().items() if n == "teacher"}
 
 
 def stack(heads: Sequence[Weights]) -> tuple[Tensor, Tensor]:

@@ -62,9 +62,9 @@ def attach(client: Client, config: RunConfig, problem: Problem, strategy: Strate
                 where="parts",
                 mend=f"leave the part out{other}",
             )
-        for architecture in _architectures(problem):
+        for architecture in problem.architectures:
             made.check(problem.alike(architecture))
-    taps = {name: _taps(parts, problem.alike(name)) for name in _architectures(problem)}
+    taps = {name: _taps(parts, problem.alike(name)) for name in problem.architectures}
     return _rebuild(type(client), client.config, parts, config.part.ema.decay, taps)
 
 
@@ -223,10 +223,6 @@ def _bare(batch: Batch) -> Batch:
 def _without(memory: Mapping[str, Any]) -> Mapping[str, Any]:
     """Nor in its memory."""
     return {key: value for key, value in memory.items() if key != MEMORY}
-
-
-def _architectures(problem: Problem) -> list[str]:
-    return sorted(set(problem.assigned)) or [""]
 
 
 def _taps(parts: Sequence[Part], problem: Problem) -> dict[str, tuple[str, ...]]:

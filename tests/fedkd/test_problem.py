@@ -60,7 +60,9 @@ def mixed(**changes):
 def test_clients_are_mixed_if_their_architectures_differ():
     assert mixed().is_mixed
     assert not tiny.problem().is_mixed
-    assert not tiny.problem(mixture={"normed": tiny.normed}, assigned=("normed",) * 3).is_mixed
+    alike = tiny.problem(mixture={"normed": tiny.normed}, assigned=("normed",) * 3)
+    assert not alike.is_mixed
+    assert [each.architectures for each in (mixed(), alike, tiny.problem())] == [["normed", "plain"], ["normed"], [""]]
 
 
 def test_the_problem_of_a_client_is_as_if_all_had_its_student():
