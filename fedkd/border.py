@@ -148,6 +148,17 @@ def check_rows(reply: Reply, rows: int) -> None:
         raise Refused("shape", f"probe_logits has {len(got)} rows, expected {rows}")
 
 
+def check_entries(kind: str, value: Any, wanted: Mapping[str, Tensor]) -> None:
+    """Raises Refused unless `value` has the names, shapes and types of `wanted`, and only finite values."""
+    if not isinstance(value, Mapping) or set(value) != set(wanted):
+        got = sorted(value) if isinstance(value, Mapping) else type(value).__name__
+        raise Refused("names", f"{kind} has entries {got}, expected {sorted(wanted)}")
+    for name, reference in wanted.items():
+        _check_tensor(f"{kind}: '{name}'", value[name], tuple(reference.shape), reference.dtype)
+        if name.endswith("running_var") and bool((value[name] < 0).any()):
+            raise Refused("range", f"{kind}: '{name}' has negative variances")
+
+
 def _check_fresh(reply: Reply, job: Job) -> None:
     got = (reply.task, reply.client, reply.round, reply.exchange)
     wanted = (job.task, job.client, job.round, job.exchange)
@@ -199,14 +210,7 @@ def _check_tensor(name: str, value: Any, shape: tuple[int, ...] | None, dtype: t
 
 
 def _check_weights(kind: str, value: Any, expected: Expectation) -> None:
-    wanted = getattr(expected, kind) or {}
-    if not isinstance(value, Mapping) or set(value) != set(wanted):
-        got = sorted(value) if isinstance(value, Mapping) else type(value).__name__
-        raise Refused("names", f"{kind} has entries {got}, expected {sorted(wanted)}")
-    for name, reference in wanted.items():
-        _check_tensor(f"{kind}: '{name}'", value[name], tuple(reference.shape), reference.dtype)
-        if name.endswith("running_var") and bool((value[name] < 0).any()):
-            raise Refused("range", f"{kind}: '{name}' has negative variances")
+    check_entries(kind, value, getattr(expected, kind) or {})
 
 
 def _check_label_counts(kind: str, value: Any, expected: Expectation) -> None:

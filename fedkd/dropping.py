@@ -2,28 +2,21 @@
 
 Blocks count from 1 (shallow) to L (the head). At depth m blocks 1..m take part and blocks m+1..L are *dropped*: trained
 and used by their owner, but out of the exchange of knowledge. m = L: nothing is dropped; m = 0: everything. A dropping
-set D = (e_1 > e_2 > ... > e_q) names the blocks that are dropped in turn, each with all deeper ones; n of its q entries
-are dropped so far. Source: fedd2s.md 2.1, a reconstruction. Rounds t count from 0 here, as there.
+set D = (e_1 > e_2 > ... > e_q) names the blocks that are dropped in turn, each with all deeper ones.
 """
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Literal
 
 from fedkd.errors import ConfigError
 
-Mode = Literal["fixed", "plateau", "none", "constant", "reverse", "stop"]
+Mode = Literal["fixed", "none", "reverse", "stop"]
 
 
 def default_set(blocks: int) -> tuple[int, ...]:
     """All blocks but the first, deepest first: (L, ..., 2)."""
     return tuple(range(blocks, 1, -1))
-
-
-def default_period(rounds: int, size: int) -> int:
-    """Rounds between drops that give each of the q + 1 depths as many: R / (q + 1), rounded up."""
-    return -(-rounds // (size + 1))
 
 
 def check(drops: Sequence[int], blocks: int, whose: str = "the student") -> None:
@@ -39,45 +32,18 @@ def check(drops: Sequence[int], blocks: int, whose: str = "the student") -> None
         )
 
 
-def dropped(t: int, size: int, period: int, start: int = 0, per_event: int = 1) -> int:
-    """n(t): how many of the q entries of a dropping set are dropped in round t, counted from 0."""
-    return min(size, per_event * max(0, (t - start) // period))
+def depth(mode: Mode, round: int, rounds: int, blocks: int, drops: Sequence[int], size: int, period: int | None) -> int:
+    """m, the depth that takes part in a round, counted from 1, of a student of L blocks with its dropping set.
 
-
-def scaled(count: int, size: int, own: int) -> int:
-    """n of q entries in terms of another set of `own` entries, rounded down: students differ in depth."""
-    return count * own // size if size else 0
-
-
-def depth(mode: Mode, count: int, blocks: int, drops: Sequence[int], constant: int | None = None) -> int:
-    """m, the depth that takes part once n entries are dropped.
-
-    `reverse` visits the depths in rising order, `stop` leaves the federation where the last drop would be, `none` never
-    drops and `constant` stays at one depth from the first round on (None: L - 1, all but the head).
+    Each period one of the `size` entries that the deepest student's set has is dropped; a smaller set drops as large a
+    share of its own, rounded down. Without a period each depth gets as many of a run's rounds: R / (q + 1), rounded up.
+    `reverse` visits the depths in rising order, `stop` leaves the federation where the last drop would be and `none`
+    never drops.
     """
-    if mode == "constant":
-        return min(blocks - 1 if constant is None else constant, blocks)
     if mode == "none" or not drops:
         return blocks
+    count = min(size, (round - 1) // (period or -(-rounds // (size + 1)))) * len(drops) // size
     if mode == "stop":
         return 0 if count >= len(drops) else blocks
     count = len(drops) - count if mode == "reverse" else count
     return drops[count - 1] - 1 if count else blocks
-
-
-@dataclass(frozen=True)
-class Plateau:
-    """Where an adaptive schedule stands."""
-
-    dropped: int = 0  # n
-    best: float = -1.0  # accuracy since the last drop; below 0: none yet
-    waited: int = 0  # rounds since it was reached
-
-
-def advance(now: Plateau, accuracy: float, size: int, patience: int, delta: float) -> Plateau:
-    """After a round: one drop more once accuracy has not risen by more than `delta` for `patience` rounds."""
-    if accuracy > now.best + delta or now.best < 0:
-        return replace(now, best=accuracy, waited=0)
-    if now.waited + 1 < patience:
-        return replace(now, waited=now.waited + 1)
-    return Plateau(dropped=min(size, now.dropped + 1))

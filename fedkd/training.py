@@ -63,7 +63,6 @@ class Site:
     test_index: Mapping[int, Tensor]
     probe: Tensor | None = None  # (N, channels, height, width) float: images on which function drift is measured
     common: Tensor | None = None  # (N,) int64: test images that every client's own student is tried on
-    is_device: bool = False  # one client's own machine: what covers its data must be unknown to who knows the seed
 
     def run(self, job: Job) -> Result:
         """Do one job. Whatever the algorithm raises becomes a Failure; interrupts pass."""

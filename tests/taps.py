@@ -1,4 +1,4 @@
-"""Students and orders for the tests of FedD2S: builders, no fixtures."""
+"""Students and jobs for the tests of FedD2S: builders, no fixtures."""
 
 from collections import OrderedDict
 from dataclasses import replace
@@ -12,7 +12,6 @@ from fedkd import heads, seeds
 from fedkd.client import Batch
 from fedkd.config import EvaluateConfig
 from fedkd.engine import ClientState, Job, Reply
-from fedkd.orders import Order
 from fedkd.payload import Payload
 from fedkd.problem import Problem
 from fedkd.strategy import Cohort
@@ -59,15 +58,14 @@ def table(rows=SIZE, seed=1, scale=3.0):
     return scale * torch.randn(rows, tiny.CLASSES, generator=seeds.stream(seed, "table").torch())
 
 
-def job(depth: int, *, samples=None, state=None, generator=None, number=1, exchange=0, **order) -> Job:
-    told = Order(depth=depth, temperature=3.0, **order)
-    samples = {"logits": samples} if isinstance(samples, torch.Tensor) else samples
+def job(depth: int, *, samples=None, state=None, generator=None, number=1, exchange=0) -> Job:
+    samples = None if samples is None else {"logits": samples}
     return Job(
         task="train",
         client=0,
         round=number,
         exchange=exchange,
-        payload=Payload(samples=samples, numbers=told.numbers(), generator=generator),
+        payload=Payload(samples=samples, numbers={"depth": float(depth)} if depth else None, generator=generator),
         state=state or ClientState(),
     )
 
@@ -85,8 +83,7 @@ def with_head(at: Site, told: Job) -> Job:
     student = at.problem.initial()
     tap = heads.tap(student, told.payload.numbers["depth"].__int__())
     shape = heads.shapes(at.problem)[tap]
-    live = heads.build(at.problem, int(told.payload.numbers["depth"]), "tail", shape, STREAM).weights
-    live = {name: entry.requires_grad_(not heads.is_statistic(name)) for name, entry in live.items()}
+    live = heads.trainable(heads.build(at.problem, int(told.payload.numbers["depth"]), "tail", shape, STREAM).weights)
     return replace(told, state=replace(told.state, memory={"heads": {tap: live}}))
 
 

@@ -71,7 +71,6 @@ def device(config: RunConfig, data: Path, client: int, account: Path | None = No
         test_index={client: torch.arange(len(dataset.test))},
         probe=shared.probe,
         common=common,
-        is_device=True,
     )
 
 

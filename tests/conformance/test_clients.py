@@ -185,7 +185,7 @@ def switches(trail: Trail, algorithm: tuple[str, ...]) -> Switches:
     client = full(trail)
     on, phases = watched(trail, client)
     off, terms = {}, {}
-    for key in loose(client):
+    for key in loose(trail):
         off[key], left = watched(trail, without(client, key))
         terms[key] = named_in(phases) - named_in(left)
     return Switches(trail, client, phases, on, off, {key: names for key, names in terms.items() if names})
@@ -196,11 +196,12 @@ def its_client(algorithm: tuple[str, ...]) -> tuple[type, Any]:
     return type(client), client.config
 
 
-def loose(client: Client) -> dict[str, float]:
-    """The numbers of a client's configuration that may be 0, with a value at which they count."""
+def loose(trail: Trail) -> dict[str, float]:
+    """The numbers of the client half alone that may be 0, with a value at which they count."""
     found = {}
+    client, shared = trail.assembly.site.client, vars(trail.strategy.config)
     hints = _annotations(type(client.config))
-    for key in dataclasses.fields(client.config):
+    for key in (key for key in dataclasses.fields(client.config) if key.name not in shared):
         lowest = [m.ge for m in getattr(hints[key.name], "__metadata__", ()) if isinstance(m, annotated_types.Ge)]
         value = getattr(client.config, key.name)
         if lowest == [0] and isinstance(value, int | float):
@@ -229,7 +230,7 @@ def named_in(phases: list[list[str]]) -> set[str]:
 def full(trail: Trail) -> Client:
     """The client with every weight switched on."""
     client = trail.assembly.site.client
-    return type(client)(replace(client.config, **loose(client)))
+    return type(client)(replace(client.config, **loose(trail)))
 
 
 def without(client: Client, key: str) -> Client:

@@ -37,11 +37,18 @@ def test_it_runs_where_each_client_keeps_its_own_statistics(named):
     assert not [failure for p in played for failure in p.failures]
 
 
-def test_the_halves_fit_and_share_no_hyper_parameter(algorithm):
+def test_the_halves_fit_and_agree_on_the_keys_that_both_have(algorithm):
     strategy, client = algorithms.halves(algorithm)
     assert strategy.needs <= client.sends
-    mine, its = ({field.name for field in dataclasses.fields(half.config)} for half in (strategy, client))
-    assert not mine & its
+    mine, its = vars(strategy.config), vars(client.config)
+    assert {key: mine[key] for key in mine.keys() & its} == {key: its[key] for key in mine.keys() & its}
+
+
+def test_no_number_that_goes_down_is_a_key_of_the_configuration(trail: Trail):
+    """Both halves have the same node: what travels are facts of a round."""
+    keys = vars(trail.strategy.config) | vars(trail.assembly.site.client.config)
+    told = {name for job in trail.jobs for name in job.payload.numbers or {}}
+    assert not told & (keys.keys() - {"depth"})  # FedD2S: its key is of one schedule, the number is the round's
 
 
 def test_it_names_its_source(algorithm):

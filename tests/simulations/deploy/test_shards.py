@@ -14,7 +14,7 @@ from fedkd.data.agreed import OwnDataError, public_reason
 from fedkd.errors import ConfigError, DataError
 from simulations import assemble
 from simulations.assemble import Assembly
-from simulations.deploy import assembly, shards
+from simulations.deploy import shards
 
 CLIENTS = 4
 CONFIG = RunConfig(
@@ -63,12 +63,6 @@ def test_a_device_holds_what_its_client_holds_bit_for_bit(cut):
             assert same(x, expected_x)
             assert same(y, expected_y)
         assert (mine.shape, mine.labels) == (made.dataset.shape, made.dataset.labels)
-
-
-def test_where_a_device_trains_its_draws_are_its_secret(tmp_path):
-    shards.write(CONFIG, folders(tmp_path))
-    assert assembly.device(CONFIG, folders(tmp_path)[0] / shards.DATA, client=0).is_device
-    assert not assemble.assemble(CONFIG).site.is_device
 
 
 def test_what_is_public_is_that_of_the_simulation(cut):
