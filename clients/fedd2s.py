@@ -1,7 +1,7 @@
 """FedD2S (reconstruction), client half: a personal student that learns from a head on the federation's taps.
 
-Source: Atapour et al., arXiv 2402.10846, of which only the abstract could be read; equations of
-docs/strategies/fedd2s.md. Server half: fedd2s.
+Source: Atapour et al., arXiv 2402.10846, of which only the abstract could be read;
+docs/strategies/fedd2s.md, equations 1 and 2. Server half: fedd2s.
 """
 
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,7 @@
 """FedD2S (reconstruction), server half: heads on the clients' taps, taught by all and teaching each.
 
-Source: Atapour et al., arXiv 2402.10846, of which only the abstract could be read; equations of
-docs/strategies/fedd2s.md. Client half: fedd2s. No parameters are averaged.
+Source: Atapour et al., arXiv 2402.10846, of which only the abstract could be read;
+docs/strategies/fedd2s.md, equations 3 to 6. Client half: fedd2s. No parameters are averaged.
 """
 
 from collections.abc import Mapping, Sequence
