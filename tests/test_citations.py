@@ -12,6 +12,8 @@ PAGE = re.compile(r"(?:\.\./)*\w[\w./-]*\.md\b")
 CITED = re.compile(r"([\w./-]+\.md), equations? (\d+(?:(?: to |, | and )\d+)*)")
 EQUATION = re.compile(r"\$\$(.*?)\$\$", re.DOTALL)
 LINK = re.compile(r"\]\(((?:[\w./-]+\.md)?)(?:#([\w-]+))?\)")
+SOURCE = re.compile(r"\b(?:fedkd|strategies|clients|simulations|tests|conf)/[\w./-]+\.(?:py|yaml)\b")
+OWN = frozenset({"x", "NAME", "fedavgm", "test_fedavgm"})  # file names that stand for the reader's own
 WRITTEN = frozenset({"report.md", "fl/README.md"})  # by `compare` and by `deploy init`, into their folders
 ELSEWHERE = re.compile(r"https?://\S+")
 
@@ -94,6 +96,16 @@ def test_every_equation_that_is_cited_is_on_its_page():
     texts = {path: path.read_text(encoding="utf-8") for path in sources()}
     assert sum(len(CITED.findall(text)) for text in texts.values()) > 50
     assert not {f"{p.relative_to(ROOT)}: {n}" for p, text in texts.items() for n in unknown_equations(text, p)}
+
+
+def test_every_source_file_that_a_page_names_is_there():
+    named = {(path, name) for path in pages() for name in SOURCE.findall(path.read_text(encoding="utf-8"))}
+    assert len(named) > 50
+    assert not {
+        f"{path.relative_to(ROOT)}: {name}"
+        for path, name in named
+        if Path(name).stem not in OWN and not (ROOT / name).is_file()
+    }
 
 
 def test_every_link_between_pages_leads_to_a_page_and_a_heading():

@@ -42,7 +42,7 @@ def test_taps_have_the_shapes_of_a_dry_run(cnn):
     ("kind", "sizes"),
     [("tail", (214_954, 202_122, 1290)), ("flat", (31_370, 15_690, 1290))],
 )
-def test_heads_have_the_sizes_of_the_specification(cnn, kind, sizes):
+def test_heads_have_the_sizes_of_their_layers(cnn, kind, sizes):
     shapes = list(heads.shapes(cnn).values())
     assert tuple(size(heads.make(cnn, j, kind, shapes[j - 1])) for j in (1, 2, 3)) == sizes
 

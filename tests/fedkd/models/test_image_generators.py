@@ -32,7 +32,7 @@ def test_images_have_the_shape_of_the_data_and_lie_between_minus_one_and_one(sha
     assert x.std() > 0
 
 
-def test_it_has_as_many_parameters_as_the_specification_says():
+def test_it_has_as_many_parameters_as_its_layers_add_up_to():
     weights = init((1, 28, 28), noise=64, classes=10)
     sizes = {name: weights[name].numel() for name in image_generators.learnable(weights)}
     assert sizes["hidden.weight"] + sizes["hidden.bias"] == 117_600
