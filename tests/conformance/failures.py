@@ -40,12 +40,15 @@ def rules() -> dict[str, Rule]:
 
 def told(test: str, call: Any, error: BaseException) -> str:
     """The message of a failed test; `call` has the parameters that it was called with, if there are any."""
-    rule = rules()[test]
+    frame, is_own = _place(error)
+    rule = rules()[ROUNDS_RUN if is_own and not isinstance(error, AssertionError) else test]
+    path = Path(frame.filename)
+    shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
     lines = [
         ("rule", test.removeprefix("test_").replace("_", " ")),
         ("class", "; ".join(_classes(call.params if call else {})) or "-"),
         ("found", _found(error)),
-        ("at", _place(error)),
+        ("at", f"{shown}:{frame.lineno} in {frame.name}: {frame.line}"),
         ("mend", rule.mend),
         ("page", f"{PAGE}#{rule.section}   (pytest -vv shows the traceback)"),
     ]
@@ -78,12 +81,10 @@ def _found(error: BaseException) -> str:
     return kind + "\n       ".join([*cut, *(["..."] if len(lines) > _LINES else [])])
 
 
-def _place(error: BaseException) -> str:
-    """The innermost line of a method's own code; else of the test."""
+def _place(error: BaseException) -> tuple[traceback.FrameSummary, bool]:
+    """The innermost line of a method's own code, and that it is that; else of the test."""
     frames = traceback.extract_tb(error.__traceback__)
     halves = (str(ROOT / "strategies"), str(ROOT / "clients"))
-    own = [frame for frame in frames if frame.filename.startswith(halves)]
-    frame = (own or [frame for frame in frames if frame.filename.startswith(HERE)] or [frames[-1]])[-1]
-    path = Path(frame.filename)
-    shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
-    return f"{shown}:{frame.lineno} in {frame.name}: {frame.line}"
+    if own := [frame for frame in frames if frame.filename.startswith(halves)]:
+        return own[-1], True
+    return [frames[-1], *(frame for frame in frames if frame.filename.startswith(HERE))][-1], False

@@ -128,7 +128,8 @@ def check_refused(trail: Trail, exchange: Exchange, truth: Reply) -> None:
             continue  # no lie: there is nothing to it, as in `empty` where nothing is asked for
         found = judged(trail, exchange, lambda reply, said=said: said if reply is truth else reply)
         refused = [(failure.client, failure.is_rejected, bool(failure.what)) for failure in found.failures]
-        assert (name, kind, refused) == (name, kind, [(truth.client, True, True)])
+        about = f"a reply that is '{name}'" + (f", of its {kind}" if kind else "")
+        assert refused == [(truth.client, True, True)], f"{about}, was not refused with a reason, or others were"
         assert [reply.client for reply in found.replies] == others
 
 
