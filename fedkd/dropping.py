@@ -3,6 +3,7 @@
 Blocks count from 1 (shallow) to L (the head). At depth m blocks 1..m take part and blocks m+1..L are *dropped*: trained
 and used by their owner, but out of the exchange of knowledge. m = L: nothing is dropped; m = 0: everything. A dropping
 set D = (e_1 > e_2 > ... > e_q) names the blocks that are dropped in turn, each with all deeper ones.
+Source: docs/strategies/fedd2s.md, equations 5 and 6.
 """
 
 import itertools

@@ -111,7 +111,7 @@ def trainable(entries: Weights) -> dict[str, Tensor]:
 
 
 def terms(data: HeadDataset, logits: Tensor, temperature: float, weight: float) -> Iterator[tuple[str, Tensor]]:
-    """CE(G(H), y) and weight T^2 KL(softmax(Z / T) || softmax(G(H) / T)): what a head minimises."""
+    """What a head minimises: docs/strategies/fedd2s.md, equation 3."""
     yield "ce", (data.weight * F.cross_entropy(logits, data.y, reduction="none")).mean()
     if weight:
         target = (data.logits / temperature).softmax(1)
