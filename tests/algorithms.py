@@ -39,7 +39,7 @@ SMALL = (  # three rounds of this take a tenth of a second: whatever else a meth
     "train.lr=0.05",
     "evaluate.probe=8",
 )
-FEWER = {"_steps": 5, "_epochs": 2, "images": 60}  # of what takes time and proves nothing more: by the end of a key
+FEWER = {"_steps": 3, "_epochs": 2, "images": 24}  # of what takes time and proves nothing more: by the end of a key
 AT_ONCE = {"least_variation": 0.0}  # what waits until students know something; by key
 PUBLIC = ("proxy=held-out", "proxy.size=20")  # of algorithms that need a public set, or can use one
 MIXED = "students={fedgen-cnn: 0.5, mlp: 0.5}"  # differ in all: entries, statistics, width of the latent

@@ -1,5 +1,9 @@
 """Shared fixtures: the tiny problem and its parts. Builders are in tiny.py."""
 
+import gc
+import re
+from typing import Any
+
 import pytest
 import tiny
 import torch
@@ -21,12 +25,39 @@ def pytest_configure(config: pytest.Config) -> None:
     config.option.loadscopereorder = False
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """`--dist loadscope` by module, and in tests/conformance by algorithm, whose rounds are then played once."""
+    if config.getoption("dist") != "loadscope":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByAlgorithm(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return scope(nodeid) or super()._split_scope(nodeid)
+
+    return ByAlgorithm(config, log)
+
+
+def scope(nodeid: str) -> str:
+    """The algorithm of a test of tests/conformance; empty for other tests, and where all algorithms share a pool."""
+    found = re.search(r"\[(strategy=[\w-]+)", nodeid)
+    is_one = found and "/conformance/" in nodeid and "/test_engines.py" not in nodeid
+    return f"conformance {found[1]}" if found and is_one else ""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Deployments first: they take minutes, most of them waiting, and begun last all would wait for them.
 
     Then those that share a pool, one after another: Ray at rest costs time, too.
     """
     items.sort(key=lambda item: (item.get_closest_marker("deployment") is None, not _is_pooled(item)))
+
+
+def pytest_collection_finish() -> None:
+    """The million objects of imports and tests stay: a collector that visits them costs a sixth of the suite's time."""
+    gc.collect()
+    gc.freeze()
 
 
 def _is_pooled(item: pytest.Item | None) -> bool:

@@ -8,7 +8,7 @@ from fedkd import rounds
 from simulations.ray_pool import RayPool
 
 
-@pytest.mark.parametrize("words", algorithms.words(), ids=" ".join)
+@pytest.mark.parametrize("words", algorithms.names(), ids=" ".join)
 def test_two_workers_give_the_bytes_of_one_process(words: tuple[str, ...], two_workers: RayPool) -> None:
     """In the third round, when all knowledge flows and clients have states."""
     trail = algorithms.trail(words)

@@ -445,7 +445,7 @@ WORDS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(words=WORDS)
 def test_the_text_makes_the_same_configuration_again(conf, tmp_path, words):
     first = compose.resolve([f"{key}={plainyaml.write(value)}" for key, value in words.items()], conf=conf)

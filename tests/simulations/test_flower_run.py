@@ -20,6 +20,7 @@ BIN = Path(sys.executable).parent
 OVERRIDES = "clients=3 rounds=2 train.steps=2 strategy.generator_steps=2 evaluate.probe=8"
 
 pytestmark = [
+    pytest.mark.deployment,
     pytest.mark.timeout(400),
     pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="needs the checkout: flwr bundles it"),
     pytest.mark.skipif(not (BIN / "flower-superlink").exists(), reason="Flower's commands are not installed"),

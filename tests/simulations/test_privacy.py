@@ -20,8 +20,7 @@ def start(strategy: str, *words: str):
 
 
 def play(strategy: str, *words: str):
-    assembly = start(strategy, *words)
-    return algorithms.play(assembly.experiment, tiny.FakeEngine(assembly.site))
+    return algorithms.trail((f"strategy={strategy}",), *words).rounds
 
 
 @pytest.mark.parametrize("strategy", compose.options("strategy"))
@@ -31,8 +30,7 @@ def test_each_strategy_sends_noisy_counts_or_none_or_is_refused(strategy):
             start(strategy, ON)
         return
     words = ("strategy.epd=reported",) if strategy == "knfu" else ()
-    assembly = start(strategy, ON, *words)
-    trail = algorithms.follow(assembly, (f"strategy={strategy}",))
+    trail = algorithms.trail((f"strategy={strategy}",), ON, "rounds=2", *words)
     replies = [reply for exchange in trail.exchanges for reply in exchange.replies]
     told = [reply for reply in replies if reply.payload.label_counts is not None]
     assert bool(told) == (strategy in COUNTING)

@@ -22,6 +22,8 @@ from simulations.ray_pool import RayPool
 
 START_SECONDS = 90.0
 
+pytestmark = pytest.mark.deployment
+
 
 @pytest.fixture
 def cluster() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:

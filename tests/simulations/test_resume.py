@@ -1,14 +1,12 @@
 """kill -9 in any round, resume: the ledger is byte for byte that of a run that nobody disturbed."""
 
 import os
-import random
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import pytest
 from pilots import QUIET, resume
 
 from fedkd import compose
@@ -35,11 +33,10 @@ LEDGER = ("metrics.jsonl", "clients.jsonl")
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_a_killed_run_ends_with_the_bytes_of_an_undisturbed_one(tmp_path, seed):
-    words = [*WORDS, f"seed={seed}"]
-    kill_at = random.Random(seed).randrange(1, 9)
-    play_and_kill(words, tmp_path, kill_at)
+def test_a_killed_run_ends_with_the_bytes_of_an_undisturbed_one(tmp_path):
+    """In round 6 or soon after, between two commits; enumerations/interrupted.py takes every place."""
+    words = [*WORDS, "seed=1"]
+    play_and_kill(words, tmp_path, 5)
     place = tmp_path / "killed"
     assert run_folder.state(place) == "stopped"
     assert b'"round":14,' not in (place / "metrics.jsonl").read_bytes()
@@ -76,8 +73,8 @@ def play_and_kill(words, runs_folder, rows):
         process.send_signal(signal.SIGKILL)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_and_stops(tmp_path, number, code):
+def test_a_signal_saves_and_stops(tmp_path):
+    """A request to terminate; what Ctrl-C does, test_interrupts.py tries in process."""
     script = (
         "import sys; from pathlib import Path; from fedkd import compose; from simulations import runs\n"
         "from simulations.options import Options\n"
@@ -89,9 +86,9 @@ def test_a_signal_saves_and_stops(tmp_path, number, code):
     with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True) as process:
         while not (line := process.stdout.readline()).startswith("round 2/"):
             assert line, "the run ended before it could be stopped"
-        process.send_signal(number)
+        process.send_signal(signal.SIGTERM)
         rest = process.stdout.read()
-        assert process.wait(timeout=60) == code
+        assert process.wait(timeout=60) == 143
     assert "everything is saved.  fedkd resume" in rest
     assert run_folder.state(tmp_path / "pilot") == "stopped"
     played = (tmp_path / "pilot" / "metrics.jsonl").read_bytes().count(b"\n")
