@@ -148,10 +148,11 @@ def is_killed(name: str, folder: Path, is_everyday: bool) -> bool:
         played = play([] if is_everyday else tests, folder)
     finally:
         place.write_text(whole, encoding="utf-8")
-    failed = [line for line in played.stdout.splitlines() if line.startswith("FAILED ")]
+    lines = played.stdout.splitlines()
+    failed = [line[len("FAILED ") :].partition(" - ")[0] for line in lines if line.startswith("FAILED ")]
     is_dead = played.returncode == FAILED and bool(failed)
     said = "killed by" if is_dead else "survived" if not played.returncode else "could not be played"
-    print(f"{name:12} {said} {failed[0].split()[1] if is_dead else ''}", flush=True)
+    print(f"{name:12} {said} {failed[0] if is_dead else ''}", flush=True)
     if not is_dead and played.returncode:
         print(played.stdout[-2000:], played.stderr[-2000:])
     return is_dead
