@@ -115,6 +115,11 @@ class Code(str):
 @cache
 def configure(algorithm: tuple[str, ...], *more: str) -> RunConfig:
     """The small run of an algorithm, changed by more words."""
+    return compose.resolve([*_small(algorithm), *more]).config
+
+
+@cache
+def _small(algorithm: tuple[str, ...]) -> tuple[str, ...]:
     public = PUBLIC if declared(server(algorithm)).get("proxy") == "yes" else ()
     chosen = compose.resolve([*SMALL, *public, *algorithm]).config.strategy
     less = [
@@ -124,7 +129,7 @@ def configure(algorithm: tuple[str, ...], *more: str) -> RunConfig:
         if key.endswith(end) and isinstance(value, int) and value > few
     ]
     less += [f"strategy.{key}={value}" for key, value in AT_ONCE.items() if key in chosen]
-    return compose.resolve([*SMALL, *public, *algorithm, *less, *more]).config
+    return (*SMALL, *public, *algorithm, *less)
 
 
 def halves(algorithm: tuple[str, ...]) -> tuple[Any, Any]:
