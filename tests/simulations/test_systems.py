@@ -48,11 +48,11 @@ def played(tmp_path, *words):
 
 
 def test_without_the_modules_of_unix_runs_and_comparisons_work(tmp_path):
-    words = ["strategy=fedavg", "seed=1", "rounds=1", "train.steps=1", "--jobs", "1", "--name", "here"]
+    words = ["strategy=fedavg", "seed=1,2", "rounds=1", "train.steps=1", "--jobs", "1", "--name", "here"]
     done = played(tmp_path, "compare", *words)
     assert done.returncode == 0, done.stderr
     ends = [json.loads(place.read_text()) for place in (tmp_path / "runs/here").glob("runs/*/summary.json")]
-    assert [end["status"] for end in ends] == ["done"]
+    assert [end["status"] for end in ends] == ["done", "done"]
 
 
 def test_what_such_a_system_cannot_do_is_one_error_with_a_mend(elsewhere, site, capsys):
