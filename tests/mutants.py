@@ -54,7 +54,7 @@ MUTANTS = {
     ),
     "losses": Mutant("return temperature**2 * kl(", "return temperature * kl(", ("test_losses.py",)),
     "optimisers": Mutant(
-        "scale = (most / (norm + 1e-6)).clamp(max=1.0)", "scale = most / (norm + 1e-6)", ("test_descent.py",)
+        "scale = (most / (norm + 1e-6)).clamp(max=1.0)", "scale = most / (norm + 1e-6)", ("test_local_optimiser.py",)
     ),
     "partition": Mutant(
         "share = rng.dirichlet(np.full(num_clients, alpha)) * (sizes < cap)",
@@ -80,7 +80,9 @@ MUTANTS = {
     "deploy": Mutant("if is_said and clients != len(devices):", "if False:", ("deploy/test_request.py",)),
     "knfu": Mutant("weight * temperature**2 * kl", "weight * kl", ("clients/test_knfu.py",)),
     "fedgen": Mutant("len(labels) / batch.size * alpha *", "alpha *", ("clients/test_fedgen.py",)),
-    "fedd2s": Mutant("self.config.lambda_c * share *", "self.config.lambda_c *", ("clients/test_fedd2s.py",)),
+    "fedd2s": Mutant(
+        'softened_kl(batch.known["teacher"], v,', 'softened_kl(batch.known["teacher"], u,', ("clients/test_fedd2s.py",)
+    ),
     "fedfuse": Mutant(
         "self.config.gamma * losses.cross_entropy(student(batch.x) + prior, batch.y)",
         "self.config.gamma * losses.cross_entropy(student(batch.x), batch.y)",
