@@ -67,3 +67,15 @@ def test_one_method_is_not_drawn_as_unbeaten() -> None:
     alone = fabricated.verdict([fabricated.member("knfu", seed) for seed in range(3)])
     assert results.pareto(alone) is None
     assert results.pareto(fabricated.verdict()) is not None
+
+
+def test_bars_of_ranks_do_not_go_beyond_the_first_and_the_last() -> None:
+    judged = fabricated.verdict()
+    found = results.ranks(judged)
+    assert found is not None
+    assert judged.ranks is not None
+    assert judged.ranks.critical_difference > 0
+    rows, last = found.spec["data"]["values"], len(judged.ranks.mean)
+    assert min(row["low"] for row in rows) == 1
+    assert max(row["high"] for row in rows) == last
+    assert all(row["low"] <= row["rank"] <= row["high"] for row in rows)
