@@ -9,12 +9,12 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from fedkd import losses, training
-from fedkd.client import Batch, Client
+from fedkd import losses, optimisers
+from fedkd.client import Client
 from fedkd.config import TrainConfig
 from fedkd.engine import Job
+from fedkd.participation import Batch, Outcome, Site
 from fedkd.student import Student
-from fedkd.training import Outcome, Site
 
 STEPS_DRAWN = 100  # at a time: the images of all steps of a cohort may not fit in memory
 
@@ -34,7 +34,7 @@ class Centralised(Client):
             count = min(STEPS_DRAWN, steps - start)
             drawn = site.draw(replace(job, state=state), replace(config, steps=count))
             batches = site.batches(self, job, drawn)
-            found = training.descend(optimiser, batches, lambda batch: self.terms(student, batch, job))
+            found = optimisers.descend(optimiser, batches, lambda batch: self.terms(student, batch, job))
             sums = {name: sums.get(name, 0.0) + count * value for name, value in found.items()}
             state = replace(state, epoch=drawn.epoch, position=drawn.offset)
         return site.close(self, job, student, drawn, {name: total / steps for name, total in sums.items()}, optimiser)

@@ -10,13 +10,13 @@ from typing import Annotated
 from annotated_types import Ge
 from torch import Tensor
 
-from fedkd import losses, training
-from fedkd.client import Batch, Client
+from fedkd import losses, optimisers
+from fedkd.client import Client
 from fedkd.engine import Job
 from fedkd.off import Off
+from fedkd.participation import Batch, LocalBatches, Outcome, Site
 from fedkd.payload import Payload
 from fedkd.student import Student
-from fedkd.training import LocalBatches, Outcome, Site
 
 
 class Ditto(Client):
@@ -36,7 +36,9 @@ class Ditto(Client):
         shared = self._train_received(site, job, drawn)
         own = site.student(replace(job, payload=Payload())).train()  # the same module: it has been read out
         optimiser = site.optimiser(job, own.learnable, job.state.memory.get("optimiser", {}))
-        numbers = training.descend(optimiser, site.batches(self, job, drawn), lambda batch: self.terms(own, batch, job))
+        numbers = optimisers.descend(
+            optimiser, site.batches(self, job, drawn), lambda batch: self.terms(own, batch, job)
+        )
         memory = {**shared.state.memory, "optimiser": optimiser.memory()}
         state = replace(shared.state, kept=own.weights, memory=memory)
         return replace(shared, state=state, numbers={**numbers, **shared.numbers}, student=own)
@@ -45,7 +47,7 @@ class Ditto(Client):
         """FedAvg's participation, to the last bit."""
         student = site.student(job).train()
         optimiser = site.optimiser(job, student.learnable)
-        numbers = training.descend(
+        numbers = optimisers.descend(
             optimiser,
             site.batches(self, job, drawn),
             lambda batch: iter([("received", losses.cross_entropy(student(batch.x), batch.y))]),

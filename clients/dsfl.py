@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from fedkd import losses, public, seeds, training
-from fedkd.client import Batch, Client
+from fedkd import forward, losses, optimisers, public, seeds
+from fedkd.client import Client
 from fedkd.engine import Job
 from fedkd.optimisers import LocalOptimiser
+from fedkd.participation import Batch
 from fedkd.payload import Payload
 from fedkd.student import Student
 
 if TYPE_CHECKING:
-    from fedkd.training import Outcome, Site
+    from fedkd.participation import Outcome, Site
 
 
 class DSFL(Client):
@@ -45,14 +46,14 @@ class DSFL(Client):
     def _learn_and_say(self, site: "Site", job: Job, x: Tensor) -> "Outcome":
         outcome = site.fit(self, job)
         assert outcome.student is not None
-        return replace(outcome, payload=Payload(probe_logits=training.logits(outcome.student, x).softmax(1)))
+        return replace(outcome, payload=Payload(probe_logits=forward.logits(outcome.student, x).softmax(1)))
 
     def _distil(self, site: "Site", job: Job, x: Tensor) -> "Outcome":
         config, student = self.config, site.student(job).train()
         stream = seeds.stream(site.problem.seed, "distil", round=job.round, client=job.client)
         known = {"target": job.payload.probe_logits}
         batches = public.batches(x, known, config.distil_batch, stream, epochs=config.distil_epochs)  # type: ignore[arg-type]
-        lr = config.distil_lr or training.learning_rate(site.problem.train, job)
+        lr = config.distil_lr or optimisers.learning_rate(site.problem.train, job)
         optimiser = LocalOptimiser(site.problem.train, student.learnable, lr)
-        numbers = training.descend(optimiser, batches, lambda batch: self.terms(student, batch, job))
+        numbers = optimisers.descend(optimiser, batches, lambda batch: self.terms(student, batch, job))
         return site.close(self, job, student, None, numbers)

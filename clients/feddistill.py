@@ -13,16 +13,17 @@ from annotated_types import Ge
 from torch import Tensor
 
 from fedkd import divergences, losses, tables
-from fedkd.client import Batch, Client
+from fedkd.client import Client
 from fedkd.engine import Job
 from fedkd.off import Off
+from fedkd.participation import Batch
 from fedkd.problem import Problem
 from fedkd.seeds import Stream
 from fedkd.student import Student
 from fedkd.tables import Heard
 
 if TYPE_CHECKING:
-    from fedkd.training import LocalBatches, Outcome, Site
+    from fedkd.participation import LocalBatches, Outcome, Site
 
 
 class FedDistill(Client):

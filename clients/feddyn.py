@@ -11,11 +11,11 @@ from annotated_types import Ge
 from torch import Tensor
 
 from fedkd import losses
-from fedkd.client import Batch, Client, Trained
+from fedkd.client import Client
 from fedkd.engine import Job
 from fedkd.off import Off
+from fedkd.participation import Batch, Outcome, Site, Trained
 from fedkd.student import Student
-from fedkd.training import Outcome, Site
 
 
 class FedDyn(Client):

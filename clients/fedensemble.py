@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from fedkd import losses
-from fedkd.client import Batch, Client
+from fedkd.client import Client
 from fedkd.engine import Job
+from fedkd.participation import Batch
 from fedkd.predictors import Ensemble, Predictor, SingleModel
 from fedkd.student import Student
 

@@ -13,14 +13,15 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from fedkd import fusion, losses, public, seeds, training
-from fedkd.client import Batch, Client, Trained
+from fedkd import forward, fusion, losses, optimisers, public, seeds
+from fedkd.client import Client
 from fedkd.engine import Job
+from fedkd.forward import EVALUATION_BATCH
 from fedkd.models import image_generators
+from fedkd.participation import Batch, LocalBatches, Outcome, Site, Trained
 from fedkd.payload import Payload
 from fedkd.predictors import Predictor, PriorAdjusted, SingleModel
 from fedkd.student import Student
-from fedkd.training import EVALUATION_BATCH, LocalBatches, Outcome, Site
 
 
 class FedFuse(Client):
@@ -88,7 +89,7 @@ class FedFuse(Client):
             entries = {name: entry[None] for name, entry in trained.student.weights.items()}
             return Payload(samples=entries, probe_logits=torch.zeros(0, len(counts_C)), label_counts=counts_C)
         x = _transfer_images(site, job, torch.arange(public.size(site.problem)))
-        return Payload(samples={}, probe_logits=training.logits(trained.student, x), label_counts=counts_C)
+        return Payload(samples={}, probe_logits=forward.logits(trained.student, x), label_counts=counts_C)
 
     def predictor(self, job: Job) -> Predictor:
         """With the prior on the client's own distribution; without it on everybody's."""
@@ -104,7 +105,7 @@ class FedFuse(Client):
             known = self.consult(site, job, drawn.x, drawn.y, drawn.position)
             student.train()
             batches = site.batches(self, job, drawn, known)
-            numbers = training.descend(optimiser, batches, lambda batch: self.terms(student, batch, job))
+            numbers = optimisers.descend(optimiser, batches, lambda batch: self.terms(student, batch, job))
             if self.config.restore_statistics:
                 restore_statistics(student, site.own(job.client)[0])
         return site.close(self, job, student, None, numbers, optimiser)

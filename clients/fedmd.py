@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from fedkd import divergences, losses, public, seeds, training
-from fedkd.client import Batch, Client
+from fedkd import divergences, forward, losses, optimisers, public, seeds
+from fedkd.client import Client
 from fedkd.engine import Job
 from fedkd.optimisers import LocalOptimiser
+from fedkd.participation import Batch
 from fedkd.payload import Payload
 from fedkd.seeds import Stream
 from fedkd.student import Student
 
 if TYPE_CHECKING:
-    from fedkd.training import Outcome, Site
+    from fedkd.participation import Outcome, Site
 
 
 class FedMD(Client):
@@ -56,7 +57,7 @@ class FedMD(Client):
         outcome = site.close(self, job, student, None, numbers)
         state = replace(outcome.state, memory={**outcome.state.memory, "is_prepared": 1})
         # What comes before all rounds is not this round's training: the probe images wait for the second exchange.
-        return replace(outcome, payload=Payload(probe_logits=training.logits(student, x)), state=state, student=None)
+        return replace(outcome, payload=Payload(probe_logits=forward.logits(student, x)), state=state, student=None)
 
     def _prepare(self, site: "Site", job: Job, student: Student) -> dict[str, float]:
         """Initial training: on the labelled public set, then on the client's own data."""
@@ -76,7 +77,7 @@ class FedMD(Client):
         labelled = public.batches(x, {"y": y}, size, stream, epochs=epochs)
         batches = (replace(batch, y=batch.known["y"]) for batch in labelled)
         optimiser = site.optimiser(job, student.train().learnable, {})
-        return training.descend(optimiser, batches, lambda batch: self.terms(student, batch, job))["ce"]
+        return optimisers.descend(optimiser, batches, lambda batch: self.terms(student, batch, job))["ce"]
 
     def _learn(self, site: "Site", job: Job, x: Tensor) -> "Outcome":
         student = site.student(job).train()
@@ -84,7 +85,7 @@ class FedMD(Client):
         drawn = site.draw(job)
         optimiser = site.optimiser(job, student.learnable)
         batches = site.batches(self, job, drawn)
-        numbers |= training.descend(optimiser, batches, lambda batch: self.terms(student, batch, job))
+        numbers |= optimisers.descend(optimiser, batches, lambda batch: self.terms(student, batch, job))
         return site.close(self, job, student, drawn, numbers, optimiser)
 
     def _digest(self, site: "Site", job: Job, student: Student, x: Tensor) -> dict[str, float]:
@@ -92,9 +93,9 @@ class FedMD(Client):
         known = {"consensus": job.payload.probe_logits}
         config, stream = self.config, self._stream(site, job, "digest")
         batches = public.batches(x, known, config.digest_batch, stream, epochs=config.digest_epochs)  # type: ignore[arg-type]
-        lr = config.digest_lr or training.learning_rate(site.problem.train, job)
+        lr = config.digest_lr or optimisers.learning_rate(site.problem.train, job)
         optimiser = LocalOptimiser(site.problem.train, student.learnable, lr)
-        return training.descend(optimiser, batches, lambda batch: self.terms(student, batch, job))
+        return optimisers.descend(optimiser, batches, lambda batch: self.terms(student, batch, job))
 
     def _stream(self, site: "Site", job: Job, purpose: str) -> Stream:
         return seeds.stream(site.problem.seed, purpose, round=job.round, client=job.client)

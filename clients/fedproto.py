@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from annotated_types import Ge
 from torch import Tensor
 
-from fedkd import losses, tables, training
-from fedkd.client import Batch, Client
+from fedkd import forward, losses, tables
+from fedkd.client import Client
 from fedkd.engine import Job
 from fedkd.off import Off
+from fedkd.participation import Batch
 from fedkd.predictors import Predictor, Prototypes, SingleModel
 from fedkd.student import Student
 
 if TYPE_CHECKING:
-    from fedkd.training import LocalBatches, Outcome, Site
+    from fedkd.participation import LocalBatches, Outcome, Site
 
 
 class FedProto(Client):
@@ -49,7 +50,7 @@ class FedProto(Client):
         outcome, heard = tables.descend(self, site, job, student, drawn)
         if self.config.source == "all":
             x, y = site.own(job.client)
-            z = training.latents(student, x)
+            z = forward.latents(student, x)
         else:
             z = heard.latents(last_epoch(drawn, len(site.train_index[job.client])))
             y = drawn.y[len(drawn.y) - len(z) :]

@@ -11,9 +11,10 @@ from annotated_types import Ge
 from torch import Tensor
 
 from fedkd import losses
-from fedkd.client import Batch, Client
+from fedkd.client import Client
 from fedkd.engine import Job
 from fedkd.off import Off
+from fedkd.participation import Batch
 from fedkd.student import Student
 
 

@@ -11,12 +11,12 @@ from typing import Annotated, Literal
 from annotated_types import Gt, Lt
 from torch import Tensor
 
-from fedkd import losses, teachers, training
-from fedkd.client import Batch, Client
+from fedkd import losses, optimisers, teachers
+from fedkd.client import Client
 from fedkd.engine import Job
 from fedkd.optimisers import LocalOptimiser
+from fedkd.participation import Batch, LocalBatches, Outcome, Site
 from fedkd.student import Student
-from fedkd.training import LocalBatches, Outcome, Site
 
 
 class FedRep(Client):
@@ -38,8 +38,8 @@ class FedRep(Client):
         of_head, of_body = (_optimiser(phase, site, student, job) for phase in ("head", "body"))
         # Of the body as received, in eval mode: while frozen it neither learns nor gathers statistics.
         known = {"z": teachers.latents(site, job, head.position)}
-        first = training.descend(of_head, site.batches(self, job, head, known), lambda b: self.terms(student, b, job))
-        second = training.descend(of_body, site.batches(self, job, body), lambda b: self.terms(student, b, job))
+        first = optimisers.descend(of_head, site.batches(self, job, head, known), lambda b: self.terms(student, b, job))
+        second = optimisers.descend(of_body, site.batches(self, job, body), lambda b: self.terms(student, b, job))
         outcome = site.close(self, job, student, drawn, _mean(first, len(head.sizes), second, len(body.sizes)))
         moments = {"head": of_head.memory(), "body": of_body.memory()}
         return replace(outcome, state=replace(outcome.state, optimiser=moments))

@@ -10,13 +10,13 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from fedkd import losses, public, seeds, training
-from fedkd.client import Batch, Client, Trained
+from fedkd import forward, losses, optimisers, public, seeds
+from fedkd.client import Client
 from fedkd.engine import Job
 from fedkd.off import Off
+from fedkd.participation import Batch, LocalBatches, Outcome, Site, Trained
 from fedkd.payload import Payload
 from fedkd.student import Student
-from fedkd.training import LocalBatches, Outcome, Site
 
 
 class KnFu(Client):
@@ -43,12 +43,12 @@ class KnFu(Client):
         numbers: dict[str, float] = {}
         if job.payload.probe_logits is not None:
             batches = self._fine_tuning(site, job, x, drawn if private else None)
-            numbers |= training.descend(optimiser, batches, lambda batch: self.terms(student, batch, job))
+            numbers |= optimisers.descend(optimiser, batches, lambda batch: self.terms(student, batch, job))
             numbers |= self._scores(site, job, student, "after") if job.exchange == 0 else {}
         if job.exchange == 0 and drawn is not None:
             student.train()
             batches = site.batches(self, job, drawn)
-            local = training.descend(optimiser, batches, lambda batch: self.terms(student, batch, job))
+            local = optimisers.descend(optimiser, batches, lambda batch: self.terms(student, batch, job))
             numbers = local | numbers
             numbers |= {} if "alma_after" in numbers else self._scores(site, job, student, "before")
         return site.close(self, job, student, drawn, numbers, optimiser)
@@ -72,7 +72,7 @@ class KnFu(Client):
             return Payload()
         counts = trained.site.label_counts(job.client) if self.config.epd == "reported" else None
         x = public.look(trained.site.problem, job.payload.numbers, job.round)
-        return Payload(probe_logits=training.logits(trained.student, x), label_counts=counts)
+        return Payload(probe_logits=forward.logits(trained.student, x), label_counts=counts)
 
     def _private_share(self, job: Job) -> float:
         """Weight of cross entropy on private batches that alternate with public ones: 1 - lambda; 0 = none."""
@@ -105,5 +105,5 @@ class KnFu(Client):
             found[f"alma_{moment}"] = site.score(self, student, job)
         if self.config.common_before and site.common is not None and len(site.common):
             x, y = site.test.take(site.common)
-            found[f"common_{moment}"] = float((training.logits(student, x).argmax(1) == y).float().mean())
+            found[f"common_{moment}"] = float((forward.logits(student, x).argmax(1) == y).float().mean())
         return found

@@ -13,8 +13,9 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 
 from fedkd import losses
-from fedkd.client import Batch, Client, Trained
+from fedkd.client import Client
 from fedkd.engine import Job
+from fedkd.participation import Batch, Trained
 from fedkd.payload import Payload
 from fedkd.problem import Problem
 from fedkd.student import Student

@@ -12,11 +12,11 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 
 from fedkd import losses, teachers
-from fedkd.client import Batch, Client, Trained
+from fedkd.client import Client
 from fedkd.engine import Job
 from fedkd.off import Off
+from fedkd.participation import Batch, Site, Trained
 from fedkd.student import Student
-from fedkd.training import Site
 
 EPS = 1e-8  # latents shorter than this have no direction, as in torch's cosine similarity
 

@@ -13,12 +13,13 @@ from annotated_types import Ge, Le
 from torch import Tensor
 
 from fedkd import losses
-from fedkd.client import Batch, Client, Trained
+from fedkd.client import Client
 from fedkd.engine import Job
+from fedkd.forward import EVALUATION_BATCH
 from fedkd.off import Off
+from fedkd.participation import Batch, Outcome, Site, Trained
 from fedkd.payload import Payload, Weights
 from fedkd.student import Student
-from fedkd.training import EVALUATION_BATCH, Outcome, Site
 
 
 class Scaffold(Client):

@@ -1,47 +1,20 @@
 """Client: the client half of an algorithm, as code. Whom it acts for stands in the job, its memory in ClientState."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from fedkd import off
 from fedkd.engine import Job
+from fedkd.participation import Batch, Outcome, Site, Trained
 from fedkd.payload import Payload
 from fedkd.predictors import Predictor, SingleModel
 from fedkd.problem import Problem
 from fedkd.seeds import Stream
 from fedkd.student import Student, copied
-
-if TYPE_CHECKING:
-    from fedkd.training import Outcome, Site
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One training batch: x (B, channels, height, width) scaled, y (B,) int64, and what `draw` drew for it."""
-
-    x: Tensor
-    y: Tensor
-    step: int  # counts from 0 within the participation
-    size: int  # the configured batch size: a pass ends with a batch shorter than that
-    drawn: Mapping[str, Tensor] = field(default_factory=dict)
-    known: Mapping[str, Tensor] = field(default_factory=dict)  # of `consult`: tensors whose first axis is B
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What local training left behind, for `report`."""
-
-    student: Student
-    labels_drawn: Tensor  # (C,) int64: how often each label was drawn in this participation
-    num_examples: int
-    memory: Mapping[str, Any]
-    site: "Site"  # where the client's samples are, for reports that need to look at them again
-    steps: int  # SGD steps done
-    lr: float  # at which they were done
 
 
 class Client:
@@ -81,7 +54,7 @@ class Client:
         """Random tensors that the terms of one step need, from the client's own stream."""
         return {}
 
-    def consult(self, site: "Site", job: Job, x: Tensor, y: Tensor, position: Tensor) -> Mapping[str, Tensor]:
+    def consult(self, site: Site, job: Job, x: Tensor, y: Tensor, position: Tensor) -> Mapping[str, Tensor]:
         """What frozen models or tables say about all samples of a participation, in the order they will be drawn.
 
         x (S, channels, height, width), y (S,), `position` (S,) in the client's training data. Tensors of first axis S
@@ -109,6 +82,6 @@ class Client:
         """What the student of an evaluation job is judged by, and exported with."""
         return SingleModel()
 
-    def train(self, site: "Site", job: Job) -> "Outcome":
+    def train(self, site: Site, job: Job) -> Outcome:
         """One participation; algorithms with several exchanges or phases override it."""
         return site.fit(self, job)

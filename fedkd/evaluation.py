@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any, NamedTuple, get_args
 
-from fedkd import border, engine, metrics, seeds, training
+from fedkd import border, engine, forward, metrics, seeds
 from fedkd.config import RunConfig
 from fedkd.engine import ClientId, ClientState, Engine, Failure, Job, Reply, Result, Task
 from fedkd.experiment import Experiment, RunState
@@ -58,7 +58,7 @@ def with_statistics(problem: Problem, served: Payload, state: RunState) -> Paylo
 
 def num_pooled_parts(num_samples: int) -> int:
     """Jobs that one evaluation on the pooled test set takes."""
-    return -(-num_samples // training.POOLED_PART)
+    return -(-num_samples // forward.POOLED_PART)
 
 
 def _due(experiment: Experiment, state: RunState) -> Iterator[Job]:
@@ -163,7 +163,7 @@ def _parts(clients: Sequence[ClientId], num_tests: Sequence[int]) -> Iterator[li
     for client in clients:
         part.append(client)
         images += num_tests[client]
-        if images >= training.POOLED_PART:
+        if images >= forward.POOLED_PART:
             yield part
             part, images = [], 0
     if part:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from fedkd import border, distillation, losses, metrics, training
+from fedkd import border, distillation, forward, losses, metrics
 from fedkd.models import image_generators
 from fedkd.payload import Numbers, Weights
 from fedkd.problem import Problem
@@ -204,7 +204,7 @@ class _Students:
 
     def answer(self, witness: Witness, x: Tensor) -> Tensor:
         """Logits (N, C) without gradient, for any number of images."""
-        return training.logits(self.module(witness.architecture).load(witness.weights), x)
+        return forward.logits(self.module(witness.architecture).load(witness.weights), x)
 
     def judge(self, witness: Witness, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Logits (B, C), and how far the images' statistics lie from the student's at each BatchNorm.

@@ -4,7 +4,7 @@ The classes of torch.optim are not used: making the first one of a process impor
 each worker, more than the first rounds take.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
 from fedkd.config import TrainConfig
+from fedkd.engine import Job
+from fedkd.participation import Batch, Terms
 
 
 class Sgd:
@@ -131,3 +133,26 @@ def clipped(gradients: Sequence[Tensor | None], most: float) -> tuple[Tensor | N
 def _reached(parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> dict[int, Tensor]:
     """The gradients that there are, by place."""
     return {i: g for i, (_, g) in enumerate(zip(parameters, gradients, strict=True)) if g is not None}
+
+
+def descend(optimiser: LocalOptimiser, batches: Iterable[Batch], terms: Terms) -> dict[str, float]:
+    """One update a batch, along the sum of its terms. Gives the mean of each term over the steps."""
+    sums: dict[str, Tensor] = {}
+    count = 0
+    for batch in batches:
+        loss = None
+        for name, value in terms(batch):
+            loss = value if loss is None else loss + value
+            sums[name] = sums[name] + value.detach() if name in sums else value.detach()
+        if loss is None:
+            raise ValueError("the client's terms yielded nothing: there is no loss")
+        optimiser.step(loss)
+        count += 1
+    return {name: float(value) / count for name, value in sums.items()}
+
+
+def learning_rate(config: TrainConfig, job: Job) -> float:
+    """lr * decay^t, t counted from 0: of this round, or of the client's last one (FedGen's code)."""
+    if config.lr_clock == "round":
+        return config.lr * config.lr_decay ** (job.round - 1)
+    return config.lr * config.lr_decay ** max(job.state.last_round - 1, 0)

@@ -22,7 +22,7 @@ from fedkd.problem import Problem
 from fedkd.seeds import Stream
 
 if TYPE_CHECKING:
-    from fedkd.training import Outcome, Site
+    from fedkd.participation import Outcome, Site
 
 Draw = Callable[[Tensor, float, Stream], Tensor]  # counts (C,) int64, epsilon, the client's stream -> with noise
 

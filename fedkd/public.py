@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fedkd import seeds
-from fedkd.client import Batch
 from fedkd.data.samples import Proxy
+from fedkd.participation import Batch
 from fedkd.payload import Numbers
 from fedkd.problem import Problem
 from fedkd.seeds import Stream

@@ -12,11 +12,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedkd.client import Batch, Client
+from fedkd.client import Client
 from fedkd.engine import ClientId, Job, Reply
+from fedkd.participation import Batch, LocalBatches, Outcome, Site
 from fedkd.payload import Payload
 from fedkd.student import Student
-from fedkd.training import LocalBatches, Outcome, Site
 
 Mean = Literal["holders", "examples", "senders"]  # a row is the mean over whom, and whether by their samples
 

@@ -7,21 +7,21 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from fedkd import training
+from fedkd import forward
 from fedkd.engine import Job
+from fedkd.participation import Site
 from fedkd.payload import Weights
 from fedkd.student import Student
-from fedkd.training import Site
 
 
 def logits(site: Site, job: Job, position: Tensor, *layers: Weights) -> Tensor:
     """Logits (S, C) of the job's student with `layers` over what it received, in eval mode, without gradient."""
-    return _ask(training.logits, site, job, position, layers)
+    return _ask(forward.logits, site, job, position, layers)
 
 
 def latents(site: Site, job: Job, position: Tensor, *layers: Weights) -> Tensor:
     """Latents z (S, d) of the same."""
-    return _ask(training.latents, site, job, position, layers)
+    return _ask(forward.latents, site, job, position, layers)
 
 
 def _ask(

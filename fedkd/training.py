@@ -1,7 +1,7 @@
-"""Local training and evaluation: the hot path. A Site does jobs for the clients whose data it can reach."""
+"""Local training and evaluation: the hot path. A LocalSite does jobs for the clients whose data it can reach."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -10,46 +10,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedkd import engine, passes, seeds
-from fedkd.client import Batch, Client, Trained
+from fedkd import engine, forward, optimisers, passes, seeds
+from fedkd.client import Client
 from fedkd.config import TrainConfig
 from fedkd.data.samples import Samples
 from fedkd.engine import ClientState, Failure, Job, Reply, Result
 from fedkd.optimisers import LocalOptimiser
-from fedkd.payload import Payload, Weights
+from fedkd.participation import Batch, LocalBatches, Outcome, Terms, Trained
+from fedkd.payload import Weights
 from fedkd.problem import Problem
 from fedkd.student import Student, copied
 
-Terms = Callable[[Batch], Iterator[tuple[str, Tensor]]]  # of one step: named summands of the loss
-
-EVALUATION_BATCH = 250  # fixed: float sums depend on it; larger batches leave the cache
-
 
 @dataclass(frozen=True)
-class Outcome:
-    """What one participation gave."""
-
-    payload: Payload
-    state: ClientState
-    numbers: Mapping[str, float]
-    student: Student | None = None  # as trained: the site takes its labels of the probe images
-    num_examples: int | None = None  # what the client says of its size; None: the truth (privacy.py)
-
-
-@dataclass(frozen=True)
-class LocalBatches:
-    """The training samples of one participation, S in the order of their steps."""
-
-    x: Tensor  # (S, channels, height, width) float32
-    y: Tensor  # (S,) int64
-    position: Tensor  # (S,) int64: in the client's training data
-    sizes: tuple[int, ...]  # a step: how many samples
-    epoch: int  # where the next participation begins
-    offset: int
-
-
-@dataclass(frozen=True)
-class Site:
+class LocalSite:
     """Where jobs run: the problem, the client half and the samples in reach.
 
     Train and test indices are by client; a site on a device has its own client's only, and no pooled test set.
@@ -95,7 +69,7 @@ class Site:
         optimiser = self.optimiser(job, trained.learnable if learnable is None else learnable)
         known = client.consult(self, job, drawn.x, drawn.y, drawn.position)
         terms = terms or (lambda batch: client.terms(trained, batch, job))
-        numbers = descend(optimiser, self.batches(client, job, drawn, known), terms)
+        numbers = optimisers.descend(optimiser, self.batches(client, job, drawn, known), terms)
         return self.close(client, job, trained, drawn, numbers, optimiser)
 
     def draw(self, job: Job, train: TrainConfig | None = None) -> LocalBatches:
@@ -128,7 +102,7 @@ class Site:
         """
         config = self.problem.train
         moments = job.state.optimiser if memory is None else memory
-        return LocalOptimiser(config, learnable, learning_rate(config, job), moments)
+        return LocalOptimiser(config, learnable, optimisers.learning_rate(config, job), moments)
 
     def close(
         self,
@@ -167,7 +141,7 @@ class Site:
             memory=memory,
             site=self,
             steps=len(drawn.sizes) if drawn is not None else 0,
-            lr=learning_rate(problem.train, job),
+            lr=optimisers.learning_rate(problem.train, job),
         )
 
     def label_counts(self, client: int) -> Tensor:
@@ -221,7 +195,7 @@ class Site:
         """Logits and labels of the test samples at `index`, batch by batch; the student is in eval mode."""
         predictor = client.predictor(job)
         members = predictor.members(student)
-        for part in index.split(EVALUATION_BATCH):
+        for part in index.split(forward.EVALUATION_BATCH):
             x, y = self.test.take(part)
             yield predictor(members, x), y
 
@@ -293,7 +267,7 @@ class Site:
             return self.test_index[job.client]
         if job.task == "evaluate_common":
             return self.common if self.common is not None else torch.empty(0, dtype=torch.int64)
-        return pooled_part(job.client, len(self.test))
+        return forward.pooled_part(job.client, len(self.test))
 
     def _classify(self, client: Client, student: Student, job: Job, index: Tensor) -> tuple[Tensor, float]:
         """How many test samples of each label it gets right, (C,) int64, and the sum of all losses."""
@@ -302,48 +276,3 @@ class Site:
             right_C += torch.bincount(y[logits.argmax(1) == y], minlength=self.problem.classes)
             loss_sum += float(F.cross_entropy(logits, y, reduction="sum"))
         return right_C, loss_sum
-
-
-def descend(optimiser: LocalOptimiser, batches: Iterable[Batch], terms: Terms) -> dict[str, float]:
-    """One update a batch, along the sum of its terms. Gives the mean of each term over the steps."""
-    sums: dict[str, Tensor] = {}
-    count = 0
-    for batch in batches:
-        loss = None
-        for name, value in terms(batch):
-            loss = value if loss is None else loss + value
-            sums[name] = sums[name] + value.detach() if name in sums else value.detach()
-        if loss is None:
-            raise ValueError("the client's terms yielded nothing: there is no loss")
-        optimiser.step(loss)
-        count += 1
-    return {name: float(value) / count for name, value in sums.items()}
-
-
-@torch.no_grad()
-def latents(student: Student, x: Tensor) -> Tensor:
-    """z (N, d) of a student in eval mode, without gradient, for any number of images."""
-    student.eval()
-    return torch.cat([student.features(part) for part in x.split(EVALUATION_BATCH)])
-
-
-@torch.no_grad()
-def logits(student: Student, x: Tensor) -> Tensor:
-    """Logits (N, C) of a student in eval mode, without gradient, for any number of images."""
-    student.eval()
-    return torch.cat([student(part) for part in x.split(EVALUATION_BATCH)])
-
-
-POOLED_PART = 2500  # samples of the pooled test set a job evaluates
-
-
-def pooled_part(part: int, num_samples: int) -> Tensor:
-    """The indices of one part of the pooled test set."""
-    return torch.arange(part * POOLED_PART, min((part + 1) * POOLED_PART, num_samples))
-
-
-def learning_rate(config: TrainConfig, job: Job) -> float:
-    """lr * decay^t, t counted from 0: of this round, or of the client's last one (FedGen's code)."""
-    if config.lr_clock == "round":
-        return config.lr * config.lr_decay ** (job.round - 1)
-    return config.lr * config.lr_decay ** max(job.state.last_round - 1, 0)

@@ -21,7 +21,7 @@ from fedkd.models import students
 from fedkd.parts import attach
 from fedkd.problem import Problem
 from fedkd.strategy import Strategy
-from fedkd.training import Site
+from fedkd.training import LocalSite
 from simulations import cautions
 
 
@@ -30,7 +30,7 @@ class Assembly:
     """A configuration made real: what the rounds need, where jobs run, and who holds what."""
 
     experiment: Experiment
-    site: Site
+    site: LocalSite
     partition: Partition | None  # None: devices hold their own data, and nobody else knows how much
     dataset: Dataset
     notes: tuple[str, ...] = ()  # what the user should know before the first round
@@ -52,7 +52,7 @@ def assemble(config: RunConfig) -> Assembly:
     strategy.init(problem, seeds.stream(config.seed, "server"))  # an algorithm that does not fit says so now
     num_probes = probing.num_images(config, dataset.shape, len(dataset.labels), len(dataset.test))
     probe = draw_probe(config.seed, len(dataset.test), num_probes)
-    site = Site(
+    site = LocalSite(
         problem=problem,
         client=client,
         train=dataset.train,

@@ -20,11 +20,12 @@ from fedkd.data.samples import Samples
 from fedkd.engine import Engine, Job
 from fedkd.errors import EngineError
 from fedkd.experiment import Experiment, RunState
+from fedkd.participation import Outcome, Site
 from fedkd.payload import Payload
 from fedkd.problem import Problem
 from fedkd.rounds import Round
 from fedkd.student import Student
-from fedkd.training import Outcome, Site
+from fedkd.training import LocalSite
 from simulations import assemble, children
 from simulations.assemble import Assembly
 from simulations.bench_loop import BareLoop
@@ -114,7 +115,7 @@ def medians(timings: Iterable[Mapping[str, float]]) -> dict[str, float]:
     return {name: statistics.median(one[name] for one in found) for name in found[0]}
 
 
-def start_pool(site: Site, workers: int) -> tuple[RayPool, float]:
+def start_pool(site: LocalSite, workers: int) -> tuple[RayPool, float]:
     """A pool all of whose workers have answered, and the seconds until the first of them had. Raises EngineError."""
     start = time.perf_counter()
     pool = RayPool(site, workers=workers).start()
@@ -160,7 +161,7 @@ def idle_student() -> Student:
     return Student(OrderedDict[str, nn.Module](flatten=nn.Flatten(), head=linear))
 
 
-def idle_experiment() -> tuple[Experiment, Site]:
+def idle_experiment() -> tuple[Experiment, LocalSite]:
     """Federated averaging of 100 clients that do nothing, with 10,000 parameters; nothing is evaluated."""
     never = EvaluateConfig(every=NEVER, pooled_every=NEVER, probe=0)
     config = RunConfig(rounds=NEVER, clients=IDLE_CLIENTS, evaluate=never, strategy={"name": "fedavg"})
@@ -177,7 +178,7 @@ def idle_experiment() -> tuple[Experiment, Site]:
     )
     one = Samples(torch.zeros(1, *IDLE_SHAPE, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64), (1.0,), (0.0,))
     index = {client: torch.zeros(1, dtype=torch.int64) for client in range(IDLE_CLIENTS)}
-    site = Site(problem=problem, client=Idle(), train=one, test=one, train_index=index, test_index=index)
+    site = LocalSite(problem=problem, client=Idle(), train=one, test=one, train_index=index, test_index=index)
     return Experiment(config, problem, strategy, 0), site
 
 

@@ -12,7 +12,7 @@ from fedkd import compose, rounds
 from fedkd.config import RunConfig
 from fedkd.engine import Engine
 from fedkd.experiment import Experiment
-from fedkd.training import Site
+from fedkd.training import LocalSite
 from simulations import assemble, bench_measures, children, machine, ray_worker
 from simulations.inline import Inline
 
@@ -63,7 +63,7 @@ def measure(plan: Plan) -> dict[str, Any]:
         engine.close()
 
 
-def crowd(config: RunConfig, plan: Plan) -> tuple[Experiment, Site]:
+def crowd(config: RunConfig, plan: Plan) -> tuple[Experiment, LocalSite]:
     """The configuration's problem with `plan.clients` clients of equal size, whatever its partition allows."""
     made = assemble.assemble(config)
     train = replace(config.train, steps=1)

@@ -19,7 +19,7 @@ from fedkd.ledger import Ledger
 from fedkd.payload import Payload
 from fedkd.resolved import Resolved
 from fedkd.rounds import Round
-from fedkd.training import Site
+from fedkd.training import LocalSite
 from simulations import advice, assemble, assigned, engines, exclusion, machine, run_folder, summary
 from simulations.assemble import Assembly
 from simulations.board import Board
@@ -37,7 +37,7 @@ class Venue:
     `connect` makes the engine for the site of this process.
     """
 
-    connect: Callable[[Site, Tell], Engine]
+    connect: Callable[[LocalSite, Tell], Engine]
     assemble: Callable[[RunConfig], Assembly] = assemble.assemble
     commit_each_round: bool = False  # whatever `checkpoint.every` says: devices keep only their newest states
 
@@ -161,7 +161,7 @@ class Driver:
         self.rows = ledger.rows(self.folder.path / "metrics.jsonl")
         self.timings = ledger.rows(self.folder.path / "timings.jsonl")
 
-    def _engine(self, site: Site) -> tuple[Engine, str]:
+    def _engine(self, site: LocalSite) -> tuple[Engine, str]:
         """The engine, and a sentence on which it is and why."""
         if self.venue is not None:
             engine = self.venue.connect(site, self._tell)

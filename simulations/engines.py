@@ -13,7 +13,7 @@ from simulations import ray_session, scratch, systems
 from simulations.inline import Inline, Place
 
 if TYPE_CHECKING:
-    from fedkd.training import Site
+    from fedkd.training import LocalSite
     from simulations.ray_pool import RayPool
 
 START_SECONDS = 8.0  # until a pool answers: ray.init 2.4 to 5, torch in each worker 2 to 4 (two cores; docs/engines.md)
@@ -115,7 +115,7 @@ def choose(config: EngineConfig, estimate: Callable[[], float]) -> tuple[str, st
     return ("ray" if shared < alone else "inline"), why
 
 
-def estimate(config: RunConfig, site: "Site") -> float:
+def estimate(config: RunConfig, site: "LocalSite") -> float:
     """Seconds of plain training and evaluation on one core, from a measured SGD step: a lower bound of the run.
 
     What a method adds is not in it: terms, phases of its own, and all that its server does.
@@ -132,7 +132,7 @@ def estimate(config: RunConfig, site: "Site") -> float:
     return seconds * (steps + FORWARD_SHARE * images / config.train.batch)
 
 
-def step_seconds(site: "Site") -> float:
+def step_seconds(site: "LocalSite") -> float:
     """Seconds of one forward and backward pass of the run's student on one batch: the least of four."""
     import torch
     import torch.nn.functional as F  # its usual name

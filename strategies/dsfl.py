@@ -11,7 +11,7 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from fedkd import border, diagnostics, losses, public, training, values
+from fedkd import border, diagnostics, losses, optimisers, public, values
 from fedkd.border import Refused
 from fedkd.config import TrainConfig
 from fedkd.engine import ClientId, Job, Reply
@@ -99,7 +99,7 @@ class DSFL(Strategy[State]):
         optimiser = LocalOptimiser(TrainConfig(lr=config.global_lr), student.learnable, config.global_lr)
         known = {"target": target_NC}
         batches = public.batches(x, known, config.global_batch, stream.child("global"), epochs=config.global_epochs)
-        numbers = training.descend(
+        numbers = optimisers.descend(
             optimiser,
             batches,
             lambda batch: iter([("global", losses.cross_entropy(student(batch.x), batch.known["target"]))]),

@@ -12,7 +12,7 @@ import torch
 from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 
-from fedkd import border, diagnostics, dropping, fusion, heads, metrics, seeds, training, values
+from fedkd import border, diagnostics, dropping, forward, fusion, heads, metrics, seeds, values
 from fedkd.engine import ClientId, Job, Reply
 from fedkd.errors import ConfigError
 from fedkd.heads import HeadDataset
@@ -158,7 +158,7 @@ class FedD2S(Strategy[State]):
         for key, members in sorted(groups.items()):
             head, data = self._start(state, key, members), _dataset(members)
             found.append(self._teach(head, data, stream.child("lesson", key)))
-            said = training.logits(head, data.taps)
+            said = forward.logits(head, data.taps)
             if all(values.is_finite(entry) for entry in (said, *head.weights.values())):
                 taught[key] = head.weights
                 sizes = [len(_samples(reply)["labels"]) for reply in members]

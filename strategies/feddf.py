@@ -13,13 +13,13 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from fedkd import diagnostics, fusion, losses, metrics, public, training, values
+from fedkd import diagnostics, forward, fusion, losses, metrics, optimisers, public, values
 from fedkd.border import Refused
-from fedkd.client import Batch
 from fedkd.config import TrainConfig
 from fedkd.engine import ClientId, Job, Reply
 from fedkd.off import Off
 from fedkd.optimisers import LocalOptimiser
+from fedkd.participation import Batch
 from fedkd.payload import Findings, Numbers, Payload, Weights
 from fedkd.problem import Problem
 from fedkd.seeds import Stream
@@ -148,7 +148,7 @@ class FedDF(Strategy[State]):
 
         known = {"teacher": teacher_NC.float()}
         batches = public.batches(x, known, config.distil_batch, stream, steps=config.distil_steps)
-        training.descend(optimiser, batches, terms)
+        optimisers.descend(optimiser, batches, terms)
 
 
 def judged(student: Student, x: Tensor, teacher_NC: Tensor, y_N: Tensor | None) -> dict[str, float]:
@@ -156,7 +156,7 @@ def judged(student: Student, x: Tensor, teacher_NC: Tensor, y_N: Tensor | None) 
 
     In float64, so that the gap between equals is 0.
     """
-    logits_NC = training.logits(student, x).double()
+    logits_NC = forward.logits(student, x).double()
     found = {"gap": float(losses.kl(teacher_NC, logits_NC).clamp(min=0))}
     if y_N is not None and bool((kept_N := y_N >= 0).any()):
         found["accuracy"] = float((logits_NC.argmax(1) == y_N)[kept_N].double().mean())
@@ -193,7 +193,7 @@ def said(problem: Problem, replies: Sequence[Reply], x: Tensor) -> Tensor:
     modules = {name: problem.alike(name).initial() for name in by_architecture(problem, replies)}
     return torch.stack(
         [
-            training.logits(
+            forward.logits(
                 modules[problem.architecture(r.client)].load(r.payload.weights or {}, statistics_of(r)),
                 x,
             )

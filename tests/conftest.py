@@ -12,7 +12,7 @@ from hypothesis import settings
 from clients.supervised import Supervised
 from fedkd.engine import Job
 from fedkd.problem import Problem
-from fedkd.training import Site
+from fedkd.training import LocalSite
 from simulations.ray_pool import RayPool
 
 # The same examples in every run, and few: the suite is for every commit. No deadline: a busy machine is no failure.
@@ -94,7 +94,7 @@ def problem() -> Problem:
 
 
 @pytest.fixture
-def site(problem: Problem) -> Site:
+def site(problem: Problem) -> LocalSite:
     """Three clients with 20, 12 and 7 samples under supervised training."""
     return tiny.site(Supervised(), problem)
 

@@ -8,7 +8,7 @@ from flwr.app import Context, Message, RecordDict
 from grids import LocalGrid
 
 from fedkd import compose
-from fedkd.training import Site
+from fedkd.training import LocalSite
 from simulations import flower_app, runs
 from simulations.deploy import assembly, shards
 from simulations.deploy.engine import EdgeEngine
@@ -50,7 +50,7 @@ class EdgeGrid(LocalGrid):
         """Where a run is played on these devices."""
         clients = self.resolved.config.clients
 
-        def connect(site: Site, tell: Tell) -> EdgeEngine:
+        def connect(site: LocalSite, tell: Tell) -> EdgeEngine:
             def both(text: str, urgency: str) -> None:
                 self.told.append(text)
                 tell(text, urgency)

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from fedkd import rounds
-from fedkd.client import Batch, Client
+from fedkd.client import Client
 from fedkd.config import EvaluateConfig, TrainConfig
 from fedkd.engine import Job
 from fedkd.experiment import RunState
+from fedkd.participation import Batch
 from fedkd.payload import Weights
 from fedkd.rounds import Round
 from fedkd.strategy import Strategy

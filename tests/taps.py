@@ -9,14 +9,14 @@ from torch import nn
 
 from clients.fedd2s import FedD2S
 from fedkd import heads, seeds
-from fedkd.client import Batch
 from fedkd.config import EvaluateConfig
 from fedkd.engine import ClientState, Job, Reply
+from fedkd.participation import Batch
 from fedkd.payload import Payload
 from fedkd.problem import Problem
 from fedkd.strategy import Cohort
 from fedkd.student import Student
-from fedkd.training import Site
+from fedkd.training import LocalSite
 from strategies import fedd2s as server
 
 STREAM = seeds.stream(0, "test")
@@ -50,7 +50,7 @@ def task(**changes) -> Problem:
     return tiny.problem(**{"make": deep, "rounds": 6, "train": TRAIN, **changes})
 
 
-def site(client=None, problem=None) -> Site:
+def site(client=None, problem=None) -> LocalSite:
     return tiny.site(client or fedd2s(), problem or task())
 
 
@@ -70,7 +70,7 @@ def job(depth: int, *, samples=None, state=None, generator=None, number=1, excha
     )
 
 
-def first_batch(at: Site, told: Job, size=8) -> Batch:
+def first_batch(at: LocalSite, told: Job, size=8) -> Batch:
     """The first samples in stored order with what is known of them."""
     index = at.train_index[0][:size]
     x, y = at.train.take(index)
@@ -78,7 +78,7 @@ def first_batch(at: Site, told: Job, size=8) -> Batch:
     return Batch(x, y, 0, size, known=known)
 
 
-def with_head(at: Site, told: Job) -> Job:
+def with_head(at: LocalSite, told: Job) -> Job:
     """The job after a round without learning: its local head is there, as new."""
     student = at.problem.initial()
     tap = heads.tap(student, told.payload.numbers["depth"].__int__())

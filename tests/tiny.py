@@ -20,7 +20,7 @@ from fedkd.problem import Problem
 from fedkd.rounds import Round
 from fedkd.strategy import Strategy
 from fedkd.student import Student
-from fedkd.training import Site
+from fedkd.training import LocalSite
 
 CLASSES, LATENT, SIDE = 3, 4, 6
 TRAIN = TrainConfig(batch=4, steps=3, lr=0.1)
@@ -61,10 +61,10 @@ def samples(count: int = 60, seed: int = 0) -> Samples:
     return Samples(x.to(torch.uint8), y, scale=(2 / 255,), offset=(-1.0,))
 
 
-def site(client: Client, problem: Problem, sizes: Sequence[int] = (20, 12, 7), tests: Sequence[int] = ()) -> Site:
+def site(client: Client, problem: Problem, sizes: Sequence[int] = (20, 12, 7), tests: Sequence[int] = ()) -> LocalSite:
     """A site whose clients hold `sizes` training samples, and `tests` test samples (9 each, where not said)."""
     tests = tests or [9] * len(sizes)
-    return Site(
+    return LocalSite(
         problem=problem,
         client=client,
         train=samples(sum(sizes), seed=1),
@@ -80,7 +80,7 @@ def job(problem: Problem, **changes: Any) -> Job:
     return replace(base, **changes)
 
 
-def experiment(strategy: Strategy[Any], site: Site, **changes: Any) -> Experiment:
+def experiment(strategy: Strategy[Any], site: LocalSite, **changes: Any) -> Experiment:
     """An experiment over the clients of a site, all of them in every round unless `changes` say otherwise."""
     problem = site.problem
     config = RunConfig(
@@ -97,7 +97,7 @@ def experiment(strategy: Strategy[Any], site: Site, **changes: Any) -> Experimen
 class FakeEngine(Engine):
     """Runs jobs at a site, in this process, and spoils, drops or reorders what comes back."""
 
-    site: Site
+    site: LocalSite
     spoil: Callable[[Job, Result], Result] = lambda job, result: result
     order: Callable[[list[Result]], Sequence[Result]] = lambda results: results
     jobs: list[Job] = field(default_factory=list)  # all jobs it was given
@@ -128,7 +128,7 @@ def reply(client: int = 0, weights: Weights | None = None, num_examples: int = 1
     return replace(base, **changes)
 
 
-def fit(client: Client, job: Job, site: Site) -> Reply:
+def fit(client: Client, job: Job, site: LocalSite) -> Reply:
     """The reply of a client that must not fail: at the site itself if it is the site's own, else at one like it."""
     found = (site if client is site.client else replace(site, client=client)).run(job)
     assert isinstance(found, Reply), found.detail

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import torch
 from torch import Tensor
 
-from fedkd import naming, seeds, training
-from fedkd.client import Batch, Client, Trained
+from fedkd import forward, naming, seeds
+from fedkd.client import Client
 from fedkd.config import PartsConfig, RunConfig
 from fedkd.engine import Job
 from fedkd.errors import ConfigError
+from fedkd.participation import Batch, Trained
 from fedkd.parts import guards, part
 from fedkd.parts.graph import Graph
 from fedkd.parts.layers import Layers
@@ -31,7 +32,7 @@ from fedkd.strategy import Strategy
 from fedkd.student import Student
 
 if TYPE_CHECKING:
-    from fedkd.training import Outcome, Site
+    from fedkd.participation import Outcome, Site
 
 Taps = Mapping[str, Mapping[str, tuple[str, ...]]]  # architecture -> frozen teacher -> blocks it is compared in
 
@@ -175,14 +176,14 @@ class WithParts(Client):
             teacher = acting.frozen(source)
             if teacher is None:
                 continue
-            known |= part.answers(source, teacher, x, taps.get(source, ()), training.EVALUATION_BATCH)
+            known |= part.answers(source, teacher, x, taps.get(source, ()), forward.EVALUATION_BATCH)
             for its in parts:
                 known |= its.prepare(teacher, known[part.logits_of(source)], y)
         return known
 
     def _ask(self, source: str | None, x: Tensor) -> Tensor | None:
         teacher = self._acting.frozen(source) if source is not None else None
-        return training.logits(teacher, x) if teacher is not None else None
+        return forward.logits(teacher, x) if teacher is not None else None
 
     def _kept(self, trained: Trained) -> dict[str, Weights]:
         """What parts remember: the student as it was left, and the moving average, which a participation moves once."""

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedkd.client import Batch
 from fedkd.engine import Job
+from fedkd.participation import Batch
 from fedkd.problem import Problem
 from fedkd.student import Student
 

@@ -10,7 +10,7 @@ from flwr.app import ConfigRecord, RecordDict
 from fedkd import engine
 from fedkd.engine import Job
 from fedkd.payload import Payload
-from fedkd.training import Site
+from fedkd.training import LocalSite
 from simulations import assemble, flower_codec
 from simulations.deploy import device
 from simulations.flower import run_config
@@ -57,7 +57,7 @@ def _plain_introduction(node_config: Mapping[str, Any]) -> ConfigRecord:
 
 
 @cache
-def _site(overrides: str) -> Site:
+def _site(overrides: str) -> LocalSite:
     """The site of this process. Made once: Flower's simulation uses a process for many clients."""
     torch.set_num_threads(1)  # bits differ between one and two threads
     return assemble.assemble(run_config.resolve(overrides).config).site

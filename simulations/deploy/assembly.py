@@ -14,7 +14,7 @@ from fedkd.errors import ConfigError
 from fedkd.experiment import Experiment
 from fedkd.problem import Problem
 from fedkd.strategy import Strategy
-from fedkd.training import Site
+from fedkd.training import LocalSite
 from simulations import assemble, cautions
 from simulations.assemble import Assembly
 from simulations.deploy.account import drawn_once
@@ -41,12 +41,12 @@ def server(config: RunConfig, public: Path | None) -> Assembly:
     available = _num_pooled(problem, strategy, len(dataset.test))
     num_probes = probing.num_images(config, dataset.shape, len(dataset.labels), len(dataset.test))
     probe = assemble.draw_probe(config.seed, len(dataset.test), num_probes)
-    site = Site(problem, client, dataset.train, dataset.test, train_index={}, test_index={})
+    site = LocalSite(problem, client, dataset.train, dataset.test, train_index={}, test_index={})
     experiment = Experiment(config, problem, strategy, available, probe_labels=dataset.test.y[probe])
     return Assembly(experiment, site, None, dataset, tuple(cautions.of(pair, config, problem)))
 
 
-def device(config: RunConfig, data: Path, client: int, account: Path | None = None) -> Site:
+def device(config: RunConfig, data: Path, client: int, account: Path | None = None) -> LocalSite:
     """A device's side: its own samples, and what is public if that lies beside them.
 
     `account` is where the noise is remembered that it has told. Raises ConfigError, DataError, and EngineError if noise
@@ -62,7 +62,7 @@ def device(config: RunConfig, data: Path, client: int, account: Path | None = No
     if shared.common is not None:
         common = torch.arange(len(test), len(test) + len(shared.common))
         test = _joined(test, shared.common)
-    return Site(
+    return LocalSite(
         problem=problem,
         client=half,
         train=dataset.train,

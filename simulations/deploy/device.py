@@ -17,7 +17,7 @@ from fedkd.config import RunConfig
 from fedkd.data import agreed
 from fedkd.engine import ClientState, Failure, Job, Reply, Result
 from fedkd.errors import ConfigError, FedkdError
-from fedkd.training import Site
+from fedkd.training import LocalSite
 from simulations import flower_limits
 from simulations.deploy import assembly, kit
 from simulations.deploy.memory import Memory, stub, version_of
@@ -147,7 +147,7 @@ class Device:
         print(f"{self.name}  {failure.what}\n{failure.detail}", flush=True)
         return replace(failure, what=f"{failure.what.partition(':')[0]}: see the device's log", detail="")
 
-    def _site(self, text: str, run: str) -> Site:
+    def _site(self, text: str, run: str) -> LocalSite:
         return _site(text, run, self.data, self.client, self.state)
 
 
@@ -186,7 +186,7 @@ def _of_kit(folder: Path, node_config: Mapping[str, Any], client: int, clients: 
 
 
 @lru_cache(maxsize=4)
-def _site(text: str, run: str, data: Path, client: int, account: Path) -> Site:
+def _site(text: str, run: str, data: Path, client: int, account: Path) -> LocalSite:
     """Where a client's jobs are done. A worker reads the data once a run."""
     torch.set_num_threads(1)  # bits differ between one and two threads
     return assembly.device(configuration(text), data, client, account)

@@ -10,7 +10,7 @@ from flwr.serverapp import Grid
 from fedkd import engine, privacy
 from fedkd.border import printable
 from fedkd.engine import ClientId, Failure, Job, Reply, Result
-from fedkd.training import Site
+from fedkd.training import LocalSite
 from simulations.deploy.memory import VERSION, version_of
 from simulations.deploy.roster import POLL, Roster
 from simulations.flower.grid_engine import NOBODY, FlowerEngine, read
@@ -30,7 +30,13 @@ class EdgeEngine(FlowerEngine):
     name = "devices"
 
     def __init__(
-        self, grid: Grid, site: Site, roster: Roster, *, tell: Callable[[str, str], None], is_plaintext: bool = False
+        self,
+        grid: Grid,
+        site: LocalSite,
+        roster: Roster,
+        *,
+        tell: Callable[[str, str], None],
+        is_plaintext: bool = False,
     ) -> None:
         super().__init__(grid, site)
         self.roster, self.tell, self.is_plaintext = roster, tell, is_plaintext

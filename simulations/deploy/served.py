@@ -9,7 +9,7 @@ from typing import Any
 from flwr.serverapp import Grid
 
 from fedkd import compose
-from fedkd.training import Site
+from fedkd.training import LocalSite
 from simulations import run_folder, runs
 from simulations.deploy import assembly
 from simulations.deploy.engine import EdgeEngine
@@ -33,7 +33,7 @@ def play(grid: Grid, given: Mapping[str, Any], text: str, name: str) -> None:
     public = Path(str(given["public"])) if given.get("public") else None
     names, nodes = _known(str(given.get("names") or "{}"))
 
-    def connect(site: Site, tell: Tell) -> EdgeEngine:
+    def connect(site: LocalSite, tell: Tell) -> EdgeEngine:
         roster = Roster(grid, config.clients, tell, names, nodes)
         roster.wait(config.quorum, PATIENCE)
         return EdgeEngine(grid, site, roster, tell=tell, is_plaintext=bool(given.get("plaintext")))

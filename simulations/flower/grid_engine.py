@@ -13,7 +13,7 @@ from fedkd.border import printable
 from fedkd.engine import ClientId, Engine, Failure, Job, Result
 from fedkd.errors import EngineError
 from fedkd.payload import Payload
-from fedkd.training import Site
+from fedkd.training import LocalSite
 from simulations import flower_codec
 from simulations.flower_codec import Malformed, Record
 from simulations.flower_limits import OWN, Limits
@@ -39,7 +39,7 @@ class FlowerEngine(Engine):
 
     name = "flower"
 
-    def __init__(self, grid: Grid, site: Site, patience: float = PATIENCE) -> None:
+    def __init__(self, grid: Grid, site: LocalSite, patience: float = PATIENCE) -> None:
         self.grid, self.site, self.patience = grid, site, patience
         self._nodes: tuple[int, ...] = ()
 

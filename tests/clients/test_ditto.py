@@ -11,9 +11,9 @@ from torch.testing import assert_close
 
 from clients.ditto import Ditto
 from clients.supervised import Supervised
-from fedkd.client import Batch
 from fedkd.engine import ClientState
 from fedkd.optimisers import Sgd
+from fedkd.participation import Batch
 from fedkd.payload import Payload
 from fedkd.student import Student
 

@@ -9,9 +9,9 @@ from torch.testing import assert_close
 
 from clients.dsfl import DSFL
 from clients.supervised import Supervised
-from fedkd import losses, public, training
-from fedkd.client import Batch
+from fedkd import forward, losses, public
 from fedkd.data.samples import Proxy
+from fedkd.participation import Batch
 from fedkd.payload import Payload
 
 PUBLIC = Proxy("tiny", replace(tiny.samples(30, seed=5), y=torch.full((30,), -1)), is_labelled=False, checksum=12345)
@@ -42,7 +42,7 @@ def test_it_trains_on_its_own_data_and_says_probabilities(problem, site):
     its = tiny.fit(Supervised(), tiny.job(problem, payload=Payload()), site)
     tiny.assert_same_weights(found.state.kept, its.state.kept)
     x = public.look(problem, public.describe(problem, SIZE), 1)
-    expected = training.logits(problem.initial().load(found.state.kept), x).softmax(1)
+    expected = forward.logits(problem.initial().load(found.state.kept), x).softmax(1)
     assert found.payload.kinds() == {"probe_logits"}
     assert torch.equal(found.payload.probe_logits, expected)
 
@@ -56,7 +56,7 @@ def test_then_it_learns_the_target_and_sends_nothing(problem, site):
     assert set(found.numbers) == {"distil"}
     x = public.look(problem, public.describe(problem, SIZE), 1)
     before, after = (
-        float(losses.cross_entropy(training.logits(problem.initial().load(state.kept), x), target))
+        float(losses.cross_entropy(forward.logits(problem.initial().load(state.kept), x), target))
         for state in (said.state, found.state)
     )
     assert after < 0.9 * before

@@ -15,11 +15,11 @@ from torch.testing import assert_close
 from clients.fedd2s import FedD2S
 from clients.supervised import Supervised
 from fedkd import heads, losses, seeds
-from fedkd.client import Batch
 from fedkd.engine import ClientState, Job
+from fedkd.participation import Batch
 from fedkd.payload import Payload
 from fedkd.student import Student
-from fedkd.training import Site
+from fedkd.training import LocalSite
 
 # Golden, worked out apart from this code
 
@@ -128,8 +128,8 @@ def test_a_client_that_left_goes_on_as_local_training_would():
 def test_runs_that_differ_in_depth_draw_the_same_batches(monkeypatch):
     """Making a head must not move the stream of batches."""
     drawn = []
-    draw = Site.draw
-    monkeypatch.setattr(Site, "draw", lambda self, told: drawn.append(draw(self, told)) or drawn[-1])
+    draw = LocalSite.draw
+    monkeypatch.setattr(LocalSite, "draw", lambda self, told: drawn.append(draw(self, told)) or drawn[-1])
     for depth in (3, 1):
         tiny.fit(fedd2s(), job(depth), site())
     assert torch.equal(drawn[0].position, drawn[1].position)

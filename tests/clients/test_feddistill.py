@@ -11,8 +11,8 @@ from torch.testing import assert_close
 from clients.feddistill import FedDistill
 from clients.supervised import Supervised
 from fedkd import divergences, losses
-from fedkd.client import Batch
 from fedkd.engine import ClientState
+from fedkd.participation import Batch
 from fedkd.payload import Payload
 
 KNOWN = torch.tensor([1, 1, 1])

@@ -10,8 +10,8 @@ from torch.testing import assert_close
 from clients.feddyn import FedDyn, anchored
 from clients.fedprox import FedProx
 from clients.supervised import Supervised
-from fedkd.client import Batch
 from fedkd.engine import ClientState
+from fedkd.participation import Batch
 
 
 def feddyn(alpha=0.1):

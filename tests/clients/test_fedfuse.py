@@ -13,10 +13,10 @@ from torch.testing import assert_close
 
 from clients.fedfuse import FedFuse, restore_statistics
 from clients.supervised import Supervised
-from fedkd.client import Batch
 from fedkd.config import TrainConfig
 from fedkd.data.samples import Proxy
 from fedkd.engine import ClientState, Job
+from fedkd.participation import Batch
 from fedkd.payload import Payload
 
 PUBLIC = Proxy("public", tiny.samples(10, seed=9), is_labelled=True, checksum=12345)

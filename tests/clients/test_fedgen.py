@@ -9,14 +9,15 @@ import torch
 from clients.fedgen import FedGen
 from clients.supervised import Supervised
 from fedkd import losses, seeds
-from fedkd.client import Batch, Client
+from fedkd.client import Client
 from fedkd.config import TrainConfig
 from fedkd.data.samples import Samples
 from fedkd.engine import Job, Reply
 from fedkd.models import generators, students
+from fedkd.participation import Batch
 from fedkd.payload import Payload
 from fedkd.problem import Problem
-from fedkd.training import Site
+from fedkd.training import LocalSite
 
 CLASSES, NOISE = 10, 5
 SIZES = (64, 40)
@@ -31,13 +32,13 @@ def problem() -> Problem:
     )
 
 
-def site(problem: Problem, client: Client) -> Site:
+def site(problem: Problem, client: Client) -> LocalSite:
     draw = seeds.stream(1, "data").torch()
     x = torch.randint(0, 255, (sum(SIZES), 1, 8, 8), dtype=torch.uint8, generator=draw)
     y = torch.randint(0, CLASSES - 1, (sum(SIZES),), generator=draw)  # nobody holds the last label
     samples = Samples(x, y, (2 / 255,), (-1.0,))
     index = {0: torch.arange(SIZES[0]), 1: torch.arange(SIZES[0], sum(SIZES))}
-    return Site(problem, client, samples, samples, index, index)
+    return LocalSite(problem, client, samples, samples, index, index)
 
 
 def job(problem: Problem, round: int = 2, share: str = "all", counts: list[int] | None = None) -> Job:

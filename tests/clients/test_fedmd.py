@@ -9,10 +9,10 @@ from torch.testing import assert_close
 
 from clients.fedmd import FedMD
 from clients.supervised import Supervised
-from fedkd import public, training
-from fedkd.client import Batch
+from fedkd import forward, public
 from fedkd.data.samples import Proxy
 from fedkd.engine import ClientState
+from fedkd.participation import Batch
 from fedkd.payload import Payload
 
 PUBLIC = Proxy("tiny", tiny.samples(30, seed=5), True, 12345)
@@ -53,7 +53,7 @@ def images(problem, round=1):
 def test_it_says_the_logits_of_its_student_in_eval_mode_and_trains_nothing():
     problem = tiny.problem(tiny.normed, proxy=PUBLIC)
     found = tiny.fit(client(), say(problem), tiny.site(Supervised(), problem))
-    expected = training.logits(problem.initial(), images(problem))
+    expected = forward.logits(problem.initial(), images(problem))
     assert found.payload.kinds() == {"probe_logits"}
     assert torch.equal(found.payload.probe_logits, expected)
     tiny.assert_same_weights(found.state.kept, problem.initial())
@@ -61,7 +61,7 @@ def test_it_says_the_logits_of_its_student_in_eval_mode_and_trains_nothing():
 
 
 def test_digesting_its_own_logits_has_no_loss_and_no_weights_go_up(problem, site):
-    own = training.logits(problem.initial(), images(problem))
+    own = forward.logits(problem.initial(), images(problem))
     for digest in ("l1", "mse", "kl"):
         found = tiny.fit(client(digest=digest), learn(problem, own), site)
         assert found.numbers["digest"] == pytest.approx(0, abs=1e-6)
@@ -69,7 +69,7 @@ def test_digesting_its_own_logits_has_no_loss_and_no_weights_go_up(problem, site
 
 
 def test_own_logits_change_nothing_so_that_only_the_revisit_is_left(problem, site):
-    own = training.logits(problem.initial(), images(problem))
+    own = forward.logits(problem.initial(), images(problem))
     mine = tiny.fit(client(digest="mse"), learn(problem, own), site)
     its = tiny.fit(Supervised(), tiny.job(problem, payload=Payload()), site)
     assert_close(dict(mine.state.kept), dict(its.state.kept), atol=1e-6, rtol=1e-5)

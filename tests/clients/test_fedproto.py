@@ -9,8 +9,8 @@ from torch.testing import assert_close
 
 from clients.fedproto import FedProto, last_epoch
 from clients.supervised import Supervised
-from fedkd import training
-from fedkd.client import Batch
+from fedkd import forward
+from fedkd.participation import Batch
 from fedkd.payload import Payload
 from fedkd.predictors import FAR
 
@@ -60,7 +60,7 @@ def test_the_papers_prototypes_are_means_of_all_samples_in_eval_mode():
     site = tiny.site(Supervised(), problem)
     found = tiny.fit(client(), told(tiny.job(problem), (0, 0, 0)), site)
     x, y = site.own(0)
-    z = training.latents(problem.initial().load(found.state.kept), x)
+    z = forward.latents(problem.initial().load(found.state.kept), x)
     assert found.payload.label_counts.tolist() == torch.bincount(y, minlength=3).tolist()
     for label in range(3):
         assert_close(found.payload.prototypes[label], z[y == label].mean(0))

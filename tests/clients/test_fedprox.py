@@ -11,8 +11,8 @@ from torch.testing import assert_close
 
 from clients.fedprox import FedProx
 from clients.supervised import Supervised
-from fedkd.client import Batch
 from fedkd.optimisers import Sgd
+from fedkd.participation import Batch
 from fedkd.payload import Payload
 from fedkd.student import Student
 

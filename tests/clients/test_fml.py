@@ -8,8 +8,8 @@ import torch
 
 from clients.fml import FML
 from clients.supervised import Supervised
-from fedkd.client import Batch
 from fedkd.engine import ClientState
+from fedkd.participation import Batch
 from fedkd.payload import Payload
 from fedkd.problem import Problem
 

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from clients.knfu_generated import KnFuGenerated
 from clients.supervised import Supervised
 from fedkd import losses
-from fedkd.client import Batch
+from fedkd.participation import Batch
 from fedkd.payload import Payload
 
 Z = torch.arange(24.0).view(6, tiny.LATENT).sin()

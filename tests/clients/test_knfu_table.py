@@ -7,8 +7,8 @@ from torch.testing import assert_close
 
 from clients.knfu_table import KnFuTable
 from clients.supervised import Supervised
-from fedkd import losses, tables, training
-from fedkd.client import Batch
+from fedkd import forward, losses, tables
+from fedkd.participation import Batch
 from fedkd.payload import Payload
 
 TABLE = torch.tensor([[3.0, 0, 0], [0, 3, 0], [0, 0, 0]])
@@ -34,7 +34,7 @@ def test_it_sends_its_mean_logits_by_label_and_how_many_it_has_of_each():
     reply = tiny.fit(its.client, tiny.job(its.problem, payload=Payload()), its)
     student = its.student(replace(tiny.job(its.problem, payload=Payload()), state=reply.state))
     x, y = its.own(0)
-    logits = training.logits(student, x)
+    logits = forward.logits(student, x)
     for label in range(tiny.CLASSES):
         assert_close(reply.payload.class_logits[label], logits[y == label].mean(0))
     assert torch.equal(reply.payload.label_counts, torch.bincount(y, minlength=tiny.CLASSES))

@@ -6,7 +6,7 @@ from torch.nn import functional
 from torch.testing import assert_close
 
 from clients.supervised import Supervised
-from fedkd.client import Batch
+from fedkd.participation import Batch
 
 
 def test_the_only_term_is_the_cross_entropy_of_the_batch(problem, site, job):

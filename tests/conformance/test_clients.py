@@ -15,11 +15,12 @@ import tiny
 import torch
 from algorithms import Trail
 
-from fedkd import reference, training
-from fedkd.client import Batch, Client
+from fedkd import optimisers, reference
+from fedkd.client import Client
 from fedkd.engine import ClientState, Job, Reply
 from fedkd.errors import ConfigError
 from fedkd.optimisers import LocalOptimiser
+from fedkd.participation import Batch
 from simulations import assemble
 
 
@@ -132,7 +133,7 @@ def check_purity(optimiser: LocalOptimiser, batch: Batch, terms: Terms) -> None:
 
 def test_terms_draw_nothing_and_leave_everything_as_it_was(trail: Trail, monkeypatch):
     """So the same terms serve the eager loop and a batched cohort. BatchNorm's statistics may move."""
-    monkeypatch.setattr(training, "descend", Descending(training.descend, is_twice=True))
+    monkeypatch.setattr(optimisers, "descend", Descending(optimisers.descend, is_twice=True))
     for job in last_jobs(trail):
         before = tiny.canonical(job)
         run(trail, trail.assembly.site.client, job)
@@ -217,9 +218,9 @@ def _annotations(cls: type) -> dict[str, Any]:
 
 def watched(trail: Trail, client: Client, struck: frozenset[str] = frozenset()) -> tuple[list[Any], list[list[str]]]:
     """Replies to the jobs of the third round, with some terms struck out, and the names of the terms in each phase."""
-    descending = Descending(training.descend, struck)
+    descending = Descending(optimisers.descend, struck)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "descend", descending)
+        patch.setattr(optimisers, "descend", descending)
         return [tiny.lasting(run(trail, client, job)) for job in last_jobs(trail)], descending.phases
 
 

@@ -4,16 +4,16 @@ import pytest
 import tiny
 
 from fedkd.experiment import Experiment
-from fedkd.training import Site
+from fedkd.training import LocalSite
 from strategies.fedavg import FedAvg
 
 
 @pytest.fixture
-def experiment(site: Site) -> Experiment:
+def experiment(site: LocalSite) -> Experiment:
     """FedAvg on the tiny site."""
     return tiny.experiment(FedAvg(), site)
 
 
 @pytest.fixture
-def engine(site: Site) -> tiny.FakeEngine:
+def engine(site: LocalSite) -> tiny.FakeEngine:
     return tiny.FakeEngine(site)

@@ -7,7 +7,8 @@ import tiny
 import torch
 
 from fedkd import seeds
-from fedkd.client import Batch, Client, Trained
+from fedkd.client import Client
+from fedkd.participation import Batch, Trained
 from fedkd.payload import Payload
 
 

@@ -9,7 +9,7 @@ import torch
 from clients.fedfuse import FedFuse
 from clients.fedproto import FedProto
 from clients.supervised import Supervised
-from fedkd import evaluation, training
+from fedkd import evaluation, forward
 from fedkd.client import Client
 from fedkd.config import EvaluateConfig
 from fedkd.engine import failed
@@ -41,7 +41,7 @@ def test_clients_with_one_student_are_judged_in_one_pass_with_the_same_rows(prob
 
 
 def test_a_pass_is_cut_into_parts_for_several_workers(problem, monkeypatch):
-    monkeypatch.setattr(training, "POOLED_PART", 18)
+    monkeypatch.setattr(forward, "POOLED_PART", 18)
     site = tiny.site(Supervised(), problem, tests=(9, 9, 9))
     engine = tiny.FakeEngine(site)
     tiny.play(knowing(FedAvg(), site), engine)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedkd import passes, training
+from fedkd import optimisers, passes
 from fedkd.config import TrainConfig
 from fedkd.engine import ClientState, Job
 from fedkd.payload import Payload
@@ -73,7 +73,7 @@ def test_the_round_does_not_change_the_batches():
 # Learning rate
 def rate(round: int, last_round: int = 0, **config: object) -> float:
     train = TrainConfig(lr=0.01, lr_decay=0.99, **config)  # type: ignore[arg-type]
-    return training.learning_rate(train, replace(drawing_job(last_round=last_round), round=round))
+    return optimisers.learning_rate(train, replace(drawing_job(last_round=last_round), round=round))
 
 
 def test_learning_rate_decays_from_the_second_round_on():
@@ -92,4 +92,4 @@ def test_clock_of_participation_reads_the_clients_last_round():
 
 
 def test_without_decay_the_rate_never_changes():
-    assert training.learning_rate(TrainConfig(lr=0.3), replace(drawing_job(), round=500)) == 0.3
+    assert optimisers.learning_rate(TrainConfig(lr=0.3), replace(drawing_job(), round=500)) == 0.3

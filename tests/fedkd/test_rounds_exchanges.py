@@ -8,7 +8,7 @@ import tiny
 import torch
 
 from clients.supervised import Supervised
-from fedkd import border, training
+from fedkd import border, optimisers
 from fedkd.engine import Reply, failed
 from fedkd.errors import RunError
 from fedkd.payload import Payload
@@ -88,7 +88,7 @@ def test_under_the_clock_of_participations_both_exchanges_of_a_round_have_its_ra
     experiment, engine = two_trips
     tiny.play(experiment, engine, count=3)
     train = replace(tiny.TRAIN, lr=0.1, lr_decay=0.5, lr_clock="participation")
-    rates = [training.learning_rate(train, job) for job in engine.jobs if job.task == "train" and job.client == 0]
+    rates = [optimisers.learning_rate(train, job) for job in engine.jobs if job.task == "train" and job.client == 0]
     assert rates == [0.1, 0.1, 0.1, 0.1, 0.05, 0.05]  # as FedGen's code: the second participation is not decayed
 
 

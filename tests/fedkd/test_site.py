@@ -8,13 +8,13 @@ import torch
 from torch.testing import assert_close
 
 from clients.supervised import Supervised
-from fedkd import training
+from fedkd import forward
 from fedkd.client import Client
 from fedkd.config import EvaluateConfig
 from fedkd.engine import ClientState, Failure
 from fedkd.payload import Payload
 from fedkd.predictors import Predictor
-from fedkd.training import Site
+from fedkd.training import LocalSite
 from strategies.fedavg import FedAvg
 
 # What is known of the samples of a participation, and the rows of each step
@@ -92,7 +92,7 @@ def test_later_layers_lie_over_earlier_ones(site):
 
 
 @pytest.fixture
-def mixed() -> Site:
+def mixed() -> LocalSite:
     """Client 1 has a normalised student, the others a plain one."""
     mixture = {"plain": tiny.plain, "normed": tiny.normed}
     problem = tiny.problem(mixture=mixture, assigned=("plain", "normed", "plain"), common_init=False)
@@ -123,9 +123,9 @@ def test_the_global_student_of_a_mixture_is_the_servers(mixed):
 def test_logits_and_latents_of_many_images_are_those_of_one_pass(site):
     student = site.problem.initial().train()
     x = tiny.samples(600).take(torch.arange(600))[0]
-    assert_close(training.logits(student, x), student.eval()(x))
-    assert_close(training.latents(student, x), student.features(x))
-    assert not training.logits(student, x).requires_grad
+    assert_close(forward.logits(student, x), student.eval()(x))
+    assert_close(forward.latents(student, x), student.features(x))
+    assert not forward.logits(student, x).requires_grad
 
 
 def test_counts_and_samples_of_a_client(site):

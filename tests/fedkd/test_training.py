@@ -12,7 +12,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from clients.supervised import Supervised
-from fedkd import evaluation, passes, training
+from fedkd import evaluation, forward, passes
 from fedkd.client import Client
 from fedkd.engine import ClientState, Failure, Job, Reply
 from fedkd.payload import Payload
@@ -293,8 +293,8 @@ def test_a_client_without_test_samples_is_a_failure_that_says_so(problem):
 
 @given(st.integers(0, 20_000))
 def test_parts_of_the_pooled_test_set_are_all_of_it_once(samples):
-    parts = [training.pooled_part(k, samples) for k in range(evaluation.num_pooled_parts(samples))]
-    assert all(0 < len(part) <= training.POOLED_PART for part in parts)
+    parts = [forward.pooled_part(k, samples) for k in range(evaluation.num_pooled_parts(samples))]
+    assert all(0 < len(part) <= forward.POOLED_PART for part in parts)
     assert torch.equal(torch.cat([torch.arange(0), *parts]), torch.arange(samples))
 
 

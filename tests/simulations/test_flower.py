@@ -21,7 +21,7 @@ from fedkd.errors import ConfigError, EngineError
 from fedkd.experiment import Experiment, RunState
 from fedkd.payload import Payload
 from fedkd.strategy import Strategy
-from fedkd.training import Site
+from fedkd.training import LocalSite
 from simulations import flower_app, runs
 from simulations.deploy import answer
 from simulations.flower import grid_engine
@@ -40,13 +40,13 @@ def _task(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[Site], None]:
+def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[LocalSite], None]:
     """Let the ClientApp act at a site."""
     return lambda site: monkeypatch.setattr(answer, "_site", lambda overrides: site)
 
 
 @pytest.fixture
-def grid(site: Site, at: Callable[[Site], None]) -> LocalGrid:
+def grid(site: LocalSite, at: Callable[[LocalSite], None]) -> LocalGrid:
     at(site)
     return LocalGrid(flower_app.client_app, 3)
 

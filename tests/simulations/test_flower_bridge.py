@@ -23,7 +23,7 @@ from fedkd.payload import Numbers, Payload, Weights
 from fedkd.problem import Problem
 from fedkd.seeds import Stream
 from fedkd.strategy import Cohort, Strategy
-from fedkd.training import Site
+from fedkd.training import LocalSite
 from simulations import flower_app, flower_codec
 from simulations.deploy import answer
 from simulations.flower_bridge import as_flower
@@ -63,10 +63,10 @@ def _task(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[Site], LocalGrid]:
+def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[LocalSite], LocalGrid]:
     """A grid whose ClientApp acts at a site; replies come in reverse order."""
 
-    def serve(site: Site) -> LocalGrid:
+    def serve(site: LocalSite) -> LocalGrid:
         monkeypatch.setattr(answer, "_site", lambda overrides: site)
         grid = LocalGrid(flower_app.client_app, 3)
         grid.backwards = True
@@ -79,7 +79,7 @@ FEDGEN = FedGen(FedGen.Config(noise=4, hidden=8, generator_steps=2))
 FEDGEN_CLIENT = FedGenClient(FedGenClient.Config(synthetic_batch=4))
 
 
-def our_rounds(experiment: Experiment, site: Site, num_rounds: int) -> RunState:
+def our_rounds(experiment: Experiment, site: LocalSite, num_rounds: int) -> RunState:
     state = rounds.begin(experiment)
     for _ in range(num_rounds):
         state = rounds.play(experiment, tiny.FakeEngine(site), state).state

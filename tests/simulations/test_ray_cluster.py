@@ -16,7 +16,7 @@ import ray
 import tiny
 
 from fedkd.engine import Reply
-from fedkd.training import Site
+from fedkd.training import LocalSite
 from simulations.inline import Inline
 from simulations.ray_pool import RayPool
 
@@ -60,7 +60,7 @@ def _wait_for(port: int, head: "subprocess.Popen[bytes]") -> None:
 
 
 def test_a_cluster_gives_the_inline_bytes_and_outlives_us(
-    cluster: tuple[str, "subprocess.Popen[bytes]"], site: Site
+    cluster: tuple[str, "subprocess.Popen[bytes]"], site: LocalSite
 ) -> None:
     address, head = cluster
     ray.cloudpickle.register_pickle_by_value(tiny)  # its workers cannot import it

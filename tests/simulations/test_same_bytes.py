@@ -9,7 +9,7 @@ import pytest
 
 from fedkd import compose
 from fedkd.engine import Engine, Job, Result
-from fedkd.training import Site
+from fedkd.training import LocalSite
 from simulations import runs
 from simulations.driver import Venue
 from simulations.options import Options
@@ -23,7 +23,7 @@ class Lent(Engine):
 
     name = "ray"
 
-    def __init__(self, pool: RayPool, site: Site) -> None:
+    def __init__(self, pool: RayPool, site: LocalSite) -> None:
         self.pool = pool
         pool.serve(site)
 

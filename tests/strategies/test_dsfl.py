@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from clients import dsfl as client_half
-from fedkd import losses, seeds, training
+from fedkd import forward, losses, seeds
 from fedkd.border import Refused
 from fedkd.data.samples import Proxy
 from fedkd.payload import Payload
@@ -96,7 +96,7 @@ def test_the_global_student_learns_the_target_and_the_old_state_does_not_change(
     state, _ = strategy(global_epochs=20, global_lr=0.1).aggregate(old, [reply(0, said(0))], STREAM)
     x, _ = PUBLIC.samples.take(torch.arange(12))
     gaps = [
-        float(losses.cross_entropy(training.logits(old.problem.initial().load(w), x), state.target))
+        float(losses.cross_entropy(forward.logits(old.problem.initial().load(w), x), state.target))
         for w in (before, state.weights)
     ]
     assert gaps[1] < 0.9 * gaps[0]

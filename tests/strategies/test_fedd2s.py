@@ -9,7 +9,7 @@ import torch
 from taps import STREAM, TAPS, begun, one_block, ordered, reply, strategy, task
 from torch.testing import assert_close
 
-from fedkd import heads, training
+from fedkd import forward, heads
 from fedkd.border import Refused
 from fedkd.engine import Reply
 from fedkd.errors import ConfigError
@@ -146,7 +146,7 @@ def test_tables_are_what_the_taught_head_says_in_eval_mode():
     after, _ = half.aggregate(begun(half), [reply(0), reply(1)], STREAM)
     head = heads.build(task(), 3, "tail", TAPS[3], STREAM).load(after.heads["hidden"])
     for client in (0, 1):
-        assert_close(after.tables[client], training.logits(head, reply(client).payload.samples["taps"]))
+        assert_close(after.tables[client], forward.logits(head, reply(client).payload.samples["taps"]))
 
 
 def test_a_head_goes_on_where_it_stopped_in_the_last_round():

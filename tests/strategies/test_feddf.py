@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from clients.feddf import FedDF as Client
 from clients.supervised import Supervised
-from fedkd import losses, seeds, training
+from fedkd import forward, losses, seeds
 from fedkd.border import Refused
 from fedkd.data.samples import Proxy
 from fedkd.optimisers import Adam
@@ -82,9 +82,9 @@ def test_the_average_comes_nearer_to_the_mean_of_logits():
     each = [weights_of(problem, seed) for seed in range(3)]
     replies = [reply(k, weights) for k, weights in enumerate(each)]
     after, findings = aggregate(problem, replies, distil_steps=200, distil_lr=1e-2)
-    logits = torch.stack([training.logits(problem.initial().load(w), X) for w in each])
+    logits = torch.stack([forward.logits(problem.initial().load(w), X) for w in each])
     teacher = logits.mean(0).softmax(1)
-    gap = float(losses.kl(teacher, training.logits(problem.initial().load(after.weights[""]), X)))
+    gap = float(losses.kl(teacher, forward.logits(problem.initial().load(after.weights[""]), X)))
     assert findings["gap_after"] == pytest.approx(gap, rel=1e-3, abs=1e-7)
     assert gap < 0.5 * findings["gap_before"]
 
@@ -95,7 +95,7 @@ def test_the_teacher_is_the_mean_of_logits_and_not_of_probabilities(monkeypatch)
     each = [weights_of(problem, seed) for seed in (1, 2)]
     scaled = [{name: 20 * value for name, value in weights.items()} for weights in each]
     aggregate(problem, [reply(k, weights) for k, weights in enumerate(scaled)])
-    logits = torch.stack([training.logits(problem.initial().load(w), X) for w in scaled])
+    logits = torch.stack([forward.logits(problem.initial().load(w), X) for w in scaled])
     assert_close(seen[0], logits.double().mean(0).softmax(1))
     assert (seen[0] - logits.double().softmax(2).mean(0)).abs().max() > 0.01
 
@@ -105,7 +105,7 @@ def test_teachers_count_by_examples_if_asked(monkeypatch):
     monkeypatch.setattr(feddf, "judged", lambda student, x, teacher, y: (seen.append(teacher), {"gap": 0.0})[1])
     each = [weights_of(problem, seed) for seed in (1, 2)]
     aggregate(problem, [reply(k, w, size=1 + 2 * k) for k, w in enumerate(each)], teachers="examples")
-    one, two = (training.logits(problem.initial().load(w), X).double() for w in each)
+    one, two = (forward.logits(problem.initial().load(w), X).double() for w in each)
     assert_close(seen[0], (0.25 * one + 0.75 * two).softmax(1))
 
 
@@ -116,7 +116,7 @@ def test_the_ledger_has_the_averages_own_accuracy_before_and_after_it_is_taught(
     after, findings = aggregate(problem, replies, distil_steps=200, distil_lr=0.05)
     average, _ = aggregate(problem, replies, distil_steps=0)
     for name, state in (("accuracy_before", average), ("accuracy_after", after)):
-        said = training.logits(problem.initial().load(state.weights[""]), X).argmax(1)
+        said = forward.logits(problem.initial().load(state.weights[""]), X).argmax(1)
         assert findings[name] == pytest.approx(float((said == PUBLIC.samples.y).double().mean()))
     assert findings["accuracy_before"] != findings["accuracy_after"]
 
@@ -155,9 +155,9 @@ def test_teachers_have_the_statistics_that_they_sent():
     entries = problem.initial().weights
     stay = {name: value[None] + 1.5 for name, value in entries.items() if ".running_" in name}
     (found,) = feddf.said(problem, [reply(0, problem.shared(entries), stay)], X)
-    expected = training.logits(problem.initial().load({name: value[0] for name, value in stay.items()}), X)
+    expected = forward.logits(problem.initial().load({name: value[0] for name, value in stay.items()}), X)
     assert torch.equal(found, expected)
-    assert not torch.equal(found, training.logits(problem.initial(), X))
+    assert not torch.equal(found, forward.logits(problem.initial(), X))
 
 
 def test_the_rate_falls_along_a_cosine_and_gradients_are_clipped(monkeypatch):

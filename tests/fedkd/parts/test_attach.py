@@ -14,11 +14,12 @@ from torch.testing import assert_close
 from clients.fedgen import FedGen as FedGenClient
 from clients.fedprox import FedProx
 from clients.supervised import Supervised
-from fedkd import training
-from fedkd.client import Batch, Client
+from fedkd import optimisers
+from fedkd.client import Client
 from fedkd.config import PartsConfig, RunConfig
 from fedkd.engine import ClientState
 from fedkd.errors import ConfigError
+from fedkd.participation import Batch
 from fedkd.parts import attach, part
 from fedkd.payload import Payload
 from fedkd.problem import Problem
@@ -178,7 +179,7 @@ class Phased(Supervised):
         student, drawn = site.student(job).train(), site.draw(job)
         optimiser = site.optimiser(job, student.learnable)
         batches = site.batches(self, job, drawn)
-        numbers = training.descend(optimiser, batches, lambda batch: self.terms(student, batch, job))
+        numbers = optimisers.descend(optimiser, batches, lambda batch: self.terms(student, batch, job))
         return site.close(self, job, student, drawn, numbers, optimiser)
 
 

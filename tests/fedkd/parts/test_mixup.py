@@ -9,7 +9,7 @@ from hypothesis import given
 from torch.testing import assert_close
 
 from fedkd import config
-from fedkd.client import Batch
+from fedkd.participation import Batch
 from fedkd.parts import mixup
 from fedkd.parts.part import Seen
 

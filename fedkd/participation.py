@@ -1,0 +1,116 @@
+"""Participation: what one client's local update takes, gives and reports."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from fedkd.config import TrainConfig
+from fedkd.data.samples import Samples
+from fedkd.engine import ClientState, Job
+from fedkd.payload import Payload, Weights
+from fedkd.problem import Problem
+from fedkd.student import Student
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training batch: x (B, channels, height, width) scaled, y (B,) int64, and what `draw` drew for it."""
+
+    x: Tensor
+    y: Tensor
+    step: int  # counts from 0 within the participation
+    size: int  # the configured batch size: a pass ends with a batch shorter than that
+    drawn: Mapping[str, Tensor] = field(default_factory=dict)
+    known: Mapping[str, Tensor] = field(default_factory=dict)  # of `consult`: tensors whose first axis is B
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What local training left behind, for `report`."""
+
+    student: Student
+    labels_drawn: Tensor  # (C,) int64: how often each label was drawn in this participation
+    num_examples: int
+    memory: Mapping[str, Any]
+    site: "Site"  # where the client's samples are, for reports that need to look at them again
+    steps: int  # SGD steps done
+    lr: float  # at which they were done
+
+
+Terms = Callable[[Batch], Iterator[tuple[str, Tensor]]]  # of one step: named summands of the loss
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one participation gave."""
+
+    payload: Payload
+    state: ClientState
+    numbers: Mapping[str, float]
+    student: Student | None = None  # as trained: the site takes its labels of the probe images
+    num_examples: int | None = None  # what the client says of its size; None: the truth (privacy.py)
+
+
+@dataclass(frozen=True)
+class LocalBatches:
+    """The training samples of one participation, S in the order of their steps."""
+
+    x: Tensor  # (S, channels, height, width) float32
+    y: Tensor  # (S,) int64
+    position: Tensor  # (S,) int64: in the client's training data
+    sizes: tuple[int, ...]  # a step: how many samples
+    epoch: int  # where the next participation begins
+    offset: int
+
+
+class Site(Protocol):
+    """What a client half may ask of the place where it trains: fedkd.training.site.LocalSite.
+
+    `client` is the client half itself, given on so that a wrapper around it is asked too.
+    """
+
+    @property
+    def problem(self) -> Problem: ...
+    @property
+    def train(self) -> Samples: ...
+    @property
+    def test(self) -> Samples: ...
+    @property
+    def train_index(self) -> Mapping[int, Tensor]: ...
+    @property
+    def test_index(self) -> Mapping[int, Tensor]: ...
+    @property
+    def common(self) -> Tensor | None: ...
+    def fit(
+        self,
+        client: Any,
+        job: Job,
+        student: Student | None = None,
+        *,
+        learnable: Mapping[str, Tensor] | None = None,
+        batches: LocalBatches | None = None,
+        terms: Terms | None = None,
+    ) -> Outcome: ...
+    def draw(self, job: Job, train: TrainConfig | None = None) -> LocalBatches: ...
+    def batches(
+        self, client: Any, job: Job, drawn: LocalBatches, known: Mapping[str, Tensor] | None = None
+    ) -> Iterator[Batch]: ...
+    def optimiser(self, job: Job, learnable: Mapping[str, Tensor], memory: Mapping[str, Any] | None = None) -> Any: ...
+    def close(
+        self,
+        client: Any,
+        job: Job,
+        student: Student,
+        drawn: LocalBatches | None,
+        numbers: Mapping[str, float],
+        optimiser: Any = None,
+    ) -> Outcome: ...
+    def trained(self, client: Any, job: Job, student: Student, drawn: LocalBatches | None) -> Trained: ...
+    def label_counts(self, client: int) -> Tensor: ...
+    def own(self, client: int) -> tuple[Tensor, Tensor]: ...
+    def student(self, job: Job) -> Student: ...
+    def frozen(self, client: int | None, *layers: Weights, role: str = "frozen") -> Student: ...
+    def beside(self, *layers: Weights) -> Student: ...
+    def score(self, client: Any, student: Student, job: Job) -> float: ...
