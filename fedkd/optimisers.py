@@ -5,6 +5,7 @@ each worker, more than the first rounds take.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ from torch.optim.sgd import sgd
 from fedkd.config import TrainConfig
 from fedkd.engine import Job
 from fedkd.participation import Batch, Terms
+
+_sgd = partial(sgd, foreach=True, dampening=0.0, nesterov=False, maximize=False)
+_adam = partial(adam, foreach=True, eps=1e-8, amsgrad=False, maximize=False)
 
 
 class Sgd:
@@ -29,18 +33,8 @@ class Sgd:
         """One update; a parameter without gradient stays as it is."""
         reached = _reached(self.parameters, gradients)
         velocity = [self._velocity[i] for i in reached]
-        sgd(
-            [self.parameters[i] for i in reached],
-            list(reached.values()),
-            velocity,
-            foreach=True,
-            lr=self.lr,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            dampening=0.0,
-            nesterov=False,
-            maximize=False,
-        )
+        parameters, given = [self.parameters[i] for i in reached], list(reached.values())
+        _sgd(parameters, given, velocity, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
         for i, value in zip(reached, velocity, strict=True):
             self._velocity[i] = value
 
@@ -74,22 +68,10 @@ class Adam:
         """One update; a parameter without gradient, and its moments, stay as they are (the count is common to all)."""
         reached = _reached(self.parameters, gradients)
         parameters, mean, square = ([of[i] for i in reached] for of in (self.parameters, self._mean, self._square))
-        adam(
-            parameters,
-            list(reached.values()),
-            mean,
-            square,
-            [],
-            list(torch.full((len(reached),), float(self.count)).unbind()),  # torch counts each parameter's steps
-            foreach=True,
-            lr=lr,
-            beta1=self.betas[0],
-            beta2=self.betas[1],
-            eps=1e-8,
-            weight_decay=weight_decay,
-            amsgrad=False,
-            maximize=False,
-        )
+        steps = list(torch.full((len(reached),), float(self.count)).unbind())  # torch counts each parameter's own
+        beta1, beta2 = self.betas
+        state = list(reached.values()), mean, square, list[Tensor](), steps
+        _adam(parameters, *state, lr=lr, beta1=beta1, beta2=beta2, weight_decay=weight_decay)
         self.count += 1
 
 
