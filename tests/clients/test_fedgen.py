@@ -107,6 +107,17 @@ def test_latent_term_reaches_the_head_alone(problem):
     assert all((g is not None and g.abs().sum() > 0) == n.startswith("head.") for n, g in found.items())
 
 
+def test_latent_term_weighs_each_latent_as_a_sample(problem):
+    """B_G / B: twice alpha, for 32 latents beside 16 samples."""
+    order, client = job(problem, round=1), FedGen(FedGen.Config(alpha=3.0, synthetic_batch=32))
+    student, draw = problem.initial().eval(), seeds.stream(9, "batch").torch()
+    x, y = torch.randn(16, 1, 8, 8, generator=draw), torch.randint(0, 4, (16,), generator=draw)
+    drawn = client.draw(order, y, 0, draw)
+    value = dict(client.terms(student, Batch(x, y, 0, 16, drawn), order))["latent"]
+    latents = generators.generate(order.payload.generator, drawn["labels"], drawn["noise"])
+    torch.testing.assert_close(value, 2 * 3.0 * losses.cross_entropy(student.classify(latents), drawn["labels"]))
+
+
 def test_latent_kl_reaches_the_extractor_and_is_blind_to_its_target(problem):
     """Its gradient equals that of KL to a constant target: nothing flows through q."""
     order, client = job(problem), FedGen(FedGen.Config(alpha=0.0, beta=1.0, regulariser_decay=1.0))
