@@ -19,7 +19,7 @@ class FakePool(Engine):
 
     def __init__(self, ready_after: int = 0, error: Exception | None = None) -> None:
         self.asked, self.ready_after, self.error = 0, ready_after, error
-        self.ran, self.deadlines, self.sites, self.closed = [], [], [], 0
+        self.ran, self.deadlines, self.closed = [], [], 0
 
     def start(self):
         return self
@@ -35,9 +35,6 @@ class FakePool(Engine):
         self.ran += [job.client for job in jobs]
         self.deadlines.append(deadline)
         yield from (Reply(client=job.client, round=job.round) for job in jobs)
-
-    def serve(self, site):
-        self.sites.append(site)
 
     def close(self):
         self.closed += 1
@@ -149,8 +146,7 @@ def test_if_no_pool_starts_the_work_is_done_here_and_that_is_said_once(site, job
     engine = engines.Warming(Inline(site), pool, lambda text, urgency: said.append((text, urgency)))
     assert [reply.num_examples for reply in [*engine.run(jobs), *engine.run(jobs)]] == [20, 12, 7] * 2
     assert said == [("Ray did not start, so this process does all the work: no room in /dev/shm", "warn")]
-    engine.serve(site)
-    assert pool.ran == pool.sites == []
+    assert pool.ran == []
     assert engine.facts() == {"given_up": "no room in /dev/shm"}
 
 
@@ -175,19 +171,6 @@ def test_ray_that_is_asked_for_where_no_folder_is_short_enough_is_one_error_with
     with pytest.raises(EngineError, match=r"set TMPDIR to .* at most 22 bytes, or use engine=inline") as caught:
         engines.make(EngineConfig(name="ray"), site, estimate=never, tell=never)
     assert caught.value.code == 3
-
-
-def test_another_site_is_served_by_both(site, problem):
-    pool = FakePool()
-    inline = Inline(site)
-    other = engines.Echo()
-    engines.Warming(inline, pool).serve(other)
-    assert inline.site is other
-    assert pool.sites == [other]
-
-
-def test_a_message_in_process_costs_next_to_nothing(jobs):
-    assert engines.message_seconds(Inline(engines.Echo()), jobs * 100) < 0.001
 
 
 def test_ray_is_not_imported_before_it_is_needed():
