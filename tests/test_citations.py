@@ -13,7 +13,7 @@ CITED = re.compile(r"([\w./-]+\.md), equations? (\d+(?:(?: to |, | and )\d+)*)")
 EQUATION = re.compile(r"\$\$(.*?)\$\$", re.DOTALL)
 LINK = re.compile(r"\]\(((?:[\w./-]+\.md)?)(?:#([\w-]+))?\)")
 SOURCE = re.compile(r"\b(?:fedkd|strategies|clients|simulations|tests|conf)/[\w./-]+\.(?:py|yaml)\b")
-OWN = frozenset({"x", "NAME", "fedavgm", "test_fedavgm"})  # file names that stand for the reader's own
+OWN = frozenset({"x", "NAME", "fednova", "test_fednova", "pfedme"})  # file names that stand for the reader's own
 WRITTEN = frozenset({"report.md", "fl/README.md"})  # by `compare` and by `deploy init`, into their folders
 ELSEWHERE = re.compile(r"https?://\S+")
 

@@ -1,4 +1,4 @@
-"""CONTRIBUTING's worked example, followed to the letter in a copy of the tree."""
+"""CONTRIBUTING's worked examples, followed to the letter in a copy of the tree."""
 
 import os
 import re
@@ -11,15 +11,18 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PLACES = {
-    "fedavgm": "strategies/fedavgm.py",
-    "fedavgm.yaml": "conf/strategy/fedavgm.yaml",
-    "test_fedavgm": "tests/strategies/test_fedavgm.py",
+    "fednova": "strategies/fednova.py",
+    "fednova-client": "clients/fednova.py",
+    "fednova.yaml": "conf/strategy/fednova.yaml",
+    "test_fednova": "tests/strategies/test_fednova.py",
+    "pfedme": "clients/pfedme.py",
+    "pfedme.yaml": "conf/strategy/pfedme.yaml",
 }
 
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The packages with the three files of the example added."""
+    """The packages with the files of the examples added."""
     place = tmp_path_factory.mktemp("tree")
     for name in ("fedkd", "strategies", "clients", "simulations", "conf"):
         shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -42,23 +45,25 @@ def run(tree: Path, *words: str) -> str:
     return done.stdout + done.stderr
 
 
-def test_it_is_listed_with_its_line(tree: Path) -> None:
-    listed = run(tree, "-m", "simulations.cli", "list", "strategies")
-    assert "FedAvgM: FedAvg with momentum at the server" in listed
+def test_they_are_listed_with_their_lines(tree: Path) -> None:
+    listed = " ".join(run(tree, "-m", "simulations.cli", "list", "strategies").split())
+    assert "FedNova: FedAvg that divides updates by the number of steps" in listed
+    assert "pFedMe: personal students near weights that move towards them" in listed
 
 
-def test_its_own_test_passes_it_runs_and_its_momentum_can_be_set_within_its_range(tree: Path) -> None:
+def test_the_examples_own_test_passes_both_run_and_a_value_out_of_range_is_refused(tree: Path) -> None:
     """In one process, which imports torch once."""
-    words = ["run", "strategy=fedavgm", "rounds=2", "train.steps=2", "engine=inline", "--json"]
+    small = ["rounds=2", "engine=inline", "--json"]
     code = f"""
 import sys
 import pytest
 from simulations import cli
-assert cli.main({[*words, "strategy.momentum=2"]}) == 2
-assert cli.main({[*words, "strategy.momentum=0.7"]}) == 0
-sys.exit(pytest.main(["-p", "no:cacheprovider", "tests/strategies/test_fedavgm.py"]))
+assert cli.main({["run", "strategy=fednova", "train.steps=null", *small]}) == 0
+assert cli.main({["run", "strategy=pfedme", "strategy.pull=-1", *small]}) == 2
+assert cli.main({["run", "strategy=pfedme", "strategy.pull=5", "train.steps=2", *small]}) == 0
+sys.exit(pytest.main(["-p", "no:cacheprovider", "tests/strategies/test_fednova.py"]))
 """
     told = run(tree, "-c", code)
-    assert "strategy.momentum = 2" in told
-    assert '"status": "done"' in told
+    assert "strategy.pull = -1" in told
+    assert told.count('"status": "done"') == 2
     assert "1 passed" in told
