@@ -9,12 +9,13 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from fedkd import losses, optimisers
 from fedkd.client import Client
 from fedkd.config import TrainConfig
 from fedkd.engine import Job
+from fedkd.maths import losses
 from fedkd.participation import Batch, Outcome, Site
 from fedkd.student import Student
+from fedkd.training import optimisers
 
 STEPS_DRAWN = 100  # at a time: the images of all steps of a cohort may not fit in memory
 

@@ -10,13 +10,14 @@ from typing import Annotated
 from annotated_types import Ge
 from torch import Tensor
 
-from fedkd import losses, optimisers
 from fedkd.client import Client
 from fedkd.engine import Job
+from fedkd.maths import losses
 from fedkd.off import Off
 from fedkd.participation import Batch, LocalBatches, Outcome, Site
 from fedkd.payload import Payload
 from fedkd.student import Student
+from fedkd.training import optimisers
 
 
 class Ditto(Client):

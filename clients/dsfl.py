@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from fedkd import forward, losses, optimisers, public, seeds
+from fedkd import seeds
 from fedkd.client import Client
 from fedkd.engine import Job
-from fedkd.optimisers import LocalOptimiser
+from fedkd.maths import losses
 from fedkd.participation import Batch
 from fedkd.payload import Payload
 from fedkd.student import Student
+from fedkd.training import forward, optimisers, public_set
+from fedkd.training.optimisers import LocalOptimiser
 
 if TYPE_CHECKING:
     from fedkd.participation import Outcome, Site
@@ -40,7 +42,7 @@ class DSFL(Client):
             yield "ce", losses.cross_entropy(logits, batch.y)
 
     def train(self, site: "Site", job: Job) -> "Outcome":
-        x = public.look(site.problem, job.payload.numbers, job.round)
+        x = public_set.look(site.problem, job.payload.numbers, job.round)
         return self._learn_and_say(site, job, x) if job.exchange == 0 else self._distil(site, job, x)
 
     def _learn_and_say(self, site: "Site", job: Job, x: Tensor) -> "Outcome":
@@ -52,7 +54,7 @@ class DSFL(Client):
         config, student = self.config, site.student(job).train()
         stream = seeds.stream(site.problem.seed, "distil", round=job.round, client=job.client)
         known = {"target": job.payload.probe_logits}
-        batches = public.batches(x, known, config.distil_batch, stream, epochs=config.distil_epochs)  # type: ignore[arg-type]
+        batches = public_set.batches(x, known, config.distil_batch, stream, epochs=config.distil_epochs)  # type: ignore[arg-type]
         lr = config.distil_lr or optimisers.learning_rate(site.problem.train, job)
         optimiser = LocalOptimiser(site.problem.train, student.learnable, lr)
         numbers = optimisers.descend(optimiser, batches, lambda batch: self.terms(student, batch, job))

@@ -12,14 +12,16 @@ import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
-from fedkd import heads, losses, seeds
+from fedkd import seeds
 from fedkd.client import Client
+from fedkd.distillation import heads
 from fedkd.engine import Job
-from fedkd.forward import EVALUATION_BATCH
+from fedkd.maths import losses
 from fedkd.off import Off
 from fedkd.participation import Batch, Outcome, Site, Trained
 from fedkd.payload import Payload, Weights
 from fedkd.student import Student
+from fedkd.training.forward import EVALUATION_BATCH
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from fedkd import losses
 from fedkd.client import Client
 from fedkd.engine import Job
+from fedkd.maths import losses
 from fedkd.participation import Batch, Trained
 from fedkd.payload import Payload
 from fedkd.student import Student

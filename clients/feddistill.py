@@ -12,15 +12,16 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from fedkd import divergences, losses, tables
 from fedkd.client import Client
 from fedkd.engine import Job
+from fedkd.maths import divergences, losses
 from fedkd.off import Off
 from fedkd.participation import Batch
 from fedkd.problem import Problem
 from fedkd.seeds import Stream
 from fedkd.student import Student
-from fedkd.tables import Heard
+from fedkd.training import class_tables
+from fedkd.training.class_tables import Heard
 
 if TYPE_CHECKING:
     from fedkd.participation import LocalBatches, Outcome, Site
@@ -60,12 +61,12 @@ class FedDistill(Client):
     def train(self, site: "Site", job: Job) -> "Outcome":
         """As `fit`, and what the student said while it trained is added up by label: in train mode, as it occurred."""
         drawn = site.draw(job)
-        outcome, heard = tables.descend(self, site, job, site.student(job).train(), drawn)
+        outcome, heard = class_tables.descend(self, site, job, site.student(job).train(), drawn)
         sums_CC, counts_C = self._add_up(heard, drawn, outcome.state.memory, site.problem.classes)
         memory = dict(outcome.state.memory)
         if self.config.accumulate == "running":
             memory |= {"sums": sums_CC, "counts": counts_C}
-        table_CC = tables.means(sums_CC, counts_C, self.config.first_count)
+        table_CC = class_tables.means(sums_CC, counts_C, self.config.first_count)
         return replace(
             outcome,
             state=replace(outcome.state, memory=memory),
@@ -78,7 +79,7 @@ class FedDistill(Client):
         """Sums of outputs (C, C) and counts (C,) by label: of this participation, and of those that are remembered."""
         said_SC = heard.logits()
         said_SC = said_SC.softmax(1) if self.config.table == "prob" else said_SC
-        sums_CC, counts_C = tables.sums(said_SC, drawn.y, classes)
+        sums_CC, counts_C = class_tables.sums(said_SC, drawn.y, classes)
         if self.config.accumulate == "round":
             return sums_CC, counts_C
         return sums_CC + memory["sums"], counts_C + memory["counts"]

@@ -10,11 +10,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedkd import losses
 from fedkd.client import Client
 from fedkd.engine import Job
+from fedkd.maths import losses
+from fedkd.models.predictors import Ensemble, Predictor, SingleModel
 from fedkd.participation import Batch
-from fedkd.predictors import Ensemble, Predictor, SingleModel
 from fedkd.student import Student
 
 

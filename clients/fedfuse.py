@@ -13,15 +13,17 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from fedkd import forward, fusion, losses, optimisers, public, seeds
+from fedkd import seeds
 from fedkd.client import Client
 from fedkd.engine import Job
-from fedkd.forward import EVALUATION_BATCH
+from fedkd.maths import fusion, losses
 from fedkd.models import image_generators
+from fedkd.models.predictors import Predictor, PriorAdjusted, SingleModel
 from fedkd.participation import Batch, LocalBatches, Outcome, Site, Trained
 from fedkd.payload import Payload
-from fedkd.predictors import Predictor, PriorAdjusted, SingleModel
 from fedkd.student import Student
+from fedkd.training import forward, optimisers, public_set
+from fedkd.training.forward import EVALUATION_BATCH
 
 
 class FedFuse(Client):
@@ -88,7 +90,7 @@ class FedFuse(Client):
         if _is_generated(job):
             entries = {name: entry[None] for name, entry in trained.student.weights.items()}
             return Payload(samples=entries, probe_logits=torch.zeros(0, len(counts_C)), label_counts=counts_C)
-        x = _transfer_images(site, job, torch.arange(public.size(site.problem)))
+        x = _transfer_images(site, job, torch.arange(public_set.size(site.problem)))
         return Payload(samples={}, probe_logits=forward.logits(trained.student, x), label_counts=counts_C)
 
     def predictor(self, job: Job) -> Predictor:
@@ -163,7 +165,7 @@ def _transfer_images(site: Site, job: Job, index: Tensor) -> Tensor:
     """The images at `index` of the set that the round is about, as a student takes them."""
     if job.payload.samples:
         return image_generators.from_bytes(job.payload.samples["x"].index_select(0, index))
-    return public.images(site.problem, index)
+    return public_set.images(site.problem, index)
 
 
 def _is_generated(job: Job) -> bool:

@@ -11,9 +11,9 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from fedkd import losses
 from fedkd.client import Client
 from fedkd.engine import Job
+from fedkd.maths import losses
 from fedkd.models import generators
 from fedkd.participation import Batch, Trained
 from fedkd.payload import Payload

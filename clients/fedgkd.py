@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from fedkd import losses, teachers
 from fedkd.client import Client
 from fedkd.engine import Job
+from fedkd.maths import losses
 from fedkd.off import Off
 from fedkd.participation import Batch, Site
 from fedkd.student import Student
+from fedkd.training import teachers
 
 
 class FedGKD(Client):

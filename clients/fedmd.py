@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from fedkd import divergences, forward, losses, optimisers, public, seeds
+from fedkd import seeds
 from fedkd.client import Client
 from fedkd.engine import Job
-from fedkd.optimisers import LocalOptimiser
+from fedkd.maths import divergences, losses
 from fedkd.participation import Batch
 from fedkd.payload import Payload
 from fedkd.seeds import Stream
 from fedkd.student import Student
+from fedkd.training import forward, optimisers, public_set
+from fedkd.training.optimisers import LocalOptimiser
 
 if TYPE_CHECKING:
     from fedkd.participation import Outcome, Site
@@ -47,7 +49,7 @@ class FedMD(Client):
             yield "digest", divergences.OF_LOGITS[self.config.digest](batch.known["consensus"], logits)
 
     def train(self, site: "Site", job: Job) -> "Outcome":
-        x = public.look(site.problem, job.payload.numbers, job.round)
+        x = public_set.look(site.problem, job.payload.numbers, job.round)
         return self._say(site, job, x) if job.exchange == 0 else self._learn(site, job, x)
 
     def _say(self, site: "Site", job: Job, x: Tensor) -> "Outcome":
@@ -63,7 +65,7 @@ class FedMD(Client):
         """Initial training: on the labelled public set, then on the client's own data."""
         found = {}
         if epochs := self.config.public_epochs:
-            x, y = public.images(site.problem), public.required(site.problem).samples.y
+            x, y = public_set.images(site.problem), public_set.required(site.problem).samples.y
             found["initial_public"] = self._pass_over(site, job, student, "initial-public", x, y, epochs)
         if epochs := self.config.private_epochs:
             x, y = site.own(job.client)
@@ -74,7 +76,7 @@ class FedMD(Client):
         self, site: "Site", job: Job, student: Student, purpose: str, x: Tensor, y: Tensor, epochs: int
     ) -> float:
         size, stream = site.problem.train.batch, self._stream(site, job, purpose)
-        labelled = public.batches(x, {"y": y}, size, stream, epochs=epochs)
+        labelled = public_set.batches(x, {"y": y}, size, stream, epochs=epochs)
         batches = (replace(batch, y=batch.known["y"]) for batch in labelled)
         optimiser = site.optimiser(job, student.train().learnable, {})
         return optimisers.descend(optimiser, batches, lambda batch: self.terms(student, batch, job))["ce"]
@@ -92,7 +94,7 @@ class FedMD(Client):
         """With an optimiser of its own: moments of one loss do not suit the other."""
         known = {"consensus": job.payload.probe_logits}
         config, stream = self.config, self._stream(site, job, "digest")
-        batches = public.batches(x, known, config.digest_batch, stream, epochs=config.digest_epochs)  # type: ignore[arg-type]
+        batches = public_set.batches(x, known, config.digest_batch, stream, epochs=config.digest_epochs)  # type: ignore[arg-type]
         lr = config.digest_lr or optimisers.learning_rate(site.problem.train, job)
         optimiser = LocalOptimiser(site.problem.train, student.learnable, lr)
         return optimisers.descend(optimiser, batches, lambda batch: self.terms(student, batch, job))

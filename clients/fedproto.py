@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from annotated_types import Ge
 from torch import Tensor
 
-from fedkd import forward, losses, tables
 from fedkd.client import Client
 from fedkd.engine import Job
+from fedkd.maths import losses
+from fedkd.models.predictors import Predictor, Prototypes, SingleModel
 from fedkd.off import Off
 from fedkd.participation import Batch
-from fedkd.predictors import Predictor, Prototypes, SingleModel
 from fedkd.student import Student
+from fedkd.training import class_tables, forward
 
 if TYPE_CHECKING:
     from fedkd.participation import LocalBatches, Outcome, Site
@@ -47,15 +48,15 @@ class FedProto(Client):
     def train(self, site: "Site", job: Job) -> "Outcome":
         student = site.student(job).train()
         drawn = site.draw(job)
-        outcome, heard = tables.descend(self, site, job, student, drawn)
+        outcome, heard = class_tables.descend(self, site, job, student, drawn)
         if self.config.source == "all":
             x, y = site.own(job.client)
             z = forward.latents(student, x)
         else:
             z = heard.latents(last_epoch(drawn, len(site.train_index[job.client])))
             y = drawn.y[len(drawn.y) - len(z) :]
-        sums_Cd, counts_C = tables.sums(z, y, site.problem.classes)
-        payload = replace(outcome.payload, prototypes=tables.means(sums_Cd, counts_C), label_counts=counts_C)
+        sums_Cd, counts_C = class_tables.sums(z, y, site.problem.classes)
+        payload = replace(outcome.payload, prototypes=class_tables.means(sums_Cd, counts_C), label_counts=counts_C)
         return replace(outcome, payload=payload)
 
     def predictor(self, job: Job) -> Predictor:

@@ -10,9 +10,9 @@ from typing import Annotated
 from annotated_types import Ge
 from torch import Tensor
 
-from fedkd import losses
 from fedkd.client import Client
 from fedkd.engine import Job
+from fedkd.maths import losses
 from fedkd.off import Off
 from fedkd.participation import Batch
 from fedkd.student import Student

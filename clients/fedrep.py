@@ -11,12 +11,13 @@ from typing import Annotated, Literal
 from annotated_types import Gt, Lt
 from torch import Tensor
 
-from fedkd import losses, optimisers, teachers
 from fedkd.client import Client
 from fedkd.engine import Job
-from fedkd.optimisers import LocalOptimiser
+from fedkd.maths import losses
 from fedkd.participation import Batch, LocalBatches, Outcome, Site
 from fedkd.student import Student
+from fedkd.training import optimisers, teachers
+from fedkd.training.optimisers import LocalOptimiser
 
 
 class FedRep(Client):

@@ -10,13 +10,15 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from fedkd import forward, losses, optimisers, public, seeds
+from fedkd import seeds
 from fedkd.client import Client
 from fedkd.engine import Job
+from fedkd.maths import losses
 from fedkd.off import Off
 from fedkd.participation import Batch, LocalBatches, Outcome, Site, Trained
 from fedkd.payload import Payload
 from fedkd.student import Student
+from fedkd.training import forward, optimisers, public_set
 
 
 class KnFu(Client):
@@ -35,7 +37,7 @@ class KnFu(Client):
 
     def train(self, site: Site, job: Job) -> Outcome:
         """Exchange 0: private data; exchange 1: the teacher. With a teacher in exchange 0, that one first."""
-        x = public.look(site.problem, job.payload.numbers, job.round)  # all of them, in their order
+        x = public_set.look(site.problem, job.payload.numbers, job.round)  # all of them, in their order
         student = site.student(job).train()
         optimiser = site.optimiser(job, student.learnable)
         private = self._private_share(job)
@@ -71,7 +73,7 @@ class KnFu(Client):
         if job.exchange == 1:
             return Payload()
         counts = trained.site.label_counts(job.client) if self.config.epd == "reported" else None
-        x = public.look(trained.site.problem, job.payload.numbers, job.round)
+        x = public_set.look(trained.site.problem, job.payload.numbers, job.round)
         return Payload(probe_logits=forward.logits(trained.student, x), label_counts=counts)
 
     def _private_share(self, job: Job) -> float:
@@ -86,12 +88,12 @@ class KnFu(Client):
         assert job.payload.probe_logits is not None
         known = {
             "teacher": job.payload.probe_logits.softmax(1),
-            "label": public.required(site.problem).samples.y,
+            "label": public_set.required(site.problem).samples.y,
         }
         order = seeds.stream(site.problem.seed, "transfer", round=job.round, client=job.client)
         beside = list(site.batches(self, job, private)) if private is not None else []
         is_public = bool(self.config.distill_weight or self.config.fine_tune_ce == "transfer")
-        for batch in public.batches(x, known, self.config.distill_batch, order, epochs=self.config.distill_epochs):
+        for batch in public_set.batches(x, known, self.config.distill_batch, order, epochs=self.config.distill_epochs):
             if is_public:
                 yield batch
             if beside:

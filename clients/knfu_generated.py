@@ -12,9 +12,9 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from fedkd import losses
 from fedkd.client import Client
 from fedkd.engine import Job
+from fedkd.maths import losses
 from fedkd.participation import Batch, Trained
 from fedkd.payload import Payload
 from fedkd.problem import Problem

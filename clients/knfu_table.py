@@ -10,13 +10,14 @@ from typing import Annotated
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from fedkd import forward, losses, tables
 from fedkd.client import Client
 from fedkd.engine import Job
+from fedkd.maths import losses
 from fedkd.off import Off
 from fedkd.participation import Batch, Trained
 from fedkd.payload import Payload
 from fedkd.student import Student
+from fedkd.training import class_tables, forward
 
 
 class KnFuTable(Client):
@@ -37,8 +38,10 @@ class KnFuTable(Client):
     def report(self, trained: Trained, job: Job) -> Payload:
         """M_k (C, C) float32: mean logits by label, summed in float64; 0 for labels that the client lacks."""
         x, y = trained.site.own(job.client)
-        sums_CC, counts_C = tables.sums(forward.logits(trained.student, x).double(), y, trained.site.problem.classes)
-        return Payload(class_logits=tables.means(sums_CC, counts_C).float(), label_counts=counts_C)
+        sums_CC, counts_C = class_tables.sums(
+            forward.logits(trained.student, x).double(), y, trained.site.problem.classes
+        )
+        return Payload(class_logits=class_tables.means(sums_CC, counts_C).float(), label_counts=counts_C)
 
 
 def rows(payload: Payload, y: Tensor) -> Tensor:

@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from fedkd import losses, teachers
 from fedkd.client import Client
 from fedkd.engine import Job
+from fedkd.maths import losses
 from fedkd.off import Off
 from fedkd.participation import Batch, Site, Trained
 from fedkd.student import Student
+from fedkd.training import teachers
 
 EPS = 1e-8  # latents shorter than this have no direction, as in torch's cosine similarity
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from fedkd import off
 from fedkd.engine import Job
+from fedkd.models.predictors import Predictor, SingleModel
 from fedkd.participation import Batch, Outcome, Site, Trained
 from fedkd.payload import Payload
-from fedkd.predictors import Predictor, SingleModel
 from fedkd.problem import Problem
 from fedkd.seeds import Stream
 from fedkd.student import Student, copied

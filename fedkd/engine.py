@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from fedkd import plaintext
+from fedkd import plain_text
 from fedkd.payload import Numbers, Payload, Weights
 
 LONGEST_WORDS = 2000  # characters of what an exception says
@@ -145,7 +145,7 @@ def pair(jobs: Sequence[Job], results: Sequence[Result]) -> list[tuple[Job, Resu
 def failure(job: Job, error: BaseException, cause: str = "raised") -> Failure:
     """An exception as a value, with its traceback."""
     detail = "".join(traceback.format_exception(error))
-    what = plaintext.printable(f"{type(error).__name__}: {error}", LONGEST_WORDS, keep="\n")  # it may quote anything
+    what = plain_text.printable(f"{type(error).__name__}: {error}", LONGEST_WORDS, keep="\n")  # it may quote anything
     return failed(job, what, cause, detail)
 
 

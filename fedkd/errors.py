@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from fedkd import plaintext
+from fedkd import plain_text
 
 _LONGEST = 100_000  # characters of an error; those of a comparison name its runs
 
@@ -37,7 +37,7 @@ class FedkdError(Exception):
 
     def message(self) -> str:
         """The text for people: one problem as a sentence, several as a table. Quoted text cannot steer a terminal."""
-        return plaintext.printable(self._message(), _LONGEST, keep="\n\t")
+        return plain_text.printable(self._message(), _LONGEST, keep="\n\t")
 
     def _message(self) -> str:
         if len(self.mistakes) > 1:

@@ -66,7 +66,7 @@ class LocalBatches:
 
 
 class Site(Protocol):
-    """What a client half may ask of the place where it trains: fedkd.training.site.LocalSite.
+    """What a client half may ask of the place where it trains: fedkd.training.site.site.LocalSite.
 
     `client` is the client half itself, given on so that a wrapper around it is asked too.
     """

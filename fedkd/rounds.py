@@ -11,14 +11,18 @@ from typing import Any
 
 import torch
 
-from fedkd import admission, engine, evaluation, metrics, privacy, seeds, settling
+from fedkd import engine, seeds
+from fedkd.border import admission, settling
 from fedkd.config import RunConfig
 from fedkd.engine import ClientId, ClientState, Engine, Failure, Job, Reply
 from fedkd.errors import RunError
 from fedkd.experiment import Experiment, RunState
+from fedkd.maths import metrics
 from fedkd.payload import Weights
 from fedkd.standing import Standing
 from fedkd.strategy import Cohort
+from fedkd.training import evaluation
+from fedkd.wrappers import privacy
 
 
 @dataclass(frozen=True)

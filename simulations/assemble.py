@@ -8,20 +8,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedkd import compose, naming, plugins, privacy, probing, seeds
+from fedkd import seeds
 from fedkd.client import Client
 from fedkd.config import RunConfig
+from fedkd.configuration import compose, naming, plugins
 from fedkd.data import partition, proxy, sources, validation
 from fedkd.data.partition import Partition
 from fedkd.data.samples import Dataset, Proxy
 from fedkd.errors import ConfigError
 from fedkd.experiment import Experiment
-from fedkd.groups import Grouped
 from fedkd.models import students
 from fedkd.parts import attach
 from fedkd.problem import Problem
 from fedkd.strategy import Strategy
-from fedkd.training import LocalSite
+from fedkd.training import probing
+from fedkd.training.site import LocalSite
+from fedkd.wrappers import privacy
+from fedkd.wrappers.per_architecture import Grouped
 from simulations import cautions
 
 

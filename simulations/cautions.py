@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from fedkd import naming
 from fedkd.client import Client
 from fedkd.config import RunConfig
+from fedkd.configuration import naming
 from fedkd.parts import attach
 from fedkd.problem import Problem
 from fedkd.strategy import Strategy

@@ -8,12 +8,12 @@ devices have data and memory of their own.
 from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
 
-from simulations import runs
-from simulations.deploy import answer, node, served
-from simulations.driver import Venue
+from simulations.deploy import answer, node, server_run
 from simulations.flower import run_config
 from simulations.flower.grid_engine import FlowerEngine
-from simulations.options import Options
+from simulations.run import runs
+from simulations.run.driver import Venue
+from simulations.run.options import Options
 
 server_app = ServerApp()
 
@@ -23,7 +23,7 @@ def main(grid: Grid, context: Context) -> None:
     """Train the configuration and write a run folder, as `fedkd run` does; on devices if the nodes are some."""
     given = dict(context.run_config)
     if given.get("devices"):
-        served.play(grid, given, run_config.text(given), run_config.name(given, context.run_id))
+        server_run.play(grid, given, run_config.text(given), run_config.name(given, context.run_id))
         return
     runs.start(
         run_config.resolve(str(given["overrides"])),

@@ -11,15 +11,18 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from fedkd import border, diagnostics, losses, optimisers, public, values
-from fedkd.border import Refused
+from fedkd import state_values
+from fedkd.border import checks
+from fedkd.border.checks import Refused
 from fedkd.config import TrainConfig
 from fedkd.engine import ClientId, Job, Reply
-from fedkd.optimisers import LocalOptimiser
+from fedkd.maths import diagnostics, losses
 from fedkd.payload import Findings, Payload, Weights
 from fedkd.problem import Problem
 from fedkd.seeds import Stream
 from fedkd.strategy import Cohort, Strategy
+from fedkd.training import optimisers, public_set
+from fedkd.training.optimisers import LocalOptimiser
 
 TOLERANCE = 1e-3  # by which the sum of a client's probabilities may differ from 1: rounding in float32 is far below
 
@@ -28,7 +31,7 @@ TOLERANCE = 1e-3  # by which the sum of a client's probabilities may differ from
 class State:
     """The global student, and what the clients of the last round said, fused: (N, C) probabilities."""
 
-    problem: Problem = field(metadata=values.CONSTANT)
+    problem: Problem = field(metadata=state_values.CONSTANT)
     weights: Weights
     target: Tensor
 
@@ -53,19 +56,19 @@ class DSFL(Strategy[State]):
         global_lr: Annotated[float, Gt(0)] = 0.05  # of SGD
 
     def init(self, problem: Problem, stream: Stream) -> State:
-        public.required(problem)
+        public_set.required(problem)
         return State(problem, problem.initial().weights, torch.empty(0))
 
     def asks(self, cohort: Cohort) -> frozenset[str]:
         return self.needs if cohort.exchange == 0 else frozenset()
 
     def plan(self, state: State, cohort: Cohort) -> Mapping[ClientId, Payload]:
-        numbers = public.describe(state.problem, self._size(state))
+        numbers = public_set.describe(state.problem, self._size(state))
         target = state.target if cohort.exchange == 1 else None
         return dict.fromkeys(cohort, Payload(probe_logits=target, numbers=numbers))
 
     def inspect(self, state: State, job: Job, reply: Reply) -> None:
-        border.check_rows(reply, self._size(state))
+        checks.check_rows(reply, self._size(state))
         probs_NC = reply.payload.probe_logits
         if probs_NC is None:
             return
@@ -78,13 +81,13 @@ class DSFL(Strategy[State]):
         probs_KNC = torch.stack([r.payload.probe_logits for r in replies if r.payload.probe_logits is not None])
         mean_NC = probs_KNC.double().mean(0)
         target_NC = sharpen(mean_NC, self.config.temperature) if self.config.aggregation == "era" else mean_NC
-        index = public.part(state.problem, self._size(state), replies[0].round)
+        index = public_set.part(state.problem, self._size(state), replies[0].round)
         findings = {
             "entropy_before": entropy(mean_NC),
             "entropy_after": entropy(target_NC),
-            **diagnostics.of_fused(probs_KNC, target_NC[None], public.labels(state.problem, index)),
+            **diagnostics.of_fused(probs_KNC, target_NC[None], public_set.labels(state.problem, index)),
         }
-        weights, numbers = self._teach(state, public.images(state.problem, index), target_NC.float(), stream)
+        weights, numbers = self._teach(state, public_set.images(state.problem, index), target_NC.float(), stream)
         return State(state.problem, weights, target_NC.float()), {**findings, **numbers}
 
     def served(self, state: State, client: ClientId | None) -> Payload | None:
@@ -98,7 +101,7 @@ class DSFL(Strategy[State]):
         student = state.problem.initial().load(state.weights).train()
         optimiser = LocalOptimiser(TrainConfig(lr=config.global_lr), student.learnable, config.global_lr)
         known = {"target": target_NC}
-        batches = public.batches(x, known, config.global_batch, stream.child("global"), epochs=config.global_epochs)
+        batches = public_set.batches(x, known, config.global_batch, stream.child("global"), epochs=config.global_epochs)
         numbers = optimisers.descend(
             optimiser,
             batches,
@@ -107,7 +110,7 @@ class DSFL(Strategy[State]):
         return student.weights, numbers
 
     def _size(self, state: State) -> int:
-        return public.size(state.problem, self.config.public_size)
+        return public_set.size(state.problem, self.config.public_size)
 
 
 def sharpen(probs_NC: Tensor, temperature: float) -> Tensor:

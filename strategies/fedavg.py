@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from fedkd import fusion
 from fedkd.engine import ClientId, Reply
+from fedkd.maths import fusion
 from fedkd.payload import Numbers, Payload, Weights
 from fedkd.problem import Problem
 from fedkd.seeds import Stream

@@ -9,8 +9,8 @@ from typing import Literal
 
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedkd import fusion
 from fedkd.engine import ClientId, Reply
+from fedkd.maths import fusion
 from fedkd.payload import Numbers, Payload, Weights
 from fedkd.problem import Problem
 from fedkd.seeds import Stream

@@ -12,16 +12,20 @@ import torch
 from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 
-from fedkd import border, diagnostics, dropping, forward, fusion, heads, metrics, seeds, values
+from fedkd import seeds, state_values
+from fedkd.border import checks
+from fedkd.distillation import heads, layer_dropping
+from fedkd.distillation.heads import HeadDataset
 from fedkd.engine import ClientId, Job, Reply
 from fedkd.errors import ConfigError
-from fedkd.heads import HeadDataset
-from fedkd.optimisers import Sgd
+from fedkd.maths import diagnostics, fusion, metrics
 from fedkd.payload import Findings, Payload, Weights
 from fedkd.problem import Problem
 from fedkd.seeds import Stream
 from fedkd.strategy import Cohort, Strategy
 from fedkd.student import Student
+from fedkd.training import forward
+from fedkd.training.optimisers import Sgd
 
 
 @dataclass(frozen=True)
@@ -30,9 +34,9 @@ class State:
 
     heads: Mapping[str, Weights]
     tables: Mapping[ClientId, Tensor]  # S_k (n, C) logits
-    problem: Problem = field(metadata=values.CONSTANT)
+    problem: Problem = field(metadata=state_values.CONSTANT)
     # Of taps as they are reported, by architecture
-    shapes: Mapping[str, Mapping[str, tuple[int, ...]]] = field(metadata=values.CONSTANT)
+    shapes: Mapping[str, Mapping[str, tuple[int, ...]]] = field(metadata=state_values.CONSTANT)
 
 
 class FedD2S(Strategy[State]):
@@ -72,7 +76,7 @@ class FedD2S(Strategy[State]):
         shapes = {}
         for name in problem.architectures:
             blocks = len(problem.alike(name).shape)
-            dropping.check(self._drops(blocks), blocks, f"student '{name}'" if name else "the student")
+            layer_dropping.check(self._drops(blocks), blocks, f"student '{name}'" if name else "the student")
             if self.config.depth is not None and self.config.depth > blocks:
                 what = f"strategy.depth = {self.config.depth}, but a student has {blocks} blocks"
                 raise ConfigError(what, where="strategy.depth", mend=f"say 0 to {blocks}")
@@ -107,16 +111,16 @@ class FedD2S(Strategy[State]):
     def inspect(self, state: State, job: Job, reply: Reply) -> None:
         depth, payload = int(job.payload.number("depth")), reply.payload
         if dict(payload.numbers or {}) != ({"depth": depth} if depth else {}):
-            raise border.Refused("stale", f"numbers are {payload.numbers}, expected depth {depth} and no other")
+            raise checks.Refused("stale", f"numbers are {payload.numbers}, expected depth {depth} and no other")
         if not depth or job.exchange or self.config.knowledge == "smoothing":
             if payload.samples or payload.generator:
-                raise border.Refused("names", "samples came, none were asked for")
+                raise checks.Refused("names", "samples came, none were asked for")
             return
         problem, shape = state.problem.of(job.client), _shape(state, job.client, depth)
         self._check_samples(reply, shape, problem.classes)
         if payload.generator:
             head = heads.make(problem, depth, self.config.head_arch, shape)
-            border.check_entries("generator", payload.generator, head.entries)
+            checks.check_entries("generator", payload.generator, head.entries)
 
     def aggregate(self, state: State, replies: Sequence[Reply], stream: Stream) -> tuple[State, Findings]:
         reports = [reply for reply in replies if reply.payload.samples]
@@ -130,7 +134,7 @@ class FedD2S(Strategy[State]):
         return None
 
     def _drops(self, blocks: int) -> Sequence[int]:
-        return dropping.default_set(blocks) if self.config.drop_set is None else self.config.drop_set
+        return layer_dropping.default_set(blocks) if self.config.drop_set is None else self.config.drop_set
 
     def _depth(self, problem: Problem, client: ClientId, round: int) -> int:
         config, blocks = self.config, len(problem.of(client).shape)
@@ -138,7 +142,7 @@ class FedD2S(Strategy[State]):
             return min(blocks, blocks - 1 if config.depth is None else config.depth)
         size = max(len(self._drops(len(problem.alike(name).shape))) for name in problem.architectures)
         schedule = self._drops(blocks), size, config.drop_period
-        return dropping.depth(config.drop_mode, round, problem.rounds, blocks, *schedule)
+        return layer_dropping.depth(config.drop_mode, round, problem.rounds, blocks, *schedule)
 
     def _key(self, problem: Problem, client: ClientId, depth: int) -> str:
         """A head's name: clients of one architecture share it at one tap; all share it behind adapters."""
@@ -159,7 +163,7 @@ class FedD2S(Strategy[State]):
             head, data = self._start(state, key, members), _dataset(members)
             found.append(self._teach(head, data, stream.child("lesson", key)))
             said = forward.logits(head, data.taps)
-            if all(values.is_finite(entry) for entry in (said, *head.weights.values())):
+            if all(state_values.is_finite(entry) for entry in (said, *head.weights.values())):
                 taught[key] = head.weights
                 sizes = [len(_samples(reply)["labels"]) for reply in members]
                 parts = (part.clone() for part in said.split(sizes))
@@ -198,14 +202,14 @@ class FedD2S(Strategy[State]):
             wanted["labels"] = torch.empty(rows, dtype=label_type)
             if by_class:
                 wanted["counts"] = torch.empty(rows, dtype=torch.int64)
-        border.check_entries("samples", samples, wanted)
+        checks.check_entries("samples", samples, wanted)
         if not rows or int(samples["labels"].max()) >= classes or int(samples["labels"].min()) < 0:
-            raise border.Refused("range", f"samples: 'labels' is empty, or outside 0 to {classes - 1}")
+            raise checks.Refused("range", f"samples: 'labels' is empty, or outside 0 to {classes - 1}")
         counted = int(samples["counts"].sum()) if by_class else rows
         if by_class and (int(samples["counts"].min()) < 1 or bool((samples["labels"].long().diff() <= 0).any())):
-            raise border.Refused("range", "samples: 'counts' below 1, or 'labels' not in rising order")
+            raise checks.Refused("range", "samples: 'counts' below 1, or 'labels' not in rising order")
         if counted != reply.num_examples:
-            raise border.Refused("shape", f"samples: of {counted} samples, expected {reply.num_examples}")
+            raise checks.Refused("shape", f"samples: of {counted} samples, expected {reply.num_examples}")
 
     def _check(self) -> None:
         """What no single key can tell. Raises ConfigError."""

@@ -13,18 +13,20 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from fedkd import diagnostics, forward, fusion, losses, metrics, optimisers, public, values
-from fedkd.border import Refused
+from fedkd import state_values
+from fedkd.border.checks import Refused
 from fedkd.config import TrainConfig
 from fedkd.engine import ClientId, Job, Reply
+from fedkd.maths import diagnostics, fusion, losses, metrics
 from fedkd.off import Off
-from fedkd.optimisers import LocalOptimiser
 from fedkd.participation import Batch
 from fedkd.payload import Findings, Numbers, Payload, Weights
 from fedkd.problem import Problem
 from fedkd.seeds import Stream
 from fedkd.strategy import Cohort, Strategy
 from fedkd.student import Student
+from fedkd.training import forward, optimisers, public_set
+from fedkd.training.optimisers import LocalOptimiser
 
 NOTHING = 1e-9  # nats from the teacher below which there is nothing to learn: rounding, which Adam would magnify
 
@@ -33,7 +35,7 @@ NOTHING = 1e-9  # nats from the teacher below which there is nothing to learn: r
 class State:
     """The averaged and taught entries of each architecture (the empty name, if all clients are alike)."""
 
-    problem: Problem = field(metadata=values.CONSTANT)
+    problem: Problem = field(metadata=state_values.CONSTANT)
     weights: Mapping[str, Weights]
 
 
@@ -58,7 +60,7 @@ class FedDF(Strategy[State]):
         )
 
     def init(self, problem: Problem, stream: Stream) -> State:
-        public.required(problem)
+        public_set.required(problem)
         initial = {name: shared(problem, name, problem.alike(name).initial()) for name in problem.architectures}
         return State(problem, initial)
 
@@ -85,10 +87,10 @@ class FedDF(Strategy[State]):
         weights = {name: self._average(theirs) for name, theirs in groups.items()}
         findings: dict[str, Any] = dict(fusion.describe(self._trust(replies)))
         if self.config.distil_steps:
-            x = public.images(state.problem)
+            x = public_set.images(state.problem)
             logits_KNC = said(state.problem, replies, x).double()
             teacher_NC = self._mean(logits_KNC, replies).softmax(1)  # the mean is of logits, not of probabilities
-            findings |= diagnostics.of_fused(logits_KNC.softmax(2), teacher_NC[None], public.labels(state.problem))
+            findings |= diagnostics.of_fused(logits_KNC.softmax(2), teacher_NC[None], public_set.labels(state.problem))
             weights, numbers = self._teach(state.problem, groups, weights, x, teacher_NC, stream)
             findings |= numbers
         return State(state.problem, {**state.weights, **weights}), findings
@@ -123,10 +125,10 @@ class FedDF(Strategy[State]):
         taught, numbers = {}, []
         for name, theirs in groups.items():
             student = problem.alike(name).initial().load(averages[name], mean_statistics(theirs))
-            before = judged(student, x, teacher_NC, public.labels(problem))
+            before = judged(student, x, teacher_NC, public_set.labels(problem))
             if before["gap"] >= NOTHING:
                 self._distil(student, x, teacher_NC, stream.child(name))
-            after = judged(student, x, teacher_NC, public.labels(problem))
+            after = judged(student, x, teacher_NC, public_set.labels(problem))
             taught[name] = shared(problem, name, student)
             numbers.append(
                 {f"{key}_before": value for key, value in before.items()}
@@ -147,7 +149,7 @@ class FedDF(Strategy[State]):
             yield "distil", losses.kl(batch.known["teacher"], student(batch.x))
 
         known = {"teacher": teacher_NC.float()}
-        batches = public.batches(x, known, config.distil_batch, stream, steps=config.distil_steps)
+        batches = public_set.batches(x, known, config.distil_batch, stream, steps=config.distil_steps)
         optimisers.descend(optimiser, batches, terms)
 
 

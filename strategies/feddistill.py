@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from fedkd import tables
 from fedkd.engine import ClientId, Reply
 from fedkd.payload import Findings, Payload
 from fedkd.problem import Problem
 from fedkd.seeds import Stream
 from fedkd.strategy import Cohort, Strategy
-from fedkd.tables import Tables
+from fedkd.training import class_tables
+from fedkd.training.class_tables import Tables
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class FedDistill(Strategy[State]):
     def plan(self, state: State, cohort: Cohort) -> Mapping[ClientId, Payload]:
         if not len(state.tables.clients):
             return dict.fromkeys(cohort, Payload())
-        return tables.tell(
+        return class_tables.tell(
             state.tables,
             cohort,
             self.config.leave_one_out,
@@ -53,8 +53,8 @@ class FedDistill(Strategy[State]):
         )
 
     def aggregate(self, state: State, replies: Sequence[Reply], stream: Stream) -> tuple[State, Findings]:
-        found = tables.gather(replies, self.config.mean)
-        return State(found), tables.describe(found)
+        found = class_tables.gather(replies, self.config.mean)
+        return State(found), class_tables.describe(found)
 
     def served(self, state: State, client: ClientId | None) -> Payload | None:
         return None

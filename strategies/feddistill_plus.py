@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from fedkd import fusion, tables
 from fedkd.engine import ClientId, Reply
+from fedkd.maths import fusion
 from fedkd.payload import Findings, Payload, Weights
 from fedkd.problem import Problem
 from fedkd.seeds import Stream
 from fedkd.strategy import Cohort, Strategy
-from fedkd.tables import Tables
+from fedkd.training import class_tables
+from fedkd.training.class_tables import Tables
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class FedDistillPlus(Strategy[State]):
     def plan(self, state: State, cohort: Cohort) -> Mapping[ClientId, Payload]:
         if not len(state.tables.clients):
             return dict.fromkeys(cohort, Payload(weights=state.weights))
-        return tables.tell(
+        return class_tables.tell(
             state.tables,
             cohort,
             self.config.leave_one_out,
@@ -54,9 +55,9 @@ class FedDistillPlus(Strategy[State]):
 
     def aggregate(self, state: State, replies: Sequence[Reply], stream: Stream) -> tuple[State, Findings]:
         trust_1K1 = fusion.by_weighting(self.config.weighting, replies)
-        found = tables.gather(replies, self.config.mean)
+        found = class_tables.gather(replies, self.config.mean)
         after = State(fusion.fuse_weights(replies, trust_1K1), found)
-        return after, {**fusion.describe(trust_1K1), **tables.describe(found)}
+        return after, {**fusion.describe(trust_1K1), **class_tables.describe(found)}
 
     def served(self, state: State, client: ClientId | None) -> Payload | None:
         if client is None and self.config.share == "head":

@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 import torch
 from annotated_types import Ge, Le
 
-from fedkd import fusion
 from fedkd.engine import ClientId, Reply
+from fedkd.maths import fusion
 from fedkd.payload import Numbers, Payload, Weights
 from fedkd.problem import Problem
 from fedkd.seeds import Stream

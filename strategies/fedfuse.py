@@ -2,7 +2,7 @@
 
 Our own method (docs/strategies/fedfuse.md), not published that we know of. Two exchanges a round: clients train and
 answer, then learn from the fused answers. The images are a public set or, without one, drawn by a generator that is
-trained against the clients' students (fedkd/image_distillation.py). Client half: fedfuse.
+trained against the clients' students (fedkd/distillation/image_distillation.py). Client half: fedfuse.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,15 +13,19 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from fedkd import affinity, border, diagnostics, fusion, image_distillation, public, values
+from fedkd import state_values
+from fedkd.border import checks
+from fedkd.distillation import image_distillation
+from fedkd.distillation.image_distillation import Recipe, Witness
 from fedkd.engine import ClientId, Job, Reply
 from fedkd.errors import ConfigError
-from fedkd.image_distillation import Recipe, Witness
+from fedkd.maths import affinity, diagnostics, fusion
 from fedkd.models import image_generators
 from fedkd.payload import Findings, Payload, Weights
 from fedkd.problem import Problem
 from fedkd.seeds import Stream
 from fedkd.strategy import Cohort, Strategy
+from fedkd.training import public_set
 
 DIGITS = 4  # of the numbers in the ledger's lists
 FLOOR = -100.0  # nats; less says no more, and no client can forbid a label by a logit of -1e38
@@ -46,7 +50,7 @@ class State:
     adam: Mapping[str, Any]
     pool: Weights  # `x` uint8 and `y` int64 of earlier rounds, oldest first
     knowledge: Knowledge | None  # between the exchanges of a round
-    problem: Problem = field(metadata=values.CONSTANT)
+    problem: Problem = field(metadata=state_values.CONSTANT)
 
 
 class FedFuse(Strategy[State]):
@@ -114,11 +118,11 @@ class FedFuse(Strategy[State]):
         if job.exchange:
             return
         generates, samples = self._generates(state.problem), reply.payload.samples or {}
-        border.check_rows(reply, 0 if generates else public.size(state.problem))
+        checks.check_rows(reply, 0 if generates else public_set.size(state.problem))
         if generates:
             image_distillation.check_upload(state.problem, job.client, samples)
         elif samples:
-            raise border.Refused("names", f"samples: {len(samples)} entries where none were asked for")
+            raise checks.Refused("names", f"samples: {len(samples)} entries where none were asked for")
 
     def aggregate(self, state: State, replies: Sequence[Reply], stream: Stream) -> tuple[State, Findings]:
         if replies[0].exchange:
@@ -170,7 +174,7 @@ class FedFuse(Strategy[State]):
         log_RNC = fused_RNC.clamp(min=torch.finfo(torch.float32).tiny).log()
         known = Knowledge(log_RNC, tuple(reply.client for reply in replies), held_C.long(), {})
         if y_N is None:
-            y_N = public.labels(problem)
+            y_N = public_set.labels(problem)
         found: dict[str, Any] = {
             **fusion.describe(trust_RKC[:, :, held_C]),
             **diagnostics.of_fused(log_KNC.exp(), fused_RNC, y_N),

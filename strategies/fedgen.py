@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from fedkd import distillation, fusion, losses
+from fedkd.distillation import loop
 from fedkd.engine import ClientId, Reply
 from fedkd.errors import ConfigError
+from fedkd.maths import fusion, losses
 from fedkd.models import generators
 from fedkd.payload import Numbers, Payload, Weights
 from fedkd.problem import Problem
@@ -126,7 +127,7 @@ class FedGen(Strategy[State]):
             z_Bd = generators.generate(entries, y_B, noise_BN, training=True)
             return self._terms(state, heads, z_Bd, y_B, noise_BN)
 
-        found = distillation.optimise(
+        found = loop.optimise(
             state.generator,
             generators.learnable(state.generator),
             state.adam,

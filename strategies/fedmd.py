@@ -11,20 +11,23 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from fedkd import border, diagnostics, public, values
+from fedkd import state_values
+from fedkd.border import checks
 from fedkd.engine import ClientId, Job, Reply
 from fedkd.errors import ConfigError
+from fedkd.maths import diagnostics
 from fedkd.payload import Findings, Payload
 from fedkd.problem import Problem
 from fedkd.seeds import Stream
 from fedkd.strategy import Cohort, Strategy
+from fedkd.training import public_set
 
 
 @dataclass(frozen=True)
 class State:
     """What the clients of the last round said on average, (N, C) logits; empty before the first."""
 
-    problem: Problem = field(metadata=values.CONSTANT)
+    problem: Problem = field(metadata=state_values.CONSTANT)
     consensus: Tensor
 
 
@@ -45,7 +48,7 @@ class FedMD(Strategy[State]):
         private_epochs: Annotated[int, Ge(0)] = 0  # on its own data, after these; 0: none. Paper: 25
 
     def init(self, problem: Problem, stream: Stream) -> State:
-        proxy = public.required(problem)
+        proxy = public_set.required(problem)
         if self.config.public_epochs and not proxy.is_labelled:
             raise ConfigError(
                 f"strategy.public_epochs = {self.config.public_epochs} needs labels, and proxy={proxy.name} has none",
@@ -58,19 +61,19 @@ class FedMD(Strategy[State]):
         return self.needs if cohort.exchange == 0 else frozenset()
 
     def plan(self, state: State, cohort: Cohort) -> Mapping[ClientId, Payload]:
-        numbers = public.describe(state.problem, self._size(state))
+        numbers = public_set.describe(state.problem, self._size(state))
         consensus = state.consensus if cohort.exchange else None
         return dict.fromkeys(cohort, Payload(probe_logits=consensus, numbers=numbers))
 
     def inspect(self, state: State, job: Job, reply: Reply) -> None:
-        border.check_rows(reply, self._size(state))
+        checks.check_rows(reply, self._size(state))
 
     def aggregate(self, state: State, replies: Sequence[Reply], stream: Stream) -> tuple[State, Findings]:
         if replies[0].exchange == 1:
             return state, {}
         logits_KNC = torch.stack([r.payload.probe_logits for r in replies if r.payload.probe_logits is not None])
         mean_NC = logits_KNC.double().mean(0)
-        y_N = public.labels(state.problem, public.part(state.problem, self._size(state), replies[0].round))
+        y_N = public_set.labels(state.problem, public_set.part(state.problem, self._size(state), replies[0].round))
         findings = diagnostics.of_fused(logits_KNC.softmax(2), mean_NC.softmax(1)[None], y_N)
         return replace(state, consensus=mean_NC.float()), findings
 
@@ -78,4 +81,4 @@ class FedMD(Strategy[State]):
         return None
 
     def _size(self, state: State) -> int:
-        return public.size(state.problem, self.config.public_size)
+        return public_set.size(state.problem, self.config.public_size)

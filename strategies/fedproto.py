@@ -10,13 +10,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedkd import tables
 from fedkd.engine import ClientId, Reply
 from fedkd.errors import ConfigError
 from fedkd.payload import Findings, Payload
 from fedkd.problem import Problem
 from fedkd.seeds import Stream
 from fedkd.strategy import Cohort, Strategy
+from fedkd.training import class_tables
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class FedProto(Strategy[State]):
         """A label that no client of this round has keeps its prototype of an earlier one."""
         sent = [r.payload.prototypes for r in replies if r.payload.prototypes is not None]
         counts_KC = torch.stack([r.payload.label_counts for r in replies if r.payload.label_counts is not None])
-        rule: tables.Mean = "examples" if self.config.aggregation == "examples" else "holders"
-        fresh_Cd, weight_C = tables.combine(torch.stack(sent), tables.weigh(counts_KC, rule))
+        rule: class_tables.Mean = "examples" if self.config.aggregation == "examples" else "holders"
+        fresh_Cd, weight_C = class_tables.combine(torch.stack(sent), class_tables.weigh(counts_KC, rule))
         is_fresh_C = weight_C > 0
         after = State(
             torch.where(is_fresh_C[:, None], fresh_Cd, state.prototypes),

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import torch
 from annotated_types import Ge, Gt, Lt
 
-from fedkd import fusion
 from fedkd.engine import ClientId, Reply
 from fedkd.errors import ConfigError
+from fedkd.maths import fusion
 from fedkd.payload import Numbers, Payload, Weights
 from fedkd.problem import Problem
 from fedkd.seeds import Stream

@@ -12,13 +12,16 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from fedkd import affinity, border, diagnostics, public, values
+from fedkd import state_values
+from fedkd.border import checks
 from fedkd.engine import ClientId, Job, Reply
 from fedkd.errors import ConfigError
+from fedkd.maths import affinity, diagnostics
 from fedkd.payload import Findings, Payload
 from fedkd.problem import Problem
 from fedkd.seeds import Stream
 from fedkd.strategy import Cohort, Strategy
+from fedkd.training import public_set
 
 SAMPLES_AT_ONCE = 64  # of weights by sample: their distances are (samples, K, K, C) in memory
 
@@ -37,7 +40,7 @@ class Heard:
 class State:
     """Between exchanges: teachers. Between rounds: what the configuration wants remembered."""
 
-    problem: Problem = field(metadata=values.CONSTANT)
+    problem: Problem = field(metadata=state_values.CONSTANT)
     round: int  # rounds heard of
     beta: float | None  # chosen in the first round, if it is `auto`
     laws: Mapping[int, Tensor]  # by client: its first estimate, where that is to stay
@@ -78,11 +81,11 @@ class KnFu(Strategy[State]):
 
     def init(self, problem: Problem, stream: Stream) -> State:
         wants_labels = self.config.fine_tune_ce == "transfer" or self.config.epd == "class_table"
-        if wants_labels and not public.required(problem).is_labelled:
+        if wants_labels and not public_set.required(problem).is_labelled:
             key = "fine_tune_ce" if self.config.fine_tune_ce == "transfer" else "epd"
             raise ConfigError(
-                f"strategy.{key} = {getattr(self.config, key)} needs labels, and proxy={public.required(problem).name} "
-                "has none",
+                f"strategy.{key} = {getattr(self.config, key)} needs labels, "
+                f"and proxy={public_set.required(problem).name} has none",
                 where=f"strategy.{key}",
                 mend="say proxy=held-out or proxy=unused",
             )
@@ -97,14 +100,14 @@ class KnFu(Strategy[State]):
         return frozenset({"probe_logits", "label_counts"} if self.config.epd == "reported" else {"probe_logits"})
 
     def plan(self, state: State, cohort: Cohort) -> Mapping[ClientId, Payload]:
-        numbers = public.describe(state.problem, public.size(state.problem))
+        numbers = public_set.describe(state.problem, public_set.size(state.problem))
         without = Payload(numbers=numbers)
         distinct = {id(teacher): teacher for teacher in state.teachers.values()}
         payloads = {key: Payload(probe_logits=teacher, numbers=numbers) for key, teacher in distinct.items()}
         return {client: payloads.get(id(state.teachers.get(client)), without) for client in cohort}
 
     def inspect(self, state: State, job: Job, reply: Reply) -> None:
-        border.check_rows(reply, public.size(state.problem))
+        checks.check_rows(reply, public_set.size(state.problem))
 
     def aggregate(self, state: State, replies: Sequence[Reply], stream: Stream) -> tuple[State, Findings]:
         if replies[0].exchange == 1:  # they have taken what was fused
@@ -151,7 +154,7 @@ class KnFu(Strategy[State]):
             counts_KC = torch.stack([said.counts for said in heard.values()])
             found = affinity.reported(counts_KC, self.config.pseudo_count)
         else:
-            found = by_public_label(logits_KNC.softmax(-1), public.required(state.problem).samples.y)
+            found = by_public_label(logits_KNC.softmax(-1), public_set.required(state.problem).samples.y)
         laws = dict(zip(heard, found, strict=True))
         return {**laws, **state.laws} if self.config.epd_when == "first" else laws
 
@@ -162,7 +165,7 @@ class KnFu(Strategy[State]):
             parts = logits_KNC.softmax(-1).movedim(1, 0).split(SAMPLES_AT_ONCE)
             return torch.cat([affinity.distance(part, kind) for part in parts])
         if self.config.epd == "class_table":
-            labels = public.required(state.problem).samples.y
+            labels = public_set.required(state.problem).samples.y
             has_label_C = torch.bincount(labels, minlength=state.problem.classes) > 0
             return affinity.table_distance(laws, has_label_C.expand(len(laws), -1), kind)
         return affinity.distance(laws, kind)
@@ -212,4 +215,4 @@ def by_public_label(probs_KNC: Tensor, y_N: Tensor) -> Tensor:
 def against_own(problem: Problem, W_RK: Tensor, own_RNC: Tensor, fused_RNC: Tensor) -> Findings:
     """How the teachers of those who have one differ from their own knowledge; labels are for this measure only."""
     taught_R = W_RK.sum(-1).reshape(-1, len(own_RNC)).amax(0) > 0
-    return diagnostics.of_fused(own_RNC[taught_R], fused_RNC[taught_R], public.labels(problem))
+    return diagnostics.of_fused(own_RNC[taught_R], fused_RNC[taught_R], public_set.labels(problem))

@@ -13,9 +13,10 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from fedkd import affinity, diagnostics, distillation, fusion, losses
+from fedkd.distillation import loop
 from fedkd.engine import ClientId, Reply
 from fedkd.errors import ConfigError
+from fedkd.maths import affinity, diagnostics, fusion, losses
 from fedkd.models import generators
 from fedkd.payload import Findings, Payload, Weights
 from fedkd.problem import Problem
@@ -159,7 +160,7 @@ class KnFuGenerated(Strategy[State]):
             if config.diversity_weight:
                 yield "diversity", config.diversity_weight * losses.diversity(noise_B, z_Bd)
 
-        found = distillation.optimise(
+        found = loop.optimise(
             state.generator,
             generators.learnable(state.generator),
             state.adam,

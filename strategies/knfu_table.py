@@ -13,8 +13,8 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from fedkd import affinity, fusion
 from fedkd.engine import ClientId, Reply
+from fedkd.maths import affinity, fusion
 from fedkd.payload import Findings, Payload
 from fedkd.problem import Problem
 from fedkd.seeds import Stream

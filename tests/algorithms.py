@@ -16,8 +16,9 @@ from typing import Any
 import tiny
 import yaml
 
-from fedkd import compose, plugins, reference, rounds
+from fedkd import rounds
 from fedkd.config import RunConfig
+from fedkd.configuration import compose, plugins, reference
 from fedkd.engine import Engine, Job, Reply
 from fedkd.experiment import Experiment, RunState
 from fedkd.payload import Payload

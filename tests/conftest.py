@@ -12,8 +12,8 @@ from hypothesis import settings
 from clients.supervised import Supervised
 from fedkd.engine import Job
 from fedkd.problem import Problem
-from fedkd.training import LocalSite
-from simulations.ray_pool import RayPool
+from fedkd.training.site import LocalSite
+from simulations.engines.ray_pool import RayPool
 
 # The same examples in every run, and few: the suite is for every commit. No deadline: a busy machine is no failure.
 settings.register_profile("fedkd", max_examples=25, deadline=None, derandomize=True)

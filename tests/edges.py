@@ -7,14 +7,15 @@ from typing import Any
 from flwr.app import Context, Message, RecordDict
 from grids import LocalGrid
 
-from fedkd import compose
-from fedkd.training import LocalSite
-from simulations import flower_app, runs
+from fedkd.configuration import compose
+from fedkd.training.site import LocalSite
+from simulations import flower_app
 from simulations.deploy import assembly, shards
 from simulations.deploy.engine import EdgeEngine
 from simulations.deploy.roster import Roster
-from simulations.driver import Tell, Venue
-from simulations.options import Options
+from simulations.run import runs
+from simulations.run.driver import Tell, Venue
+from simulations.run.options import Options
 
 
 class EdgeGrid(LocalGrid):

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from fedkd import ledger
-from simulations import run_folder
-from simulations.compare import metric
-from simulations.compare.judging import judge
-from simulations.compare.member import Member
-from simulations.compare.verdict import Question, Verdict
+from fedkd.record import ledger
+from simulations.analysis import metric
+from simulations.analysis.analyse import judge
+from simulations.analysis.result import Question, Verdict
+from simulations.analysis.run_record import Member
+from simulations.run import run_folder
 
 CLASSES = 5
 Row = dict[str, Any]

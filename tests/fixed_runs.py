@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import json
 import os
+import runpy
 import shlex
 import subprocess
 import sys
@@ -118,11 +119,12 @@ def runs() -> dict[str, list[str]]:
 
 def play(chosen: Sequence[str], folder: Path) -> None:
     """Run those of the list in this process, each into its own folder; one that fails leaves what it printed."""
-    from simulations import cli
-
     for number, name in enumerate(chosen):
-        code = cli.main(["run", *runs()[name], "--out", str(folder / str(number)), "--quiet"])
-        (folder / f"{number}.code").write_text(str(code))
+        sys.argv = ["fedkd", "run", *runs()[name], "--out", str(folder / str(number)), "--quiet"]
+        try:
+            runpy.run_module("simulations.cli", run_name="__main__")  # a module in older checkouts, a package now
+        except SystemExit as end:
+            (folder / f"{number}.code").write_text(str(end.code))
 
 
 def played(checkout: Path, chosen: Sequence[str], folder: Path) -> list[Path | None]:

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from simulations.compare import metric
-from simulations.compare.member import Member
-from simulations.compare.verdict import Question
+from simulations.analysis import metric
+from simulations.analysis.result import Question
+from simulations.analysis.run_record import Member
 
 
 def member(method="fedavg", seed=0, accuracy=(0.5, 0.6), setting="", clients=(0.5, 0.7), **changes):

@@ -9,7 +9,7 @@ from PIL import Image
 
 from fedkd.config import DataConfig
 from fedkd.data import own
-from fedkd.data.agreed import OwnDataError, Pair, public_reason
+from fedkd.data.image_spec import OwnDataError, Pair, public_reason
 from fedkd.data.samples import Dataset
 
 LABELS = ["cat", "dog", "owl"]

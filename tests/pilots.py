@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from fedkd import compose
-from simulations import runs
-from simulations.options import Options
+from fedkd.configuration import compose
+from simulations.run import runs
+from simulations.run.options import Options
 
 SMALL = (
     "data=digits",

@@ -7,8 +7,8 @@ from typing import Any
 import algorithms
 from algorithms import Trail
 
-from fedkd import admission
-from fedkd.admission import Admitted
+from fedkd.border import admission
+from fedkd.border.admission import Admitted
 from fedkd.config import EvaluateConfig
 from fedkd.engine import Engine, Job, Reply, Result
 from fedkd.experiment import Experiment

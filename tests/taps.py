@@ -8,15 +8,16 @@ import torch
 from torch import nn
 
 from clients.fedd2s import FedD2S
-from fedkd import heads, seeds
+from fedkd import seeds
 from fedkd.config import EvaluateConfig
+from fedkd.distillation import heads
 from fedkd.engine import ClientState, Job, Reply
 from fedkd.participation import Batch
 from fedkd.payload import Payload
 from fedkd.problem import Problem
 from fedkd.strategy import Cohort
 from fedkd.student import Student
-from fedkd.training import LocalSite
+from fedkd.training.site import LocalSite
 from strategies import fedd2s as server
 
 STREAM = seeds.stream(0, "test")

@@ -57,7 +57,7 @@ def test_the_examples_own_test_passes_both_run_and_a_value_out_of_range_is_refus
     code = f"""
 import sys
 import pytest
-from simulations import cli
+from simulations.cli import main as cli
 assert cli.main({["run", "strategy=fednova", "train.steps=null", *small]}) == 0
 assert cli.main({["run", "strategy=pfedme", "strategy.pull=-1", *small]}) == 2
 assert cli.main({["run", "strategy=pfedme", "strategy.pull=5", "train.steps=2", *small]}) == 0

@@ -5,8 +5,8 @@ import shlex
 import pytest
 from nightly import figures
 
-from fedkd import compose
-from simulations.compare import cells, metric
+from fedkd.configuration import compose
+from simulations.analysis import cells, metric
 
 TABLE = """<!-- figures: made-up
 command: fedkd run {row} seed={seed}

@@ -5,7 +5,7 @@ import fixed_runs
 import torch
 from safetensors.torch import save_file
 
-from fedkd import compose
+from fedkd.configuration import compose
 
 
 def test_the_list_has_every_strategy_and_every_student():

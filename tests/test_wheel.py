@@ -60,9 +60,9 @@ def test_a_client_needs_none_of_the_heavy_packages_and_a_run_works_outside_the_t
 import sys
 heavy = {[*HEAVY.values()]!r}
 sys.modules |= dict.fromkeys(heavy)  # importing one now raises
-import simulations.flower_app, simulations.runs, simulations.driver, simulations.engines
+import simulations.flower_app, simulations.run.runs, simulations.run.driver, simulations.engines.choose
 for name in heavy: del sys.modules[name]
-from simulations import cli
+from simulations.cli import main as cli
 sys.exit(cli.main(["run", "rounds=1", "train.steps=1", "engine=inline", "--json"]))
 """
     assert '"status": "done"' in run(installed, "-c", code)

@@ -20,7 +20,7 @@ from fedkd.problem import Problem
 from fedkd.rounds import Round
 from fedkd.strategy import Strategy
 from fedkd.student import Student
-from fedkd.training import LocalSite
+from fedkd.training.site import LocalSite
 
 CLASSES, LATENT, SIDE = 3, 4, 6
 TRAIN = TrainConfig(batch=4, steps=3, lr=0.1)

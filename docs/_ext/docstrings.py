@@ -10,7 +10,7 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
-from fedkd import reference
+from fedkd.configuration import reference
 
 _SPECIAL = re.compile(r"[\\*|]|(?<=\w)_\b")
 

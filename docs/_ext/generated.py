@@ -1,7 +1,7 @@
 """What pages show and nobody writes: tables from the code, and the site's contents from the lists of links.
 
 The pages stay plain Markdown, for readers of the repository. A comment marks where something is filled in:
-`<!-- generated: methods -->`, `<!-- module: fedkd.losses -->` or `<!-- include: ../SECURITY.md -->`.
+`<!-- generated: methods -->`, `<!-- module: fedkd.maths.losses -->` or `<!-- include: ../SECURITY.md -->`.
 """
 
 import contextlib
@@ -13,8 +13,8 @@ from pathlib import Path
 
 from sphinx.application import Sphinx
 
-from fedkd import compose
-from simulations import cli, config_view, listing
+from fedkd.configuration import compose
+from simulations.cli import config_view, listing, main
 
 _MARKER = re.compile(r"^<!-- (generated|module|include): (\S+) -->$", re.MULTILINE)
 _LINK = re.compile(r"\[([^\]]+)\]\(([\w/-]+)\.md\)")
@@ -116,9 +116,9 @@ def _strategies(docs: Path) -> Iterator[str]:
 def _commands(docs: Path) -> Iterator[str]:
     """What `fedkd VERB --help` prints."""
     os.environ["COLUMNS"] = "100"
-    for verb in cli.VERBS:
+    for verb in main.VERBS:
         with contextlib.redirect_stdout(io.StringIO()) as printed:
-            cli.main([verb, "--help"])
+            main.main([verb, "--help"])
         yield f"\n## `fedkd {verb}`\n\n```text\n{printed.getvalue().rstrip()}\n```"
 
 

@@ -12,7 +12,7 @@ from typing import IO, Any
 import numpy as np
 
 from fedkd.data import images
-from fedkd.data.agreed import MOST_BYTES, MOST_SAMPLES, Agreed, Brought, OwnDataError, Pair, too_many
+from fedkd.data.image_spec import MOST_BYTES, MOST_SAMPLES, Agreed, Brought, OwnDataError, Pair, too_many
 
 SUFFIXES = (".npz", ".safetensors")
 _LAYOUTS = ({"x", "y"}, {"train_x", "train_y"}, {"train_x", "train_y", "test_x", "test_y"})

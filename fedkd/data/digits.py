@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedkd.data.agreed import Pair
+from fedkd.data.image_spec import Pair
 from fedkd.errors import DataError
 
 _SHA256 = "6ebb3d2fee246a4e99363262ddf8a00a3c41bee6014c373ed9d9216ba7f651b8"  # of the text, however it is packed

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from fedkd.data import images
-from fedkd.data.agreed import MOST_BYTES, MOST_SAMPLES, Agreed, Brought, OwnDataError, Pair, too_many
+from fedkd.data.image_spec import MOST_BYTES, MOST_SAMPLES, Agreed, Brought, OwnDataError, Pair, too_many
 
 _PARTS = ("train", "test")
 # Skipped, as is what begins with a dot: what Windows leaves, and the pack that may lie beside the class folders.

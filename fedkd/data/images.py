@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fedkd.data.agreed import Agreed, OwnDataError
+from fedkd.data.image_spec import Agreed, OwnDataError
 
 # Not all that Pillow knows: EPS would start another program, and a rare format is a rarely tested reader.
 FORMATS = ("PNG", "JPEG", "MPO", "BMP", "GIF", "TIFF", "WEBP", "PPM")

@@ -7,14 +7,14 @@ import numpy as np
 
 from fedkd import seeds
 from fedkd.config import DataConfig
-from fedkd.data import brought, sources
-from fedkd.data.agreed import OWN, Agreed, Brought
+from fedkd.data import own_data, sources
+from fedkd.data.image_spec import OWN, Agreed, Brought
 from fedkd.data.samples import Dataset, Samples
 
 
 def read(path: Path, config: DataConfig) -> Brought:
     """What lies at a path, as stored and as agreed: `brought.read`. Errors: ConfigError, OwnDataError."""
-    return brought.read(path, sources.agree(config))
+    return own_data.read(path, sources.agree(config))
 
 
 def load_device(config: DataConfig, path: Path, seed: int, client: int) -> Dataset:
@@ -25,7 +25,7 @@ def load_device(config: DataConfig, path: Path, seed: int, client: int) -> Datas
     """
     common = sources.agree(config)
     stream = seeds.stream(seed, "own test", client=client)
-    train, test = brought.of_device(path, common, config.test_share, config.min_samples, stream)
+    train, test = own_data.of_device(path, common, config.test_share, config.min_samples, stream)
     return Dataset(config.name, common.labels, sources.samples(train, common), sources.samples(test, common))
 
 
@@ -40,7 +40,7 @@ def load_server(config: DataConfig) -> Dataset:
         return replace(whole, train=_none(common))
     if config.test is None:
         return Dataset(OWN, common.labels, _none(common), _none(common))
-    test = brought.test_part(Path(config.test), common)
+    test = own_data.test_part(Path(config.test), common)
     return Dataset(OWN, common.labels, _none(common), sources.samples(test, common))
 
 

@@ -13,7 +13,7 @@ import torch
 from fedkd import seeds
 from fedkd.config import DataConfig, RunConfig
 from fedkd.data import sources
-from fedkd.data.agreed import OWN
+from fedkd.data.image_spec import OWN
 from fedkd.data.partition import Partition
 from fedkd.data.samples import Dataset, Proxy, Samples
 from fedkd.errors import ConfigError

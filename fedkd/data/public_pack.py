@@ -15,8 +15,8 @@ from torch import Tensor, arange
 
 from fedkd.config import RunConfig
 from fedkd.data import arrays, proxy, sources
-from fedkd.data.agreed import Agreed
 from fedkd.data.arrays import Entry
+from fedkd.data.image_spec import Agreed
 from fedkd.data.samples import Proxy, Samples
 from fedkd.errors import DataError
 

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from fedkd import plainyaml
+from fedkd import strict_yaml
 from fedkd.config import DataConfig
-from fedkd.data import agreed, digits, idx, label_names
-from fedkd.data.agreed import OWN, Agreed, Pair
+from fedkd.data import digits, idx, image_spec, label_names
+from fedkd.data.image_spec import OWN, Agreed, Pair
 from fedkd.errors import ConfigError, DataError, Mistake
 
 if TYPE_CHECKING:
@@ -82,14 +82,14 @@ def agree(config: DataConfig) -> Agreed:
         near = difflib.get_close_matches(config.name, names(), n=1)
         mend = (f"did you mean '{near[0]}'? " if near else "") + f"known: {', '.join(names())}"
         raise ConfigError(f"data.name = '{config.name}' is unknown", where="data", mend=mend)
-    if found := list(agreed.problems(config)):
-        wrong = [(f"data.{key} = {plainyaml.write(getattr(config, key))}", mend) for key, mend in found]
+    if found := list(image_spec.problems(config)):
+        wrong = [(f"data.{key} = {strict_yaml.write(getattr(config, key))}", mend) for key, mend in found]
         mistakes = tuple(Mistake(what, "data", mend) for what, mend in wrong)
         raise ConfigError(wrong[0][0], where="data", mend=wrong[0][1], mistakes=mistakes)
     if config.name == OWN:
-        return agreed.of_own(config)
+        return image_spec.of_own(config)
     source = SOURCES[config.name]
-    scale, offset = agreed.scaling(config.scaling, source.mean, source.std, source.top)
+    scale, offset = image_spec.scaling(config.scaling, source.mean, source.std, source.top)
     return Agreed(config.name, source.labels, source.shape, source.top, scale, offset, config.resize)
 
 
@@ -104,12 +104,12 @@ def find_root(config: DataConfig) -> Root:
 
 
 def _own(config: DataConfig, common: Agreed) -> tuple[Pair, Pair]:
-    from fedkd.data import brought
+    from fedkd.data import own_data
 
     if not config.root:
         mend = "name the folder of images or the file: data.root=PATH"
         raise ConfigError("data=own has no place to come from: data.root = null", where="data", mend=mend)
-    return brought.of_simulation(Path(config.root), common, config.test, config.test_share)
+    return own_data.of_simulation(Path(config.root), common, config.test, config.test_share)
 
 
 def samples(pair: Pair, common: Agreed) -> Samples:

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import torch
 from torch import Tensor
 
-from fedkd import forward, naming, seeds
+from fedkd import seeds
 from fedkd.client import Client
 from fedkd.config import PartsConfig, RunConfig
+from fedkd.configuration import naming
 from fedkd.engine import Job
 from fedkd.errors import ConfigError
+from fedkd.models.predictors import Predictor
 from fedkd.participation import Batch, Trained
 from fedkd.parts import guards, part
 from fedkd.parts.graph import Graph
@@ -26,10 +28,10 @@ from fedkd.parts.mixup import Mixup
 from fedkd.parts.part import PREFIX, Part, Seen, Watch
 from fedkd.parts.teacher import Teacher
 from fedkd.payload import Weights
-from fedkd.predictors import Predictor
 from fedkd.problem import Problem
 from fedkd.strategy import Strategy
 from fedkd.student import Student
+from fedkd.training import forward
 
 if TYPE_CHECKING:
     from fedkd.participation import Outcome, Site

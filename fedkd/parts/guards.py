@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from fedkd import losses
+from fedkd.maths import losses
 from fedkd.parts.part import Part, Seen, logits_of
 
 

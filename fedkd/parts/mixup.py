@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedkd import losses
+from fedkd.maths import losses
 from fedkd.parts.part import PREFIX, Part, Seen
 from fedkd.student import Student
 

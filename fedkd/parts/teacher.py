@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedkd import divergences
 from fedkd.errors import ConfigError
+from fedkd.maths import divergences
 from fedkd.parts.part import PREFIX, Part, Seen, logits_of
 from fedkd.problem import Problem
 from fedkd.student import Student

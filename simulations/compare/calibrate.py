@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from fedkd.config import RunConfig
+from fedkd.configuration.resolved import Resolved
 from fedkd.errors import RunError
-from fedkd.resolved import Resolved
-from simulations.compare import candidates, plan
-from simulations.compare.plan import Cell, Plan
-from simulations.options import Options
+from simulations.analysis import candidates, plan
+from simulations.analysis.plan import Cell, Plan
+from simulations.run.options import Options
 
 _NEVER = 10**9  # rounds
 
@@ -48,7 +48,7 @@ def measure(config: RunConfig) -> Pace:
 def _measure(config: RunConfig) -> Pace:
     from fedkd import rounds
     from simulations import assemble
-    from simulations.inline import Inline
+    from simulations.engines.inline import Inline
 
     began = time.perf_counter()
     assembly = assemble.assemble(config)
@@ -110,7 +110,7 @@ def estimate(cells: Mapping[Cell, RunConfig], setting: str, jobs: int) -> float 
 
 def seeds_note(found: Plan) -> str:
     """What so few seeds cannot show; empty if they are enough."""
-    from simulations import stats
+    from simulations.analysis import stats
 
     family = (len(found.methods) - 1) * len(found.settings)
     count = len(found.seeds)

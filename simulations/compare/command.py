@@ -5,10 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from fedkd.errors import ConfigError
-from simulations import ray_session, run_folder
-from simulations.compare import candidates, cells, plan, tune
-from simulations.compare.grid import COMMAND_LINE
-from simulations.options import Compare
+from simulations.analysis import candidates, cells, plan
+from simulations.analysis.grid import COMMAND_LINE
+from simulations.compare import tune
+from simulations.engines import ray_session
+from simulations.run import run_folder
+from simulations.run.options import Compare
 
 
 def main(asked: Compare) -> int:
@@ -34,11 +36,11 @@ def main(asked: Compare) -> int:
 
 def _begin(asked: Compare) -> None:
     """All is right that can be told at once: now the seconds begin in which torch is imported."""
-    from simulations.compare import board, player
+    from simulations.compare import progress_table, worker_pool
 
-    board.make(asked).say("starting: loading PyTorch")
+    progress_table.make(asked).say("starting: loading PyTorch")
     if not (asked.dry_run or asked.debug):
-        player.warm_up()
+        worker_pool.warm_up()
 
 
 def _jobs(asked: Compare) -> int:

@@ -7,19 +7,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedkd.configuration.resolved import Resolved
 from fedkd.errors import FolderError
-from fedkd.resolved import Resolved
-from simulations import run_folder
-from simulations.compare import board, calibrate, choices, plan, player
-from simulations.compare.board import Board, Progress
-from simulations.compare.child import Outcome
-from simulations.compare.plan import Cell, Plan
+from simulations.analysis import choices, plan
+from simulations.analysis.plan import Cell, Plan
+from simulations.compare import calibrate, progress_table, worker_pool
+from simulations.compare.progress_table import Board, Progress
 from simulations.compare.tune import Tuning
-from simulations.options import Options
-from simulations.run_folder import RunFolder
+from simulations.compare.worker import Outcome
+from simulations.run import run_folder
+from simulations.run.options import Options
+from simulations.run.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from simulations.compare.verdict import Verdict
+    from simulations.analysis.result import Verdict
 
 NOT_ALL = 4  # the exit code if a run is missing
 
@@ -47,7 +48,7 @@ class Session:
 
 def _play(session: Session) -> int:
     held = run_folder.hold(session.folder)
-    shown = board.make(session.options, session.folder / "log.txt")
+    shown = progress_table.make(session.options, session.folder / "log.txt")
     try:
         if note := calibrate.seeds_note(session.plan):
             shown.say(f"note    {note}")
@@ -88,12 +89,12 @@ def _play_cells(tasks: Mapping[Cell, Resolved], session: Session, shown: Board, 
     missing = {cell: its for cell, its in tasks.items() if not plan.is_done(folder / cell.folder, cell.digest)}
     shown.begin(name, [_progress(cell, folder, tasks[cell], cell not in missing) for cell in tasks], session.jobs)
     if session.options.debug:
-        outcomes = player.play_here(missing, folder, shown)
+        outcomes = worker_pool.play_here(missing, folder, shown)
     else:
-        player.warm_up()
+        worker_pool.warm_up()
         alone = _downloading(missing)  # two processes must not fetch the same files
-        outcomes = player.play({cell: missing.pop(cell) for cell in alone}, folder, 1, shown)
-        outcomes |= player.play(missing, folder, session.jobs, shown)
+        outcomes = worker_pool.play({cell: missing.pop(cell) for cell in alone}, folder, 1, shown)
+        outcomes |= worker_pool.play(missing, folder, session.jobs, shown)
     shown.close()
     shown.say(f"done    {shown.summary()}")
     if any(each.is_disk_full for each in outcomes.values()):
@@ -119,10 +120,10 @@ def _progress(cell: Cell, folder: Path, resolved: Resolved, is_done: bool) -> Pr
 def _conclude(found: Plan, session: Session) -> int:
     """The verdict and the report on what was played; gives the exit code."""
     from simulations import report
-    from simulations.compare import judging
+    from simulations.analysis import analyse
 
     folder, options = session.folder, session.options
-    judged = judging.judge(plan.question(found, folder.name), plan.members(found, folder))
+    judged = analyse.judge(plan.question(found, folder.name), plan.members(found, folder))
     paths = report.write(judged, folder)
     page = next((path for path in paths if path.suffix == ".html"), folder)
     if not (options.json and options.quiet):
@@ -142,7 +143,7 @@ def _conclude(found: Plan, session: Session) -> int:
 def _missing(judged: "Verdict", found: Plan) -> str:
     first = judged.failed[0]
     count = "none" if len(judged.failed) == len(found.cells) else f"only {len(found.cells) - len(judged.failed)}"
-    why = board.one_line(f"{first.name}: {first.reason}")
+    why = progress_table.one_line(f"{first.name}: {first.reason}")
     return f"comparison: {count} of {len(found.cells)} runs could be played; {why}"
 
 

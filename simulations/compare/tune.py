@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from fedkd import errors
+from fedkd.configuration.resolved import Resolved
 from fedkd.errors import ConfigError, Mistake
-from fedkd.resolved import Resolved
-from simulations.compare import candidates, cells, choices, grid, member, metric, plan
-from simulations.compare.cells import Grid
-from simulations.compare.grid import Asked, Pair, Words
-from simulations.compare.plan import Cell, Plan
+from simulations.analysis import candidates, cells, choices, grid, metric, plan, run_record
+from simulations.analysis.cells import Grid
+from simulations.analysis.grid import Asked, Pair, Words
+from simulations.analysis.plan import Cell, Plan
 
 BELOW = "tuning"
 VALIDATION = "evaluate.on=validation"
@@ -91,7 +91,7 @@ class Tuning:
             for cell in self._trials(index):
                 place = folder / cell.folder
                 is_done = plan.is_done(place, cell.digest)
-                value = asked.of(member.read(cell.setting, cell.method, cell.seed, place)) if is_done else None
+                value = asked.of(run_record.read(cell.setting, cell.method, cell.seed, place)) if is_done else None
                 found.setdefault((index, (cell.setting, cell.method)), []).append(value)
         return found
 

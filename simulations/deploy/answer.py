@@ -10,12 +10,12 @@ from flwr.app import ConfigRecord, RecordDict
 from fedkd import engine
 from fedkd.engine import Job
 from fedkd.payload import Payload
-from fedkd.training import LocalSite
-from simulations import assemble, flower_codec
+from fedkd.training.site import LocalSite
+from simulations import assemble
 from simulations.deploy import device
-from simulations.flower import run_config
-from simulations.flower_codec import Malformed
-from simulations.flower_limits import OWN
+from simulations.flower import codec, run_config
+from simulations.flower.codec import Malformed
+from simulations.flower.message_limits import OWN
 
 
 def respond(
@@ -33,7 +33,7 @@ def respond(
     unknown = Job(task="train", client=0, round=0, payload=Payload())  # the engine knows which job it was
     try:
         found = device.of(node_config)
-        job = flower_codec.decode_job(content, OWN if found is None else found.reads)
+        job = codec.decode_job(content, OWN if found is None else found.reads)
         if found is not None:
             result = found.answer(job, run_config.text(given), run_config.name(given, run_id))
         else:
@@ -44,7 +44,7 @@ def respond(
         if device.is_one(node_config):  # its worker tells what may be told
             raise
         result = engine.failure(unknown, error)
-    return flower_codec.encode_result(result)
+    return codec.encode_result(result)
 
 
 def _plain_introduction(node_config: Mapping[str, Any]) -> ConfigRecord:

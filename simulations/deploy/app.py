@@ -11,7 +11,7 @@ import fedkd
 PACKAGES = ("fedkd", "strategies", "clients", "simulations", "conf")
 _ROOT = Path(__file__).parents[2]  # where our packages lie
 _SUFFIXES = {".py", ".yaml"}
-_LEFT_OUT = ("report", "compare")  # below simulations: nothing that a node runs
+_LEFT_OUT = ("analysis", "bench", "cli", "compare", "export", "report")  # below simulations: nothing that a node runs
 
 KEYS = {  # of the app's run config: what `flwr run -c` may set
     "overrides": '""',

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import torch
 
-from fedkd import naming, privacy, probing, seeds
+from fedkd import seeds
 from fedkd.config import RunConfig
+from fedkd.configuration import naming
 from fedkd.data import own, public_pack
 from fedkd.data.public_pack import Public
 from fedkd.data.samples import Dataset, Samples
@@ -14,10 +15,12 @@ from fedkd.errors import ConfigError
 from fedkd.experiment import Experiment
 from fedkd.problem import Problem
 from fedkd.strategy import Strategy
-from fedkd.training import LocalSite
+from fedkd.training import probing
+from fedkd.training.site import LocalSite
+from fedkd.wrappers import privacy
 from simulations import assemble, cautions
 from simulations.assemble import Assembly
-from simulations.deploy.account import drawn_once
+from simulations.deploy.noise_record import drawn_once
 
 
 def server(config: RunConfig, public: Path | None) -> Assembly:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from fedkd.errors import DataError, DeployError
-from simulations.deploy import link, processes
+from simulations.deploy import processes, tls_check
 from simulations.deploy.kit import Kit, split
 from simulations.deploy.processes import Child
 
@@ -57,7 +57,7 @@ def main(kit: Kit, data: Path | None, say: Say) -> int:
     """Take part until Ctrl-C, SIGTERM or the SuperNode's end."""
     with running(kit, data, say) as child:
         say(f"{kit.name} has joined {kit.superlink}  {'TLS ok' if kit.tls else 'NO TLS'}   Ctrl-C ends it")
-        shown, watch = 0, link.Watch(partial(_reach, kit), say)
+        shown, watch = 0, tls_check.Watch(partial(_reach, kit), say)
         while child.ended() is None:
             shown = _tell(kit, child, shown, say)
             watch.look()
@@ -67,7 +67,7 @@ def main(kit: Kit, data: Path | None, say: Say) -> int:
 
 
 def _reach(kit: Kit) -> None:
-    link.check(*split(kit.superlink), kit.ca)
+    tls_check.check(*split(kit.superlink), kit.ca)
 
 
 def marker(kit: Kit) -> Path:

@@ -3,10 +3,10 @@
 import sys
 from collections.abc import Callable
 
-from fedkd import schema
+from fedkd.configuration import validate
 from fedkd.errors import ConfigError, DeployError
-from simulations import streams, systems
-from simulations.options import COMMAND_LINE, Deploy
+from simulations.run.options import COMMAND_LINE, Deploy
+from simulations.system import operating_system, streams
 
 
 def main(asked: Deploy) -> int:
@@ -14,9 +14,9 @@ def main(asked: Deploy) -> int:
     action = ACTIONS.get(asked.action)
     if action is None:
         what = f"there is no action '{asked.action}'"
-        mend = schema.one_of(asked.action, ACTIONS) + "   fedkd deploy --help"
+        mend = validate.one_of(asked.action, ACTIONS) + "   fedkd deploy --help"
         raise ConfigError(what, where=COMMAND_LINE, mend=mend)
-    systems.check("fedkd deploy", DeployError)
+    operating_system.check("fedkd deploy", DeployError)
     return action(asked)
 
 
@@ -47,7 +47,7 @@ def _renew(asked: Deploy) -> int:
 
 
 def _shards(asked: Deploy) -> int:
-    from fedkd import compose
+    from fedkd.configuration import compose
     from simulations.deploy import demo, plan
 
     found = plan.load(asked.folder)
@@ -82,8 +82,8 @@ def _client(asked: Deploy) -> int:
 
 
 def _run(asked: Deploy) -> int:
-    from simulations import run_folder, runs
     from simulations.deploy import plan, submit
+    from simulations.run import run_folder, runs
 
     streams.outlive_terminal()
     found = plan.load(asked.folder)
@@ -107,17 +107,17 @@ def _status(asked: Deploy) -> int:
 
 
 def _stop(asked: Deploy) -> int:
-    from simulations.deploy import halt, kit, plan
+    from simulations.deploy import kit, plan, stop
 
     folder = asked.folder
     if (folder / kit.FILE).exists():
-        return halt.device(kit.Kit.load(folder), _say(asked))
-    return halt.deployment(plan.load(folder), _say(asked))
+        return stop.device(kit.Kit.load(folder), _say(asked))
+    return stop.deployment(plan.load(folder), _say(asked))
 
 
 def _demo(asked: Deploy) -> int:
-    from simulations import runs
     from simulations.deploy import demo
+    from simulations.run import runs
 
     streams.outlive_terminal()
     summary = demo.main(asked.words, asked, _say(asked))

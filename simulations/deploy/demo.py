@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from fedkd import compose
 from fedkd.config import RunConfig
-from simulations import scratch
+from fedkd.configuration import compose
 from simulations.deploy import client, init, plan, processes, server, shards, submit
-from simulations.options import Deploy, Options
+from simulations.run.options import Deploy, Options
+from simulations.system import scratch
 
 DEVICES = "edge-1,edge-2,edge-3"
 WORDS = ("data=digits", "strategy=fedgen", "rounds=3", "evaluate.every=3", "engine.deadline=120")

@@ -12,19 +12,20 @@ import torch
 from flwr.app import ConfigRecord
 
 import fedkd
-from fedkd import compose, engine, naming
+from fedkd import engine
 from fedkd.config import RunConfig
-from fedkd.data import agreed
+from fedkd.configuration import compose, naming
+from fedkd.data import image_spec
 from fedkd.engine import ClientState, Failure, Job, Reply, Result
 from fedkd.errors import ConfigError, FedkdError
-from fedkd.training import LocalSite
-from simulations import flower_limits
+from fedkd.training.site import LocalSite
 from simulations.deploy import assembly, kit
 from simulations.deploy.memory import Memory, stub, version_of
+from simulations.flower import message_limits
 
 KIT = "kit"  # keys of Flower's node-config that make a node a device
 DATA = "data"
-_JOB = flower_limits.Limits(
+_JOB = message_limits.Limits(
     size=1 << 30, text=1 << 20, entries=10_000
 )  # what of a server's job is read, where it lends no less
 _TASKS = ("train", "evaluate", "evaluate_common")
@@ -52,7 +53,7 @@ class Device:
     limits: Limits = Limits()
 
     @property
-    def reads(self) -> flower_limits.Limits:
+    def reads(self) -> message_limits.Limits:
         """What of a job it reads: no more than the memory that it lends."""
         lent = self.limits.memory_mb
         return _JOB if lent is None else replace(_JOB, size=min(_JOB.size, 1_000_000 * lent))
@@ -200,7 +201,7 @@ def configuration(text: str) -> RunConfig:
 
 def _public(error: FedkdError) -> str:
     """The words of an error that may leave the device: none that name its files or count its samples."""
-    return error.what if isinstance(error, ConfigError) else agreed.public_reason(error)
+    return error.what if isinstance(error, ConfigError) else image_spec.public_reason(error)
 
 
 def _installed() -> str | None:

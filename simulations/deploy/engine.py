@@ -7,14 +7,15 @@ from typing import Any
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fedkd import engine, privacy
-from fedkd.border import printable
+from fedkd import engine
+from fedkd.border.checks import printable
 from fedkd.engine import ClientId, Failure, Job, Reply, Result
-from fedkd.training import LocalSite
+from fedkd.training.site import LocalSite
+from fedkd.wrappers import privacy
 from simulations.deploy.memory import VERSION, version_of
 from simulations.deploy.roster import POLL, Roster
 from simulations.flower.grid_engine import NOBODY, FlowerEngine, read
-from simulations.flower_limits import Limits
+from simulations.flower.message_limits import Limits
 
 REPLY = Limits(size=1 << 28, text=1 << 20, entries=10_000)  # what of a device's reply is read
 DEADLINE = 3600.0  # seconds, where the configuration has none: a device that hangs must not hold the others for ever

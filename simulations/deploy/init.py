@@ -15,7 +15,7 @@ from fedkd.errors import ConfigError, DeployError
 from simulations.deploy import certificates, files, kit, layout, plan, request
 from simulations.deploy.files import Content, PlaceError
 from simulations.deploy.plan import Deployment, Device
-from simulations.options import Deploy, Options
+from simulations.run.options import Deploy, Options
 
 
 def init(asked: Deploy) -> int:

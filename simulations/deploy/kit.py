@@ -11,9 +11,10 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le
 
-from fedkd import compose, errors, plainyaml, schema
+from fedkd import errors, strict_yaml
+from fedkd.configuration import compose, validate
 from fedkd.errors import Mistake
-from simulations.deploy import files, names, pages
+from simulations.deploy import files, names, yaml_pages
 
 FILE = "node.yaml"
 SCHEMA = 1
@@ -61,8 +62,8 @@ class Kit:
     def load(cls, folder: Path) -> "Kit":
         """The kit in a folder. Raises ConfigError with all that is wrong with its node.yaml."""
         folder = folder.resolve()
-        draft = pages.read(folder / FILE, "kit of a device", _NONE)
-        page, mistakes = pages.check(_Page, draft)
+        draft = yaml_pages.read(folder / FILE, "kit of a device", _NONE)
+        page, mistakes = yaml_pages.check(_Page, draft)
         errors.refuse(mistakes)
         errors.refuse(_wrong(page, draft))
         values = {field.name: getattr(page, field.name) for field in fields(page) if field.name != "schema"}
@@ -95,7 +96,7 @@ class Kit:
     def _write(self, value: Any) -> str:
         if isinstance(value, Path):
             value = str(value.relative_to(self.folder) if value.is_relative_to(self.folder) else value)
-        return plainyaml.write(list(value) if isinstance(value, tuple) else value)
+        return strict_yaml.write(list(value) if isinstance(value, tuple) else value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +132,7 @@ def split(superlink: str) -> tuple[str, int]:
     return (host, int(port)) if is_right and not names.address(host) else ("", 0)
 
 
-def _wrong(page: Any, draft: schema.Draft) -> list[Mistake]:
+def _wrong(page: Any, draft: validate.Draft) -> list[Mistake]:
     """What types alone do not tell."""
     mistakes = []
     if mend := names.device(page.name):
@@ -148,20 +149,20 @@ def _wrong(page: Any, draft: schema.Draft) -> list[Mistake]:
     return mistakes + _wrong_choices(page, draft)
 
 
-def _wrong_choices(page: Any, draft: schema.Draft) -> list[Mistake]:
+def _wrong_choices(page: Any, draft: validate.Draft) -> list[Mistake]:
     """Architectures and strategies that do not exist, or that exclude each other."""
     mistakes = []
     known = compose.options("students")
     if page.student not in (None, *known):
-        mistakes.append(draft.mistake(("student",), schema.one_of(page.student, known)))
+        mistakes.append(draft.mistake(("student",), validate.one_of(page.student, known)))
     for key, group in (("students", known), ("strategies", compose.options("strategy"))):
         allowed = getattr(page, key)
         if allowed == ():
             mistakes.append(draft.mistake((key,), "nothing would be allowed; null allows all"))
         for name in allowed or ():
             if name not in group:
-                what = f"{key} names {plainyaml.write(name)}"
-                mistakes.append(Mistake(what, draft.source((key,)), schema.one_of(name, group)))
+                what = f"{key} names {strict_yaml.write(name)}"
+                mistakes.append(Mistake(what, draft.source((key,)), validate.one_of(name, group)))
     if page.student and page.students and page.student not in page.students:
         mistakes.append(draft.mistake(("student",), "is not among the students that this device allows"))
     return mistakes

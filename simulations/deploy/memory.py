@@ -16,8 +16,9 @@ from typing import Any
 import safetensors.torch
 from safetensors import SafetensorError
 
-from fedkd import plainjson, privacy, values
+from fedkd import state_values, strict_json
 from fedkd.engine import ClientState
+from fedkd.wrappers import privacy
 
 KEPT = 8  # newest versions of a run: a server goes back one round, or two if its newest checkpoint is damaged
 VERSION = "version"  # in a stub's memory
@@ -44,7 +45,7 @@ class Memory:
 
     def save(self, state: ClientState) -> str:
         """Keep a state, whole or not at all; gives its version. Raises OSError if the disk is full."""
-        tensors, plain = values.flatten(state)
+        tensors, plain = state_values.flatten(state)
         apart = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         data = safetensors.torch.save(apart, metadata={"plain": json.dumps(plain)})
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -82,9 +83,18 @@ def _read(path: Path, digest: str) -> ClientState | None:
         if _digest(data) != digest:
             return None
         length = int.from_bytes(data[:8], "little")
-        plain = plainjson.parse(plainjson.mapping(data[8 : 8 + length])["__metadata__"]["plain"])
-        return values.restore(ClientState(), plain, safetensors.torch.load(data))
-    except (OSError, SafetensorError, values.Misfit, ValueError, LookupError, TypeError, AttributeError, RuntimeError):
+        plain = strict_json.parse(strict_json.mapping(data[8 : 8 + length])["__metadata__"]["plain"])
+        return state_values.restore(ClientState(), plain, safetensors.torch.load(data))
+    except (
+        OSError,
+        SafetensorError,
+        state_values.Misfit,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+    ):
         return None
 
 

@@ -25,7 +25,7 @@ from flwr.clientapp import ClientApp
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as Proto
 
-from simulations import scratch
+from simulations.system import scratch
 
 START_SECONDS = 180.0  # for a worker to import torch: 2 on a laptop, a minute on a small device
 _ROOT = Path(__file__).parents[2]

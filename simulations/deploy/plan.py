@@ -12,9 +12,10 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le
 
-from fedkd import compose, errors, plainyaml, schema
+from fedkd import errors, strict_yaml
+from fedkd.configuration import compose, validate
 from fedkd.errors import ConfigError, Mistake
-from simulations.deploy import files, names, pages
+from simulations.deploy import files, names, yaml_pages
 from simulations.deploy.kit import Kit
 
 FILE = "deployment.yaml"
@@ -112,7 +113,7 @@ class Deployment:
             if device.name == name:
                 return device
         known = [device.name for device in self.devices]
-        raise ConfigError(f"there is no device '{name}'", where=str(self.folder), mend=schema.one_of(name, known))
+        raise ConfigError(f"there is no device '{name}'", where=str(self.folder), mend=validate.one_of(name, known))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,12 +141,12 @@ def exists(folder: Path) -> bool:
 def load(folder: Path) -> Deployment:
     """The deployment in a folder. Raises ConfigError with all that is wrong with its description."""
     folder = folder.resolve()
-    draft = pages.read(folder / FILE, "deployment", _NONE)
-    page, mistakes = pages.check(_Page, draft)
+    draft = yaml_pages.read(folder / FILE, "deployment", _NONE)
+    page, mistakes = yaml_pages.check(_Page, draft)
     given = draft.values.get("devices")
     entries = {}
     for name in given if isinstance(given, Mapping) else ():
-        entries[name], more = pages.check(_Entry, draft, ("devices", name))
+        entries[name], more = yaml_pages.check(_Entry, draft, ("devices", name))
         mistakes += more
     errors.refuse(mistakes)
     devices = [Device(name, entry.client, entry.fingerprint, entry.student) for name, entry in entries.items()]
@@ -162,7 +163,7 @@ def save(deployment: Deployment) -> None:
 
 def describe(deployment: Deployment) -> files.Content:
     """The file deployment.yaml."""
-    write = plainyaml.write
+    write = strict_yaml.write
     lines = [
         "# A deployment of fedkd. What may be edited: words, the configuration of its runs. All else follows from",
         "# `fedkd deploy init` and `add`, and is known to the devices.",
@@ -190,7 +191,7 @@ def is_file(word: str) -> bool:
     return "=" not in word and word.endswith((".yaml", ".yml"))
 
 
-def _wrong(address: str, devices: list[Device], draft: schema.Draft) -> list[Mistake]:
+def _wrong(address: str, devices: list[Device], draft: validate.Draft) -> list[Mistake]:
     """What types alone do not tell."""
     mistakes = []
     if mend := names.address(address):
@@ -218,7 +219,7 @@ def wrong_students(devices: list[Device]) -> list[tuple[Device, str]]:
     """Devices whose student does not exist, or is missing while others have one; with how to mend it."""
     known, some = compose.options("students"), any(device.student for device in devices)
     wrong = [
-        (device, schema.one_of(device.student, known)) for device in devices if device.student not in (None, *known)
+        (device, validate.one_of(device.student, known)) for device in devices if device.student not in (None, *known)
     ]
     return wrong + [(d, "name one for each device, or for none") for d in devices if some and d.student is None]
 

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fedkd import compose, errors
+from fedkd import errors
+from fedkd.configuration import compose
 from fedkd.errors import ConfigError, Mistake
 from simulations.deploy import files, names, plan
 from simulations.deploy.plan import Device
-from simulations.options import COMMAND_LINE, Deploy
+from simulations.run.options import COMMAND_LINE, Deploy
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from fedkd.border import printable
+from fedkd.border.checks import printable
 from fedkd.errors import EngineError
 
 POLL = 0.25  # seconds between looks at a grid across a network

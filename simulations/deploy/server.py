@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fedkd.errors import DeployError
-from simulations.deploy import certificates, link, processes
+from simulations.deploy import certificates, processes, tls_check
 from simulations.deploy.plan import Deployment
 from simulations.deploy.processes import Child
 
@@ -132,7 +132,7 @@ def _until_ready(plan: Deployment, child: Child) -> None:
         if child.ended() is not None:
             raise DeployError("the SuperLink has ended at once", where=str(child.log), mend=child.tail())
         try:
-            return link.check(plan.address, plan.port, plan.ca if plan.tls else None)
+            return tls_check.check(plan.address, plan.port, plan.ca if plan.tls else None)
         except DeployError:
             if time.monotonic() > end:
                 raise

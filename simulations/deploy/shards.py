@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedkd import probing
 from fedkd.config import RunConfig
 from fedkd.data import own, proxy, public_pack, sources, validation
-from fedkd.data.agreed import OWN
+from fedkd.data.image_spec import OWN
 from fedkd.data.partition import Partition
 from fedkd.data.samples import Dataset, Proxy, Samples
 from fedkd.errors import ConfigError
+from fedkd.training import probing
 from simulations import assemble
 from simulations.deploy import files
 

@@ -7,16 +7,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fedkd import ledger
 from fedkd.errors import DeployError, FedkdError
-from simulations import run_folder
-from simulations.deploy import certificates, link, processes, server
+from fedkd.record import ledger
+from simulations.deploy import certificates, processes, server, tls_check
 from simulations.deploy.plan import Deployment
+from simulations.run import run_folder
 
 
 def look(plan: Deployment) -> dict[str, Any]:
     """What there is to know of a deployment now. Raises DeployError if the SuperLink does not answer."""
-    link.check(plan.address, plan.port, plan.ca if plan.tls else None)
+    tls_check.check(plan.address, plan.port, plan.ca if plan.tls else None)
     done = processes.run(
         ["flwr", "supernode", "list", server.CONNECTION, "--format", "json"], processes.environment(plan.flwr_home)
     )

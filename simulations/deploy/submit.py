@@ -12,14 +12,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedkd import compose, ledger, naming
+from fedkd.configuration import compose, naming
+from fedkd.configuration.resolved import Resolved
 from fedkd.errors import ConfigError, DeployError, RunError
-from fedkd.resolved import Resolved
-from simulations import progress, redacted, run_folder, runs, scratch, story
-from simulations.deploy import app, link, processes, server
+from fedkd.record import ledger
+from simulations.deploy import app, processes, server, tls_check
 from simulations.deploy.plan import Deployment
-from simulations.options import Options
-from simulations.progress import Screen
+from simulations.run import console_text, progress, run_folder, runs
+from simulations.run.options import Options
+from simulations.run.progress import Screen
+from simulations.system import redacted, scratch
 
 PUBLIC = Path("public") / "public.npz"  # below the deployment: images that everybody may see
 BEGIN_SECONDS = 120.0  # until the run's process must show: an import of torch on a busy machine
@@ -74,7 +76,7 @@ def _check(plan: Deployment, resolved: Resolved) -> None:
             where="clients",
             mend="leave it out: each device is a client; fedkd deploy add makes more",
         )
-    link.check(plan.address, plan.port, plan.ca if plan.tls else None)
+    tls_check.check(plan.address, plan.port, plan.ca if plan.tls else None)
     from simulations.deploy import assembly  # torch: seconds
 
     assembly.server(config, public_set(plan))
@@ -183,7 +185,7 @@ class Follower:
                 str(what), where=str(self.folder), mend=str(mend).replace("deploy run DIR", self._deploy_run())
             )
         if found["status"] == "done":
-            self.screen.end(story.closing(found, self._head("")))
+            self.screen.end(console_text.closing(found, self._head("")))
         else:
             self.screen.end([f"stopped  after round {found['rounds']}; everything is saved.  {self._again()}"])
             found = {**found, "signal": found.get("signal", "SIGINT")}
@@ -219,9 +221,9 @@ class Follower:
             self.screen.round(row, timing["total"], failures.get(row["round"], ""))
             self._rows += 1
 
-    def _head(self, engine: str) -> story.Head:
+    def _head(self, engine: str) -> console_text.Head:
         student = run_folder.info(self.folder).get("client_student", "own")
-        return story.head(self.resolved, self.folder, engine, student)
+        return console_text.head(self.resolved, self.folder, engine, student)
 
     def _died(self) -> RunError:
         log = processes.run(["flwr", "log", self.flower_id, server.CONNECTION, "--show"], self._env())

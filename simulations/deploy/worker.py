@@ -16,12 +16,12 @@ from pathlib import Path
 from flwr.app import RecordDict
 
 from fedkd.engine import Failure
-from simulations import flower_codec
 from simulations.deploy import (
     answer,  # noqa: F401  # now, not with the first message: torch takes seconds
     node,
     processes,
 )
+from simulations.flower import codec
 
 IDLE_SECONDS = 900.0  # then its memory is given back
 POLL = 1.0
@@ -62,7 +62,7 @@ def _respond(asked: dict[str, object], content: RecordDict) -> RecordDict:
         traceback.print_exc()  # stays here: it may name files and values
         what = f"{type(error).__name__}: see the device's log"
         unknown = Failure(client=0, round=0, what=what, cause="raised")  # the engine knows whose it is
-        return flower_codec.encode_result(unknown)
+        return codec.encode_result(unknown)
 
 
 def _end_with(parent: int) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fedkd import plainjson
+from fedkd import strict_json
 from simulations.export.serving import Served
 
 ABOUT = "fedkd.json"  # the extra file that says what the program is
@@ -34,7 +34,7 @@ def metadata(place: Path) -> Mapping[str, str]:
     try:
         with zipfile.ZipFile(place) as archive:
             names = [name for name in archive.namelist() if name.endswith(f"/{ABOUT}")]
-            found = plainjson.mapping(archive.read(names[0])) if names else {}
+            found = strict_json.mapping(archive.read(names[0])) if names else {}
     except (OSError, ValueError, zipfile.BadZipFile):
         return {}
     return found

@@ -1,4 +1,4 @@
-"""safetensors: weights and words, no program. fedkd.exported.load makes the student again."""
+"""safetensors: weights and words, no program. fedkd.models.exported.load makes the student again."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from fedkd import exported
+from fedkd.models import exported
 from simulations.export.serving import Served
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from fedkd.errors import RunError
-from fedkd.forward import EVALUATION_BATCH
-from fedkd.predictors import FAR
+from fedkd.models.predictors import FAR
+from fedkd.training.forward import EVALUATION_BATCH
 from simulations.export.formats import Ask, Format
 from simulations.export.serving import Served, accuracy
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedkd.errors import ConfigError, FolderError
-from simulations import run_folder
-from simulations.options import Export
+from simulations.run import run_folder
+from simulations.run.options import Export
 
 if TYPE_CHECKING:
     from simulations.export.checks import Found
@@ -24,7 +24,7 @@ def main(asked: Export) -> int:
     path = run_folder.find(asked.runs, asked.run)
     run_folder.info(path)
     _check_words(asked)
-    from simulations.export import checks, formats, serving, story  # 2 s: torch
+    from simulations.export import checks, formats, messages, serving  # 2 s: torch
 
     wanted = formats.choose(asked.format, int8=asked.int8)
     with checks.one_thread():
@@ -37,10 +37,10 @@ def main(asked: Export) -> int:
         with _beside(place) as folder:
             file, found, small = _make(asked, served, facts, wanted, folder)
             _put(file, place)
-    told = story.Told(place, wanted.name, run, served, found, small)
+    told = messages.Told(place, wanted.name, run, served, found, small)
     if not (asked.json and asked.quiet):
-        print("\n".join(story.screen(told)), file=sys.stderr if asked.json else sys.stdout)
-    asked.answer(story.as_json(told))
+        print("\n".join(messages.screen(told)), file=sys.stderr if asked.json else sys.stdout)
+    asked.answer(messages.as_json(told))
     return 0
 
 

@@ -12,17 +12,20 @@ import torch
 from torch import Tensor
 
 import fedkd
-from fedkd import checkpoint, compose, evaluation, ledger, naming
 from fedkd.config import RunConfig
+from fedkd.configuration import compose, naming
 from fedkd.engine import ClientId, ClientState, Job
 from fedkd.errors import CheckpointError, ConfigError, DataError, RunError
 from fedkd.experiment import RunState
-from fedkd.exported import Exported
+from fedkd.models.exported import Exported
 from fedkd.payload import Payload
 from fedkd.problem import Problem
-from simulations import assemble, run_folder
+from fedkd.record import checkpoint, ledger
+from fedkd.training import evaluation
+from simulations import assemble
 from simulations.assemble import Assembly
 from simulations.deploy import memory
+from simulations.run import run_folder
 
 LIMIT = 10_000  # held-out samples that an exported student is tried on
 

@@ -9,15 +9,15 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from fedkd import engine
-from fedkd.border import printable
+from fedkd.border.checks import printable
 from fedkd.engine import ClientId, Engine, Failure, Job, Result
 from fedkd.errors import EngineError
 from fedkd.payload import Payload
-from fedkd.training import LocalSite
-from simulations import flower_codec
-from simulations.flower_codec import Malformed, Record
-from simulations.flower_limits import OWN, Limits
-from simulations.inline import late
+from fedkd.training.site import LocalSite
+from simulations.engines.inline import late
+from simulations.flower import codec
+from simulations.flower.codec import Malformed, Record
+from simulations.flower.message_limits import OWN, Limits
 
 PATIENCE = 300.0  # seconds that nodes may take to appear; each assembles its site meanwhile
 POLL = 0.02  # seconds between looks at a grid that has nothing new; Flower offers no way to be woken
@@ -100,8 +100,8 @@ def messages(jobs: Sequence[Job], node_of: Callable[[ClientId], int]) -> Iterato
     encoded: dict[Payload, Mapping[str, Record]] = {}
     for job in jobs:
         if job.payload not in encoded:
-            encoded[job.payload] = flower_codec.encode_payload(job.payload)
-        content = flower_codec.encode_job(job, encoded[job.payload])
+            encoded[job.payload] = codec.encode_payload(job.payload)
+        content = codec.encode_job(job, encoded[job.payload])
         kind = MessageType.TRAIN if job.task == "train" else MessageType.EVALUATE
         yield job, Message(content, node_of(job.client), kind, group_id=str(job.round))
 
@@ -112,7 +112,7 @@ def read(reply: Message, job: Job, limits: Limits = OWN) -> Result:
         what = f"Flower: {printable(str(reply.error.reason))} (code {reply.error.code})"
         return engine.failed(job, what, _CAUSES.get(reply.error.code, "raised"))
     try:
-        return flower_codec.decode_result(reply.content, job, limits)
+        return codec.decode_result(reply.content, job, limits)
     except Malformed as error:
         return engine.failed(job, str(error), error.cause)
 

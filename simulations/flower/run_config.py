@@ -5,14 +5,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedkd import compose, plainyaml
+from fedkd import strict_yaml
+from fedkd.configuration import compose
+from fedkd.configuration.resolved import Resolved
 from fedkd.errors import ConfigError
-from fedkd.resolved import Resolved
 
 
 def resolve(overrides: str) -> Resolved:
     """The configuration that the app's `overrides` describe, in the words of `fedkd run`. Raises ConfigError."""
-    if len(overrides) > plainyaml.LONGEST:
+    if len(overrides) > strict_yaml.LONGEST:
         raise ConfigError(f"overrides have {len(overrides)} characters", where="run config", mend="send a whole config")
     try:
         words = shlex.split(overrides)

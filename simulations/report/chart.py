@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedkd import plaintext
-from simulations.report.closing import Table
+from fedkd import plain_text
+from simulations.report.summary_table import Table
 
 Row = dict[str, Any]
 Spec = dict[str, Any]
@@ -45,7 +45,7 @@ class Chart:
 
     def __post_init__(self) -> None:
         # Names come from files: the renderer aborts at a control character, and takes minutes for a very long one.
-        object.__setattr__(self, "spec", plaintext.shown(self.spec))
+        object.__setattr__(self, "spec", plain_text.shown(self.spec))
 
     @property
     def panels(self) -> int:

@@ -5,22 +5,22 @@ import sys
 import webbrowser
 from pathlib import Path
 
-from simulations.compare.verdict import Verdict
-from simulations.options import Report
-from simulations.report import closing, files, gather
+from simulations.analysis.result import Verdict
+from simulations.report import files, gather, summary_table
+from simulations.run.options import Report
 
 
 def main(asked: Report) -> int:
     """Write the report and say where it is. A run that does not count is told, and no error."""
-    from simulations.compare import judging
+    from simulations.analysis import analyse
 
     wanted = gather.Wanted(asked.metric, asked.baseline, asked.target)
     question, found = gather.collect(asked.places, asked.runs, wanted, _command(asked))
-    judged = judging.judge(question, found)
+    judged = analyse.judge(question, found)
     written = files.write(judged, gather.place(asked.places, asked.runs, asked.out))
     page = written[0]
     if not (asked.json and asked.quiet):
-        lines = [*closing.screen(judged), f"report  {page}"]
+        lines = [*summary_table.screen(judged), f"report  {page}"]
         print("\n".join(lines), file=sys.stderr if asked.json else sys.stdout)
     asked.answer(_summary(judged, page))
     if asked.open:
@@ -29,7 +29,7 @@ def main(asked: Report) -> int:
 
 
 def _summary(judged: Verdict, page: Path) -> dict[str, object]:
-    table = closing.table(judged)
+    table = summary_table.table(judged)
     return {
         "report": str(page),
         "metric": str(judged.question.metric),

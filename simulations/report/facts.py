@@ -11,8 +11,8 @@ from functools import cache
 from typing import Any
 
 from fedkd.config import RunConfig
-from simulations.compare.member import Member
-from simulations.report import wording
+from simulations.analysis.run_record import Member
+from simulations.report import number_text
 
 Config = Mapping[str, Any]
 
@@ -79,7 +79,7 @@ def student(member: Member) -> str:
     parts = []
     for name in filter(None, names):
         count = f", {sizes[name]:,} parameters" if name in sizes else ""
-        parts.append(f"{name} ({wording.count(given[name], 'client')}{count})" if several else f"{name}{count}")
+        parts.append(f"{name} ({number_text.count(given[name], 'client')}{count})" if several else f"{name}{count}")
     own = "" if config.get("students.common_init", True) else "; each client starts from weights of its own"
     return "; ".join(parts) + own
 
@@ -126,8 +126,8 @@ def work(member: Member) -> str:
     if (batch := config.get("train.batch")) is None:
         return ""
     if (steps := config.get("train.steps")) is not None:
-        return f"{wording.count(steps, 'step')} of {batch} images"
-    return f"{wording.count(config.get('train.epochs', 1), 'epoch')} in batches of {batch}"
+        return f"{number_text.count(steps, 'step')} of {batch} images"
+    return f"{number_text.count(config.get('train.epochs', 1), 'epoch')} in batches of {batch}"
 
 
 def rounds(member: Member) -> str:
@@ -177,7 +177,7 @@ def parts(member: Member) -> str:
 
 def others(member: Member) -> str:
     """Whatever no line tells and is not as the schema has it."""
-    from fedkd.resolved import MACHINE_FACTS
+    from fedkd.configuration.resolved import MACHINE_FACTS
 
     usual, said = defaults(), []
     told = {key for line in LINES for key in line.keys} | MACHINE_FACTS | {"seed"}
@@ -214,7 +214,7 @@ def machine(member: Member) -> str:
     if not info.get("machine"):
         return ""
     arithmetic = ", ".join(f"{key} {value}" for key, value in (info.get("arithmetic") or {}).items() if key != "torch")
-    place = f"{info.get('host', '?')}: {info['machine']}, {wording.count(info.get('cores') or 0, 'core')}"
+    place = f"{info.get('host', '?')}: {info['machine']}, {number_text.count(info.get('cores') or 0, 'core')}"
     return f"{place}{'; ' if arithmetic else ''}{arithmetic}"
 
 
@@ -253,19 +253,19 @@ PLAYED = (
 
 def plain(value: Any) -> str:
     """A value as people write it: `0.1`, `none`, `[a, b]`."""
-    from fedkd import plainyaml
+    from fedkd import strict_yaml
 
     if value is None:
         return "none"
     if isinstance(value, float):
         return f"{value:g}"
-    return value if isinstance(value, str) else plainyaml.write(value)
+    return value if isinstance(value, str) else strict_yaml.write(value)
 
 
 @cache
 def defaults() -> dict[str, Any]:
     """What the schema says of every key but those of strategies and recipes."""
-    from fedkd.resolved import flat
+    from fedkd.configuration.resolved import flat
 
     return flat(asdict(RunConfig()))
 

@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from simulations import run_folder
-from simulations.compare.verdict import Verdict
-from simulations.report import knowledge, page, people, results, spending, tables, vega
+from simulations.analysis.result import Verdict
+from simulations.report import clients, costs, knowledge, page, results, tables, vega
 from simulations.report.chart import Chart
+from simulations.run import run_folder
 
 # Of all charts that there are: other pictures in the folder are the user's.
 _NAMES = frozenset(
@@ -40,7 +40,7 @@ def write(verdict: Verdict, folder: Path) -> list[Path]:
 
 def drawn(verdict: Verdict) -> list[Chart]:
     """All charts that there is something to draw for, in reading order."""
-    return [chart for part in (results, people, knowledge, spending) for chart in part.charts(verdict)]
+    return [chart for part in (results, clients, knowledge, costs) for chart in part.charts(verdict)]
 
 
 def _replace(folder: Path, texts: Mapping[str, str]) -> None:

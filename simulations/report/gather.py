@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from fedkd import errors
 from fedkd.errors import ConfigError, FolderError, Mistake
-from simulations import run_folder
-from simulations.compare import member, metric
-from simulations.compare.member import Member
-from simulations.compare.metric import Metric
-from simulations.report import labels, wording
+from simulations.analysis import metric, run_record
+from simulations.analysis.metric import Metric
+from simulations.analysis.run_record import Member
+from simulations.report import labels, number_text
+from simulations.run import run_folder
 
 if TYPE_CHECKING:
-    from simulations.compare.verdict import Question
+    from simulations.analysis.result import Question
 
 PLAN = "plan.yaml"
 _WHERE = "command line"
@@ -80,14 +80,14 @@ def _runs_in(path: Path) -> list[Path]:
     if (path / "run.json").exists():
         return [path]
     if (path / PLAN).exists():
-        from simulations.compare import plan
+        from simulations.analysis import plan
 
         return [each.folder for each in plan.read(path)[1] if each.folder.exists()]
     return [*run_folder.listed(path), *(run for each in _comparisons_in(path) for run in _runs_in(each))]
 
 
 def _of_comparison(folder: Path, wanted: Wanted) -> "tuple[Question, list[Member]]":
-    from simulations.compare import plan
+    from simulations.analysis import plan
 
     question, found = plan.read(folder)
     if not any(each.is_done for each in found):
@@ -105,7 +105,7 @@ def _of_comparison(folder: Path, wanted: Wanted) -> "tuple[Question, list[Member
 def _loose(folders: Sequence[Path]) -> list[Member]:
     """Members of runs that no plan names; where they stand is told by what differs in their configurations."""
     distinct = list({folder.resolve(): folder for folder in folders}.values())
-    read = [member.read("", "", 0, folder) for folder in distinct]
+    read = [run_record.read("", "", 0, folder) for folder in distinct]
     named = labels.of([each.config for each in read if each.config])
     return _once([_placed(each, named) for each in read])
 
@@ -129,7 +129,7 @@ def _placed(found: Member, named: Mapping[labels.Key, labels.Place]) -> Member:
 
 
 def _question(found: Sequence[Member], wanted: Wanted, command: str) -> "Question":
-    from simulations.compare.verdict import LOCAL, Question  # imports scipy
+    from simulations.analysis.result import LOCAL, Question  # imports scipy
 
     placed = [each for each in found if each.config] or list(found)
     methods = tuple(dict.fromkeys(each.method for each in placed))
@@ -179,7 +179,7 @@ def _checked(wanted: Metric, found: Sequence[Member]) -> Metric:
 
 
 def _paths(row: Mapping[str, Any]) -> list[str]:
-    from fedkd.ledger import flat
+    from fedkd.record.ledger import flat
 
     parts = {key: row.get(key) or {} for key in ("accuracy", "local_accuracy", "drift", "terms", "server")}
     numbers = [key for key, value in flat(parts).items() if isinstance(value, int | float)]
@@ -201,7 +201,7 @@ def _check_data(found: Sequence[Member]) -> None:
             played.setdefault(each.method, set()).add(data)
             runs.setdefault(data, []).append(each.folder.name)
     if len({frozenset(names) for names in played.values()}) > 1:
-        which = "; ".join(f"{data}: {wording.listing(names, 3)}" for data, names in runs.items())
+        which = "; ".join(f"{data}: {number_text.listing(names, 3)}" for data, names in runs.items())
         mend = "give runs of every method on the same data, or make a report for each"
         raise ConfigError(f"runs of different data: {which}", where=_WHERE, mend=mend)
 
@@ -220,7 +220,7 @@ def _check_lengths(found: Sequence[Member]) -> None:
 
 
 def _mistake(setting: str, lengths: Mapping[int, Sequence[str]]) -> Mistake:
-    which = "; ".join(f"{rounds} rounds: {wording.listing(names, 3)}" for rounds, names in sorted(lengths.items()))
+    which = "; ".join(f"{rounds} rounds: {number_text.listing(names, 3)}" for rounds, names in sorted(lengths.items()))
     head = f"runs of different lengths{f' in {setting}' if setting else ''}: {which}"
     return Mistake(head, _WHERE, "give runs of one length, or make a report for each")
 

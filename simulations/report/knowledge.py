@@ -5,12 +5,12 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from simulations.compare.member import Member
-from simulations.compare.metric import FORGETTING, Metric
-from simulations.compare.verdict import Entry, Verdict
-from simulations.report import chart, closing, results, series, wording
+from simulations.analysis.metric import FORGETTING, Metric
+from simulations.analysis.result import Entry, Verdict
+from simulations.analysis.run_record import Member
+from simulations.report import chart, number_text, results, series, summary_table
 from simulations.report.chart import Chart, Row, Spec
-from simulations.report.closing import Table
+from simulations.report.summary_table import Table
 
 _MEASURES = ("drift.weights", "drift.function", "drift.cosine", "local_accuracy.in", "local_accuracy.out")
 _LABELS = {
@@ -98,7 +98,7 @@ def matrices(verdict: Verdict) -> Chart | None:
     )
     summary = (
         "A row is a client that receives, a column one whose knowledge it is given; empty: filtered out. Last round "
-        "of the first seed." + (f" Not drawn: {wording.listing(hidden)}." if hidden else "")
+        "of the first seed." + (f" Not drawn: {number_text.listing(hidden)}." if hidden else "")
     )
     return Chart("matrices", "Who learned from whom", summary, spec, table, least=240, margin=64, square=True)
 
@@ -106,7 +106,7 @@ def matrices(verdict: Verdict) -> Chart | None:
 def lists(verdict: Verdict) -> Chart | None:
     """Numbers by class, such as the coverage of what is received, in the last round; mean over seeds."""
     rows: list[Row] = []
-    for entry in closing.ordered(verdict):
+    for entry in summary_table.ordered(verdict):
         for name in _names(verdict, _is_list):
             values = [found for member in entry.done if (found := _last(member, name)) is not None]
             if values and len({len(each) for each in values}) == 1:
@@ -141,7 +141,7 @@ def _over_rounds(verdict: Verdict, name: str, title: str, summary: str, paths: S
     rows: list[Row] = []
     for path in paths:
         label = _LABELS.get(path, path.partition(".")[2].replace("_", " "))
-        metric, entries = Metric(path, "last"), closing.ordered(verdict)
+        metric, entries = Metric(path, "last"), summary_table.ordered(verdict)
         rows += series.rows(entries, metric, lambda entry, label=label: _panel(label, entry))  # type: ignore[misc]
     flat = _constant(rows)
     every = list(dict.fromkeys(row["panel"] for row in rows if row["panel"] not in flat))
@@ -150,8 +150,10 @@ def _over_rounds(verdict: Verdict, name: str, title: str, summary: str, paths: S
     shown = every[: chart.MOST_PANELS]
     most = max(chart.MOST_ROWS // len(shown), 1)
     kept = [row for panel in shown for row in _fitting([row for row in rows if row["panel"] == panel], most)]
-    same = f" Always the same: {wording.listing([f'{key} {value:g}' for key, value in flat.items()])}." if flat else ""
-    left = f" Not drawn: {wording.listing(every[len(shown) :])}." if len(every) > len(shown) else ""
+    same = (
+        f" Always the same: {number_text.listing([f'{key} {value:g}' for key, value in flat.items()])}." if flat else ""
+    )
+    left = f" Not drawn: {number_text.listing(every[len(shown) :])}." if len(every) > len(shown) else ""
     summary += f" Mean and band over seeds.{same}{left}"
     spec = results.bands(kept, shown, verdict.question.methods, None, 150)
     return Chart(name, title, summary, spec, _last_rounds(kept), least=230)
@@ -174,7 +176,7 @@ def _fitting(rows: Sequence[Row], most: int) -> Iterator[Row]:
 def _last_rounds(rows: Sequence[Row]) -> Table:
     last = {(row["panel"], row["method"]): row for row in rows}
     cells = (
-        (*place, str(row["round"]), *(wording.figure(row[name]) for name in ("mean", "low", "high")))
+        (*place, str(row["round"]), *(number_text.figure(row[name]) for name in ("mean", "low", "high")))
         for place, row in last.items()
     )
     return Table(("what", "strategy", "round", "mean", "low", "high"), tuple(cells))
@@ -213,7 +215,7 @@ def _is_square(value: Any) -> bool:
 
 
 def _matrices(verdict: Verdict) -> Iterator[tuple[str, Sequence[int], list[list[float]]]]:
-    for entry in closing.ordered(verdict):
+    for entry in summary_table.ordered(verdict):
         for name in _names(verdict, _is_square):
             rows = entry.done[0].rows if entry.done else ()
             row = next((row for row in reversed(rows) if _is_square(_server(row).get(name))), None)

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from fedkd import ledger
 from fedkd.errors import FedkdError
-from simulations.compare.member import Member
-from simulations.compare.metric import Metric
-from simulations.compare.verdict import Verdict
-from simulations.report import closing, wording
-from simulations.report.closing import Table
+from fedkd.record import ledger
+from simulations.analysis.metric import Metric
+from simulations.analysis.result import Verdict
+from simulations.analysis.run_record import Member
+from simulations.report import number_text, summary_table
+from simulations.report.summary_table import Table
 
 _BYTES, _SECONDS = Metric("bytes.all", "sum"), Metric("seconds.total", "sum")
 _LONGEST = 160  # characters of a value or a reason in a table
@@ -20,23 +20,23 @@ _LONGEST = 160  # characters of a value or a reason in a table
 
 def every(verdict: Verdict) -> list[Member]:
     """All runs, in the order of the closing table; those without an entry last."""
-    found = [member for entry in closing.ordered(verdict) for member in entry.members]
+    found = [member for entry in summary_table.ordered(verdict) for member in entry.members]
     return found + [member for member in verdict.failed if member not in found]
 
 
 def runs(verdict: Verdict) -> Table:
     """A row a run."""
     question, rows = verdict.question, []
-    titles = {str(question.metric): question.metric, **closing.further(question)}
+    titles = {str(question.metric): question.metric, **summary_table.further(question)}
     costs = {unit: each for unit, each in (("MB", _BYTES), ("s", _SECONDS)) if each not in titles.values()}
     for member in every(verdict):
-        figures = [wording.figure(_value(member, each), each) for each in titles.values()]
-        cost = [wording.figure(_value(member, each)) for each in costs.values()]
+        figures = [number_text.figure(_value(member, each), each) for each in titles.values()]
+        cost = [number_text.figure(_value(member, each)) for each in costs.values()]
         played = f"{len(member.rows)} of {member.info.get('num_rounds', '?')}"
         where = (member.method, str(member.seed), member.state, played)
         setting = (member.setting,) if any(question.settings) else ()
         rows.append((*setting, *where, *figures, *cost, cut(remark(member)), str(member.folder)))
-    measured = (f"{title}{wording.unit(each)}" for title, each in titles.items())
+    measured = (f"{title}{number_text.unit(each)}" for title, each in titles.items())
     places = ("setting",) if any(question.settings) else ()
     headings = (*places, "strategy", "seed", "state", "rounds", *measured, *costs, "remark", "folder")
     return Table(headings, tuple(rows))
@@ -44,7 +44,7 @@ def runs(verdict: Verdict) -> Table:
 
 def remark(member: Member) -> str:
     """Why a run does not count, how many replies of its clients did not, and how many clients never took part."""
-    never = f"{wording.count(member.untrained, 'client')} never took part" if member.untrained else ""
+    never = f"{number_text.count(member.untrained, 'client')} never took part" if member.untrained else ""
     return "; ".join(part for part in (member.reason, lost_replies(member), never) if part)
 
 
@@ -69,7 +69,7 @@ def differing(configs: Sequence[Mapping[str, Any]], ignored: Iterable[str] = ("s
 
     Keys of a strategy that only one strategy has say nothing but its name, so they count only if two values are seen.
     """
-    from fedkd.resolved import MACHINE_FACTS, NAMES
+    from fedkd.configuration.resolved import MACHINE_FACTS, NAMES
 
     keys = dict.fromkeys(key for config in configs for key in config)
     left_out = {*MACHINE_FACTS, *NAMES, *ignored}

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from simulations.compare.member import Member
-from simulations.compare.verdict import Verdict
-from simulations.report import facts, wording
-from simulations.report.closing import Table
+from simulations.analysis.result import Verdict
+from simulations.analysis.run_record import Member
+from simulations.report import facts, number_text
+from simulations.report.summary_table import Table
 
 _HEAD = "strategy."
 _NAMES = ("name", "client")  # of the halves
@@ -67,7 +67,7 @@ def _value(key: str, runs: Sequence[Member]) -> str:
         found.setdefault(facts.plain(run.config.get(key)), {})[run.setting or f"seed {run.seed}"] = None
     if len(found) == 1:
         return next(iter(found))
-    return "; ".join(f"{value} ({wording.listing(list(places), 4)})" for value, places in found.items())
+    return "; ".join(f"{value} ({number_text.listing(list(places), 4)})" for value, places in found.items())
 
 
 def _halves(config: Mapping[str, Any], option: str) -> str:
@@ -80,7 +80,7 @@ def _halves(config: Mapping[str, Any], option: str) -> str:
 
 def _option(config: Mapping[str, Any], said: str) -> str:
     """The strategy of conf that a configuration has chosen; older folders say only which halves it has."""
-    from fedkd import compose
+    from fedkd.configuration import compose
 
     halves = tuple(config.get(_HEAD + half) for half in _NAMES)
     alike = [name for name in compose.options("strategy") if _its_halves(name) == halves]
@@ -88,14 +88,14 @@ def _option(config: Mapping[str, Any], said: str) -> str:
 
 
 def _agreeing(option: str, config: Mapping[str, Any]) -> int:
-    from fedkd import compose
+    from fedkd.configuration import compose
 
     return sum(config.get(_HEAD + key) == value for key, value in compose.node("strategy", option).items())
 
 
 @cache
 def _its_halves(option: str) -> tuple[str, str]:
-    from fedkd import compose
+    from fedkd.configuration import compose
 
     node = compose.node("strategy", option)
     return str(node["name"]), str(node.get("client", "supervised"))
@@ -104,9 +104,10 @@ def _its_halves(option: str) -> tuple[str, str]:
 @cache
 def _defaults(option: str, server: str, client: str) -> dict[str, Any]:
     """Key -> value of both halves' code, then what the file in conf says; empty where only an import could tell."""
-    from fedkd import compose, plainyaml, reference
+    from fedkd import strict_yaml
+    from fedkd.configuration import compose, reference
 
     keys = [*(reference.of_half("strategies", server) or ()), *(reference.of_half("clients", client) or ())]
     found: dict[str, Any] = {"variant": None}
-    found |= {key.name: plainyaml.scalar(key.default, "") for key in keys if key.default}
+    found |= {key.name: strict_yaml.scalar(key.default, "") for key in keys if key.default}
     return found | (compose.node("strategy", option) if option else {})

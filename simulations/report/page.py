@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import fedkd
-from fedkd import plaintext
-from simulations.compare.verdict import Verdict
-from simulations.report import closing, members, published, setting, vega
+from fedkd import plain_text
+from simulations.analysis.result import Verdict
+from simulations.report import members, published, setting, summary_table, vega
 from simulations.report.chart import Chart
-from simulations.report.closing import Table
+from simulations.report.summary_table import Table
 
 _HERE = Path(__file__).parent
 _ESCAPES = {ord("<"): "\\u003c", ord(">"): "\\u003e", ord("&"): "\\u0026"}
@@ -53,8 +53,8 @@ def render(verdict: Verdict, charts: Sequence[Chart]) -> str:
     )
     return world.get_template("page.html").render(
         verdict=verdict,
-        facts=closing.facts(verdict),
-        closing=closing.table(verdict),
+        facts=summary_table.facts(verdict),
+        closing=summary_table.table(verdict),
         sections=sections(verdict, {chart.name: chart for chart in charts}),
         charts=embedded(charts),
         style=(_HERE / "page.css").read_text(encoding="utf-8"),
@@ -111,7 +111,7 @@ def embedded(charts: Sequence[Chart]) -> Any:
 
 def _shown(value: Any) -> Any:
     """A value of the page: text from files without what could make it read as something else."""
-    return plaintext.printable(value, keep="\n") if type(value) is str else value
+    return plain_text.printable(value, keep="\n") if type(value) is str else value
 
 
 def _of_runs(verdict: Verdict) -> list[Table]:

@@ -3,9 +3,9 @@
 import math
 import re
 
-from simulations.compare.verdict import Entry, Verdict
-from simulations.report import closing, wording
-from simulations.report.closing import Table
+from simulations.analysis.result import Entry, Verdict
+from simulations.report import number_text, summary_table
+from simulations.report.summary_table import Table
 
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
@@ -13,14 +13,14 @@ _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 def table(verdict: Verdict) -> Table | None:
     """A row for each figure that was published; None where there is none."""
     rows = []
-    for entry in closing.ordered(verdict):
+    for entry in summary_table.ordered(verdict):
         printed = ((verdict.question.published or {}).get(entry.setting) or {}).get(entry.method)
         if printed is not None:
             rows.append(_row(entry, verdict, printed))
     if not rows:
         return None
     metric = verdict.question.metric
-    unit = wording.unit(metric)
+    unit = number_text.unit(metric)
     return Table(
         ("setting", "strategy", f"published{unit}", f"ours{unit}", "seeds", "ours minus published"), tuple(rows)
     )
@@ -29,7 +29,7 @@ def table(verdict: Verdict) -> Table | None:
 def _row(entry: Entry, verdict: Verdict, printed: str) -> tuple[str, ...]:
     """Published figures are percent for accuracies; their own spread is not in the interval of the difference."""
     if entry.interval is None:
-        return entry.setting, entry.method, printed, wording.NOTHING, "0", wording.NOTHING
+        return entry.setting, entry.method, printed, number_text.NOTHING, "0", number_text.NOTHING
     ends = (entry.interval.mean, entry.interval.low, entry.interval.high)
     mean, low, high = (verdict.question.metric.scale * each for each in ends)
     number = _NUMBER.search(printed)
@@ -40,6 +40,6 @@ def _row(entry: Entry, verdict: Verdict, printed: str) -> tuple[str, ...]:
 
 def _text(mean: float, low: float, high: float, sign: str = "") -> str:
     if not math.isfinite(mean):
-        return wording.NOTHING
+        return number_text.NOTHING
     ends = f" [{low:.2f}, {high:.2f}]" if math.isfinite(low + high) else ""
     return f"{mean:{sign}.2f}{ends}"

@@ -5,11 +5,11 @@ import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from simulations.compare.metric import Metric
-from simulations.compare.verdict import Entry, Verdict
-from simulations.report import chart, closing, series, wording
+from simulations.analysis.metric import Metric
+from simulations.analysis.result import Entry, Verdict
+from simulations.report import chart, number_text, series, summary_table
 from simulations.report.chart import Chart, Row, Spec
-from simulations.report.closing import Table
+from simulations.report.summary_table import Table
 
 AXES = {"rounds": ("round", "rounds"), "megabytes": ("mb", "megabytes, both ways"), "seconds": ("s", "seconds")}
 _BYTES = Metric("bytes.all", "sum")
@@ -26,7 +26,11 @@ def charts(verdict: Verdict) -> list[Chart]:
 def differences(verdict: Verdict) -> Chart | None:
     """How much better than the baseline each method is, paired by seed, with the interval."""
     question = verdict.question
-    rows = [_difference(entry, question.metric.scale) for entry in closing.ordered(verdict) if entry.versus is not None]
+    rows = [
+        _difference(entry, question.metric.scale)
+        for entry in summary_table.ordered(verdict)
+        if entry.versus is not None
+    ]
     if not rows:
         return None
     methods = [method for method in question.methods if method != question.baseline]
@@ -50,7 +54,7 @@ def differences(verdict: Verdict) -> Chart | None:
             },
         },
     ]
-    sure = [entry for entry in closing.ordered(verdict) if entry.is_sure]
+    sure = [entry for entry in summary_table.ordered(verdict) if entry.is_sure]
     summary = (
         f"Paired difference from {question.baseline} with its 95% interval, by setting; right of the dashed line is "
         f"better. {len(sure)} of {len(rows)} differences are significant after Holm's correction."
@@ -96,7 +100,7 @@ def ranks(verdict: Verdict) -> Chart | None:
         },
     ]
     best = next(iter(found.mean))
-    summary = f"Average rank over {wording.count(found.settings, 'setting')}; {best} ranks best. " + (
+    summary = f"Average rank over {number_text.count(found.settings, 'setting')}; {best} ranks best. " + (
         f"Two methods differ if their ranks are {found.critical_difference:.2f} apart (critical difference): "
         "if their bars do not overlap."
         if half
@@ -111,12 +115,12 @@ def ranks(verdict: Verdict) -> Chart | None:
 def curves(verdict: Verdict) -> Chart | None:
     """The primary metric by rounds, megabytes or seconds."""
     question = verdict.question
-    rows = list(series.rows(closing.ordered(verdict), question.metric, lambda entry: entry.setting))
+    rows = list(series.rows(summary_table.ordered(verdict), question.metric, lambda entry: entry.setting))
     if not rows:
         return None
     least = min(len(entry.done) for entry in verdict.entries.values() if entry.done)
     band = f"mean over seeds; the band is the {_band(least)}. " if least > 1 else "one seed. "
-    title = f"{question.metric.path}{wording.unit(question.metric)}"
+    title = f"{question.metric.path}{number_text.unit(question.metric)}"
     spec = bands(rows, _panels(verdict, rows), question.methods, title, 230)
     summary = f"{question.metric.path} by round, {band}" + _ends(verdict)
     return Chart("curves", "Accuracy as training goes on", summary, spec, _curve_table(verdict), axes=AXES)
@@ -160,7 +164,7 @@ def bands(rows: Sequence[Row], panels: Sequence[str], methods: Sequence[str], ti
 def pareto(verdict: Verdict) -> Chart | None:
     """What was reached for how many bytes; a step joins those that none beats in both."""
     question = verdict.question
-    rows = [row for entry in closing.ordered(verdict) if (row := _price(entry, question.metric))]
+    rows = [row for entry in summary_table.ordered(verdict) if (row := _price(entry, question.metric))]
     if len({row["method"] for row in rows}) < 2:  # one alone is beaten by none
         return None
     for row in rows:
@@ -173,7 +177,7 @@ def pareto(verdict: Verdict) -> Chart | None:
         "scale": {"type": "symlog", "constant": max(min((r["mb"] for r in rows if r["mb"]), default=1.0), 1e-3)},
         "axis": {"tickCount": 4, "labelOverlap": True, "format": "~s"},
     }
-    y = chart.numbers("mean", f"{question.metric}{wording.unit(question.metric)}")
+    y = chart.numbers("mean", f"{question.metric}{number_text.unit(question.metric)}")
     tone = chart.colour(question.methods)
     layers: list[Spec] = [
         {
@@ -198,9 +202,11 @@ def pareto(verdict: Verdict) -> Chart | None:
     ]
     front = [f"{row['method']}{' in ' + row['panel'] if row['panel'] else ''}" for row in rows if row["front"]]
     way = "Up" if question.metric.sign > 0 else "Down"
-    summary = f"{way} and left is better. No other method is both better and cheaper than: {wording.listing(front)}."
+    summary = (
+        f"{way} and left is better. No other method is both better and cheaper than: {number_text.listing(front)}."
+    )
     cells = tuple(
-        (r["panel"], r["method"], f"{r['mean']:g}", wording.figure(r["mb"]), "yes" if r["front"] else "no")
+        (r["panel"], r["method"], f"{r['mean']:g}", number_text.figure(r["mb"]), "yes" if r["front"] else "no")
         for r in rows
     )
     table = Table(("setting", "strategy", str(y["title"]), "megabytes", "unbeaten"), cells)
@@ -251,17 +257,19 @@ def _ends(verdict: Verdict) -> str:
     metric, parts = verdict.question.metric, []
     for setting in verdict.question.settings:
         if best := verdict.best(setting):
-            parts.append(f"{best.method} {wording.spread(best.interval, metric)}{' in ' + setting if setting else ''}")
+            parts.append(
+                f"{best.method} {number_text.spread(best.interval, metric)}{' in ' + setting if setting else ''}"
+            )
     head = "Best " if len(verdict.question.methods) > 1 else ""
-    return f"{head}{metric}: {wording.listing(parts)}." if parts else ""
+    return f"{head}{metric}: {number_text.listing(parts)}." if parts else ""
 
 
 def _curve_table(verdict: Verdict) -> Table:
     metric, rows = verdict.question.metric, []
-    for entry in closing.ordered(verdict):
+    for entry in summary_table.ordered(verdict):
         for at in series.points(entry, metric, 6):
-            values = (wording.figure(each, metric) for each in (at.mean, at.low, at.high))
-            cost = wording.figure(at.megabytes), wording.figure(at.seconds)
+            values = (number_text.figure(each, metric) for each in (at.mean, at.low, at.high))
+            cost = number_text.figure(at.megabytes), number_text.figure(at.seconds)
             rows.append((entry.setting, entry.method, str(at.round), *cost, *values, str(at.seeds)))
     return Table(("setting", "strategy", "round", "MB", "s", "mean", "low", "high", "seeds"), tuple(rows))
 
@@ -269,17 +277,17 @@ def _curve_table(verdict: Verdict) -> Table:
 def _test_table(verdict: Verdict) -> Table:
     """Everything the tests say."""
     metric, rows = verdict.question.metric, []
-    for entry in closing.ordered(verdict):
+    for entry in summary_table.ordered(verdict):
         it = entry.versus
         if it is None:
             continue
         factor = metric.scale
-        boot = " to ".join(wording.figure(factor * each) for each in (it.boot_low, it.boot_high))
-        effect = wording.figure(it.d_z)
+        boot = " to ".join(number_text.figure(factor * each) for each in (it.boot_low, it.boot_high))
+        effect = number_text.figure(it.d_z)
         outcome = f"{it.wins} / {it.ties} / {it.losses}"
-        raw = f"{it.p:.4f}" if math.isfinite(it.p) else wording.NOTHING
-        head = (entry.setting, entry.method, str(it.n), wording.gap(it, metric), f"{boot} ({it.boot_method})")
-        rows.append((*head, it.test, raw, wording.chance(entry), f"{it.smallest_p:.4f}", effect, outcome))
+        raw = f"{it.p:.4f}" if math.isfinite(it.p) else number_text.NOTHING
+        head = (entry.setting, entry.method, str(it.n), number_text.gap(it, metric), f"{boot} ({it.boot_method})")
+        rows.append((*head, it.test, raw, number_text.chance(entry), f"{it.smallest_p:.4f}", effect, outcome))
     headings = ("setting", "strategy", "pairs", "difference [95% t]", "95% bootstrap", "test", "p", "p (Holm)")
     return Table((*headings, "least p possible", "effect d_z", "seeds won / tied / lost"), tuple(rows))
 
@@ -289,7 +297,7 @@ def _rank_table(verdict: Verdict) -> Table:
     rows = []
     for method, rank in verdict.ranks.mean.items():
         record = verdict.records.get(method)
-        rows.append((method, f"{rank:.2f}", " / ".join(map(str, record)) if record else wording.NOTHING))
+        rows.append((method, f"{rank:.2f}", " / ".join(map(str, record)) if record else number_text.NOTHING))
     return Table(
         ("strategy", "average rank", f"settings won / tied / lost to {verdict.question.baseline}"), tuple(rows)
     )

@@ -4,10 +4,10 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from simulations import stats
-from simulations.compare.member import Member
-from simulations.compare.metric import Metric, megabytes
-from simulations.compare.verdict import Entry
+from simulations.analysis import stats
+from simulations.analysis.metric import Metric, megabytes
+from simulations.analysis.result import Entry
+from simulations.analysis.run_record import Member
 from simulations.report import chart
 from simulations.report.chart import Row
 

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from simulations.compare import choices
-from simulations.compare.choices import Choice
-from simulations.compare.verdict import Verdict
-from simulations.report import facts, members, methods, wording
-from simulations.report.closing import Table
+from simulations.analysis import choices
+from simulations.analysis.choices import Choice
+from simulations.analysis.result import Verdict
+from simulations.report import facts, members, methods, number_text
 from simulations.report.facts import Line
+from simulations.report.summary_table import Table
 
 _HEADINGS = ("what", "value")
 
@@ -37,7 +37,9 @@ def played(verdict: Verdict) -> list[Table]:
             if member.info and (text := line.told(member)):
                 counts[text] = counts.get(text, 0) + 1
         if counts:
-            texts = [text if len(counts) == 1 else f"{text} ({wording.count(n, 'run')})" for text, n in counts.items()]
+            texts = [
+                text if len(counts) == 1 else f"{text} ({number_text.count(n, 'run')})" for text, n in counts.items()
+            ]
             found.append((line.name, "; ".join(texts)))
     return [Table(_HEADINGS, tuple(found), "Code and machine")] if found else []
 
@@ -53,7 +55,7 @@ def tuned(verdict: Verdict) -> Table | None:
     shares = [share for share in found_in if isinstance(share, float)]
     share = f"{100 * max(shares):g} % of each client's training data" if shares else "training data"
     note = (
-        f"By {found.metric}{wording.unit(found.metric)}, mean over {_listed('seed', found.seeds)}, on {share} that "
+        f"By {found.metric}{number_text.unit(found.metric)}, mean over {_listed('seed', found.seeds)}, on {share} that "
         "were held out for it; test data were not looked at."
     )
     headings = ("strategy", *(["setting"] * settings), "tried: result", "taken", "at the edge", "runs")
@@ -90,13 +92,13 @@ def _text(line: Line, verdict: Verdict, setting: str) -> str:
     if len(texts) < 2:
         return next(iter(texts), "")
     ordered = sorted(texts.items(), key=lambda each: -len(each[1]))
-    return "; ".join(f"{text or 'as usual'} ({wording.listing(list(names), 4)})" for text, names in ordered)
+    return "; ".join(f"{text or 'as usual'} ({number_text.listing(list(names), 4)})" for text, names in ordered)
 
 
 def _differing(found: Mapping[str, Mapping[str, str]], settings: Sequence[str]) -> Table | None:
     """One column per setting."""
     rows = tuple(
-        (name, *(by[setting] or wording.NOTHING for setting in settings))
+        (name, *(by[setting] or number_text.NOTHING for setting in settings))
         for name, by in found.items()
         if len(set(by.values())) > 1
     )

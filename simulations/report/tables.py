@@ -8,12 +8,12 @@ import io
 import re
 from collections.abc import Sequence
 
-from fedkd import plaintext
-from simulations.compare.metric import Metric
-from simulations.compare.verdict import Verdict
-from simulations.report import closing, members, published, setting, wording
+from fedkd import plain_text
+from simulations.analysis.metric import Metric
+from simulations.analysis.result import Verdict
+from simulations.report import members, number_text, published, setting, summary_table
 from simulations.report.chart import Chart
-from simulations.report.closing import Table
+from simulations.report.summary_table import Table
 
 _UP, _DOWN = Metric("bytes.up", "sum"), Metric("bytes.down", "sum")
 _PHASES = ("total", "clients", "server", "evaluation")
@@ -34,7 +34,7 @@ def markdown(verdict: Verdict, charts: Sequence[Chart]) -> str:
     question = verdict.question
     parts = [f"# {_escaped(question.name)}", _escaped(question.about), *map(_escaped, verdict.sentences)]
     parts += [f"- Not concluded: {_escaped(caution)}" for caution in verdict.cautions]
-    parts += [_escaped("   ".join(closing.facts(verdict))), _piped(closing.table(verdict))]
+    parts += [_escaped("   ".join(summary_table.facts(verdict))), _piped(summary_table.table(verdict))]
     if found := [*setting.shared(verdict), *setting.of_methods(verdict), *setting.played(verdict)]:
         parts += ["## Setting", *(part for table in found for part in _titled(table))]
     if (beside := published.table(verdict)) is not None:
@@ -56,15 +56,15 @@ def comma_separated(verdict: Verdict) -> str:
     """A row a run, numbers as measured: fractions and bytes."""
     question, file = verdict.question, io.StringIO(newline="")
     writer = csv.writer(file, lineterminator="\n")
-    columns = {title: each for title, each in closing.further(question).items() if each.place[0] != "bytes"}
+    columns = {title: each for title, each in summary_table.further(question).items() if each.place[0] != "bytes"}
     heads = ("setting", "method", "seed", "state", str(question.metric), *columns)
-    writer.writerow(map(plaintext.cell, (*heads, "bytes_up", "bytes_down", "reason")))
+    writer.writerow(map(plain_text.cell, (*heads, "bytes_up", "bytes_down", "reason")))
     for member in members.every(verdict):
         metrics = (question.metric, *columns.values())
         values = [each.of(member) if member.rows else None for each in metrics]
         sent = [None if (found := each.of(member)) is None else round(1e6 * found) for each in (_UP, _DOWN)]
         place = (member.setting, member.method, member.seed, member.state)
-        writer.writerow(map(plaintext.cell, (*place, *values, *sent, member.reason)))
+        writer.writerow(map(plain_text.cell, (*place, *values, *sent, member.reason)))
     return file.getvalue()
 
 
@@ -75,15 +75,15 @@ def timings(verdict: Verdict) -> str:
     writer.writerow(("setting", "method", "seed", *(f"seconds_{phase}" for phase in _PHASES)))
     for member in members.every(verdict):
         seconds = [Metric(f"seconds.{phase}", "sum").of(member) if member.rows else None for phase in _PHASES]
-        writer.writerow(map(plaintext.cell, (member.setting, member.method, member.seed, *seconds)))
+        writer.writerow(map(plain_text.cell, (member.setting, member.method, member.seed, *seconds)))
     return file.getvalue()
 
 
 def latex(verdict: Verdict) -> str:
     """The closing table for a paper; needs booktabs."""
-    found = closing.table(verdict).without_clocks()
+    found = summary_table.table(verdict).without_clocks()
     spec = "".join("l" if heading in ("setting", "strategy") else "r" for heading in found.headings)
-    lines = [f"% {wording.count(len(members.every(verdict)), 'run')}; \\usepackage{{booktabs}}"]
+    lines = [f"% {number_text.count(len(members.every(verdict)), 'run')}; \\usepackage{{booktabs}}"]
     lines += [f"\\begin{{tabular}}{{{spec}}}", "\\toprule", _ampersands(found.headings), "\\midrule"]
     for index, row in enumerate(found.rows):
         if index and found.headings[0] == "setting" and row[0] != found.rows[index - 1][0]:
@@ -109,7 +109,7 @@ def _titled(table: Table) -> list[str]:
 
 
 def _ampersands(cells: Sequence[str]) -> str:
-    shown = (plaintext.printable(cell) for cell in cells)
+    shown = (plain_text.printable(cell) for cell in cells)
     return " & ".join("".join(_TEX.get(sign, sign) for sign in cell) for cell in shown) + r" \\"
 
 
@@ -119,4 +119,4 @@ def _piped(table: Table) -> str:
 
 
 def _escaped(text: str) -> str:
-    return _MARKDOWN.sub(r"\\\1", plaintext.printable(" ".join(text.split())))
+    return _MARKDOWN.sub(r"\\\1", plain_text.printable(" ".join(text.split())))

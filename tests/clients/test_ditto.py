@@ -12,10 +12,10 @@ from torch.testing import assert_close
 from clients.ditto import Ditto
 from clients.supervised import Supervised
 from fedkd.engine import ClientState
-from fedkd.optimisers import Sgd
 from fedkd.participation import Batch
 from fedkd.payload import Payload
 from fedkd.student import Student
+from fedkd.training.optimisers import Sgd
 
 ADAM = replace(tiny.TRAIN, optimiser="adam", lr=0.01, moments="keep")
 

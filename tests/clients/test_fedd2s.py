@@ -14,12 +14,14 @@ from torch.testing import assert_close
 
 from clients.fedd2s import FedD2S
 from clients.supervised import Supervised
-from fedkd import heads, losses, seeds
+from fedkd import seeds
+from fedkd.distillation import heads
 from fedkd.engine import ClientState, Job
+from fedkd.maths import losses
 from fedkd.participation import Batch
 from fedkd.payload import Payload
 from fedkd.student import Student
-from fedkd.training import LocalSite
+from fedkd.training.site import LocalSite
 
 # Golden, worked out apart from this code
 

@@ -8,7 +8,8 @@ import torch
 from taps import SIZE, fedd2s, first_batch, gradients, job, replace_generator, site, table, task, with_head
 from torch.testing import assert_close
 
-from fedkd import heads, losses
+from fedkd.distillation import heads
+from fedkd.maths import losses
 
 # A teacher's row belongs to its sample
 

@@ -10,8 +10,8 @@ from torch.testing import assert_close
 
 from clients.feddistill import FedDistill
 from clients.supervised import Supervised
-from fedkd import divergences, losses
 from fedkd.engine import ClientState
+from fedkd.maths import divergences, losses
 from fedkd.participation import Batch
 from fedkd.payload import Payload
 

@@ -8,16 +8,17 @@ import torch
 
 from clients.fedgen import FedGen
 from clients.supervised import Supervised
-from fedkd import losses, seeds
+from fedkd import seeds
 from fedkd.client import Client
 from fedkd.config import TrainConfig
 from fedkd.data.samples import Samples
 from fedkd.engine import Job, Reply
+from fedkd.maths import losses
 from fedkd.models import generators, students
 from fedkd.participation import Batch
 from fedkd.payload import Payload
 from fedkd.problem import Problem
-from fedkd.training import LocalSite
+from fedkd.training.site import LocalSite
 
 CLASSES, NOISE = 10, 5
 SIZES = (64, 40)

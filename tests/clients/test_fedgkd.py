@@ -22,7 +22,7 @@ def taught(job, shift=1.0):
 
 
 def test_zero_gamma_is_fedavg_to_the_bit_and_asks_no_teacher(site, job, monkeypatch):
-    monkeypatch.setattr("fedkd.teachers.logits", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr("fedkd.training.teachers.logits", lambda *_: pytest.fail("asked"))
     off = tiny.fit(client(gamma=0.0), taught(job), site)
     tiny.assert_same(tiny.lasting(off), tiny.lasting(tiny.fit(Supervised(), taught(job), site)))
 

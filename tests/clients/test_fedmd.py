@@ -9,11 +9,11 @@ from torch.testing import assert_close
 
 from clients.fedmd import FedMD
 from clients.supervised import Supervised
-from fedkd import forward, public
 from fedkd.data.samples import Proxy
 from fedkd.engine import ClientState
 from fedkd.participation import Batch
 from fedkd.payload import Payload
+from fedkd.training import forward, public_set
 
 PUBLIC = Proxy("tiny", tiny.samples(30, seed=5), True, 12345)
 SIZE = 10
@@ -38,16 +38,16 @@ def prepared(public_epochs: int, private_epochs: int) -> FedMD:
 
 
 def say(problem, **changes):
-    return tiny.job(problem, payload=Payload(numbers=public.describe(problem, SIZE)), **changes)
+    return tiny.job(problem, payload=Payload(numbers=public_set.describe(problem, SIZE)), **changes)
 
 
 def learn(problem, consensus, **changes):
-    payload = Payload(probe_logits=consensus, numbers=public.describe(problem, SIZE))
+    payload = Payload(probe_logits=consensus, numbers=public_set.describe(problem, SIZE))
     return tiny.job(problem, payload=payload, exchange=1, **changes)
 
 
 def images(problem, round=1):
-    return public.look(problem, public.describe(problem, SIZE), round)
+    return public_set.look(problem, public_set.describe(problem, SIZE), round)
 
 
 def test_it_says_the_logits_of_its_student_in_eval_mode_and_trains_nothing():
@@ -108,7 +108,7 @@ def test_labels_of_the_public_set_are_not_used_after_the_start(problem, site):
     """The part of a round is stratified by them, so they are exchanged within the same strata."""
     y = (PUBLIC.samples.y + 1) % 3
     other = replace(problem, proxy=replace(PUBLIC, samples=replace(PUBLIC.samples, y=y)))
-    assert torch.equal(public.part(problem, SIZE, 1), public.part(other, SIZE, 1))
+    assert torch.equal(public_set.part(problem, SIZE, 1), public_set.part(other, SIZE, 1))
     target = torch.ones(SIZE, 3)
     one, two = (tiny.fit(client(), learn(p, target), tiny.site(Supervised(), p)).state.kept for p in (problem, other))
     tiny.assert_same_weights(one, two)

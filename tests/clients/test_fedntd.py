@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from clients import fedntd
 from clients.fedntd import FedNTD
 from clients.supervised import Supervised
-from fedkd import losses
+from fedkd.maths import losses
 from fedkd.payload import Payload
 
 seeds_of = st.integers(0, 2**31)
@@ -69,7 +69,7 @@ def test_two_classes_have_nothing_to_tell(seed):
 
 
 def test_zero_beta_is_fedavg_to_the_bit_and_asks_no_teacher(site, job, monkeypatch):
-    monkeypatch.setattr("fedkd.teachers.logits", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr("fedkd.training.teachers.logits", lambda *_: pytest.fail("asked"))
     tiny.assert_same(tiny.lasting(tiny.fit(client(0.0), job, site)), tiny.lasting(tiny.fit(Supervised(), job, site)))
 
 

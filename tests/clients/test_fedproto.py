@@ -9,10 +9,10 @@ from torch.testing import assert_close
 
 from clients.fedproto import FedProto, last_epoch
 from clients.supervised import Supervised
-from fedkd import forward
+from fedkd.models.predictors import FAR
 from fedkd.participation import Batch
 from fedkd.payload import Payload
-from fedkd.predictors import FAR
+from fedkd.training import forward
 
 PROTOTYPES = torch.arange(12.0).view(3, 4) / 10
 

@@ -11,10 +11,10 @@ from torch.testing import assert_close
 
 from clients.fedprox import FedProx
 from clients.supervised import Supervised
-from fedkd.optimisers import Sgd
 from fedkd.participation import Batch
 from fedkd.payload import Payload
 from fedkd.student import Student
+from fedkd.training.optimisers import Sgd
 
 
 def fedprox(mu: float = 0.0, decay: float = 0.0) -> FedProx:

@@ -9,10 +9,10 @@ from torch.testing import assert_close
 
 from clients.fedrep import FedRep
 from clients.supervised import Supervised
-from fedkd import optimisers
 from fedkd.engine import ClientState
-from fedkd.optimisers import Sgd
 from fedkd.payload import Payload
+from fedkd.training import optimisers
+from fedkd.training.optimisers import Sgd
 
 HARD = replace(tiny.TRAIN, steps=6, momentum=0.5, weight_decay=0.1)  # all that could move what is frozen
 

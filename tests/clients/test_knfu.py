@@ -9,9 +9,10 @@ from torch.testing import assert_close
 
 from clients.knfu import KnFu
 from clients.supervised import Supervised
-from fedkd import losses, seeds
+from fedkd import seeds
 from fedkd.data.samples import Proxy
 from fedkd.engine import ClientState, Failure
+from fedkd.maths import losses
 from fedkd.participation import Batch
 from fedkd.payload import Payload
 from strategies.knfu import KnFu as Strategy

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from clients.knfu_generated import KnFuGenerated
 from clients.supervised import Supervised
-from fedkd import losses
+from fedkd.maths import losses
 from fedkd.participation import Batch
 from fedkd.payload import Payload
 

@@ -7,9 +7,10 @@ from torch.testing import assert_close
 
 from clients.knfu_table import KnFuTable
 from clients.supervised import Supervised
-from fedkd import forward, losses, tables
+from fedkd.maths import losses
 from fedkd.participation import Batch
 from fedkd.payload import Payload
+from fedkd.training import class_tables, forward
 
 TABLE = torch.tensor([[3.0, 0, 0], [0, 3, 0], [0, 0, 0]])
 OWNERS = torch.tensor([2, 1, 0])
@@ -41,7 +42,7 @@ def test_it_sends_its_mean_logits_by_label_and_how_many_it_has_of_each():
 
 
 def test_a_label_without_samples_is_zeros_and_has_count_zero():
-    found = tables.means(*tables.sums(torch.ones(2, 3), torch.tensor([0, 0]), 3))
+    found = class_tables.means(*class_tables.sums(torch.ones(2, 3), torch.tensor([0, 0]), 3))
     assert_close(found, torch.tensor([[1.0, 1, 1], [0, 0, 0], [0, 0, 0]]))
 
 

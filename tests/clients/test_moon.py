@@ -74,7 +74,7 @@ def test_zero_mu_is_fedavg_to_the_bit(site, job):
 
 
 def test_zero_mu_asks_no_teacher(site, job, monkeypatch):
-    monkeypatch.setattr("fedkd.teachers.latents", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr("fedkd.training.teachers.latents", lambda *_: pytest.fail("asked"))
     tiny.fit(client(0.0), job, site)
 
 

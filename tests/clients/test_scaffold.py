@@ -13,8 +13,8 @@ from clients import scaffold
 from clients.scaffold import Scaffold
 from clients.supervised import Supervised
 from fedkd.engine import ClientState
-from fedkd.optimisers import Sgd
 from fedkd.payload import Payload
+from fedkd.training.optimisers import Sgd
 
 
 def a_job(problem, c=0.0, own=None, numbers=None):

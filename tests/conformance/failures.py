@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fedkd import compose, plugins
+from fedkd.configuration import compose, plugins
 
 HERE, ROOT = str(Path(__file__).parent), Path(__file__).parents[2]
 PAGE = "docs/conformance.md"

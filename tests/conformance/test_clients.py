@@ -15,12 +15,13 @@ import tiny
 import torch
 from algorithms import Trail
 
-from fedkd import optimisers, reference
 from fedkd.client import Client
+from fedkd.configuration import reference
 from fedkd.engine import ClientState, Job, Reply
 from fedkd.errors import ConfigError
-from fedkd.optimisers import LocalOptimiser
 from fedkd.participation import Batch
+from fedkd.training import optimisers
+from fedkd.training.optimisers import LocalOptimiser
 from simulations import assemble
 
 

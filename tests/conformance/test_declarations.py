@@ -3,7 +3,7 @@
 import algorithms
 import pytest
 
-from fedkd import plugins
+from fedkd.configuration import plugins
 from fedkd.payload import KINDS
 from fedkd.strategy import Strategy
 

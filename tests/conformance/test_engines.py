@@ -5,7 +5,7 @@ import pytest
 import tiny
 
 from fedkd import rounds
-from simulations.ray_pool import RayPool
+from simulations.engines.ray_pool import RayPool
 
 
 @pytest.mark.parametrize("words", algorithms.names(), ids=" ".join)

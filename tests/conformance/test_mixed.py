@@ -7,8 +7,8 @@ import pytest
 import tiny
 from algorithms import MIXED
 
-from fedkd import compose
 from fedkd.config import RunConfig
+from fedkd.configuration import compose
 from fedkd.errors import ConfigError
 from simulations import assemble
 from simulations.assemble import Assembly

@@ -9,7 +9,8 @@ import pytest
 import tiny
 from algorithms import Trail
 
-from fedkd import checkpoint, rounds
+from fedkd import rounds
+from fedkd.record import checkpoint
 from fedkd.strategy import Cohort
 from simulations import assemble
 

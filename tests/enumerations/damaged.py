@@ -32,10 +32,13 @@ import safetensors.torch
 import torch
 from enumerations import points
 
-from fedkd import checkpoint, compose, rounds
+from fedkd import rounds
+from fedkd.configuration import compose
 from fedkd.errors import CheckpointError
 from fedkd.experiment import Experiment
-from simulations import assemble, inline
+from fedkd.record import checkpoint
+from simulations import assemble
+from simulations.engines import inline
 
 MANIFEST = "manifest.json"
 ODD: tuple[Any, ...] = (None, True, -1, 0, 3.5, 10**30, "", "x" * 10_000, [], {}, [[]], {"map": 1}, {"tensor": "gone"})

@@ -37,11 +37,12 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as Proto
 
-from fedkd import border, ledger
+from fedkd.border import checks
 from fedkd.engine import Failure, Job, Reply, Result
-from simulations import flower_codec
+from fedkd.record import ledger
 from simulations.deploy import engine
-from simulations.flower_codec import Malformed
+from simulations.flower import codec
+from simulations.flower.codec import Malformed
 
 ALGORITHMS = ("fedavg", "fedgen", "fedd2s", "fedproto", "feddistill", "scaffold", "fml", "fedrep")
 SECONDS = 1.0  # that a message may take; on a busy machine the CPU's, not the clock's
@@ -62,7 +63,7 @@ TEXTS = (
 )
 NAMES = ("", "a", "\x00", "\u202e", "x" * 300, "x" * (1 << 20), "../../etc", "head.weight", "weights")
 
-Case = tuple[str, Job, Reply, border.Expectation, Callable[[Reply], None]]
+Case = tuple[str, Job, Reply, checks.Expectation, Callable[[Reply], None]]
 
 
 def cases(names: Sequence[str] = ALGORITHMS) -> list[Case]:
@@ -74,7 +75,7 @@ def cases(names: Sequence[str] = ALGORITHMS) -> list[Case]:
         for exchange in trail.round(2):
             for reply in exchange.replies[:2]:
                 job = jobs[reply.client, reply.round, reply.exchange]
-                expected = border.Expectation(
+                expected = checks.Expectation(
                     kinds=trail.strategy.asks(exchange.cohort),
                     classes=experiment.problem.classes,
                     latent=experiment.problem.of(job.client).latent,
@@ -90,7 +91,7 @@ def one(found: Sequence[Case], seed: int, number: int) -> tuple[str, str, str]:
     """One message: what was done to it, what came of it in a word, and what is wrong with that, or empty text."""
     draw = random.Random(f"{seed} {number}")
     name, job, reply, expected, inspect = draw.choice(found)
-    content = flower_codec.encode_result(reply)
+    content = codec.encode_result(reply)
     done = [draw.choice(MUTATIONS)(content, draw) for _ in range(draw.choice((1, 1, 1, 2, 3))) if content]
     how = f"{name}: {'; '.join(done)}"[:300]
     try:
@@ -99,7 +100,7 @@ def one(found: Sequence[Case], seed: int, number: int) -> tuple[str, str, str]:
         return how, "unsent", ""
     start = time.process_time()
     try:
-        result = border.admit(_read(content, job), job, expected, inspect)
+        result = checks.admit(_read(content, job), job, expected, inspect)
         wrong = _unfit(result)
     except Exception as error:  # noqa: BLE001  # what this looks for
         return how, "raised", f"{type(error).__name__}: {error}"[:300]
@@ -110,7 +111,7 @@ def one(found: Sequence[Case], seed: int, number: int) -> tuple[str, str, str]:
 
 def _read(content: RecordDict, job: Job) -> Result:
     try:
-        return flower_codec.decode_result(content, job, engine.REPLY)
+        return codec.decode_result(content, job, engine.REPLY)
     except Malformed as error:
         return Failure(client=job.client, round=job.round, what=str(error), cause=error.cause)
 
@@ -213,7 +214,7 @@ def array(content: RecordDict, draw: random.Random) -> str:
 
 def _other(old: Array, how: str, draw: random.Random) -> Array:
     try:
-        values = flower_codec.decode_tensor(old, "it").numpy()
+        values = codec.decode_tensor(old, "it").numpy()
     except Malformed:
         values = np.ones(3, np.float32)
     if how == "dtype":

@@ -168,11 +168,11 @@ def _play(args: Sequence[str], log: Path, points: Points | None) -> NoReturn:
         os.dup2(place, 1)
         os.dup2(place, 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
-        from simulations import cli
+        from simulations.cli import main
 
         if points is not None:
             points.watch()
-        code = cli.main(list(args))
+        code = main.main(list(args))
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -187,8 +187,9 @@ def warm() -> None:
     import torch
 
     torch.set_num_threads(1)  # a fork has no other threads
-    from fedkd import compose
-    from simulations import assemble, board, driver  # noqa: F401
+    from fedkd.configuration import compose
+    from simulations import assemble
+    from simulations.run import driver, tensorboard  # noqa: F401
 
     assemble.assemble(compose.resolve([*WORDS, "rounds=1"]).config)
 

@@ -4,7 +4,7 @@ import pytest
 import tiny
 
 from fedkd.experiment import Experiment
-from fedkd.training import LocalSite
+from fedkd.training.site import LocalSite
 from strategies.fedavg import FedAvg
 
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from fedkd import compose
+from fedkd.configuration import compose
 from fedkd.errors import ConfigError
 
 
@@ -100,7 +100,7 @@ def test_a_list_of_students_names_the_line_of_the_file(tmp_path):
 
 def test_names_are_checked_without_torch():
     code = (
-        "import sys; from fedkd import compose\n"
+        "import sys; from fedkd.configuration import compose\n"
         "try: compose.resolve(['students={mpl: 1}', 'proxy.name=heldout'])\n"
         "except Exception as e: print(len(e.mistakes), 'torch' in sys.modules)"
     )

@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 import pytest
 from annotated_types import Ge
 
-from fedkd import config, reference, schema
+from fedkd import config
+from fedkd.configuration import reference, validate
 from fedkd.errors import ConfigError
 
 NODES = [cls for cls in vars(config).values() if dataclasses.is_dataclass(cls) and cls.__module__ == config.__name__]
@@ -18,7 +19,7 @@ def test_every_key_says_what_it_means(node):
 
 
 def test_defaults_pass_their_own_checks():
-    assert schema.check(config.RunConfig, schema.Draft({}), ()) == (config.RunConfig(), [])
+    assert validate.check(config.RunConfig, validate.Draft({}), ()) == (config.RunConfig(), [])
 
 
 def test_a_configuration_cannot_be_changed():
@@ -27,8 +28,8 @@ def test_a_configuration_cannot_be_changed():
 
 
 def test_nested_mistakes_are_found_beside_unknown_keys():
-    draft = schema.Draft({"train": {"lr": 0, "speed": 1}, "rounds": -1, "nix": {"a": 1}})
-    value, mistakes = schema.check(config.RunConfig, draft, ())
+    draft = validate.Draft({"train": {"lr": 0, "speed": 1}, "rounds": -1, "nix": {"a": 1}})
+    value, mistakes = validate.check(config.RunConfig, draft, ())
     assert value is None
     assert {mistake.what for mistake in mistakes} == {
         "train.lr = 0",
@@ -44,11 +45,11 @@ def test_defaults_are_checked_and_written_like_any_value():
         alpha: float = 10
         beta: Annotated[int, Ge(0)] = 0
 
-    value, mistakes = schema.check(Config, schema.Draft({}), ())
+    value, mistakes = validate.check(Config, validate.Draft({}), ())
     assert mistakes == []
     assert isinstance(value.alpha, float)  # else one configuration had two texts, 10 and 10.0, and two hashes
     wrong = dataclasses.make_dataclass("Wrong", [("beta", Annotated[int, Ge(0)], -1)])
-    assert schema.check(wrong, schema.Draft({}), ())[1][0].mend == "must be at least 0"
+    assert validate.check(wrong, validate.Draft({}), ())[1][0].mend == "must be at least 0"
 
 
 def halves_with(monkeypatch, **declared):
@@ -58,18 +59,18 @@ def halves_with(monkeypatch, **declared):
     class Fake:
         Config = dataclasses.make_dataclass("Config", fields, frozen=True, kw_only=True)
 
-    monkeypatch.setattr(schema.plugins, "client", lambda name: Fake)
-    return schema.Draft({"strategy": {"name": "fedavg", "client": "fake", "weighting": "uniform"}})
+    monkeypatch.setattr(validate.plugins, "client", lambda name: Fake)
+    return validate.Draft({"strategy": {"name": "fedavg", "client": "fake", "weighting": "uniform"}})
 
 
 def test_a_key_may_stand_in_both_halves_and_is_one(monkeypatch):
     draft = halves_with(monkeypatch, kind=Literal["examples", "uniform"], default="examples")
-    node, mistakes = schema.check_strategy(draft)
+    node, mistakes = validate.check_strategy(draft)
     assert mistakes == []
     assert node["weighting"] == "uniform"
     assert list(node).count("weighting") == 1
     wrong = dataclasses.replace(draft, values={"strategy": {**draft.values["strategy"], "weighting": "x"}})
-    assert [mistake.what for mistake in schema.check_strategy(wrong)[1]] == ["strategy.weighting = x"]
+    assert [mistake.what for mistake in validate.check_strategy(wrong)[1]] == ["strategy.weighting = x"]
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,7 @@ def test_a_key_may_stand_in_both_halves_and_is_one(monkeypatch):
 def test_halves_that_declare_a_key_differently_do_not_match(monkeypatch, kind, default):
     draft = halves_with(monkeypatch, kind=kind, default=default)
     with pytest.raises(ConfigError, match="both have the key 'weighting' and declare it differently"):
-        schema.check_strategy(draft)
+        validate.check_strategy(draft)
 
 
 def test_a_key_of_both_halves_is_listed_once_with_the_words_of_the_server_half():
@@ -88,9 +89,11 @@ def test_a_key_of_both_halves_is_listed_once_with_the_words_of_the_server_half()
 
 
 def test_what_a_source_does_not_tell_is_checked_after_the_import(monkeypatch):
-    draft = schema.Draft({"strategy": {"name": "fedavg", "client": "fedprox", "muu": 1}}, {("strategy", "muu"): "here"})
-    monkeypatch.setattr(schema.reference, "of_half", lambda half, name: None)
-    node, mistakes = schema.check_strategy(draft)
+    draft = validate.Draft(
+        {"strategy": {"name": "fedavg", "client": "fedprox", "muu": 1}}, {("strategy", "muu"): "here"}
+    )
+    monkeypatch.setattr(validate.reference, "of_half", lambda half, name: None)
+    node, mistakes = validate.check_strategy(draft)
     assert node is None
     assert mistakes[0].what == "unknown key 'strategy.muu'"
     assert mistakes[0].where == "here"

@@ -19,5 +19,5 @@ def test_another_name_is_an_attribute_error() -> None:
 
 
 def test_importing_it_loads_nothing_heavy() -> None:
-    code = "import sys, fedkd, fedkd.ledger; print({'torch', 'numpy', 'ray', 'torchvision'} & set(sys.modules))"
+    code = "import sys, fedkd, fedkd.record.ledger; print({'torch', 'numpy', 'ray', 'torchvision'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"

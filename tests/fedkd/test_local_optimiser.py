@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from clients.supervised import Supervised
 from fedkd import rounds
 from fedkd.config import TrainConfig
-from fedkd.optimisers import LocalOptimiser
+from fedkd.training.optimisers import LocalOptimiser
 from strategies.fedavg import FedAvg
 
 ADAM = TrainConfig(optimiser="adam", lr=0.01)
@@ -159,7 +159,7 @@ def test_kept_moments_change_what_is_learned():
 
 
 def test_kept_moments_survive_a_checkpoint(tmp_path):
-    from fedkd import checkpoint
+    from fedkd.record import checkpoint
 
     problem = tiny.problem(train=replace(tiny.TRAIN, optimiser="adam", moments="keep"))
     site = tiny.site(Supervised(), problem)

@@ -9,9 +9,9 @@ import tiny
 import torch
 
 from clients.supervised import Supervised
-from fedkd import metrics
 from fedkd.config import EvaluateConfig
 from fedkd.engine import Job, failed
+from fedkd.maths import metrics
 from strategies.fedavg import FedAvg
 from strategies.local import Local
 
@@ -76,7 +76,7 @@ def test_averaged_statistics_are_part_of_the_global_student():
 
 def test_the_global_accuracy_is_over_all_parts_of_the_pooled_test_set(experiment, engine, monkeypatch):
     whole = tiny.play(experiment, engine)[0].row["accuracy"]
-    monkeypatch.setattr("fedkd.forward.POOLED_PART", 10)
+    monkeypatch.setattr("fedkd.training.forward.POOLED_PART", 10)
     parts = tiny.FakeEngine(engine.site)
     split = tiny.play(experiment, parts)[0].row["accuracy"]
     assert [job.client for job in parts.jobs if job.task == "evaluate_pooled"] == [0, 1, 2]
@@ -86,7 +86,7 @@ def test_the_global_accuracy_is_over_all_parts_of_the_pooled_test_set(experiment
 
 def test_of_a_pooled_test_set_that_was_not_classified_whole_there_is_no_accuracy(experiment, site, monkeypatch):
     """Its parts differ: the accuracy of the others would be that of another test set."""
-    monkeypatch.setattr("fedkd.forward.POOLED_PART", 10)
+    monkeypatch.setattr("fedkd.training.forward.POOLED_PART", 10)
 
     def spoil(job: Job, result: Any) -> Any:
         return failed(job, "gone", "lost") if (job.task, job.client) == ("evaluate_pooled", 1) else result
@@ -122,7 +122,7 @@ def test_both_accuracies_are_the_same_once_all_clients_have_trained(experiment, 
 
 
 def test_accuracy_by_class_is_over_the_pooled_test_set(experiment, engine, monkeypatch):
-    monkeypatch.setattr("fedkd.forward.POOLED_PART", 10)
+    monkeypatch.setattr("fedkd.training.forward.POOLED_PART", 10)
     accuracy = tiny.play(experiment, engine)[0].row["accuracy"]
     seen = torch.bincount(engine.site.test.y, minlength=tiny.CLASSES).tolist()
     assert sum(a * n for a, n in zip(accuracy["by_class"], seen, strict=True)) == pytest.approx(27 * accuracy["global"])

@@ -8,11 +8,12 @@ import tiny
 import torch
 
 from clients.supervised import Supervised
-from fedkd import border, optimisers
+from fedkd.border import checks
 from fedkd.engine import Reply, failed
 from fedkd.errors import RunError
 from fedkd.payload import Payload
 from fedkd.strategy import Cohort, Strategy
+from fedkd.training import optimisers
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ def test_a_reply_that_the_strategy_refuses_is_left_out(problem):
     class Strict(TwoTrips):
         def inspect(self, state, job, reply):
             if job.exchange == 0 and reply.client == 1:
-                raise border.Refused("range", f"{reply.payload.numbers['number']} after {len(state.totals)}")
+                raise checks.Refused("range", f"{reply.payload.numbers['number']} after {len(state.totals)}")
 
     site = tiny.site(Remembering(), problem)
     (played,) = tiny.play(tiny.experiment(Strict(), site), tiny.FakeEngine(site))

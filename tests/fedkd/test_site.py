@@ -8,13 +8,13 @@ import torch
 from torch.testing import assert_close
 
 from clients.supervised import Supervised
-from fedkd import forward
 from fedkd.client import Client
 from fedkd.config import EvaluateConfig
 from fedkd.engine import ClientState, Failure
+from fedkd.models.predictors import Predictor
 from fedkd.payload import Payload
-from fedkd.predictors import Predictor
-from fedkd.training import LocalSite
+from fedkd.training import forward
+from fedkd.training.site import LocalSite
 from strategies.fedavg import FedAvg
 
 # What is known of the samples of a participation, and the rows of each step

@@ -6,10 +6,11 @@ import pytest
 import tiny
 import torch
 
-from fedkd import checkpoint, rounds
+from fedkd import rounds
 from fedkd.config import BorderConfig
 from fedkd.engine import failed
 from fedkd.payload import Payload
+from fedkd.record import checkpoint
 from fedkd.standing import Absence, Standing, newly
 from strategies.fedavg import FedAvg
 

@@ -160,20 +160,20 @@ def _metrics_of(command: str) -> tuple[str, ...]:
 @cache
 def _played(command: str, metrics: Sequence[str]) -> tuple[int, list[str], Mapping[str, float | None]]:
     """Exit code, printed lines and metrics of a command, in percent where they are fractions."""
-    from simulations.compare import member, metric
+    from simulations.analysis import metric, run_record
 
     words = shlex.split(command)
     with tempfile.TemporaryDirectory(prefix="figures-") as scratch:
         more = ["--out", str(Path(scratch, "run"))] if metrics else []
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
-        line = [sys.executable, "-c", "import sys; from simulations import cli; sys.exit(cli.main(sys.argv[1:]))"]
+        line = [sys.executable, "-m", "simulations.cli"]
         done = subprocess.run(
             [*line, *words[1:], *more], cwd=scratch, env=environment, text=True, capture_output=True, check=False
         )
         output = [*done.stderr.splitlines(), *done.stdout.splitlines()]
         values: dict[str, float | None] = {}
         if metrics and not done.returncode:
-            run = member.read("", "", 0, Path(scratch, "run"))
+            run = run_record.read("", "", 0, Path(scratch, "run"))
             for text in metrics:
                 found = metric.parse(text)
                 value = found.of(run)

@@ -5,10 +5,12 @@ import shutil
 
 import pytest
 
-from fedkd import compose, ledger
-from simulations import listing, runs, story
-from simulations.options import Options
+from fedkd.configuration import compose
+from fedkd.record import ledger
+from simulations.cli import listing
 from simulations.report import gather
+from simulations.run import console_text, runs
+from simulations.run.options import Options
 
 SMALL = ("partition=iid", "clients=2", "rounds=2", "train.steps=1", "evaluate.probe=8", "engine.name=inline")
 
@@ -43,7 +45,7 @@ def test_a_run_has_the_name_of_its_setting_in_its_folder_lists_and_tables(folder
     prox = next(path for path in folder.iterdir() if "-fedprox-" in path.name)
     assert (ledger.info(prox)["strategy"], ledger.info(prox)["halves"]) == ("fedprox", ["fedavg", "fedprox"])
     assert any(row["about"].startswith("fedprox") for row in listing.of_runs(folder))
-    assert "what    fedprox   digits" in "\n".join(story.portrait(runs.show(prox)))
+    assert "what    fedprox   digits" in "\n".join(console_text.portrait(runs.show(prox)))
     assert {row["strategy"] for row in ledger.load_runs(prox)} == {"fedprox"}
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -5,10 +5,12 @@ import typing
 import numpy as np
 import pytest
 
-from fedkd import compose, plugins
+from fedkd.configuration import compose, plugins
 from fedkd.off import Off
-from simulations import assemble, cautions, cli, runs
-from simulations.options import Options
+from simulations import assemble, cautions
+from simulations.cli import main
+from simulations.run import runs
+from simulations.run.options import Options
 
 SMALL = ["clients=2", "rounds=1", "train.steps=1", "students=mlp", "evaluate.probe=0", "proxy.size=20"]
 HALVES = [("strategies", name) for name in plugins.names("strategies")] + [
@@ -93,11 +95,11 @@ def test_own_data_that_lack_a_class_are_warned_of_and_give_a_public_set(tmp_path
     np.savez(tmp_path / "own.npz", x=np.random.default_rng(0).integers(0, 255, (80, 1, 8, 8), np.uint8), y=y)
     own = [f"data.root={tmp_path}/own.npz", "data=own", "data.labels=[cat, dog, cow]", "data.shape=[1, 8, 8]"]
     words = [*own, *SMALL, "strategy=dsfl", "proxy=held-out", "partition=iid", "engine=inline"]
-    assert cli.main(["run", *words, "--out", str(tmp_path / "run"), "--json"]) == 0
+    assert main.main(["run", *words, "--out", str(tmp_path / "run"), "--json"]) == 0
     shown = capsys.readouterr()
     assert "warn   no client holds a training image of 1 of 3 classes: dog\n" in shown.err
     assert json.loads(shown.out)["status"] == "done"
-    assert cli.main(["partition", *own, "partition=iid", "clients=2", "--json"]) == 0
+    assert main.main(["partition", *own, "partition=iid", "clients=2", "--json"]) == 0
     assert "1 of 3 classes: dog" in capsys.readouterr().err
 
 

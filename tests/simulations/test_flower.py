@@ -14,19 +14,21 @@ from grids import LocalGrid
 
 from clients.fedgen import FedGen as FedGenClient
 from clients.supervised import Supervised
-from fedkd import compose, rounds
+from fedkd import rounds
 from fedkd.config import EvaluateConfig, RunConfig
+from fedkd.configuration import compose
 from fedkd.engine import Engine, Failure, Job, Reply, Watch
 from fedkd.errors import ConfigError, EngineError
 from fedkd.experiment import Experiment, RunState
 from fedkd.payload import Payload
 from fedkd.strategy import Strategy
-from fedkd.training import LocalSite
-from simulations import flower_app, runs
+from fedkd.training.site import LocalSite
+from simulations import flower_app
 from simulations.deploy import answer
 from simulations.flower import grid_engine
 from simulations.flower.grid_engine import FlowerEngine
-from simulations.options import Options
+from simulations.run import runs
+from simulations.run.options import Options
 from strategies.fedavg import FedAvg
 from strategies.fedgen import FedGen
 

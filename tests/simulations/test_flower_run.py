@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from fedkd import compose
-from simulations import runs
-from simulations.options import Options
+from fedkd.configuration import compose
+from simulations.run import runs
+from simulations.run.options import Options
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent

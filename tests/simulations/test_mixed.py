@@ -6,10 +6,12 @@ import pytest
 import tiny
 import torch
 
-from fedkd import compose
+from fedkd.configuration import compose
 from fedkd.errors import CheckpointError, ConfigError
-from simulations import assemble, assigned, partition_view, run_folder, runs
-from simulations.options import Options
+from simulations import assemble
+from simulations.cli import partition_view
+from simulations.run import assignments, run_folder, runs
+from simulations.run.options import Options
 
 SMALL = ("data=digits", "clients=4", "rounds=2", "train.steps=2", "evaluate.probe=8", "engine=inline")
 MIXED = "students={fedgen-cnn: 0.5, mlp: 0.5}"
@@ -152,7 +154,7 @@ def test_a_run_does_not_go_on_with_others(tmp_path, name, what):
     folder = run_folder.reopen(tmp_path / "run")
     folder.note(**{name: "others"})
     with pytest.raises(CheckpointError, match=f"{what} not what this run began with"):
-        assigned.keep(folder, made("strategy=local", *PUBLIC), "fedgen-cnn")
+        assignments.keep(folder, made("strategy=local", *PUBLIC), "fedgen-cnn")
     folder.release()
 
 
@@ -163,7 +165,7 @@ def test_a_run_from_before_there_were_public_sets_goes_on(tmp_path):
     del told["students"], told["proxy"]
     path.write_text(json.dumps(told))
     folder = run_folder.reopen(tmp_path / "run")
-    assigned.keep(folder, made("strategy=local"), "fedgen-cnn")
+    assignments.keep(folder, made("strategy=local"), "fedgen-cnn")
     folder.release()
     assert json.loads(path.read_text())["students"] == ["fedgen-cnn"]  # once, where all have the same
 
@@ -191,7 +193,7 @@ def test_the_partition_shown_is_the_one_that_is_dealt():
 
 
 def test_run_folders_that_hold_a_name_for_each_of_clients_all_alike_are_still_known():
-    from simulations import assigned
+    from simulations.run import assignments
 
-    assert assigned._once(["mlp"] * 4) == assigned._once(("mlp",)) == ["mlp"]
-    assert assigned._once(["mlp", "lenet5"]) == ["mlp", "lenet5"]
+    assert assignments._once(["mlp"] * 4) == assignments._once(("mlp",)) == ["mlp"]
+    assert assignments._once(["mlp", "lenet5"]) == ["mlp", "lenet5"]

@@ -5,9 +5,9 @@ import pytest
 import tiny
 
 from clients.supervised import Supervised
-from fedkd import checkpoint
 from fedkd.errors import ConfigError
 from fedkd.parts import attach
+from fedkd.record import checkpoint
 from simulations import assemble
 
 OWN = ("parts=[teacher, layers, ema]", "part.teacher.teacher=own", "part.layers.teacher=ema", "rounds=2")
@@ -58,7 +58,7 @@ def test_what_parts_remember_survives_a_commit_and_flowers_messages(tmp_path):
     checkpoint.commit(tmp_path, state, {}, "digest")
     found = checkpoint.load(tmp_path, assembly.experiment, "digest", warn=print)
     tiny.assert_same(tiny.canonical(found.state), tiny.canonical(state))
-    flower_codec = pytest.importorskip("simulations.flower_codec", reason="Flower is not installed")
+    flower_codec = pytest.importorskip("simulations.flower.codec", reason="Flower is not installed")
     from flwr.app import RecordDict
 
     for its in state.clients.values():

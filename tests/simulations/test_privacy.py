@@ -6,8 +6,11 @@ import algorithms
 import pytest
 import tiny
 
-from fedkd import checkpoint, compose, privacy, rounds
+from fedkd import rounds
+from fedkd.configuration import compose
 from fedkd.errors import ConfigError
+from fedkd.record import checkpoint
+from fedkd.wrappers import privacy
 from simulations import assemble
 
 ON = "privacy.label_epsilon=0.5"

@@ -16,9 +16,9 @@ import ray
 import tiny
 
 from fedkd.engine import Reply
-from fedkd.training import LocalSite
-from simulations.inline import Inline
-from simulations.ray_pool import RayPool
+from fedkd.training.site import LocalSite
+from simulations.engines.inline import Inline
+from simulations.engines.ray_pool import RayPool
 
 START_SECONDS = 90.0
 

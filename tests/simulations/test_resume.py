@@ -9,8 +9,8 @@ from pathlib import Path
 
 from pilots import QUIET, resume
 
-from fedkd import compose
-from simulations import run_folder, runs
+from fedkd.configuration import compose
+from simulations.run import run_folder, runs
 
 # Everything a resume could lose: entries that stay with clients, a generator with its optimiser, statistics, momentum.
 WORDS = [
@@ -76,8 +76,9 @@ def play_and_kill(words, runs_folder, rows):
 def test_a_signal_saves_and_stops(tmp_path):
     """A request to terminate; what Ctrl-C does, test_interrupts.py tries in process."""
     script = (
-        "import sys; from pathlib import Path; from fedkd import compose; from simulations import runs\n"
-        "from simulations.options import Options\n"
+        "import sys; from pathlib import Path\n"
+        "from fedkd.configuration import compose; from simulations.run import runs\n"
+        "from simulations.run.options import Options\n"
         "found = runs.start(compose.resolve(sys.argv[2:]), runs=Path(sys.argv[1]), name='pilot', options=Options())\n"
         "sys.exit(runs.exit_code(found))"
     )

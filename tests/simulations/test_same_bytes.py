@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from fedkd import compose
+from fedkd.configuration import compose
 from fedkd.engine import Engine, Job, Result
-from fedkd.training import LocalSite
-from simulations import runs
-from simulations.driver import Venue
-from simulations.options import Options
-from simulations.ray_pool import RayPool
+from fedkd.training.site import LocalSite
+from simulations.engines.ray_pool import RayPool
+from simulations.run import runs
+from simulations.run.driver import Venue
+from simulations.run.options import Options
 
 WORDS = ("rounds=3", "clients=6", "clients_per_round=5", "train.steps=4", "strategy.generator_steps=5", "engine=inline")
 

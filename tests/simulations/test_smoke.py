@@ -10,12 +10,13 @@ import os
 
 import pytest
 
-from fedkd import compose, rounds
+from fedkd import rounds
+from fedkd.configuration import compose
 from fedkd.data import sources
 from fedkd.errors import DataError
 from fedkd.models import students
 from simulations import assemble
-from simulations.inline import Inline
+from simulations.engines.inline import Inline
 
 SMALL = ("partition=iid", "clients=4", "clients_per_round=3", "rounds=2", "train.steps=2", "evaluate.pooled_every=2")
 FEWER = ("partition.samples=400",)  # of the large data sets

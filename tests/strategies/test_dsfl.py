@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from clients import dsfl as client_half
-from fedkd import forward, losses, seeds
-from fedkd.border import Refused
+from fedkd import seeds
+from fedkd.border.checks import Refused
 from fedkd.data.samples import Proxy
+from fedkd.maths import losses
 from fedkd.payload import Payload
 from fedkd.strategy import Cohort
+from fedkd.training import forward
 from strategies import dsfl
 from strategies.dsfl import DSFL
 

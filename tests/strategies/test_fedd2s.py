@@ -9,11 +9,12 @@ import torch
 from taps import STREAM, TAPS, begun, one_block, ordered, reply, strategy, task
 from torch.testing import assert_close
 
-from fedkd import forward, heads
-from fedkd.border import Refused
+from fedkd.border.checks import Refused
+from fedkd.distillation import heads
 from fedkd.engine import Reply
 from fedkd.errors import ConfigError
 from fedkd.strategy import Cohort
+from fedkd.training import forward
 from strategies import fedd2s
 
 # Configuration

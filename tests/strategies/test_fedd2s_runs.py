@@ -10,7 +10,9 @@ import torch
 from taps import SIZES, STREAM, begun, deep, ordered, reply, run, strategy, task, wide
 
 from clients.fedd2s import FedD2S as Half
-from fedkd import checkpoint, heads, rounds, seeds
+from fedkd import rounds, seeds
+from fedkd.distillation import heads
+from fedkd.record import checkpoint
 from fedkd.strategy import Cohort
 
 

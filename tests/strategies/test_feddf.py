@@ -9,11 +9,13 @@ from torch.testing import assert_close
 
 from clients.feddf import FedDF as Client
 from clients.supervised import Supervised
-from fedkd import forward, losses, seeds
-from fedkd.border import Refused
+from fedkd import seeds
+from fedkd.border.checks import Refused
 from fedkd.data.samples import Proxy
-from fedkd.optimisers import Adam
+from fedkd.maths import losses
 from fedkd.payload import Payload
+from fedkd.training import forward
+from fedkd.training.optimisers import Adam
 from strategies import feddf
 from strategies.fedavg import FedAvg
 from strategies.feddf import FedDF

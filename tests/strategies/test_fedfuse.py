@@ -1,6 +1,6 @@
 """FedFuse's server half: what is fused for whom, what is refused, and images where there is no public set.
 
-The invariants of the rules themselves are in tests/fedkd/test_fusion.py.
+The invariants of the rules themselves are in tests/fedkd/maths/test_fusion.py.
 """
 
 from dataclasses import replace
@@ -13,10 +13,12 @@ import torch
 from torch.testing import assert_close
 
 from clients import fedfuse as client_half
-from fedkd import affinity, border, fusion, seeds
+from fedkd import seeds
+from fedkd.border import checks
 from fedkd.data.samples import Proxy
 from fedkd.engine import Reply
 from fedkd.errors import ConfigError
+from fedkd.maths import affinity, fusion
 from fedkd.models import students
 from fedkd.payload import Payload
 from fedkd.strategy import Cohort
@@ -167,14 +169,14 @@ def test_clients_are_told_which_public_set_is_meant_or_nothing_where_images_are_
 def test_too_few_rows_are_refused():
     chosen = strategy()
     short = replace(ANSWERS[0].payload, probe_logits=torch.zeros(11, 3))
-    with pytest.raises(border.Refused, match="11 rows, expected 12"):
+    with pytest.raises(checks.Refused, match="11 rows, expected 12"):
         chosen.inspect(begin(chosen), tiny.job(PROBLEM), replace(ANSWERS[0], payload=short))
 
 
 def test_weights_that_nobody_asked_for_are_refused():
     chosen = strategy()
     more = replace(ANSWERS[0].payload, samples={"head.bias": torch.zeros(1, 3)})
-    with pytest.raises(border.Refused, match="none were asked for"):
+    with pytest.raises(checks.Refused, match="none were asked for"):
         chosen.inspect(begin(chosen), tiny.job(PROBLEM), replace(ANSWERS[0], payload=more))
 
 
@@ -299,5 +301,5 @@ def test_a_student_that_does_not_fit_is_refused():
         tiny.reply(0),
         payload=Payload(probe_logits=torch.zeros(0, 3), samples={}, label_counts=torch.ones(3, dtype=torch.int64)),
     )
-    with pytest.raises(border.Refused, match="entries"):
+    with pytest.raises(checks.Refused, match="entries"):
         chosen.inspect(state, tiny.job(BARE), reply)

@@ -8,12 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedkd import fusion, losses, seeds
+from fedkd import seeds
 from fedkd.engine import Reply
+from fedkd.maths import fusion, losses
 from fedkd.models import generators
-from fedkd.optimisers import Adam
 from fedkd.payload import Payload
 from fedkd.strategy import Cohort
+from fedkd.training.optimisers import Adam
 from strategies import fedgen
 from strategies.fedgen import FedGen
 

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from clients.fedmd import FedMD as Client
 from fedkd import seeds
-from fedkd.border import Refused
+from fedkd.border.checks import Refused
 from fedkd.data.samples import Proxy
 from fedkd.errors import ConfigError
 from fedkd.payload import Payload

@@ -11,7 +11,7 @@ from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordD
 from flwr.serverapp import strategy as stock
 
 from clients.supervised import Supervised
-from fedkd import rounds, seeds, values
+from fedkd import rounds, seeds, state_values
 from fedkd.engine import Reply
 from fedkd.errors import ConfigError
 from fedkd.payload import Payload, Weights
@@ -134,8 +134,8 @@ def test_the_first_step_of_flowers_fedadam_is_not_that_of_the_paper():
 def test_memory_survives_a_checkpoint(name, problem):
     strategy = FlowerStrategy(FlowerStrategy.Config(algorithm=name, server_lr=0.1, **momentum_of(name)))
     half = play(strategy, problem, num_rounds=2)
-    tensors, plain = values.flatten(half)
-    reloaded = values.restore(strategy.init(problem, STREAM), plain, tensors)
+    tensors, plain = state_values.flatten(half)
+    reloaded = state_values.restore(strategy.init(problem, STREAM), plain, tensors)
     replies = our_replies(strategy, half, 3)
     on, _ = strategy.aggregate(half, replies, STREAM)
     again, _ = strategy.aggregate(reloaded, replies, STREAM)

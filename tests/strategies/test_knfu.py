@@ -10,11 +10,13 @@ from pydantic import ValidationError
 from torch.testing import assert_close
 
 from clients.knfu import KnFu as Client
-from fedkd import compose, losses, seeds
-from fedkd.border import Refused
+from fedkd import seeds
+from fedkd.border.checks import Refused
+from fedkd.configuration import compose
 from fedkd.data.samples import Proxy
 from fedkd.engine import Failure
 from fedkd.errors import ConfigError
+from fedkd.maths import losses
 from fedkd.payload import Payload
 from fedkd.strategy import Cohort
 from strategies.knfu import KnFu

@@ -8,8 +8,9 @@ from torch import nn
 from torch.testing import assert_close
 
 from clients.knfu_generated import KnFuGenerated as Client
-from fedkd import affinity, seeds
+from fedkd import seeds
 from fedkd.errors import ConfigError
+from fedkd.maths import affinity
 from fedkd.payload import Payload
 from fedkd.strategy import Cohort
 from fedkd.student import Student

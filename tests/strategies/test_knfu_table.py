@@ -8,7 +8,8 @@ from hypothesis import given
 from torch.testing import assert_close
 
 from clients.knfu_table import KnFuTable as Client
-from fedkd import affinity, seeds
+from fedkd import seeds
+from fedkd.maths import affinity
 from fedkd.payload import Payload
 from fedkd.strategy import Cohort
 from strategies import knfu_table

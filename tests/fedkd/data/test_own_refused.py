@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 
 from fedkd.config import DataConfig
 from fedkd.data import arrays, own, sources
-from fedkd.data.agreed import OwnDataError, public_reason
+from fedkd.data.image_spec import OwnDataError, public_reason
 from fedkd.errors import ConfigError
 
 

@@ -8,8 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedkd import compose, seeds
+from fedkd import seeds
 from fedkd.config import DataConfig, ProxyConfig, RunConfig
+from fedkd.configuration import compose
 from fedkd.data import partition, proxy, sources
 from fedkd.data.samples import Dataset, Samples
 from fedkd.errors import ConfigError

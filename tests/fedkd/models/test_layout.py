@@ -9,8 +9,8 @@ from clients.supervised import Supervised
 from fedkd import seeds, student
 from fedkd.config import TrainConfig
 from fedkd.models import students
-from fedkd.optimisers import Adam
 from fedkd.problem import Problem
+from fedkd.training.optimisers import Adam
 
 LAST = [name for name, known in students._ARCHITECTURES.items() if known.layout == torch.channels_last]
 

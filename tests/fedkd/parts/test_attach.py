@@ -14,7 +14,6 @@ from torch.testing import assert_close
 from clients.fedgen import FedGen as FedGenClient
 from clients.fedprox import FedProx
 from clients.supervised import Supervised
-from fedkd import optimisers
 from fedkd.client import Client
 from fedkd.config import PartsConfig, RunConfig
 from fedkd.engine import ClientState
@@ -23,6 +22,7 @@ from fedkd.participation import Batch
 from fedkd.parts import attach, part
 from fedkd.payload import Payload
 from fedkd.problem import Problem
+from fedkd.training import optimisers
 from strategies.fedavg import FedAvg
 from strategies.fedgen import FedGen
 

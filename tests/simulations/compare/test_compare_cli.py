@@ -12,13 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from fedkd import plainyaml
+from fedkd import strict_yaml
 from fedkd.errors import FolderError
-from simulations import cli, report, run_folder
-from simulations.compare import plan, player
-from simulations.compare.child import Outcome
+from simulations import report
+from simulations.analysis import plan
+from simulations.cli import main
+from simulations.compare import worker_pool
+from simulations.compare.worker import Outcome
+from simulations.run import run_folder
 
-ROOT = Path(cli.__file__).parent.parent
+ROOT = Path(main.__file__).parents[2]
 TINY = ["data=digits", "clients=2", "rounds=2", "train.steps=1", "students=mlp", "checkpoint.every=1"]
 GRID = [*TINY, "strategy=fedavg,fedprox", "seed=1..2"]
 
@@ -35,7 +38,7 @@ def plainly(monkeypatch):
 
 
 def compare(*args, code=0, capsys=None):
-    assert cli.main(["compare", *args]) == code
+    assert main.main(["compare", *args]) == code
     return capsys.readouterr() if capsys else None
 
 
@@ -54,7 +57,7 @@ def test_a_comparison_is_played_judged_and_reported_and_nothing_is_played_twice(
     assert (folder / "report.html").stat().st_size > 1000
     before = ledgers(folder)
     monkeypatch.setattr(report, "write", lambda verdict, folder: [folder / "report.html"])
-    monkeypatch.setattr(player, "_start", lambda *args: pytest.fail("played again"))
+    monkeypatch.setattr(worker_pool, "_start", lambda *args: pytest.fail("played again"))
     found = json.loads(compare(*GRID, "--json", capsys=capsys).out)
     assert found["comparison"] == str(folder.relative_to(tmp_path))
     assert (found["status"], found["cells"], found["done"], found["failed"]) == ("done", 4, 4, [])
@@ -66,8 +69,8 @@ def test_a_comparison_is_played_judged_and_reported_and_nothing_is_played_twice(
 def test_more_seeds_another_metric_and_baseline_only_add(plainly, tmp_path, monkeypatch):
     compare(*GRID, "--name", "skew", "--quiet")
     begun = []
-    start = player._start
-    monkeypatch.setattr(player, "_start", lambda cell, *rest: (begun.append(cell), start(cell, *rest)))
+    start = worker_pool._start
+    monkeypatch.setattr(worker_pool, "_start", lambda cell, *rest: (begun.append(cell), start(cell, *rest)))
     compare(
         *GRID[:-1], "seed=1..3", "--name", "skew", "--quiet", "--metric", "clients.mean last", "--baseline", "fedprox"
     )
@@ -110,7 +113,7 @@ def test_data_that_cannot_be_read_fail_every_cell_and_say_why(plainly, capsys, t
 
 def test_a_full_disk_is_code_5_and_nothing_is_lost(capsys, monkeypatch, tmp_path):
     full = Outcome("failed", 5, "run folder: the disk is full (runs)")
-    monkeypatch.setattr(player, "play", lambda cells, *rest: {cell.folder: full for cell in cells})
+    monkeypatch.setattr(worker_pool, "play", lambda cells, *rest: {cell.folder: full for cell in cells})
     assert "same command" in compare(*GRID, "--name", "x", code=5, capsys=capsys).err
     assert plan.load(tmp_path / "runs/x")
 
@@ -150,7 +153,7 @@ def test_a_mistake_is_code_2_and_leaves_nothing(args, says, capsys, tmp_path):
 
 
 def test_another_grid_does_not_get_into_the_folder(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(player, "play", lambda cells, *rest: {})
+    monkeypatch.setattr(worker_pool, "play", lambda cells, *rest: {})
     monkeypatch.setattr(report, "write", lambda verdict, folder: [folder / "report.html"])
     compare(*GRID, "--name", "x", "--quiet", code=4)
     text = (tmp_path / "runs/x/plan.yaml").read_text()
@@ -189,9 +192,9 @@ def test_a_value_is_chosen_for_each_method_on_validation_data_and_recorded(plain
         ("fedprox", ["train.lr=0.3"]),
     ]
     assert all(len(tried["values"]) == 1 for row in found.tuned for tried in row["tried"])
-    trials = [plainyaml.read((path / "config.yaml").read_text(), "").plain for path in folder.glob("tuning/*")]
+    trials = [strict_yaml.read((path / "config.yaml").read_text(), "").plain for path in folder.glob("tuning/*")]
     assert [config["evaluate"]["on"] for config in trials] == ["validation"] * 4
-    played = [plainyaml.read((folder / cell.folder / "config.yaml").read_text(), "").plain for cell in found.cells]
+    played = [strict_yaml.read((folder / cell.folder / "config.yaml").read_text(), "").plain for cell in found.cells]
     assert [(config["evaluate"]["on"], config["train"]["lr"]) for config in played] == [("test", 0.3)] * 2
     longer = ["seed=0..1" if word.startswith("seed") else word for word in args]
     compare(*longer)  # a choice that was made stays: seed 0 was not there

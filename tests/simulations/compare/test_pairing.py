@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from fedkd import compose
-from simulations import runs
-from simulations.compare import member
-from simulations.options import Options
+from fedkd.configuration import compose
+from simulations.analysis import run_record
+from simulations.run import runs
+from simulations.run.options import Options
 
 WORDS = (
     "data=digits",
@@ -21,10 +21,10 @@ WORDS = (
 STRATEGIES = ("fedavg", "fedgen", "knfu-table", "scaffold", "local")
 
 
-def played(folder: Path, strategy: str, *more: str) -> member.Member:
+def played(folder: Path, strategy: str, *more: str) -> run_record.Member:
     resolved = compose.resolve([*WORDS, f"strategy={strategy}", *more])
     runs.start(resolved, runs=folder, out=folder / strategy, options=Options(quiet=True))
-    return member.read("", strategy, resolved.config.seed, folder / strategy)
+    return run_record.read("", strategy, resolved.config.seed, folder / strategy)
 
 
 @pytest.fixture(scope="module")

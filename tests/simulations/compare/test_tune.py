@@ -6,7 +6,8 @@ import fabricated
 import pytest
 
 from fedkd.errors import ConfigError
-from simulations.compare import candidates, cells, choices, metric, plan, tune, words
+from simulations.analysis import candidates, cells, choices, metric, plan, sentences
+from simulations.compare import tune
 
 GRID = "data=digits clients=2 rounds=2 train.steps=1 students=mlp strategy=fedavg,fedprox seed=1"
 MU = "tune.fedprox.strategy.mu=0.01,0.1,1"
@@ -110,7 +111,7 @@ def test_a_choice_at_the_edge_is_told_on_the_line_and_among_the_cautions():
     found = tuned(row(values=((0.5,), (0.6,), (0.7,)), chosen=2))
     assert next(found.lines()).endswith("at the edge: strategy.mu = 1 is the largest that was tried")
     judged = fabricated.verdict(fabricated.members(methods=("fedavg", "fedprox")), tuned=found)
-    said = " ".join(words.cautions(judged))
+    said = " ".join(sentences.cautions(judged))
     assert "strategy.mu = 1 is the largest that was tried, so a value beyond it may be better: fedprox" in said
     assert "not tuned alike; values tried for each: fedavg none; fedprox 3" in said
 

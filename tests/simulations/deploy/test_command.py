@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from simulations import cli
+from simulations.cli import main
 from simulations.deploy import app, plan, processes
 
 INIT = ("--address", "127.0.0.1", "--devices", "edge-1,edge-2")
 
 
 def deploy(*args: str | Path) -> int:
-    return cli.main(["deploy", *map(str, args)])
+    return main.main(["deploy", *map(str, args)])
 
 
 @pytest.mark.parametrize(

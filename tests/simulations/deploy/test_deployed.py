@@ -18,12 +18,13 @@ from typing import Any
 
 import pytest
 
-from fedkd import compose
+from fedkd.configuration import compose
 from fedkd.errors import FedkdError
-from simulations import redacted, runs
 from simulations.deploy import certificates, client, demo, init, kit, processes, server, submit
 from simulations.deploy.plan import Deployment
-from simulations.options import Deploy, Options
+from simulations.run import runs
+from simulations.run.options import Deploy, Options
+from simulations.system import redacted
 
 ROOT = Path(__file__).parents[3]
 WORDS = ("proxy=held-out", "proxy.size=40", "train.steps=2", "evaluate.probe=8", "evaluate.common=20")

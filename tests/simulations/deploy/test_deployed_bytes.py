@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from edges import EdgeGrid
 
-from fedkd import compose
-from simulations import runs
-from simulations.options import Options
+from fedkd.configuration import compose
+from simulations.run import runs
+from simulations.run.options import Options
 
 SMALL = ("rounds=2", "train.steps=2", "evaluate.probe=8", "evaluate.common=20", "data.min_samples=1")
 STRATEGIES = {

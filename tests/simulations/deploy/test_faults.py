@@ -17,12 +17,13 @@ import fedkd
 from clients.supervised import Supervised
 from fedkd.engine import ClientState
 from fedkd.errors import EngineError, RunError
-from simulations import flower_codec, runs
 from simulations.deploy import device, engine, roster
 from simulations.deploy.memory import Memory
 from simulations.export import serving
-from simulations.flower_limits import Limits
-from simulations.options import Options
+from simulations.flower import codec
+from simulations.flower.message_limits import Limits
+from simulations.run import runs
+from simulations.run.options import Options
 
 WORDS = ("strategy=knfu", "proxy=held-out", "proxy.size=40", "rounds=2", "train.steps=2", "evaluate.probe=0")
 AVERAGE = ("strategy=fedavg", "rounds=3", "train.steps=2", "evaluate.probe=0", "data.min_samples=1")
@@ -376,14 +377,14 @@ def test_a_reply_that_is_too_large_is_refused_before_it_is_read(
 
 
 def test_a_memory_that_leaves_the_device_is_refused(tmp_path: Path, grid: EdgeGrid) -> None:
-    whole = flower_codec.encode_state(ClientState(kept={"head.bias": torch.ones(10)}, last_round=1))
+    whole = codec.encode_state(ClientState(kept={"head.bias": torch.ones(10)}, last_round=1))
     spoiled(grid, lambda content: content.update(whole))
     grid.play(tmp_path)
     assert states(tmp_path) == ["kinds"] * 3
 
 
 def test_a_version_that_no_device_makes_is_refused(tmp_path: Path, grid: EdgeGrid) -> None:
-    endless = flower_codec.encode_state(ClientState(memory={"version": "a" * 10_000}, last_round=1))
+    endless = codec.encode_state(ClientState(memory={"version": "a" * 10_000}, last_round=1))
     spoiled(grid, lambda content: content.update(endless))
     grid.play(tmp_path)
     assert states(tmp_path) == ["range"] * 3
@@ -404,7 +405,7 @@ def test_nonsense_is_rejected_with_its_cause(tmp_path: Path, grid: EdgeGrid) -> 
         record = content["payload.weights"]
         assert isinstance(record, ArrayRecord)
         name = next(iter(record))
-        record[name] = flower_codec.encode_tensor(torch.full(tuple(record[name].shape), float("nan")))
+        record[name] = codec.encode_tensor(torch.full(tuple(record[name].shape), float("nan")))
 
     spoiled(grid, nan)
     grid.play(tmp_path)

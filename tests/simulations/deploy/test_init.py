@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fedkd import compose
+from fedkd.configuration import compose
 from fedkd.errors import ConfigError, DeployError, FolderError
 from simulations.deploy import certificates, files, init, plan
-from simulations.options import Deploy, Options
+from simulations.run.options import Deploy, Options
 
 ROOT = Path(__file__).parents[3]
 SECRETS = {"ca.key", "server.key", "node_key"}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedkd import compose
+from fedkd.configuration import compose
 from fedkd.errors import ConfigError
 from simulations.deploy import kit, plan
 from simulations.deploy.plan import Deployment, Device, Kit

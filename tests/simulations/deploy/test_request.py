@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedkd import compose
+from fedkd.configuration import compose
 from fedkd.errors import ConfigError
 from simulations.deploy import init, names, plan, request
-from simulations.options import Deploy
+from simulations.run.options import Deploy
 
 
 def make(folder: Path, devices: str, **more) -> plan.Deployment:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from simulations.deploy import init, plan, services
-from simulations.options import Deploy
+from simulations.run.options import Deploy
 
 ROOT = Path(__file__).parents[3]
 WEIRD = "a b'c\"d$(touch x)`e`;f%n\\g\né&*"

@@ -10,7 +10,7 @@ import torch
 
 from fedkd.config import DataConfig, EvaluateConfig, ProxyConfig, RunConfig
 from fedkd.data import own, public_pack
-from fedkd.data.agreed import OwnDataError, public_reason
+from fedkd.data.image_spec import OwnDataError, public_reason
 from fedkd.errors import ConfigError, DataError
 from simulations import assemble
 from simulations.assemble import Assembly

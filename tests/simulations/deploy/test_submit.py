@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from fedkd import ledger
-from simulations import run_folder, story
+from fedkd.record import ledger
 from simulations.deploy import submit
 from simulations.deploy.submit import Follower
+from simulations.run import console_text, run_folder
 
 
 class Shown:
@@ -60,7 +60,7 @@ class Run:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setattr(story, "head", lambda *_: "head")
+    monkeypatch.setattr(console_text, "head", lambda *_: "head")
     monkeypatch.setattr(submit, "BEGIN_SECONDS", -1.0)  # so that any wait has been too long
     return Run(tmp_path / "run")
 

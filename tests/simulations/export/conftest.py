@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from fedkd import compose
-from simulations import runs
-from simulations.options import Options
+from fedkd.configuration import compose
+from simulations.run import runs
+from simulations.run.options import Options
 
 SHORT = ["data=digits", "clients=4", "rounds=2", "train.steps=15", "engine=inline", "evaluate.probe=0", "train.lr=0.05"]
 

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from fedkd import exported, ledger, predictors
 from fedkd.config import DataConfig
 from fedkd.data import sources
 from fedkd.errors import CheckpointError, ConfigError, DataError, FolderError, RunError
+from fedkd.models import exported, predictors
+from fedkd.record import ledger
 from simulations.export import as_safetensors, checks, formats, serving
 from simulations.export.command import main
-from simulations.options import Export
+from simulations.run.options import Export
 
 FORMATS = ("safetensors", "pt2", "onnx")
 DOCS = Path(__file__).parents[3] / "docs/export.md"

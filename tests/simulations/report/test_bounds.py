@@ -5,7 +5,7 @@ import re
 import fabricated
 import pytest
 
-from simulations.compare import metric
+from simulations.analysis import metric
 from simulations.report import files, results, vega
 
 _MINUS = "\u2212"  # as charts write it

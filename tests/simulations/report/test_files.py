@@ -13,7 +13,7 @@ import pytest
 
 from fedkd.errors import FolderError
 from simulations import report
-from simulations.report import closing, files, page, tables, vega
+from simulations.report import files, page, summary_table, tables, vega
 
 
 @contextmanager
@@ -85,7 +85,7 @@ def test_markdown_has_the_table_of_the_screen() -> None:
     rows = [
         re.sub(r"\\(.)", r"\1", line).strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")
     ]
-    for row in closing.table(judged).rows:
+    for row in summary_table.table(judged).rows:
         assert [cell.strip() for cell in row] in [[cell.strip() for cell in found] for found in rows]
 
 
@@ -106,7 +106,13 @@ def test_no_name_from_a_file_reaches_a_renderer_raw(hostile: fabricated.Verdict)
     drawn = files.drawn(hostile)
     pictures = [vega.svg(each) for each in drawn if each.name in ("curves", "clients")]
     html = page.render(hostile, drawn).replace(vega.script(), "")
-    for text in (*pictures, html, tables.markdown(hostile, drawn), tables.latex(hostile), *closing.screen(hostile)):
+    for text in (
+        *pictures,
+        html,
+        tables.markdown(hostile, drawn),
+        tables.latex(hostile),
+        *summary_table.screen(hostile),
+    ):
         assert not [sign for sign in text if not sign.isprintable() and sign not in "\n\t\xa0"]
         text.encode()
 

@@ -8,8 +8,8 @@ import fabricated
 import pytest
 
 from fedkd.errors import ConfigError, FolderError
-from simulations import cli
-from simulations.compare import plan
+from simulations.analysis import plan
+from simulations.cli import main
 from simulations.report import gather, labels
 
 
@@ -194,7 +194,7 @@ def test_report_goes_to_the_one_folder_or_to_a_new_one(tmp_path: Path) -> None:
 def test_verb_writes_the_report_of_a_run_beside_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lay(tmp_path, fabricated.member("<script>", rounds=3))
     folder = tmp_path / "<script>-0"
-    assert cli.main(["report", str(folder), "--json", "--quiet"]) == 0
+    assert main.main(["report", str(folder), "--json", "--quiet"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["report"] == os.fspath(folder / "report.html")
     assert found["table"][0]["strategy"] == "<script>"
@@ -203,7 +203,7 @@ def test_verb_writes_the_report_of_a_run_beside_it(tmp_path: Path, capsys: pytes
 
 def test_verb_says_what_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lay(tmp_path, fabricated.member("fedavg"), fabricated.member("fedgen", rounds=5))
-    assert cli.main(["report", str(tmp_path)]) == 2
+    assert main.main(["report", str(tmp_path)]) == 2
     assert "different lengths" in capsys.readouterr().err
     assert not (tmp_path / "report.html").exists()
 

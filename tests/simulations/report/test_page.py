@@ -9,7 +9,7 @@ from pathlib import Path
 import fabricated
 import pytest
 
-from simulations.report import files, page, people, vega
+from simulations.report import clients, files, page, vega
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -142,9 +142,9 @@ def test_one_run_is_a_portrait_without_statistics() -> None:
 
 def test_gain_over_local_is_paired_under_one_partition() -> None:
     alike = fabricated.verdict(fabricated.members(settings=("",), methods=("local", "knfu")))
-    assert len(people.gains(alike).spec["data"]["values"]) == 4 * 6  # type: ignore[union-attr]
+    assert len(clients.gains(alike).spec["data"]["values"]) == 4 * 6  # type: ignore[union-attr]
     found = [
         fabricated.replace(each, info={**each.info, "partition_sha256": each.method})
         for each in fabricated.members(settings=("",), methods=("local", "knfu"))
     ]
-    assert people.gains(fabricated.verdict(found)) is None
+    assert clients.gains(fabricated.verdict(found)) is None

@@ -3,10 +3,10 @@
 import fabricated
 import pytest
 
-from fedkd import compose
-from fedkd.resolved import Resolved
-from simulations.compare import choices
-from simulations.report import closing, facts, members, methods, page, setting, tables
+from fedkd.configuration import compose
+from fedkd.configuration.resolved import Resolved
+from simulations.analysis import choices
+from simulations.report import facts, members, methods, page, setting, summary_table, tables
 
 TASK = {"train": 60_000, "test": 10_000, "classes": 10, "shape": [1, 28, 28], "parameters": {"mlp": 55_210}}
 
@@ -175,10 +175,10 @@ def test_no_table_says_a_thing_twice() -> None:
     traffic = {"traffic": members._BYTES, "again": members._BYTES}
     judged = fabricated.verdict(columns=traffic)
     assert [head for head in members.runs(judged).headings if "MB" in head] == ["traffic (MB)"]
-    assert [head for head in closing.table(judged).headings if "again" in head] == []
+    assert [head for head in summary_table.table(judged).headings if "again" in head] == []
     assert "traffic" not in tables.comma_separated(judged).splitlines()[0]  # bytes_up and bytes_down say it
     decides = fabricated.verdict(columns={"same": fabricated.question(fabricated.members()).metric})
-    assert [head for head in closing.table(decides).headings if "same" in head] == []
+    assert [head for head in summary_table.table(decides).headings if "same" in head] == []
 
 
 def test_defaults_of_the_schema_are_known() -> None:

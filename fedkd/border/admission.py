@@ -1,0 +1,65 @@
+"""Admission: which answers of an exchange count. Each passes the border by itself, then the guard beside the others."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from fedkd import engine
+from fedkd.border import checks, guard
+from fedkd.engine import ClientId, Failure, Job, Reply
+from fedkd.errors import RunError
+from fedkd.experiment import Experiment
+from fedkd.strategy import Cohort
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """Replies that count, by client: float sums must not depend on who answered first; and failures of the others."""
+
+    replies: list[Reply]
+    failures: list[Failure]
+    ratios: Mapping[ClientId, float]  # how far each reply stands out (guard.py)
+
+
+def admit(
+    experiment: Experiment,
+    server: Any,
+    cohort: Cohort,
+    jobs: Mapping[ClientId, Job],
+    results: Sequence[Reply | Failure],
+) -> Admitted:
+    """Sort the answers to the jobs of one exchange."""
+    problem, strategy, config = experiment.problem, experiment.strategy, experiment.config
+    kinds, labels = strategy.asks(cohort), experiment.probe_labels
+    probe = len(labels) if labels is not None else 0
+    replies: list[Reply] = []
+    failures: list[Failure] = []
+    for job, result in engine.pair(list(jobs.values()), results):
+        expected = checks.Expectation(
+            kinds=kinds,
+            classes=problem.classes,
+            latent=problem.of(job.client).latent,
+            weights=job.payload.weights,
+            reference=job.payload.reference,
+            probe=probe,
+        )
+        admitted = checks.admit(result, job, expected, partial(strategy.inspect, server, job))
+        failures.append(admitted) if isinstance(admitted, Failure) else replies.append(admitted)
+    judged = guard.judge(config, problem.classes, experiment.sizes, jobs, replies)
+    return Admitted(judged.replies, failures + judged.failures, judged.ratios)
+
+
+def check_quorum(quorum: int, cohort: Cohort, asked: int, admitted: Admitted) -> None:
+    """Raises RunError if fewer replies than the quorum count."""
+    replies, failures = admitted.replies, admitted.failures
+    if len(replies) >= quorum:
+        return
+    causes = ", ".join(dict.fromkeys(f"client {f.client}: {f.what}" for f in failures[:3]))
+    rejected = sum(failure.is_rejected for failure in failures)
+    raise RunError(
+        f"round {cohort.round}: only {len(replies)} of {asked} clients replied usefully, quorum is {quorum} "
+        f"({len(failures) - rejected} failed, {rejected} rejected: {causes})",
+        mend=f"The state of round {cohort.round - 1} is safe",
+        failures=tuple(failures),
+    )

@@ -1,0 +1,142 @@
+"""Settling an exchange: replies become the server's next state, which is always finite.
+
+If all replies together lead to values that are not finite, the round is aggregated again without the few that stand
+out most; if that does not help either, it is not aggregated at all. Either way the run continues from a good state.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from fedkd import engine, state_values
+from fedkd.engine import ClientId, Failure, Job, Reply
+from fedkd.payload import KINDS, Findings, Payload
+from fedkd.seeds import Stream
+from fedkd.strategy import Cohort, Strategy
+
+MOST_CULPRITS = 4  # replies that are left out at most: each costs up to three more aggregations
+# What arithmetic on bad values raises, in torch, numpy and Python. Other errors are bugs, and pass.
+_OF_VALUES = (ArithmeticError, ValueError, RuntimeError, IndexError)
+
+Following = Callable[[tuple[ClientId, ...]], Cohort | None]  # who is asked next, after those that replied
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What an exchange came to. `replies` are those that count; none: nothing finite came of any."""
+
+    server: Any
+    findings: Findings
+    replies: Sequence[Reply]
+    failures: list[Failure]
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    server: Any
+    findings: Findings
+    wrong: str = ""  # where the state is not finite, or what was raised
+    error: Exception | None = None
+
+
+def settle(
+    strategy: Strategy[Any],
+    server: Any,
+    jobs: Mapping[ClientId, Job],
+    replies: Sequence[Reply],
+    ratios: Mapping[ClientId, float],
+    quorum: int,
+    stream: Stream,
+    following: Following,
+) -> Settled:
+    """Aggregate the replies, or as many of them as give a good state. `ratios` say how far each reply stands out."""
+
+    def attempt(chosen: Sequence[Reply]) -> _Attempt:
+        return _attempt(strategy, server, chosen, stream, following)
+
+    first = attempt(replies)
+    if not first.wrong:
+        return Settled(first.server, first.findings, replies, [])
+    suspects = sorted(replies, key=lambda reply: (-ratios.get(reply.client, 0.0), reply.client))
+    tried = [first]
+    for out in _without_whom(suspects, len(replies) - max(1, quorum)):
+        tried.append(found := attempt(_less(replies, out)))
+        if not found.wrong:
+            out, found = _spared(replies, out, found, attempt)
+            failures = [_refused(jobs[reply.client], first.wrong) for reply in out]
+            return Settled(found.server, found.findings, _less(replies, out), failures)
+    if first.error is not None and all(found.error is not None for found in tried):
+        raise first.error  # with any replies left out: the fault is not in a reply
+    return Settled(server, {}, [], [_unsettled(jobs[reply.client], first.wrong) for reply in replies])
+
+
+def _without_whom(suspects: list[Reply], most: int) -> Iterator[list[Reply]]:
+    """Who is left out, one attempt after the other: each of the first suspects alone, then more and more together."""
+    if most > 0:
+        yield from ([reply] for reply in suspects[:MOST_CULPRITS])
+    yield from (suspects[:number] for number in range(2, min(most, MOST_CULPRITS) + 1))
+
+
+def _spared(
+    replies: Sequence[Reply], out: list[Reply], found: _Attempt, attempt: Callable[[Sequence[Reply]], _Attempt]
+) -> tuple[list[Reply], _Attempt]:
+    """Those who were only left out on the way to the culprit are taken back."""
+    for reply in out[:-1]:
+        fewer = [other for other in out if other is not reply]
+        again = attempt(_less(replies, fewer))
+        if not again.wrong:
+            out, found = fewer, again
+    return out, found
+
+
+def _less(replies: Sequence[Reply], out: Sequence[Reply]) -> list[Reply]:
+    clients = {reply.client for reply in out}
+    return [reply for reply in replies if reply.client not in clients]
+
+
+def _attempt(
+    strategy: Strategy[Any], server: Any, replies: Sequence[Reply], stream: Stream, following: Following
+) -> _Attempt:
+    try:
+        after, findings = strategy.aggregate(server, replies, stream)
+        wrong = _wrong(strategy, after, following(tuple(reply.client for reply in replies)))
+    except _OF_VALUES as error:
+        return _Attempt(server, {}, f"{type(error).__name__}: {error}", error)
+    return _Attempt(after, findings, wrong)
+
+
+def _wrong(strategy: Strategy[Any], server: Any, cohort: Cohort | None) -> str:
+    """Where a state, or what it would send next, is not finite; empty text: nowhere."""
+    tensors, _ = state_values.flatten(server)
+    for name, tensor in tensors.items():
+        if not state_values.is_finite(tensor):
+            return f"the server's '{name}' is not finite"
+    seen = {id(tensor) for tensor in tensors.values()}
+    payloads = strategy.plan(server, cohort) if cohort is not None else {}
+    for payload in {id(payload): payload for payload in payloads.values()}.values():
+        for kind, tensor in _sent(payload):
+            if id(tensor) not in seen and not state_values.is_finite(tensor):
+                return f"the {kind} to be sent next are not finite"
+            seen.add(id(tensor))
+    return ""
+
+
+def _sent(payload: Payload) -> list[tuple[str, Tensor]]:
+    found = []
+    for kind in KINDS:
+        value = getattr(payload, kind)
+        parts = value.values() if isinstance(value, Mapping) else [value]
+        found += [(kind, part) for part in parts if isinstance(part, Tensor)]
+    return found
+
+
+def _refused(job: Job, wrong: str) -> Failure:
+    return engine.failed(job, f"with this reply {wrong}; without it everything is finite", "range")
+
+
+def _unsettled(job: Job, wrong: str) -> Failure:
+    return engine.failed(
+        job, f"the round is not aggregated: {wrong}, and leaving out a few replies does not help", "unsettled"
+    )

@@ -1,0 +1,1 @@
+"""A configuration: found, composed, checked, shown."""

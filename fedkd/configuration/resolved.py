@@ -1,0 +1,121 @@
+"""A resolved configuration, complete and checked, with the source of each value: its text, hash and differences."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fedkd import strict_yaml
+from fedkd.config import BorderConfig, DataConfig, RunConfig
+
+DEFAULT = "default (schema)"
+
+# Where and how fast, not what: any of these may differ between two runs whose ledgers are equal.
+# `engine.deadline` is not among them: it decides who is late.
+MACHINE_FACTS = frozenset(
+    {
+        "engine.name",
+        "engine.workers",
+        "engine.address",
+        "checkpoint.every",
+        "checkpoint.keep",
+        "data.root",
+        "data.download",
+    }
+)
+
+NAMES = frozenset({"strategy.setting"})  # what things are called: it decides nothing either
+
+# Keys younger than runs that are kept, with their defaults: they count where they say something else.
+YOUNGER = {
+    f"data.{key}": getattr(DataConfig(), key)
+    for key in ("labels", "shape", "mean", "std", "resize", "test", "test_share", "min_samples")
+} | {"privacy.label_epsilon": None, "privacy.size_step": 1, "evaluate.clients": 0}
+YOUNGER |= {f"border.{key}": value for key, value in dataclasses.asdict(BorderConfig()).items()}
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """`sources`: dotted key -> where its value comes from. `choices`: group -> the option of conf that was chosen."""
+
+    config: RunConfig
+    sources: Mapping[str, str]
+    choices: Mapping[str, str]
+
+    @classmethod
+    def of(cls, config: RunConfig, sources: Mapping[str, str], choices: Mapping[str, str]) -> "Resolved":
+        """With the source of every value; those that nobody wrote come from the schema."""
+        every = {key: _source(key, sources) for key in flat(dataclasses.asdict(config))}
+        return cls(config, every, dict(choices))
+
+    def values(self) -> dict[str, Any]:
+        """Dotted key -> value, in the order of the schema."""
+        return flat(dataclasses.asdict(self.config))
+
+    def as_in_conf(self, group: str) -> str:
+        """The option of a group, if all its values are those of conf; else empty text."""
+        option = self.choices.get(group, "")
+        origins = {source for key, source in self.sources.items() if key.startswith(f"{group}.")}
+        return option if origins <= {DEFAULT, f"conf/{group}/{option}.yaml"} else ""
+
+    def to_yaml(self) -> str:
+        """Text from which `fedkd run` makes this configuration again; each value with its source as a comment."""
+        lines = list(_lines(dataclasses.asdict(self.config)))
+        width = max(len(text) for text, _ in lines)
+        return "".join(f"{text:<{width}}  # {self._comment(key)}\n" if key else f"{text}\n" for text, key in lines)
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of what decides the results: all values but MACHINE_FACTS, NAMES and YOUNGER defaults."""
+        facts = MACHINE_FACTS - {"data.root"} if self.config.data.name == "own" else MACHINE_FACTS  # own: which data
+        every = {key: value for key, value in self.values().items() if key not in facts | NAMES}
+        decisive = {key: value for key, value in every.items() if key not in YOUNGER or value != YOUNGER[key]}
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    def _comment(self, key: str) -> str:
+        return " ".join(self.sources[key].split())
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A value that two configurations do not share; None also where one lacks the key."""
+
+    key: str
+    left: Any
+    right: Any
+
+
+def diff(left: Resolved, right: Resolved) -> list[Difference]:
+    """Where two configurations differ, in the order of the schema."""
+    a, b = left.values(), right.values()
+    return [
+        Difference(key, a.get(key), b.get(key))
+        for key in {**a, **b}
+        if key not in a or key not in b or a[key] != b[key]
+    ]
+
+
+def flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted key -> value."""
+    leaves: dict[str, Any] = {}
+    for key, value in node.items():
+        leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value}
+    return leaves
+
+
+def _source(key: str, sources: Mapping[str, str]) -> str:
+    """The source of a value, or of the mapping it was part of."""
+    while key and key not in sources:
+        key = key.rpartition(".")[0]
+    return sources.get(key, DEFAULT)
+
+
+def _lines(node: Mapping[str, Any], prefix: str = "", indent: str = "") -> Iterator[tuple[str, str]]:
+    """Lines of YAML, each with the key of its value; that of a heading is empty."""
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield f"{indent}{strict_yaml.write(key)}:", ""
+            yield from _lines(value, f"{prefix}{key}.", indent + "  ")
+        else:
+            yield f"{indent}{strict_yaml.write(key)}: {strict_yaml.write(value)}", prefix + key

@@ -1,0 +1,107 @@
+"""What somebody brings: a folder of images by class, or arrays, checked against what the run has agreed on."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+
+from fedkd import seeds
+from fedkd.data import arrays, image_folder
+from fedkd.data.image_spec import Agreed, Brought, OwnDataError, Pair
+
+_SHARD = ("data.npz", "data.safetensors")  # in a folder: the file that is meant
+
+
+def read(path: Path, agreed: Agreed) -> Brought:
+    """What lies at a path: a folder of images by class, .npz or .safetensors, or a folder that holds data.npz.
+
+    Errors: OwnDataError for whatever is missing, damaged or not as agreed.
+    """
+    path = path.expanduser()
+    path = next((path / name for name in _SHARD if (path / name).is_file()), path)
+    if path.is_dir():
+        brought = image_folder.read(path, agreed)
+    elif path.is_file() and path.suffix.lower() in arrays.SUFFIXES:
+        return arrays.read(path, agreed)
+    else:
+        what = "is neither a folder nor a .npz or .safetensors file" if path.exists() else "is not there"
+        raise OwnDataError(
+            f"the data path {what}",
+            public="it is not there",
+            where=str(path),
+            mend="name a folder of images by class, or a .npz or .safetensors file: docs/data.md",
+        )
+    for x, _ in filter(None, brought):
+        agreed.check_pixels(x, str(path))
+    return brought
+
+
+def test_part(path: Path, agreed: Agreed) -> Pair:
+    """All test images of a path; where it names no part, all that lies there. Raises OwnDataError."""
+    brought = read(path, agreed)
+    return brought.test or brought.train
+
+
+def of_simulation(path: Path, agreed: Agreed, test: str | None, share: float) -> tuple[Pair, Pair]:
+    """Training and test part of a whole data set, the same for all seeds.
+
+    Without a test part of its own, and without `test`, every 1/share-th image of each class is a test image.
+    """
+    brought = read(path, agreed)
+    if test is not None:
+        return brought.train, test_part(Path(test), agreed)
+    if brought.test is not None:
+        return brought.train, brought.test
+    y = brought.train[1]
+    is_test = np.zeros(len(y), bool)
+    for label in np.unique(y):
+        rank = np.arange((y == label).sum())
+        is_test[y == label] = np.floor((rank + 1) * share) > np.floor(rank * share)
+    if not is_test.any():
+        raise _too_few(path, "none is left to be a test image")
+    return _parted(brought.train, is_test)
+
+
+def of_device(path: Path, agreed: Agreed, share: float, fewest: int, stream: seeds.Stream) -> tuple[Pair, Pair]:
+    """Training and test part of what one device brings; at least `fewest` training images.
+
+    Without a test part of its own, `share` of them is drawn, of each class in proportion; a class with one image keeps
+    it for training. Raises OwnDataError.
+    """
+    train, test = read(path, agreed)
+    if test is None:
+        train, test = _parted(train, _drawn(train[1], share, stream))
+        if share and not len(test[1]):
+            raise _too_few(path, "none is left to be a test image")
+    if len(train[1]) < fewest:
+        raise _too_few(path, f"{len(train[1])} are for training, at least {fewest} are needed (data.min_samples)")
+    return train, test
+
+
+def _drawn(y: np.ndarray, share: float, stream: seeds.Stream) -> np.ndarray:
+    """Which samples (N,) are test samples: of each class about `share`, of all round(share * N), largest remainders."""
+    classes, counts = np.unique(y, return_counts=True)
+    quota = share * counts
+    give = np.floor(quota).astype(int)
+    rest = max(math.floor(share * len(y) + 0.5), int(share > 0)) - int(give.sum())
+    order = np.argsort(give - quota, kind="stable")
+    for at in [at for at in order if give[at] < counts[at] - 1][: max(rest, 0)]:
+        give[at] += 1
+    is_test, rng = np.zeros(len(y), bool), stream.numpy()
+    for label, count, number in zip(classes, counts, give, strict=True):
+        is_test[np.flatnonzero(y == label)[rng.permutation(count)[:number]]] = True
+    return is_test
+
+
+def _parted(pair: Pair, is_test: np.ndarray) -> tuple[Pair, Pair]:
+    x, y = pair
+    return (x[~is_test], y[~is_test]), (x[is_test], y[is_test])
+
+
+def _too_few(path: Path, what: str) -> OwnDataError:
+    return OwnDataError(
+        f"there are too few images: {what}",
+        public="it has too few images",
+        where=str(path),
+        mend="add images",
+    )

@@ -1,0 +1,1 @@
+"""Distillation at a server: generators of images, heads on blocks, the loop that trains them."""

@@ -1,0 +1,273 @@
+"""Image distillation: a generator of images, trained at a server against clients' frozen students.
+
+What comes out is a transfer set when there is no public one (docs/strategies/fedfuse.md). Whoever does
+this holds the clients' weights and draws what they hold: a matter of trust, said in the docs of who uses it.
+Shapes: K witnesses, B images, N noise width or images of a set, C classes.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from fedkd.border import checks
+from fedkd.distillation import loop
+from fedkd.maths import losses, metrics
+from fedkd.models import image_generators
+from fedkd.payload import Numbers, Weights
+from fedkd.problem import Problem
+from fedkd.seeds import Stream, stream
+from fedkd.student import Student
+from fedkd.training import forward
+
+Norms = nn.BatchNorm1d | nn.BatchNorm2d
+BETAS = (0.5, 0.999)  # of the generator's Adam
+CHUNK = 250  # images made at once
+LOOKED_AT = 200  # images on which variation and diversity are measured: pairs grow with the square
+
+
+@dataclass(frozen=True)
+class Witness:
+    """A client's student as the generator meets it: frozen, in eval mode."""
+
+    architecture: str  # of the problem
+    weights: Weights  # all entries, BatchNorm statistics among them
+    law_C: Tensor  # probabilities of the labels that it is asked about, float64
+    log_prior_C: Tensor  # added to its logits; zeros where its logits hold its prior already
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How the generator is trained (docs/strategies/fedfuse.md, equations 10 to 12)."""
+
+    steps: int
+    batch: int  # images a witness and step
+    witnesses: int  # drawn each step
+    lr: float
+    noise: int
+    statistics_weight: float  # of the distance to the witnesses' BatchNorm statistics; 0: off
+    diversity_weight: float  # 0: off
+    diversity_cap: float
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The generator after training, its optimiser's memory, and the mean of each term over the last steps."""
+
+    generator: Weights
+    adam: Mapping[str, Any]
+    numbers: Numbers
+
+
+def train(
+    problem: Problem,
+    generator: Weights,
+    adam: Mapping[str, Any],
+    witnesses: Sequence[Witness],
+    recipe: Recipe,
+    draw: Stream,
+) -> Trained:
+    """Adam on the generator alone. Each step a few witnesses are drawn, each judges images of labels of its own law.
+
+    So a witness's statistics are compared with those of images of its own mixture.
+    """
+    draws, students = draw.torch(), _Students(problem)
+    asked = min(recipe.witnesses, len(witnesses))
+
+    def terms(entries: Weights) -> Iterator[tuple[str, Tensor]]:
+        chosen = [witnesses[k] for k in torch.randperm(len(witnesses), generator=draws)[:asked].tolist()]
+        y_KB = torch.stack([_labels(witness.law_C, recipe.batch, draws) for witness in chosen])
+        noise_BN = torch.randn(y_KB.numel(), recipe.noise, generator=draws)
+        x = image_generators.generate(entries, y_KB.flatten(), noise_BN, problem.input_shape, training=True)
+        return _terms(students, chosen, x, y_KB, noise_BN, recipe)
+
+    found = loop.optimise(
+        generator,
+        image_generators.learnable(generator),
+        adam,
+        terms,
+        steps=recipe.steps,
+        lr=recipe.lr,
+        betas=BETAS,
+        skip_non_finite=True,  # a student may be finite on noise and not here: no client stops the others
+    )
+    return Trained(found.generator, found.adam, _means(found.recent))
+
+
+def draw_images(generator: Weights, y_N: Tensor, noise: int, problem: Problem, draw: Stream) -> Tensor:
+    """Images of the given labels as bytes (N, channels, height, width), normalised by the running statistics."""
+    noise_NN = torch.randn(len(y_N), noise, generator=draw.torch())
+    with torch.inference_mode():
+        parts = [
+            image_generators.generate(generator, y, noise_BN, problem.input_shape)
+            for y, noise_BN in zip(y_N.split(CHUNK), noise_NN.split(CHUNK), strict=True)
+        ]
+    return image_generators.to_bytes(torch.cat(parts)).clone()
+
+
+def ask(problem: Problem, witnesses: Sequence[Witness], x: Tensor) -> Tensor:
+    """Logits (K, N, C) of the witnesses on images as bytes, without their priors: what the clients would answer."""
+    students, scaled = _Students(problem), image_generators.from_bytes(x)
+    return torch.stack([students.answer(witness, scaled) for witness in witnesses])
+
+
+def check_upload(problem: Problem, client: int, entries: Weights) -> None:
+    """Whether `samples` of a reply hold a student of the client's architecture, each entry below a first axis of 1.
+
+    Finite numbers were checked at the border; a student of them that answers noise with none is refused too. Raises
+    border.Refused.
+    """
+    shape = problem.of(client).shape
+    wanted = shape.learnable | shape.statistics
+    if set(entries) != set(wanted):
+        raise checks.Refused("names", f"samples has entries {sorted(entries)}, expected {sorted(wanted)}")
+    for name, entry in wanted.items():
+        got, expected = tuple(entries[name].shape), (1, *entry.shape)
+        if got != expected or entries[name].dtype != torch.float32:
+            what = f"samples: '{name}' has shape {got} and dtype {entries[name].dtype}, expected {expected} and float32"
+            raise checks.Refused("shape" if got != expected else "dtype", what)
+        if name.endswith("running_var") and bool((entries[name] < 0).any()):
+            raise checks.Refused("range", f"samples: '{name}' has negative variances")
+    nothing = torch.zeros(problem.classes)
+    student = Witness(problem.architecture(client), {n: e[0] for n, e in entries.items()}, nothing, nothing)
+    noise = 2 * torch.rand(8, *problem.input_shape, generator=stream(problem.seed, "noise images").torch()) - 1
+    if not bool(_Students(problem).answer(student, noise).isfinite().all()):
+        raise checks.Refused("non_finite", "samples: this student's logits on noise are not finite")
+
+
+def balanced(held_C: Tensor, count: int) -> Tensor:
+    """Labels (count,) in turn over those that somebody holds: equally many of each, to one."""
+    labels = held_C.nonzero().flatten()
+    return labels[torch.arange(count) % len(labels)]
+
+
+def diversity(x: Tensor, y_B: Tensor, noise_BN: Tensor) -> Tensor:
+    """Mean over pairs of one label of |x_i - x_j| / |noise_i - noise_j|, mean absolute differences.
+
+    docs/strategies/fedfuse.md, equation 12. 0 if no two images share a label.
+    """
+    rows, columns = torch.triu_indices(len(y_B), len(y_B), 1)
+    alike = y_B[rows] == y_B[columns]
+    rows, columns = rows[alike], columns[alike]
+    if not len(rows):
+        return x.new_zeros(())
+    flat = x.flatten(1)
+    images = (flat[rows] - flat[columns]).abs().mean(1)
+    noises = (noise_BN[rows] - noise_BN[columns]).abs().mean(1)
+    return (images / noises.clamp(min=1e-6)).mean()
+
+
+def describe(x: Tensor, y_N: Tensor, log_KNC: Tensor, fused_RNC: Tensor) -> dict[str, Any]:
+    """Whether the images are worth anything, for the ledger; `x` as bytes.
+
+    fidelity: share of images that the fused teachers give the label they were made for, also by label (-1: none made).
+    spread: mean pairwise distance of images within a label, of 2. variation: mean pairwise total variation between
+    rows of what each witness answers, mean over witnesses; near 0, all images look the same to them.
+    """
+    right_N = (fused_RNC.argmax(2) == y_N).double().mean(0)
+    classes = fused_RNC.shape[2]
+    count_C = torch.bincount(y_N, minlength=classes)
+    by_label_C = torch.bincount(y_N, right_N, classes) / count_C
+    few = image_generators.from_bytes(x[:LOOKED_AT]).flatten(1)
+    y_B = y_N[:LOOKED_AT]
+    alike = (y_B[:, None] == y_B) & ~torch.eye(len(y_B), dtype=torch.bool)
+    distance = torch.cdist(few, few, p=1) / few.shape[1]
+    return {
+        "fidelity": float(right_N.mean()),
+        "fidelity_by_label": [round(v, 4) if n else -1.0 for v, n in zip(by_label_C.tolist(), count_C, strict=True)],
+        "spread": float(distance[alike].mean()) if bool(alike.any()) else 0.0,
+        "variation": variation(log_KNC),
+    }
+
+
+def variation(log_KNC: Tensor) -> float:
+    """Mean pairwise total variation between the rows of each S_k, mean over k; 0 = constant answers."""
+    prob_KBC = log_KNC[:, :LOOKED_AT].exp()
+    size = prob_KBC.shape[1]
+    return float(torch.cdist(prob_KBC, prob_KBC, p=1).mean() / 2 * size / max(1, size - 1))
+
+
+class _Students:
+    """One module an architecture, for all witnesses of it: building one costs more than lending it their entries."""
+
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+        self._modules: dict[str, Student] = {}
+
+    def module(self, architecture: str) -> Student:
+        """Frozen and in eval mode, with initial entries."""
+        if architecture not in self._modules:
+            module = self._problem.alike(architecture).initial()
+            self._modules[architecture] = module.requires_grad_(False).eval()
+        return self._modules[architecture]
+
+    def answer(self, witness: Witness, x: Tensor) -> Tensor:
+        """Logits (N, C) without gradient, for any number of images."""
+        return forward.logits(self.module(witness.architecture).load(witness.weights), x)
+
+    def judge(self, witness: Witness, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Logits (B, C), and how far the images' statistics lie from the student's at each BatchNorm.
+
+        The module borrows the witness's own tensors: copied into it, the next witness would spoil this one's graph.
+        """
+        module = self.module(witness.architecture)
+        with _watch(module, witness.weights) as distances:
+            logits = torch.func.functional_call(module, dict(witness.weights), (x,))
+        return logits, distances
+
+
+@contextmanager
+def _watch(module: nn.Module, weights: Weights) -> Iterator[list[Tensor]]:
+    """Collects |mean - running mean| + |var - running var| of the input of each BatchNorm during the next forward."""
+    distances: list[Tensor] = []
+    handles: list[RemovableHandle] = []
+    for name, norm in module.named_modules():
+        if isinstance(norm, Norms) and f"{name}.running_mean" in weights:
+            mean, variance = weights[f"{name}.running_mean"], weights[f"{name}.running_var"]
+
+            def look(
+                _: nn.Module, inputs: tuple[Tensor, ...], mean: Tensor = mean, variance: Tensor = variance
+            ) -> None:
+                dims = [0, *range(2, inputs[0].dim())]
+                got = torch.var_mean(inputs[0], dims, correction=0)
+                distances.append((got[1] - mean).norm() + (got[0] - variance).norm())
+
+            handles.append(norm.register_forward_pre_hook(look))
+    try:
+        yield distances
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _terms(
+    students: _Students, chosen: Sequence[Witness], x: Tensor, y_KB: Tensor, noise_BN: Tensor, recipe: Recipe
+) -> Iterator[tuple[str, Tensor]]:
+    """Named summands of the generator's loss: means over the witnesses, statistics over those that have any."""
+    recognised, distances = [], []
+    for witness, images, y_B in zip(chosen, x.split(y_KB.shape[1]), y_KB, strict=True):
+        logits, its = students.judge(witness, images)
+        recognised.append(losses.cross_entropy(logits + witness.log_prior_C, y_B))
+        if its:
+            distances.append(torch.stack(its).sum())
+    yield "recognised", torch.stack(recognised).mean()
+    if recipe.statistics_weight and distances:
+        yield "statistics", recipe.statistics_weight * torch.stack(distances).mean()
+    if recipe.diversity_weight:
+        # Only pairs of one witness's batch: among all of them they are many more and tell no more.
+        apart_KB = y_KB + y_KB.max().add(1) * torch.arange(len(y_KB))[:, None]
+        found = diversity(x, apart_KB.flatten(), noise_BN)
+        yield "diversity", -recipe.diversity_weight * found.clamp(max=recipe.diversity_cap)
+
+
+def _labels(law_C: Tensor, count: int, draws: torch.Generator) -> Tensor:
+    return torch.multinomial(law_C, count, replacement=True, generator=draws)
+
+
+def _means(recent: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
+    """Mean of each term over the steps that had it."""
+    return metrics.mean_by_name([{name: float(value) for name, value in terms.items()} for terms in recent])

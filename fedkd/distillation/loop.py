@@ -1,0 +1,59 @@
+"""Distillation at a server: a generator of latents or images is trained against what clients sent."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedkd.payload import Weights
+from fedkd.training.optimisers import Adam
+
+RECENT = 10  # steps whose terms are reported
+
+
+@dataclass(frozen=True)
+class Optimised:
+    """A generator after training, its optimiser's memory, and the terms of its last steps."""
+
+    generator: Weights
+    adam: Mapping[str, Any]
+    recent: Sequence[Mapping[str, Tensor]]
+
+    def means(self) -> dict[str, float]:
+        """Of each term over those steps."""
+        names = self.recent[0] if self.recent else ()
+        return {name: float(torch.stack([terms[name] for terms in self.recent]).mean()) for name in names}
+
+
+def optimise(
+    generator: Weights,
+    learnable: Iterable[str],
+    adam: Mapping[str, Any],
+    terms: Callable[[Weights], Iterator[tuple[str, Tensor]]],
+    *,
+    steps: int,
+    lr: float,
+    weight_decay: float = 0.0,
+    betas: tuple[float, float] = (0.9, 0.999),
+    skip_non_finite: bool = False,
+) -> Optimised:
+    """Adam on the `learnable` entries of a copy of the generator, along the sum of the terms that its entries give.
+
+    A step without terms ends it: all are switched off. `skip_non_finite` passes over steps whose loss is not finite.
+    """
+    entries = {name: entry.clone() for name, entry in generator.items()}
+    optimiser = Adam({name: entries[name].requires_grad_() for name in learnable}, adam, betas)
+    recent: deque[Mapping[str, Tensor]] = deque(maxlen=RECENT)
+    for _ in range(steps):
+        found = dict(terms(entries))
+        if not found:
+            break
+        loss = torch.stack(list(found.values())).sum()
+        if skip_non_finite and not bool(loss.isfinite()):
+            continue
+        optimiser.step(torch.autograd.grad(loss, optimiser.parameters), lr, weight_decay)
+        recent.append({name: value.detach() for name, value in found.items()})
+    return Optimised({name: entry.detach() for name, entry in entries.items()}, optimiser.memory(), recent)

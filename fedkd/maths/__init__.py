@@ -1,0 +1,1 @@
+"""Mathematics of tensors: pure functions, shapes in their names."""

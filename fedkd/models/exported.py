@@ -1,0 +1,178 @@
+"""An exported student: images as stored in, logits out, and the safetensors file that holds one. No pickle.
+
+Needs torch and safetensors only. `load` trusts nothing in a file: names, shapes and types are compared with what its
+architecture has before memory is taken, and the bytes with their SHA-256, which finds damage but proves no origin.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from fedkd.errors import ConfigError, DataError
+from fedkd.models import students
+from fedkd.models.predictors import PREDICTORS, Predictor
+from fedkd.student import Student, lay_out
+
+FORMAT = "fedkd-student 1"  # another number cannot be read
+LARGEST = 1 << 32  # bytes of a file that `load` opens
+_MOST_CLASSES, _MOST_PIXELS = 100_000, 1 << 24  # far above what a student here is made for
+
+
+class Exported(nn.Module):
+    """Images (N, channels, height, width) uint8 as stored -> logits (N, classes). Scaling is inside."""
+
+    scale: Tensor
+    offset: Tensor
+
+    def __init__(
+        self, members: Sequence[Student], scale: Sequence[float], offset: Sequence[float], predictor: Predictor
+    ) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.rule = predictor  # entries of files are named so
+        self.register_buffer("scale", torch.tensor(scale).view(-1, 1, 1))
+        self.register_buffer("offset", torch.tensor(offset).view(-1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        # As Samples.take does it: other operations would round otherwise.
+        return self.rule(self.members, images.float() * self.scale + self.offset)
+
+    @property
+    def entries(self) -> dict[str, Tensor]:
+        """All that makes it what it is, by name; contiguous, however the student lays out its convolutions."""
+        return {name: value.contiguous() for name, value in self.state_dict().items()}
+
+
+def load(path: str | Path) -> tuple[Exported, tuple[str, ...]]:
+    """The student of a safetensors file that `fedkd export` wrote, in eval mode, and the names of its labels.
+
+    Raises DataError if it is missing, damaged or something else.
+    """
+    place = Path(path)
+    about, entries = _read(place)
+    try:
+        module, labels = _form(about, num_members=_count_members(entries))
+    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError, ConfigError) as error:
+        raise _broken(place, f"what it says of its student cannot be: {error!r}") from None
+    _check(place, module.entries, entries)
+    if about.get("sha256") != digest(about, entries):
+        raise _broken(place, "its SHA-256 differs from what was written")
+    module.load_state_dict(entries, strict=False, assign=True)  # strict, torch would ask for BatchNorm's counters
+    for member in module.members:
+        lay_out(cast(Student, member))  # as in the run, whose last bits it gives
+    return module.requires_grad_(False).eval(), labels
+
+
+def metadata(path: str | Path) -> dict[str, str]:
+    """What a safetensors file says of itself; empty if it says nothing or cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (OSError, SafetensorError):
+        return {}
+
+
+def digest(about: Mapping[str, str], entries: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) of all entries and of all that is said of them, but itself."""
+    sha = hashlib.sha256(json.dumps(sorted((k, v) for k, v in about.items() if k != "sha256")).encode())
+    for name, value in sorted(entries.items()):
+        sha.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        sha.update(value.detach().contiguous().numpy().tobytes())
+    return sha.hexdigest()
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    if not path.is_file():
+        raise DataError(f"there is no file {path}", mend="fedkd export RUN --format safetensors writes one")
+    if path.stat().st_size > LARGEST:
+        raise _broken(path, f"has more than {LARGEST} bytes")
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = dict(file.metadata() or {})
+            if about.get("format") != FORMAT:
+                said = about.get("format", "nothing")
+                raise _broken(path, f"says {said[:40]!r} of its format, not {FORMAT!r}")
+            return about, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
+    except (OSError, SafetensorError) as error:
+        raise _broken(path, str(error)) from None
+
+
+def _count_members(entries: Mapping[str, Tensor]) -> int:
+    return len({name.split(".")[1] for name in entries if name.startswith("members.")})
+
+
+def _form(about: Mapping[str, str], num_members: int) -> tuple[Exported, tuple[str, ...]]:
+    """The module without entries, on the meta device: whatever a file says takes no memory yet."""
+    form, labels = json.loads(about["architecture"]), tuple(map(str, json.loads(about["labels"])))
+    rule, options = about["rule"], json.loads(about["rule_options"])
+    name, shape, classes = str(form["name"]), tuple(map(int, form["shape"])), int(form["classes"])
+    if len(shape) != 3 or min(shape) < 1 or math.prod(shape) > _MOST_PIXELS:
+        raise ValueError(f"images of {shape}")
+    if classes != len(labels) or not 1 <= classes <= _MOST_CLASSES:
+        raise ValueError(f"{classes} classes and {len(labels)} labels")
+    with torch.device("meta"):
+        members = [students.make_any(name, shape, classes, form["norm"]) for _ in range(num_members)]
+        for module in (module for member in members for module in member.modules()):
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+                module.num_batches_tracked = None  # as student.initialise does it: no entry
+        if rule not in PREDICTORS or not members:
+            raise ValueError(f"rule {rule!r} over {num_members} students")
+        empty = PREDICTORS[rule].empty(members, **options)
+        return Exported(members, [0.0] * shape[0], [0.0] * shape[0], empty), labels
+
+
+def _check(path: Path, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """Raises DataError unless names, shapes and types are the architecture's, and all numbers finite."""
+    if lacking := sorted(wanted.keys() - found.keys()):
+        raise _broken(path, f"lacks {len(lacking)} entries of its student: {', '.join(lacking[:3])}")
+    if unknown := sorted(found.keys() - wanted.keys()):
+        raise _broken(path, f"has {len(unknown)} entries that its student does not have: {', '.join(unknown[:3])}")
+    for name, value in found.items():
+        like = wanted[name]
+        if value.shape != like.shape or value.dtype != like.dtype:
+            has, should = (f"{tuple(each.shape)} {each.dtype}" for each in (value, like))
+            raise _broken(path, f"{name!r} is {has}, should be {should}")
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise _broken(path, f"{name!r} has values that are not finite")
+
+
+def _broken(path: Path, why: str) -> DataError:
+    return DataError(
+        f"{path} is damaged, or is no student that fedkd exported: {why}",
+        mend="make it again: fedkd export RUN --format safetensors",
+    )
+
+
+def make(
+    architecture: Mapping[str, Any],
+    labels: Sequence[str],
+    predictor: Predictor,
+    entries: Mapping[str, Tensor],
+    facts: Mapping[str, str],
+) -> dict[str, str]:
+    """The metadata of a file: what `load` needs to build the module again, then `facts`, all as text.
+
+    Raises ConfigError for a predictor that `load` does not know.
+    """
+    if PREDICTORS.get(predictor.name) is not type(predictor):
+        raise ConfigError(
+            f"the client half has a predictor of its own, {type(predictor).__name__}, which safetensors cannot hold",
+            where="--format",
+            mend="choose --format pt2 or onnx, which hold the program too",
+        )
+    about = {
+        "format": FORMAT,
+        "architecture": json.dumps(dict(architecture)),
+        "labels": json.dumps(list(labels)),
+        "rule": predictor.name,
+        "rule_options": json.dumps(predictor.options),
+        **facts,
+    }
+    return {**about, "sha256": digest(about, entries)}

@@ -1,0 +1,34 @@
+"""Teachers: what a frozen student says about the samples of a participation, in the order they will be drawn.
+
+For `Client.consult`. A sample that is drawn several times is asked about once: no teacher changes in between.
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from fedkd.engine import Job
+from fedkd.participation import Site
+from fedkd.payload import Weights
+from fedkd.student import Student
+from fedkd.training import forward
+
+
+def logits(site: Site, job: Job, position: Tensor, *layers: Weights) -> Tensor:
+    """Logits (S, C) of the job's student with `layers` over what it received, in eval mode, without gradient."""
+    return _ask(forward.logits, site, job, position, layers)
+
+
+def latents(site: Site, job: Job, position: Tensor, *layers: Weights) -> Tensor:
+    """Latents z (S, d) of the same."""
+    return _ask(forward.latents, site, job, position, layers)
+
+
+def _ask(
+    say: Callable[[Student, Tensor], Tensor], site: Site, job: Job, position: Tensor, layers: tuple[Weights, ...]
+) -> Tensor:
+    received = job.payload.weights or {}
+    teacher = site.frozen(job.client, job.state.kept, received, *layers)
+    different, rows = position.unique(return_inverse=True)
+    x, _ = site.train.take(site.train_index[job.client][different])
+    return say(teacher, x)[rows]

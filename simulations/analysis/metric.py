@@ -1,0 +1,163 @@
+"""Metrics: one number of a run, as a path into its ledger and a rule over rounds. Free of torch."""
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedkd.errors import ConfigError
+from fedkd.record.ledger import Row
+from simulations.analysis.run_record import Member
+from simulations.run import summary
+
+WINDOWS: Mapping[str, int] = {"last5": 5, "last10": 10}  # rounds of which a rule takes the mean
+RULES: Mapping[str, Callable[[Sequence[tuple[int, float]], int], float]] = {
+    "last": lambda found, end: found[-1][1],
+    "last5": lambda found, end: _late(found, end, WINDOWS["last5"]),
+    "last10": lambda found, end: _late(found, end, WINDOWS["last10"]),
+    "top5": lambda found, end: statistics.fmean(sorted(value for _, value in found)[-5:]),
+    "best": lambda found, end: max(value for _, value in found),
+    "mean": lambda found, end: statistics.fmean(value for _, value in found),
+    "median": lambda found, end: statistics.median(value for _, value in found),
+    "sum": lambda found, end: math.fsum(value for _, value in found),
+}
+OPTIMISTIC = frozenset({"top5", "best"})  # pick rounds by what they report
+FORGETTING = "forgetting"  # FedNTD's F until a round: the one metric that no single row has
+COSTS = frozenset({"bytes", "seconds", "drift", "terms", FORGETTING})
+PERCENT = frozenset({"accuracy", "local_accuracy", FORGETTING})  # fractions in the ledger
+_OLD = {"forgetting.inside": "local_accuracy.in", "forgetting.outside": "local_accuracy.out"}  # as older plans say
+_RATE, _NO_LESS = (0.0, 1.0), (0.0, math.inf)
+# How names of findings end that are rates.
+_SERVER_RATES = ("accuracy", "agreement", "fidelity", "coverage", "share", "harmed", "calibration")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """`clients.pooled top5`: where the number of a round is found, and how the rounds are summed up.
+
+    Paths: `global`, `clients.mean`, `clients.worst_decile`, `trained.clients.mean`, `common.mean`, ... are below
+    `accuracy`; `local_accuracy.in`, `drift.weights`, `server.NAME`, `terms.NAME` as in metrics.jsonl; `bytes.up`,
+    `bytes.down` and `bytes.all` in megabytes, all kinds together; `seconds.total` and its like are those of
+    timings.jsonl; `forgetting` is FedNTD's F, from the accuracy by class of the rounds so far.
+    """
+
+    path: str
+    rule: str
+
+    def __str__(self) -> str:
+        return f"{self.path} {self.rule}"
+
+    @property
+    def is_optimistic(self) -> bool:
+        """Whether the rule picks rounds by what it reports."""
+        return self.rule in OPTIMISTIC
+
+    @property
+    def is_percent(self) -> bool:
+        """Whether the ledger has fractions that people read as percent."""
+        return self.place[0] in PERCENT
+
+    @property
+    def scale(self) -> float:
+        """What people read: percent for fractions, else as it is."""
+        return 100.0 if self.is_percent else 1.0
+
+    @property
+    def unit(self) -> str:
+        """Of a difference: `points` of a percentage, `MB`, `s`, or nothing."""
+        return "points" if self.is_percent else {"bytes": "MB", "seconds": "s"}.get(self.place[0], "")
+
+    @property
+    def sign(self) -> float:
+        """1 where more is better, -1 where less is: costs, drift and losses."""
+        return -1.0 if self.place[0] in COSTS else 1.0
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The smallest and the largest possible value of a round, in the unit of the ledger."""
+        first, *rest = self.place
+        if first == FORGETTING:
+            return (-1.0, 1.0)
+        if first in PERCENT and self.place[-1] != "loss":
+            return _RATE
+        if first == "server":
+            return _RATE if rest and rest[-1].endswith(_SERVER_RATES) else (-math.inf, math.inf)
+        if first == "drift":
+            return {"function": _RATE, "cosine": (-1.0, 1.0)}.get(rest[0], _NO_LESS)
+        return _NO_LESS if first in COSTS - {"terms"} else (-math.inf, math.inf)
+
+    def clipped(self, value: float) -> float:
+        """The end of an interval, not beyond what can be measured: a symmetric one knows no bounds."""
+        low, high = self.bounds
+        return min(max(value, low), high)
+
+    @property
+    def place(self) -> tuple[str, ...]:
+        """The path from the row of a round, or `seconds`, `bytes`."""
+        parts = tuple(self.path.split("."))
+        return ("accuracy", *parts) if parts[0] in ("global", "clients", "trained", "common") else parts
+
+    def of(self, member: Member) -> float | None:
+        """The number of a run, fractions and megabytes; None if no round has it."""
+        found = self.curve(member)
+        return RULES[self.rule](found, member.rows[-1]["round"]) if found else None
+
+    def curve(self, member: Member) -> list[tuple[int, float]]:
+        """(round, number) of the rounds that have it."""
+        first, *rest = self.place
+        if first == "seconds":
+            return [(row["round"], value) for row in member.timings if (value := _at(row, rest)) is not None]
+        if first == FORGETTING:
+            return list(summary.forgetting(member.rows).items())
+        if first == "bytes":
+            return [(row["round"], megabytes(row, rest[0])) for row in member.rows]
+        return [(row["round"], value) for row in member.rows if (value := _at(row, self.place)) is not None]
+
+
+def default(serves: Iterable[str]) -> Metric:
+    """The primary metric where none is named, by what the strategies serve: the last 10 rounds of what all have.
+
+    `serves`: of each strategy `global`, `personal` or `both`, as `fedkd list strategies` says.
+    """
+    return Metric("clients.mean" if "personal" in serves else "global", "last10")
+
+
+def parse(text: str, where: str = "") -> Metric:
+    """`clients.mean last10`, or a path alone (its rule is then last10). Raises ConfigError."""
+    path, _, rule = text.strip().partition(" ")
+    metric = Metric(_OLD.get(path, path), rule.strip() or "last10")
+    if metric.rule not in RULES:
+        raise ConfigError(
+            f"metric '{text}' has no rule '{metric.rule}'", where=where, mend=f"one of: {', '.join(RULES)}"
+        )
+    first, *rest = metric.place
+    known = ("accuracy", "local_accuracy", "drift", "server", "terms", "bytes", "seconds")
+    if metric.path != FORGETTING and (first not in known or not rest):
+        raise ConfigError(
+            f"metric '{text}' names nothing that runs record",
+            where=where,
+            mend="e.g. 'global last10', 'clients.mean last', 'clients.pooled top5', 'local_accuracy.out last'",
+        )
+    if first == "bytes" and rest not in (["up"], ["down"], ["all"]):
+        raise ConfigError(
+            f"metric '{text}': bytes go up, down or all", where=where, mend="bytes.up, bytes.down, bytes.all"
+        )
+    return metric
+
+
+def megabytes(row: Row, way: str) -> float:
+    """What a round sent `up`, `down`, or `all` of it; 10^6 bytes."""
+    ways = ("up", "down") if way == "all" else (way,)
+    return math.fsum(sum(row["bytes"][each].values()) for each in ways) / 1e6
+
+
+def _late(found: Sequence[tuple[int, float]], end: int, rounds: int) -> float:
+    """Mean over those of the last rounds that were evaluated; the last always is."""
+    return statistics.fmean(value for number, value in found if number > end - rounds)
+
+
+def _at(row: Any, path: Sequence[str]) -> float | None:
+    for part in path:
+        row = row.get(part) if isinstance(row, Mapping) else None
+    return float(row) if isinstance(row, int | float) and not isinstance(row, bool) else None

@@ -1,0 +1,108 @@
+"""The verdict of a comparison: what each strategy reached in each setting, against a baseline, and how sure it is."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from simulations.analysis import stats
+from simulations.analysis.choices import Tuned
+from simulations.analysis.metric import Metric
+from simulations.analysis.run_record import Member
+
+WINDOW = 3  # evaluations whose mean must reach a target: single ones are noisy
+LOCAL = "local"  # the strategy without which nobody can say who is harmed by joining
+
+Key = tuple[str, str]  # setting, method
+
+
+@dataclass(frozen=True)
+class Question:
+    """What was asked, before anything ran. `settings` and `methods` in the order in which they were written."""
+
+    name: str  # of the comparison
+    settings: tuple[str, ...]  # "" where there is only one
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    metric: Metric  # primary
+    baseline: str  # a method
+    columns: Mapping[str, Metric]  # further ones, by title
+    target: float | None = None  # accuracy whose price is asked: rounds, megabytes, seconds to reach it
+    tuned: Tuned | None = None  # what was tried on validation data, and taken
+    published: Mapping[str, Mapping[str, str]] | None = None  # setting -> method -> `93.03 ± 0.32`, as printed
+    command: str = ""  # that makes it again
+    about: str = ""  # one line
+
+
+@dataclass(frozen=True)
+class Price:
+    """What it took until the accuracy (mean of WINDOW evaluations) reached the target; medians over seeds.
+
+    None: half of the seeds or more never did.
+    """
+
+    rounds: float | None
+    megabytes: float | None
+    seconds: float | None
+    reached: int  # seeds that did
+    of: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One method in one setting. Accuracies are fractions."""
+
+    setting: str
+    method: str
+    members: tuple[Member, ...]  # all that were asked for, in order of seeds
+    values: Mapping[int, float]  # seed -> primary metric, of those that are done and have it
+    interval: stats.Interval | None  # None: no value
+    versus: stats.Paired | None  # against the baseline over the seeds that both have; None: it is the baseline, or < 2
+    p: float  # Holm's, over all entries that have one; nan where so few seeds could not be significant
+    columns: Mapping[str, float | None]  # means over seeds
+    price: Price | None
+    harmed: float | None  # share of clients with lower own accuracy than under `local`, mean over seeds
+
+    @property
+    def done(self) -> tuple[Member, ...]:
+        return tuple(member for member in self.members if member.is_done)
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether the difference to the baseline is significant."""
+        return self.p <= stats.LEVEL
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Everything that screen, report and tables say."""
+
+    question: Question
+    entries: Mapping[Key, Entry]
+    ranks: stats.Ranks | None  # over settings; None with fewer than two, or one method
+    records: Mapping[str, stats.WinTieLoss]  # method -> settings won, undecided, lost against the baseline
+    resolution: Mapping[
+        str, float
+    ]  # method -> smallest difference that its seeds would find (power 0.8) in all settings
+    sentences: tuple[str, ...]  # the verdict in plain words
+    cautions: tuple[str, ...]  # what cannot be concluded, and why
+    failed: tuple[Member, ...]  # what was asked for and does not count
+
+    def best(self, setting: str) -> Entry | None:
+        """The entry with the best mean in a setting; None if none has a value."""
+        return next((entry for entry in in_setting(self, setting) if entry.interval), None)
+
+
+def in_setting(verdict: Verdict, setting: str) -> Iterator[Entry]:
+    """The entries of a setting, best first, those without a value last."""
+    found = [entry for (at, _), entry in verdict.entries.items() if at == setting]
+    sign = verdict.question.metric.sign
+    yield from sorted(found, key=lambda e: (e.interval is None, -sign * _mean(e) if e.interval else 0.0))
+
+
+def own_accuracy(member: Member) -> dict[int, float]:
+    """Each client's accuracy on its own test split when it was evaluated last."""
+    return {row["client"]: row["accuracy"] for row in member.clients if row.get("accuracy") is not None}
+
+
+def _mean(entry: Entry) -> float:
+    return entry.interval.mean if entry.interval else math.nan

@@ -1,0 +1,90 @@
+"""A run as a comparison sees it: its records, where it stands in the grid, and what keeps it from being used."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from fedkd import strict_json
+from fedkd.errors import FedkdError
+from fedkd.record import ledger
+from fedkd.record.ledger import Row
+from simulations.run import run_folder
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run of a comparison. `setting`, `method` and `seed` say where it stands; `reason` why it does not count.
+
+    Rows are those of the ledger: fractions, bytes, seconds. A run without a folder has no rows and a reason.
+    """
+
+    setting: str
+    method: str
+    seed: int
+    folder: Path
+    state: str = "missing"  # missing, running, stopped, failed, done
+    reason: str = ""
+    info: Mapping[str, Any] = field(default_factory=dict)  # run.json
+    partition: Mapping[str, Any] = field(default_factory=dict)  # partition.json
+    config: Mapping[str, Any] = field(default_factory=dict)  # dotted key -> value, of config.yaml
+    rows: Sequence[Row] = ()  # metrics.jsonl
+    timings: Sequence[Row] = ()
+    clients: Sequence[Row] = ()  # clients.jsonl
+    words: tuple[str, ...] = ()  # of the command line that makes it, without seed where the grid has one
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it counts: played to its last round."""
+        return self.state == "done" and not self.reason
+
+    @property
+    def untrained(self) -> int:
+        """Clients that have not taken part, where that shows: each is tried with its own student."""
+        counts = [row["accuracy"]["trained"]["count"] for row in self.rows if "trained" in row["accuracy"]]
+        is_own = self.info.get("client_student") == "own"
+        return int(self.info["num_clients"]) - int(counts[-1]) if counts and is_own else 0
+
+    @property
+    def name(self) -> str:
+        """`fedgen, alpha 0.1, seed 3`."""
+        return ", ".join(part for part in (self.method, self.setting, f"seed {self.seed}") if part)
+
+    @cached_property
+    def pairing(self) -> Mapping[str, Any]:
+        """What runs must share to be paired: split, first weights by architecture, cohorts, order of batches."""
+        found = {key: self.info.get(key) for key in ("partition_sha256", "initial_sha256", "batches_sha256")}
+        return {**found, "cohorts": [row["cohort"] for row in self.rows]}
+
+
+def read(setting: str, method: str, seed: int, folder: Path, words: tuple[str, ...] = ()) -> Member:
+    """A member from its folder, whatever state that is in: what cannot be read becomes its reason, never an error."""
+    if not (folder / "run.json").exists():
+        return Member(setting, method, seed, folder, reason="not played yet", words=words)
+    try:
+        state, records = run_folder.state(folder), ledger.read(folder)
+        partition = strict_json.mapping((folder / "partition.json").read_bytes())
+        config = ledger.configuration(folder)
+    except (FedkdError, OSError, ValueError) as error:
+        what = error.what if isinstance(error, FedkdError) else str(error)
+        return Member(setting, method, seed, folder, state="failed", reason=f"cannot be read: {what}", words=words)
+    schemas = {key: records.run.get(key) for key in run_folder.SCHEMAS}
+    reason = "" if state == "done" else str(records.run.get("error") or f"{state} after round {len(records.metrics)}")
+    if schemas != run_folder.SCHEMAS:
+        reason = f"written by another version (schema {schemas}, here {run_folder.SCHEMAS})"
+    return Member(
+        setting,
+        method,
+        seed,
+        folder,
+        state=state,
+        reason=reason,
+        info=records.run,
+        partition=partition,
+        config=config,
+        rows=records.metrics,
+        timings=records.timings,
+        clients=records.clients,
+        words=words,
+    )

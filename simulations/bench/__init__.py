@@ -1,0 +1,1 @@
+"""`fedkd bench`: how fast this machine is."""

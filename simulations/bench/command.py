@@ -1,0 +1,173 @@
+"""`fedkd bench`: how fast this machine plays rounds, as ratios from one run. What is measured: docs/benchmark.md."""
+
+import os
+import platform
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from fedkd.config import RunConfig
+from fedkd.configuration import compose, naming, reference
+from fedkd.configuration.resolved import Resolved
+from fedkd.errors import EngineError
+from simulations.analysis.cells import Grid
+from simulations.bench import costs, tables
+from simulations.engines import ray_session
+from simulations.run.options import Options
+
+PER_ROUND = 50  # clients a round where memory is measured
+BARE_LIMIT = 1.15  # at most: inline over the bare loop, a round
+SPEEDUP_LIMIT = 1.6  # at least: inline over two workers, with two cores free
+MESSAGE_LIMIT = 1e-3  # seconds, at most: a client that does nothing, 10,000 parameters
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured; all but `clients` and `workers` are repetitions."""
+
+    rounds: int = 15
+    turns: int = 8  # rounds of each of several methods
+    ray_rounds: int = 8
+    exchanges: int = 10
+    starts: int = 3
+    memory_rounds: int = 20
+    clients: tuple[int, ...] = (100, 1000)  # for memory
+    workers: tuple[int, ...] = (1, 2)
+
+
+QUICK = Effort(rounds=3, turns=3, ray_rounds=2, exchanges=2, starts=1, memory_rounds=2)
+
+
+def main(options: Options, overrides: Sequence[str], effort: Effort | None = None) -> int:
+    """Measure, and print tables or one JSON object. Raises FedkdError for a configuration that cannot be played.
+
+    Words that name several methods, as for `fedkd compare`, ask what a round of each costs.
+    """
+    effort = effort or Effort()
+
+    def say(text: str) -> None:
+        if not options.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    if costs.sought(overrides):
+        found, show = measure_several(costs.check(overrides), effort, say), tables.show_costs
+    else:
+        # Resolved before torch is imported: slips are answered at once.
+        found, show = measure(compose.resolve(overrides), overrides, effort, say), tables.show
+    options.answer(found)
+    if not options.json:
+        show(found)
+    return 0
+
+
+def measure_several(asked: Grid, effort: Effort, say: Callable[[str], None]) -> dict[str, Any]:
+    """What a round of each method costs, and on which machine."""
+    machine = _machine()
+    say("importing torch")
+    import torch
+
+    torch.set_num_threads(1)
+    shapes = {
+        setting: _configuration(asked.configuration((setting, asked.baseline), asked.seeds[0]), ())
+        for setting in asked.settings
+    }
+    configs = {method: asked.resolved[setting, method].config for setting, method in asked.words}
+    notes = without_images(configs)
+    return {"machine": machine, "notes": notes, "settings": shapes, **costs.measure(asked, effort.turns, say)}
+
+
+def measure(resolved: Resolved, words: Sequence[str], effort: Effort, say: Callable[[str], None]) -> dict[str, Any]:
+    """Everything, in seconds and bytes; what could not be measured has its reason under `missing`."""
+    found: dict[str, Any] = {"machine": _machine(), "configuration": _configuration(resolved, words), "missing": {}}
+    found["notes"] = without_images({naming.of(resolved.config.strategy): resolved.config})
+    say("importing torch")
+    import torch
+
+    from simulations.bench import measures, memory
+
+    torch.set_num_threads(1)
+    say("starting: new processes")
+    found["starting"] = measures.starting(effort.starts)
+    assembly = measures.assembled(resolved.config, max(effort.rounds, effort.ray_rounds))
+    say(f"loop: {effort.rounds} rounds of the bare loop and of inline, in turns")
+    found["loop"] = measures.against_bare(assembly, effort.rounds)
+    found["message"] = measures.inline_message_seconds(effort.exchanges)
+    found["ray"], found["memory"] = [], []
+    for workers in effort.workers:
+        say(f"ray x {workers}: {effort.ray_rounds} rounds of it and of inline, in turns")
+        _try(found, "ray", partial(measures.on_ray, assembly, effort.ray_rounds, workers, effort.exchanges))
+    pool = max(effort.workers, default=0) if found["ray"] else 0
+    for clients in effort.clients:
+        say(f"memory: {clients} clients")
+        plan = memory.Plan(list(words), clients, PER_ROUND, effort.memory_rounds, pool)
+        _try(found, "memory", partial(memory.in_child, plan))
+    return {**found, "goals": goals(found)}
+
+
+def without_images(configs: Mapping[str, RunConfig]) -> list[str]:
+    """A sentence for each method that can use a public set and has none: it then does other, dearer work."""
+    return [
+        f"{method} has no public set of images, so it generates them at the server, and that is what is measured. "
+        "To measure it with a public set: add proxy=held-out"
+        for method, config in configs.items()
+        if config.proxy.name == "none" and reference.traits(config.strategy["name"]).get("proxy") == "optional"
+    ]
+
+
+def goals(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """Our goals beside what was measured; those about what was not measured are left out."""
+    loop, ray = found["loop"], {entry["workers"]: entry for entry in found["ray"]}
+    ratio = loop["phases"]["total"]["ratio"]
+    listed = [("inline / bare loop, a round", ratio, "at most", BARE_LIMIT)] if loop["is_same"] else []
+    if 2 in ray:
+        listed.append(("inline / ray x 2, a round", ray[2]["speedup"], "at least", SPEEDUP_LIMIT))
+    listed.append(("idle client inline, s", found["message"], "at most", MESSAGE_LIMIT))
+    if 2 in ray:
+        listed.append(("idle client on ray x 2, s", ray[2]["message"], "at most", MESSAGE_LIMIT))
+    return [
+        {"what": what, "value": value, "limit": limit, "is_met": value <= limit if how == "at most" else value >= limit}
+        for what, value, how, limit in listed
+    ]
+
+
+def _try(found: dict[str, Any], part: str, attempt: Callable[[], dict[str, Any]]) -> None:
+    """Ray may be missing and memory short: the rest is worth having."""
+    try:
+        found[part].append(attempt())
+    except EngineError as error:
+        found["missing"][part] = error.what
+
+
+def _machine() -> dict[str, Any]:
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    return {
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "processor": _processor(),
+        "cores": ray_session.num_cores(),
+        "load": load,  # of the last minute, before anything was measured
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _configuration(resolved: Resolved, words: Sequence[str]) -> dict[str, Any]:
+    config = resolved.config
+    return {
+        "words": list(words),
+        "strategy": naming.of(config.strategy),
+        "data": config.data.name,
+        "students": " + ".join(config.students.mix or [config.students.name]),
+        "clients": config.clients,
+        "per_round": config.clients_per_round or config.clients,
+        "steps": config.train.steps,
+        "batch": config.train.batch,
+    }

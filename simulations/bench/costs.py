@@ -1,0 +1,70 @@
+"""`fedkd bench` of several methods: what a round of each costs, beside one of the baseline."""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fedkd.errors import FedkdError
+from simulations.analysis import cells, lists
+from simulations.analysis.cells import Grid
+from simulations.analysis.grid import COMMAND_LINE
+
+if TYPE_CHECKING:
+    from simulations.assemble import Assembly
+
+LIMIT = 1.3  # at most: the clients' work of a method over the baseline's
+
+
+def sought(words: Sequence[str]) -> bool:
+    """Whether words name several configurations: `comparison=`, or a list of values. Raises ConfigError."""
+    pairs = [(key.strip(), text) for key, equals, text in (word.partition("=") for word in words) if equals]
+    return any(key == "comparison" or len(lists.expand(key, text, COMMAND_LINE)) > 1 for key, text in pairs)
+
+
+def check(words: Sequence[str]) -> Grid:
+    """The methods and settings that words describe, as for `fedkd compare`; the first seed counts.
+
+    Raises ConfigError.
+    """
+    return cells.check(cells.ask(words))
+
+
+def measure(asked: Grid, count: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """`count` rounds of each method and of the baseline, in turns, setting after setting.
+
+    Gives under `costs` a row each: median seconds of the clients' work and of the server, and the clients' ratio to
+    the baseline's, the median and quartiles of the pairs. The baseline beside itself shows the noise. What could not
+    be measured has its reason under `missing`.
+    """
+    from simulations.bench import measures
+
+    costs: list[dict[str, Any]] = []
+    missing: dict[str, str] = {}
+    for setting in asked.settings:
+        baseline = _assembled(asked, setting, asked.baseline, count)
+        for method in (each for each in asked.methods if (setting, each) in asked.words):
+            name = ", ".join(filter(None, (method, setting)))
+            say(f"{name}: {count} rounds of it and of {asked.baseline}, in turns")
+            try:
+                other = _assembled(asked, setting, method, count)
+                pairs = measures.in_turns(baseline, other, count)
+            except FedkdError as error:
+                missing[name] = error.what
+            else:
+                costs.append({"setting": setting, "method": method, **_row(pairs)})
+    return {"rounds": count, "baseline": asked.baseline, "costs": costs, "limit": LIMIT, "missing": missing}
+
+
+def _assembled(asked: Grid, setting: str, method: str, count: int) -> "Assembly":
+    from simulations.bench import measures
+
+    return measures.assembled(asked.configuration((setting, method), asked.seeds[0]).config, count)
+
+
+def _row(pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> dict[str, float]:
+    from simulations.bench import measures
+
+    medians = measures.medians(its for _, its in pairs)
+    ratios = [its["busy"] / plain["busy"] for plain, its in pairs]
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return {"clients": medians["busy"], "server": medians["server"], "ratio": middle, "low": low, "high": high}

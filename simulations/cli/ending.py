@@ -1,0 +1,60 @@
+"""How a command ends that did not finish: words for people, an object for machines, an exit code."""
+
+import shlex
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from fedkd.errors import FedkdError
+from simulations.system import machine
+
+INTERNAL, INTERRUPTED, TERMINATED = 1, 130, 143
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: saved like Ctrl-C, told apart by its exit code."""
+
+
+def explain(error: BaseException, args: Sequence[str]) -> int:
+    """Say on stderr what went wrong in a command line; gives the exit code."""
+    is_debug = "--debug" in args
+    error = machine.explained(error)
+    if is_debug and not isinstance(error, KeyboardInterrupt):
+        traceback.print_exception(error)
+    if isinstance(error, KeyboardInterrupt):
+        print(f"stopped  {_by(error)}", file=sys.stderr)
+        return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
+    if isinstance(error, FedkdError):
+        print("\n       ".join(filter(None, (f"error  {error}", _mended(error, args)))), file=sys.stderr)
+        return error.code
+    print(f"error  internal: {type(error).__name__}: {error}", file=sys.stderr)
+    again = "please report it with" if is_debug else "run it again with --debug and please report"
+    print(f"       this is a bug in fedkd: {again} the traceback and the output of 'fedkd doctor'", file=sys.stderr)
+    return INTERNAL
+
+
+def as_json(error: BaseException, code: int, args: Sequence[str]) -> Mapping[str, Any]:
+    """The same for a machine."""
+    error = machine.explained(error)
+    if isinstance(error, FedkdError):
+        mistakes = [asdict(mistake) for mistake in error.mistakes]
+        message = "; ".join(mistake.what for mistake in error.mistakes)
+        found = {"message": message, "where": error.where, "mend": error.mend, "topic": error.topic}
+        more = {"mistakes": mistakes} if len(mistakes) > 1 else {"command": _mended(error, args)}
+        return {**found, "code": code, **more}
+    if isinstance(error, KeyboardInterrupt):
+        return {"message": f"stopped {_by(error)}", "where": "", "mend": "", "topic": "stopped", "code": code}
+    message = f"internal: {type(error).__name__}: {error}"
+    return {"message": message, "where": "", "mend": "", "topic": "internal", "code": code}
+
+
+def _mended(error: FedkdError, args: Sequence[str]) -> str:
+    """The command line with what was missing; empty if a word does not mend it."""
+    added = [mistake.add for mistake in error.mistakes]
+    return shlex.join(["fedkd", *args, *added]) if all(added) else ""
+
+
+def _by(interrupt: KeyboardInterrupt) -> str:
+    return "terminated" if isinstance(interrupt, Terminated) else "by Ctrl-C"

@@ -1,0 +1,143 @@
+"""`fedkd list`: what conf offers, a line each from the file's first comment; and the runs below a folder."""
+
+import re
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedkd import plain_text, strict_yaml
+from fedkd.configuration import compose, reference, validate
+from fedkd.errors import ConfigError
+
+GROUPS = {
+    "strategies": "strategy",
+    "data": "data",
+    "partitions": "partition",
+    "students": "students",
+    "proxies": "proxy",
+    "presets": "preset",
+    "comparisons": "comparison",
+    "engines": "engine",
+}
+
+Row = Mapping[str, Any]  # name, about and, for strategies and runs, more
+
+_WIDTH = 80  # columns of a terminal that a table of strategies fills
+_TRAITS = {  # a row's keys, and the class attribute of the server half that each is read from
+    "knowledge": "knowledge",
+    "public_set": "proxy",
+    "across_architectures": "works_across_students",
+    "serves": "serves",
+    "paper": "paper",
+}
+_CITATION = re.compile(r"\(([^()]*\b(?:19|20)\d\d\b[^()]*)\)")  # in a strategy's line: authors, place and year
+_HEADINGS = ("name", "public set", "across", "serves", "what crosses")
+
+
+def of(what: str | None, runs: Path) -> dict[str, list[Row]]:
+    """The rows of one list, or of all: what conf offers, and the runs. Raises ConfigError."""
+    if what == "runs":
+        return {"runs": of_runs(runs)}
+    if what is None:
+        return {**{name: of_group(group) for name, group in GROUPS.items()}, "runs": of_runs(runs)}
+    if what not in GROUPS:
+        known = [*GROUPS, "runs"]
+        raise ConfigError(f"there is no list of '{what}'", where="command line", mend=validate.one_of(what, known))
+    return {what: of_strategies() if what == "strategies" else of_group(GROUPS[what])}
+
+
+def of_group(group: str) -> list[Row]:
+    """The options of a group of conf."""
+    return [{"name": name, "about": _read(group, name)[1]} for name in compose.options(group)]
+
+
+def of_strategies() -> list[Row]:
+    """The strategies, each with what its server half says of itself."""
+    rows: list[Row] = []
+    for name in compose.options("strategy"):
+        content, about = _read("strategy", name)
+        rows.append({"name": name, "about": about, **_traits(str(content.get("name", name)), name, about)})
+    return rows
+
+
+def of_runs(runs: Path) -> list[Row]:
+    """The run folders below `runs`, oldest first."""
+    from simulations.run import runs as runs_
+
+    return [{"name": row["run"], "about": _about_run(row), **row} for row in runs_.listing(runs)]
+
+
+def _about_run(row: Row) -> str:
+    algorithm = "/".join(filter(None, (row["strategy"], row["variant"])))
+    accuracy = "" if row["accuracy"] is None else f"accuracy {row['accuracy']:.3f}"
+    parts = (
+        algorithm,
+        row["data"],
+        row["partition"],
+        f"seed {row['seed']}",
+        f"round {row['rounds']}/{row['of']}",
+        accuracy,
+    )
+    return "  ".join(filter(None, parts))
+
+
+def text(found: Mapping[str, list[Row]]) -> str:
+    """The lists for people; several have headings. What folders are called, and say, cannot steer a terminal."""
+    return plain_text.printable(_text(found), keep="\n")
+
+
+def _text(found: Mapping[str, list[Row]]) -> str:
+    if list(found) == ["strategies"]:
+        return _table(found["strategies"])
+    width = max((len(row["name"]) for rows in found.values() for row in rows), default=0)
+    parts = []
+    for name, rows in found.items():
+        lines = ["  ".join(filter(None, (f"{row['name']:<{width}}", row.get("state"), row["about"]))) for row in rows]
+        body = [line.rstrip() for line in lines] or ["none yet"]
+        parts.append("\n".join([name, *(f"  {line}" for line in body)] if len(found) > 1 else body))
+    return "\n\n".join(parts)
+
+
+def _table(rows: list[Row]) -> str:
+    """Strategies: a line of traits each, below it what it does, its variants and its paper."""
+    cells = [_HEADINGS, *(_cells(row) for row in rows)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(_HEADINGS) - 1)]
+    indent = sum(widths) + 2 * len(widths)
+    lines = []
+    for line, row in zip(cells, [None, *rows], strict=True):
+        first = "".join(f"{cell:<{width}}  " for cell, width in zip(line, widths, strict=False))
+        lines += textwrap.wrap(line[-1], _WIDTH, initial_indent=first, subsequent_indent=" " * indent)
+        if row is not None:
+            about, paper = row["about"], row.get("paper", "")
+            paper = "" if _CITATION.search(about) or paper in about else paper
+            below = f"{about} ({paper})" if paper else about
+            lines += textwrap.wrap(below, _WIDTH, initial_indent="    ", subsequent_indent="    ")
+    return "\n".join(lines)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    across = {True: "yes", False: "no"}.get(row.get("across_architectures", ""), "?")
+    return (row["name"], row.get("public_set", "?"), across, row.get("serves", "?"), row.get("knowledge") or "?")
+
+
+def _traits(half: str, name: str, about: str) -> dict[str, Any]:
+    """What the server half says; nothing if it is not in our own package.
+
+    FedProx and others are a client half beside FedAvg's server half: their paper is the one that `about` cites.
+    """
+    said = reference.traits(half)
+    found = {key: said[attribute] for key, attribute in _TRAITS.items()} if said else {}
+    cited = _CITATION.findall(about)
+    return found | ({"paper": cited[-1]} if found and cited and half != name else {})
+
+
+def _read(group: str, name: str) -> tuple[Mapping[str, Any], str]:
+    """A file of conf, and the line that is shown of it."""
+    path = compose.CONF / group / f"{name}.yaml"
+    text = path.read_text(encoding="utf-8")
+    about = text.partition("\n")[0].removeprefix("#").strip() if text.startswith("#") else ""
+    content = strict_yaml.read(text, path.name).plain
+    content = content if isinstance(content, dict) else {}
+    variants = content.get("variants")
+    return content, about + (f"; variants: {', '.join(variants)}" if variants else "")

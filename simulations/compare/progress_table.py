@@ -1,0 +1,295 @@
+"""Where the progress of a comparison is shown: a table on a terminal, lines in a pipe, nothing with --quiet.
+
+What running cells have reached is read from their ledgers. Imports no torch.
+"""
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import fedkd
+from simulations.analysis.plan import Cell
+from simulations.compare.worker import Outcome
+from simulations.run import console_text, progress
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+_AROUND = 7  # lines of the screen that are not rows of the table
+_LONGEST = 300  # characters of a failure in a line
+
+
+@dataclass
+class Progress:
+    """How far a cell is, as its ledger says."""
+
+    cell: Cell
+    ledger: Path  # metrics.jsonl
+    of: int  # rounds
+    state: str = "waiting"  # waiting, running, done, failed, stopped
+    rounds: int = 0
+    accuracy: float | None = None  # the newest headline
+    began: float = 0.0  # monotonic seconds, of this process
+    seconds: float = 0.0  # that this process has played it
+    played: int = 0  # rounds in these seconds
+    _offset: int = 0
+    _measured: dict[str, float] = field(default_factory=dict)
+
+    def read(self) -> None:
+        """Take in the rows that are new."""
+        with suppress(OSError), self.ledger.open("rb") as file:
+            if file.seek(0, 2) < self._offset:
+                self._offset = 0  # a resume has cut it
+            file.seek(self._offset)
+            for line in file:
+                if line.endswith(b"\n"):
+                    self._offset += len(line)
+                    self._take(line)
+
+    def _take(self, line: bytes) -> None:
+        with suppress(ValueError, KeyError, TypeError):
+            row = json.loads(line)
+            self.rounds = int(row["round"])
+            self._measured |= console_text.measured(row["accuracy"])
+            self.accuracy = self._measured.get("global", self._measured.get("clients.mean"))
+
+
+@dataclass
+class Board:
+    """Shows nothing: --quiet, and the base of the others. What it would say is kept in a log: a screen may be lost."""
+
+    log: Path | None = None  # where; None: nowhere
+    cells: dict[str, Progress] = field(default_factory=dict)  # by folder
+    jobs: int = 1
+    name: str = ""
+    began: float = field(default_factory=time.monotonic)
+    reused: int = 0  # cells that were done before
+
+    def begin(self, name: str, cells: Sequence[Progress], jobs: int) -> None:
+        """What is about to be played; cells that are done already have that state."""
+        self.name, self.jobs, self.began = name, jobs, time.monotonic()
+        self.cells = {each.cell.folder: each for each in cells}
+        for each in cells:
+            if each.state == "done":
+                each.read()
+        self.reused = self.count("done")
+        self.keep(self.head())
+
+    def started(self, cell: Cell) -> None:
+        found = self.cells[cell.folder]
+        found.read()
+        found.state, found.began, found.played = "running", time.monotonic(), -found.rounds
+
+    def tick(self) -> None:
+        """Look at the ledgers of running cells."""
+        for each in self.cells.values():
+            if each.state == "running":
+                each.read()
+                each.seconds = time.monotonic() - each.began
+
+    def ended(self, cell: Cell, outcome: Outcome) -> None:
+        self.tick()
+        found = self.cells[cell.folder]
+        found.state, found.played = outcome.status, found.played + found.rounds
+        self.keep(self.line(cell, outcome))
+
+    def say(self, line: str) -> None:
+        """A line of its own: phases, warnings."""
+        self.keep(line)
+
+    def keep(self, line: str) -> None:
+        """Write a line to the log; a full disk must not end what runs."""
+        if self.log is not None:
+            with suppress(OSError), self.log.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {line}\n")
+
+    def close(self) -> None:
+        """Give the terminal back. May be called twice."""
+
+    def count(self, state: str) -> int:
+        return sum(each.state == state for each in self.cells.values())
+
+    def left(self, of: Sequence[Progress]) -> float | None:
+        """Seconds until these cells are done if all jobs worked on them; None as long as nothing tells."""
+        paces = self._paces()
+        if not paces:
+            return None
+        usual = statistics.fmean(paces.values())
+        waiting = [each for each in of if each.state in ("waiting", "running")]
+        work = sum((each.of - each.rounds) * paces.get(each.cell.method, usual) for each in waiting)
+        return work / max(1, min(self.jobs, len(waiting)))
+
+    def _paces(self) -> dict[str, float]:
+        """Seconds a round, by method, of what this process has played."""
+        paces = {}
+        for method in dict.fromkeys(each.cell.method for each in self.cells.values()):
+            its = [each for each in self.cells.values() if each.cell.method == method and each.seconds]
+            rounds = sum(each.played + (each.rounds if each.state == "running" else 0) for each in its)
+            if rounds > 0:
+                paces[method] = sum(each.seconds for each in its) / rounds
+        return paces
+
+    def summary(self) -> str:
+        """`48 of 48 runs in 6:12`."""
+        failed = f", {self.count('failed')} failed" if self.count("failed") else ""
+        clock = console_text.clock(time.monotonic() - self.began)
+        return f"{self.count('done')} of {len(self.cells)} runs{failed} in {clock}"
+
+    def line(self, cell: Cell, outcome: Outcome) -> str:
+        """A finished cell in a line."""
+        ended = sum(self.count(state) for state in ("done", "failed", "stopped"))
+        parts = [f"{outcome.status:<8}{ended}/{len(self.cells)}  {cell.name}"]
+        if outcome.status == "failed":
+            return "   ".join([*parts, one_line(outcome.error)])
+        found = self.cells[cell.folder]
+        parts += [
+            f"round {found.rounds}/{found.of}",
+            f"accuracy {_number(found.accuracy)}",
+            console_text.clock(found.seconds),
+        ]
+        left = self.left(list(self.cells.values()))
+        return "   ".join(parts + ([f"left {console_text.clock(left)}"] if left else []))
+
+    def head(self) -> str:
+        reused = f", {self.reused} done before" if self.reused else ""
+        return f"fedkd {fedkd.__version__}  compare {self.name}   {len(self.cells)} runs{reused}, {self.jobs} at a time"
+
+
+@dataclass
+class Lines(Board):
+    """For pipes and files: a header, a line a finished cell."""
+
+    stream: Any = None
+
+    def begin(self, name: str, cells: Sequence[Progress], jobs: int) -> None:
+        super().begin(name, cells, jobs)
+        self._print(self.head())
+
+    def ended(self, cell: Cell, outcome: Outcome) -> None:
+        super().ended(cell, outcome)
+        self._print(self.line(cell, outcome))
+
+    def say(self, line: str) -> None:
+        super().say(line)
+        self._print(line)
+
+    def _print(self, line: str) -> None:
+        print(line, file=self.stream, flush=True)
+
+
+@dataclass
+class Table(Board):
+    """For terminals: a line a setting and method, redrawn in place; never taller than the screen."""
+
+    console: "Console" = None  # type: ignore[assignment]
+    failures: list[str] = field(default_factory=list)
+    _live: Any = None
+
+    def begin(self, name: str, cells: Sequence[Progress], jobs: int) -> None:
+        from rich.live import Live
+
+        self.close()
+        super().begin(name, cells, jobs)
+        self._live = Live(console=self.console, auto_refresh=False, vertical_overflow="crop", transient=True)
+        self._live.start()
+        self._draw()
+
+    def tick(self) -> None:
+        super().tick()
+        self._draw()
+
+    def ended(self, cell: Cell, outcome: Outcome) -> None:
+        super().ended(cell, outcome)
+        if outcome.status == "failed":
+            self._print(f"failed  {cell.name}: {one_line(outcome.error)}")
+
+    def say(self, line: str) -> None:
+        super().say(line)
+        self._print(line)
+
+    def _print(self, line: str) -> None:
+        word, gap, rest = line.partition(" ")
+        from rich.text import Text
+
+        self.console.print(Text.assemble((word, "yellow" if word in ("failed", "warn") else "bold"), gap + rest))
+
+    def close(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _draw(self) -> None:
+        if self._live is not None:
+            self._live.update(self.render(self.console.height), refresh=True)
+
+    def render(self, height: int) -> "RenderableType":
+        """The picture, at most `height` lines tall: too many rows leave only those that are played now."""
+        from rich.console import Group
+        from rich.text import Text
+
+        rows = list(self._pairs().items())
+        running = [row for row in rows if any(each.state == "running" for each in row[1])]
+        shown = rows if len(rows) <= max(1, height - _AROUND) else running[: max(1, height - _AROUND)]
+        more = f"{len(rows) - len(shown)} lines more: waiting or done" if len(shown) < len(rows) else ""
+        lines = [Text(line, no_wrap=True, overflow="ellipsis") for line in (self._title(), more)]
+        return Group(lines[0], self._grid(shown), *lines[1 : 1 + bool(more)])
+
+    def _title(self) -> str:
+        left = self.left(list(self.cells.values()))
+        parts = [self.head(), f"done {self.count('done')}"]
+        parts += [f"failed {self.count('failed')}"] if self.count("failed") else []
+        return "   ".join([*parts, f"left {console_text.clock(left)}"] if left else parts)
+
+    def _grid(self, rows: Sequence[tuple[tuple[str, str], Sequence[Progress]]]) -> "RenderableType":
+        from rich import box, table
+        from rich.text import Text
+
+        grid = table.Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for column in ("setting", "strategy"):
+            grid.add_column(column, no_wrap=True)
+        for column in ("seeds", "rounds", "accuracy", "left"):
+            grid.add_column(column, justify="right", no_wrap=True)
+        for pair, cells in rows:
+            grid.add_row(*map(Text, (*pair, *self._row(cells))))
+        return grid
+
+    def _pairs(self) -> Mapping[tuple[str, str], list[Progress]]:
+        pairs: dict[tuple[str, str], list[Progress]] = {}
+        for each in self.cells.values():
+            pairs.setdefault((each.cell.setting, each.cell.method), []).append(each)
+        return pairs
+
+    def _row(self, cells: Sequence[Progress]) -> Iterator[str]:
+        done = sum(each.state == "done" for each in cells)
+        reached = [each.accuracy for each in cells if each.accuracy is not None]
+        failed = sum(each.state == "failed" for each in cells)
+        left = self.left(cells)
+        yield f"{done}/{len(cells)}" + (f" ({failed} failed)" if failed else "")
+        yield f"{sum(each.rounds for each in cells)}/{sum(each.of for each in cells)}"
+        yield _number(statistics.fmean(reached) if reached else None)
+        yield "done" if done == len(cells) else console_text.clock(left) if left else "-"
+
+
+def one_line(error: str) -> str:
+    """An error's text where there is room for one line."""
+    return " ".join(error.split())[:_LONGEST]
+
+
+def make(options: Any, log: Path | None = None) -> Board:
+    """The board for the options of the command line; with --json it is on stderr, so that stdout holds one object."""
+    if options.quiet:
+        return Board(log=log)
+    stream = sys.stderr if options.json else sys.stdout
+    console = progress.terminal(stream, options)
+    return Lines(stream=stream, log=log) if console is None else Table(console=console, log=log)
+
+
+def _number(accuracy: float | None) -> str:
+    return "-" if accuracy is None else f"{accuracy:.3f}"

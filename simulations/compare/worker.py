@@ -1,0 +1,128 @@
+"""What plays one cell in a process of its own: an ordinary run, begun, gone on with, or begun again where it is broken.
+
+Free of torch until a run begins; the process that this one is forked from has imported it already.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing import connection
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from fedkd.configuration.resolved import Resolved
+from fedkd.errors import CheckpointError, ConfigError, FedkdError, FolderError, RunError
+from fedkd.record import ledger
+from simulations.run import run_folder, runs
+from simulations.run.options import Options
+from simulations.system import streams
+
+LOCK_SECONDS = 20.0  # a process that was told to end may need so long to save
+_SILENT = Options(quiet=True, json=True)  # and nothing reads the object
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a cell ended: `done`, `stopped` or `failed` with an exit code and why."""
+
+    status: str
+    code: int = 0
+    error: str = ""
+
+    @property
+    def is_disk_full(self) -> bool:
+        return run_folder.FULL in self.error
+
+
+def main(resolved: Resolved, folder: Path, command: Sequence[str], log: Path, answer: "connection.Connection") -> None:
+    """The whole life of the process: play the cell, say how it ended."""
+    signal.signal(signal.SIGTERM, _stop)
+    _redirect(log)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    answer.send(play(resolved, folder, command))
+
+
+def play(resolved: Resolved, folder: Path, command: Sequence[str]) -> Outcome:
+    """Play a cell in this process; `command` is what run.json says. Nothing stops the rest of a comparison."""
+    try:
+        found = _play(resolved, folder, command)
+        return Outcome(found["status"], runs.exit_code(found))
+    except KeyboardInterrupt:
+        return Outcome("stopped", runs.EXIT_CODES["SIGTERM"])
+    except RunError as error:  # without its advice to resume the run by itself
+        return Outcome("failed", error.code, error.what)
+    except FedkdError as error:
+        return Outcome("failed", error.code, str(error))
+    except Exception as error:  # noqa: BLE001  a bug in one algorithm is no reason to lose the others' results
+        return Outcome("failed", 1, f"{type(error).__name__}: {error}")
+
+
+def _play(resolved: Resolved, folder: Path, command: Sequence[str]) -> dict[str, Any]:
+    """Begin the run, or go on with it; what cannot be gone on with is moved aside and begun again."""
+    if folder.exists():
+        _wait_for_lock(folder)
+        try:
+            _check_whole(folder)
+            return runs.resume(folder, runs=folder.parent, options=_SILENT)
+        except (CheckpointError, ConfigError, Broken):
+            _move_aside(folder)
+    return runs.start(resolved, runs=folder.parent, name=folder.name, options=_SILENT, command=command)
+
+
+class Broken(Exception):
+    """A run folder that nobody can go on with."""
+
+
+def _check_whole(folder: Path) -> None:
+    """Raises Broken for what is half written or damaged, and for what says it is done and is not."""
+    try:
+        records = ledger.read(folder)
+    except FolderError as error:
+        raise Broken from error
+    if records.run.get("state") == "done" and len(records.metrics) != records.run.get("num_rounds"):
+        raise Broken
+
+
+def _move_aside(folder: Path) -> None:
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.broken-{number}")).exists():
+        number += 1
+    with run_folder.writing(folder):
+        folder.rename(aside)
+    print(f"{folder} cannot be gone on with: moved to {aside}, played again", file=sys.stderr, flush=True)
+
+
+def _wait_for_lock(folder: Path) -> None:
+    """Wait for the process of a comparison that was killed: it saves and ends as soon as it notices."""
+    end = time.monotonic() + LOCK_SECONDS
+    while run_folder.is_held(folder) and time.monotonic() < end:
+        time.sleep(0.1)
+
+
+def _end_with_parent() -> None:
+    """Save and stop when the process that plays the comparison is gone, however it went."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _redirect(log: Path) -> None:
+    """What libraries print belongs in a file, not across the screen."""
+    try:
+        file = log.open("a", encoding="utf-8")
+    except OSError:
+        file = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  for the life of the process
+    for stream in (1, 2):
+        os.dup2(file.fileno(), stream)
+    streams.keep()

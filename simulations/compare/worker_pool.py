@@ -1,0 +1,152 @@
+"""Plays the cells of a comparison side by side, each in a process of its own. Free of torch: only the children run."""
+
+import multiprocessing
+import signal
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from fedkd.configuration.resolved import Resolved
+from simulations.analysis import grid
+from simulations.analysis.plan import Cell
+from simulations.compare import worker
+from simulations.compare.progress_table import Board
+from simulations.compare.worker import Outcome
+from simulations.system import machine, scratch
+
+TICK = 0.5  # seconds between looks at the ledgers of running cells
+PATIENCE = 60.0  # seconds that children are given to save
+
+_PRELOAD = "simulations.compare.preload"
+_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"  # Windows forks nothing
+_SOCKET = "pymp-12345678/listener-12345678"  # what multiprocessing calls it
+
+
+@dataclass
+class _Running:
+    cell: Cell
+    process: BaseProcess
+    answer: "connection.Connection"
+
+    def outcome(self) -> Outcome:
+        """What the child said, or how it died."""
+        with suppress(EOFError, OSError):
+            if self.answer.poll():
+                found: Outcome = self.answer.recv()
+                return found
+        code = self.process.exitcode or 0
+        how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with code {code}"
+        why = f"too little memory is a usual cause: {machine.limits()}" if "SIGKILL" in how else "see log.txt"
+        return Outcome("failed", 1, f"its process ended {how}; {why}")
+
+
+def warm_up() -> None:
+    """Begin to load, in a process from which the cells' are forked, what all of them need; returns at once."""
+    if _METHOD != "forkserver":
+        return
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([_PRELOAD])
+    with _without_interrupts(), _short_names():
+        from multiprocessing import forkserver
+
+        forkserver.ensure_running()
+
+
+def play(tasks: Mapping[Cell, Resolved], folder: Path, jobs: int, board: Board) -> dict[str, Outcome]:
+    """Play cells, `jobs` at a time; how each ended, by folder. A failing one does not stop the rest, a full disk does.
+
+    KeyboardInterrupt passes when all children have saved; a second one kills them.
+    """
+    waiting, running, outcomes = deque(tasks.items()), list[_Running](), dict[str, Outcome]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs and not any(each.is_disk_full for each in outcomes.values()):
+                _start(*waiting.popleft(), folder, running, board)
+            if not running:
+                break
+            connection.wait([each.process.sentinel for each in running], timeout=TICK)
+            for each in [each for each in running if not each.process.is_alive()]:
+                running.remove(each)
+                outcomes[each.cell.folder] = outcome = each.outcome()
+                board.ended(each.cell, outcome)
+            board.tick()
+    finally:
+        _stop(running)
+    return outcomes
+
+
+def play_here(tasks: Mapping[Cell, Resolved], folder: Path, board: Board) -> dict[str, Outcome]:
+    """The same one after the other in this process: --debug."""
+    outcomes = {}
+    for cell, resolved in tasks.items():
+        board.started(cell)
+        outcomes[cell.folder] = outcome = worker.play(resolved, folder / cell.folder, _command(cell))
+        board.ended(cell, outcome)
+        if outcome.status == "stopped":
+            raise KeyboardInterrupt
+    return outcomes
+
+
+def _start(cell: Cell, resolved: Resolved, folder: Path, running: list[_Running], board: Board) -> None:
+    context: Any = multiprocessing.get_context(_METHOD)
+    here, there = context.Pipe(duplex=False)
+    task: Mapping[str, Any] = {
+        "target": worker.main,
+        "args": (resolved, folder / cell.folder, _command(cell), folder / "log.txt", there),
+        "name": cell.name,
+        "daemon": True,  # ended with this process, if nothing else ends it
+    }
+    process = context.Process(**task)
+    with _without_interrupts():  # a child of which nobody knows could not be stopped
+        process.start()
+        running.append(_Running(cell, process, here))
+    there.close()
+    board.started(cell)
+
+
+def _command(cell: Cell) -> list[str]:
+    return ["fedkd", "run", *grid.played(cell.words, cell.seed)]
+
+
+def _stop(running: Sequence[_Running]) -> None:
+    """Let children save and end."""
+    for each in running:
+        each.process.terminate()
+    end = time.monotonic() + PATIENCE
+    try:
+        for each in running:
+            each.process.join(max(0.0, end - time.monotonic()))
+    finally:
+        for each in running:
+            if each.process.is_alive():
+                each.process.kill()
+
+
+@contextmanager
+def _short_names() -> Iterator[None]:
+    """The fork server's socket lies below the folder for temporary files, whose name may be too long for one."""
+    before, tempfile.tempdir = tempfile.tempdir, str(scratch.place(_SOCKET))
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Ctrl-C reaches all processes of a terminal; those begun in this context leave it to their parent."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,55 @@
+"""The server's side of a deployed run, inside Flower's ServerApp process."""
+
+import json
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from flwr.serverapp import Grid
+
+from fedkd.configuration import compose
+from fedkd.training.site import LocalSite
+from simulations.deploy import assembly
+from simulations.deploy.engine import EdgeEngine
+from simulations.deploy.roster import Roster
+from simulations.flower import run_config
+from simulations.run import run_folder, runs
+from simulations.run.driver import Tell, Venue
+from simulations.run.options import Options
+
+PATIENCE = 600.0  # seconds until enough devices must have joined; a first torch import on a small one takes a minute
+
+
+def play(grid: Grid, given: Mapping[str, Any], text: str, name: str) -> None:
+    """Play a run on the devices that a grid reaches, or go on with one. Raises FedkdError.
+
+    `given` is the app's run config: `runs` (folder), `resume`, `public` (file of public images), `plaintext`, `names`
+    (JSON: `names`, client -> its device; `nodes`, device -> node id that its key is registered as), `command` (JSON:
+    the words that asked for the run).
+    """
+    resolved = compose.from_yaml(text, "the run's configuration")
+    config = resolved.config
+    public = Path(str(given["public"])) if given.get("public") else None
+    names, nodes = _known(str(given.get("names") or "{}"))
+
+    def connect(site: LocalSite, tell: Tell) -> EdgeEngine:
+        roster = Roster(grid, config.clients, tell, names, nodes)
+        roster.wait(config.quorum, PATIENCE)
+        return EdgeEngine(grid, site, roster, tell=tell, is_plaintext=bool(given.get("plaintext")))
+
+    venue = Venue(connect=connect, assemble=partial(assembly.server, public=public), commit_each_round=True)
+    folder = run_config.folder(str(given["runs"]))
+    if given.get("resume"):
+        runs.resume(run_folder.find(folder, name), runs=folder, options=Options(), venue=venue)
+    else:
+        command = json.loads(str(given.get("command") or "[]"))
+        runs.start(resolved, runs=folder, name=name, options=Options(), venue=venue, command=command)
+
+
+def _known(text: str) -> tuple[dict[int, str], dict[int, int]]:
+    """Clients' devices, and the nodes of those whose keys are registered, both by client."""
+    found = json.loads(text)
+    names = {int(client): str(name) for client, name in found.get("names", {}).items()}
+    nodes = found.get("nodes", {})
+    return names, {client: int(nodes[name]) for client, name in names.items() if name in nodes}

@@ -1,0 +1,1 @@
+"""Engines: where jobs run. Inline, or on a pool of Ray workers."""

@@ -1,0 +1,163 @@
+"""Makes the engine that a configuration names; `auto` takes the one that should end first, and says why."""
+
+import importlib.util
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fedkd.config import EngineConfig, RunConfig
+from fedkd.engine import Engine, Job, Reply, Result
+from fedkd.errors import EngineError
+from simulations.engines import ray_session
+from simulations.engines.inline import Inline, Place
+from simulations.system import operating_system, scratch
+
+if TYPE_CHECKING:
+    from fedkd.training.site import LocalSite
+    from simulations.engines.ray_pool import RayPool
+
+START_SECONDS = 8.0  # until a pool answers: ray.init 2.4 to 5, torch in each worker 2 to 4 (two cores; docs/engines.md)
+EFFICIENCY = 0.85  # of a core that shares caches and memory with the others, calls included
+FORWARD_SHARE = 0.3  # of an SGD step's time, per image
+
+
+Tell = Callable[[str, str], None]  # what the people who watch should know, and how urgent: `note` or `warn`
+
+
+class Warming(Engine):
+    """Runs jobs in this process until the pool is ready: no round waits for its start. Both give the same bytes.
+
+    With `tell`, this process does the work if no pool starts, and `tell` says so once; without it this is an error.
+    """
+
+    name = "ray"
+
+    def __init__(self, inline: Inline, pool: "RayPool", tell: Tell | None = None) -> None:
+        self._inline, self._pool, self._tell = inline, pool, tell
+        self._given_up = ""
+        pool.start()
+
+    def run(self, jobs: Sequence[Job], deadline: float | None = None) -> Iterator[Result]:
+        start = time.monotonic()
+        rest = deque(jobs)
+        while rest:
+            is_ready = self._is_ready()
+            now = list(rest) if is_ready else [rest.popleft()]
+            left = None if deadline is None else deadline - (time.monotonic() - start)
+            yield from (self._pool if is_ready else self._inline).run(now, left)
+            if is_ready:
+                return
+
+    def _is_ready(self) -> bool:
+        """Whether the pool takes jobs. Raises what went wrong in starting, unless this process may do its work."""
+        if self._given_up:
+            return False
+        try:
+            is_ready = self._pool.is_ready
+        except EngineError as error:
+            if self._tell is None:
+                raise
+            self._given_up = error.what
+            self._tell(f"Ray did not start, so this process does all the work: {error.what}", "warn")
+            return False
+        if is_ready:
+            self._tell = None  # what breaks from now on is not a failed start
+        return is_ready
+
+    def close(self) -> None:
+        self._pool.close()
+
+    def facts(self) -> Mapping[str, Any]:
+        return {"given_up": self._given_up} if self._given_up else self._pool.facts()
+
+
+def make(config: EngineConfig, site: Place, *, estimate: Callable[[], float], tell: Tell) -> tuple[Engine, str]:
+    """The engine, and a sentence on which it is and why. `estimate`: seconds of the run on one core (for auto).
+
+    Raises EngineError if Ray is asked for and cannot start here.
+    """
+    if config.name == "inline":
+        return Inline(site), "engine: inline, as asked"
+    name, why = ("ray", "as asked") if config.name == "ray" else choose(config, estimate)
+    if name == "inline":
+        return Inline(site), f"engine: inline, {why}"
+    operating_system.check("engine=ray", EngineError)
+    from simulations.engines.ray_pool import RayPool
+
+    is_private = config.address is None
+    detour = scratch.detour("ray", ray_session.SOCKET) if is_private else ""
+    pool = RayPool(site, workers=config.workers, address=config.address)
+    engine = Warming(Inline(site), pool, tell if config.name == "auto" and is_private else None)
+    return engine, f"engine: ray x {_num_workers(config)}, {why}" + (f"; {detour}" if detour else "")
+
+
+def choose(config: EngineConfig, estimate: Callable[[], float]) -> tuple[str, str]:
+    """The engine that should end first, `inline` or `ray`, and why."""
+    if config.address is not None:
+        return "ray", "because engine.address names a cluster"
+    if importlib.util.find_spec("ray") is None:
+        return "inline", "because Ray is not installed"
+    workers = min(config.workers or ray_session.num_cores(), ray_session.num_cores())
+    if workers == 1:
+        return "inline", "because there is one core to use"
+    try:
+        operating_system.check("engine=ray", EngineError)
+        scratch.detour("ray", ray_session.SOCKET)
+    except EngineError as error:
+        return "inline", f"because Ray cannot start: {error.what}"
+    alone = estimate()
+    shared = START_SECONDS + alone / (workers * EFFICIENCY)
+    # What a method adds, at clients or at the server, no step of the student's tells: no seconds are promised for it.
+    why = (
+        f"because plain training and evaluation take about {alone:.0f} s on one core and {shared:.0f} s with {workers} "
+        "workers, start included; what the method adds is measured in round 1"
+    )
+    return ("ray" if shared < alone else "inline"), why
+
+
+def estimate(config: RunConfig, site: "LocalSite") -> float:
+    """Seconds of plain training and evaluation on one core, from a measured SGD step: a lower bound of the run.
+
+    What a method adds is not in it: terms, phases of its own, and all that its server does.
+    """
+    seconds = step_seconds(site)
+    cohort = min(config.clients_per_round or config.clients, config.clients)
+    sizes = [len(index) for index in site.train_index.values()]
+    mean_size = sum(sizes) / max(1, len(sizes))
+    epochs = config.train.epochs * mean_size / config.train.batch
+    steps = config.rounds * cohort * (config.train.steps if config.train.steps is not None else epochs)
+    images_own = sum(map(len, site.test_index.values())) / config.evaluate.every
+    images_pooled = len(site.test) / config.evaluate.pooled_every
+    images = config.rounds * (images_own + images_pooled)
+    return seconds * (steps + FORWARD_SHARE * images / config.train.batch)
+
+
+def step_seconds(site: "LocalSite") -> float:
+    """Seconds of one forward and backward pass of the run's student on one batch: the least of four."""
+    import torch
+    import torch.nn.functional as F  # its usual name
+
+    student = site.problem.initial().train()
+    x = torch.zeros(site.problem.train.batch, *site.problem.input_shape)
+    y = torch.zeros(len(x), dtype=torch.int64)
+
+    def step() -> float:
+        start = time.perf_counter()
+        torch.autograd.grad(F.cross_entropy(student(x), y), list(student.parameters()))
+        return time.perf_counter() - start
+
+    return min(step() for _ in range(4))
+
+
+class Echo:
+    """A place where a job is nothing: its answer is the payload it came with."""
+
+    def run(self, job: Job) -> Result:
+        return Reply(client=job.client, round=job.round, exchange=job.exchange, payload=job.payload)
+
+
+def _num_workers(config: EngineConfig) -> str:
+    if config.workers is None and config.address is not None:
+        return "every core of the cluster"
+    return str(config.workers or ray_session.num_cores())

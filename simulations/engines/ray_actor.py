@@ -1,0 +1,119 @@
+"""What runs in a worker process, and how values cross: tensors travel as numpy arrays, which Ray shares out of band."""
+
+import functools
+import os
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedkd.engine import Job, Result
+from fedkd.payload import Payload
+from simulations.engines.inline import Place
+
+T = TypeVar("T")
+_ATOMS = frozenset({type(None), bool, int, float, str})
+
+
+def encode(value: T) -> T:
+    """The value with numpy arrays in the place of its tensors, to any depth of dataclasses and dictionaries."""
+    return _map_leaves(value, _array)
+
+
+def decode(value: T) -> T:
+    """The inverse of `encode`. Tensors own their memory: bounded use of Ray's store, and writing to one is safe."""
+    return _map_leaves(value, _owned)
+
+
+def view(value: T) -> T:
+    """The inverse of `encode` without a copy: tensors lie in Ray's store. Writing to one would end the process."""
+    return _map_leaves(value, _shared)
+
+
+def num_bytes(value: Any) -> int:
+    """Bytes of all tensors in a value."""
+    sizes = [0]
+
+    def count(leaf: Any) -> Any:
+        sizes.append(leaf.nbytes if isinstance(leaf, Tensor) else 0)
+        return leaf
+
+    _map_leaves(value, count)
+    return sum(sizes)
+
+
+def _map_leaves(value: Any, turn: Callable[[Any], Any]) -> Any:
+    kind = type(value)
+    if kind in _ATOMS:
+        return value
+    if kind is dict or isinstance(value, Mapping):
+        return {key: _map_leaves(item, turn) for key, item in value.items()}
+    if is_dataclass(kind):
+        changed = {name: _map_leaves(getattr(value, name), turn) for name in _names(kind)}
+        return kind(**changed)  # `replace` costs twice as much
+    return turn(value)
+
+
+@functools.cache
+def _names(kind: Any) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind))
+
+
+def _array(leaf: Any) -> Any:
+    return leaf.detach().contiguous().numpy() if isinstance(leaf, Tensor) else leaf
+
+
+def _owned(leaf: Any) -> Any:
+    return torch.from_numpy(leaf.copy()) if isinstance(leaf, np.ndarray) else leaf
+
+
+def _shared(leaf: Any) -> Any:
+    if not isinstance(leaf, np.ndarray):
+        return leaf
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "not writable": nothing writes to samples
+        return torch.from_numpy(leaf)
+
+
+class Worker:
+    """An actor: holds the site, and each payload of the present run once. Jobs are pure, so it may die at any time."""
+
+    def __init__(self, site: Place) -> None:
+        torch.set_num_threads(1)  # bits differ between one and two threads
+        self._run = 0
+        self._payloads: dict[int, Payload] = {}
+        self._site = view(site)
+
+    def greet(self) -> int:
+        """Answers the process id."""
+        return os.getpid()
+
+    def serve(self, site: Place) -> int:
+        """Run jobs at this site from now on."""
+        self._site = view(site)
+        return self.greet()
+
+    def work(
+        self, run: int, tasks: Sequence[tuple[Job, int]], forget: Sequence[int], new: Sequence[int], *payloads: Payload
+    ) -> list[tuple[Result, float]]:
+        """Do a chunk of (job, number of its payload): results, and the seconds each took, coding included.
+
+        `payloads` are those numbered `new`; those numbered `forget` are not needed afterwards.
+        """
+        if run != self._run:
+            self._run, self._payloads = run, {}
+        self._payloads.update(zip(new, map(decode, payloads), strict=True))
+        results = [self._do(job, key) for job, key in tasks]
+        for key in forget:
+            del self._payloads[key]
+        return results
+
+    def _do(self, job: Job, key: int) -> tuple[Result, float]:
+        start = time.perf_counter()
+        result = encode(self._site.run(replace(decode(job), payload=self._payloads[key])))
+        return result, time.perf_counter() - start

@@ -1,0 +1,83 @@
+"""Numbers as people read them: accuracies in percent, differences in points."""
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+from simulations.analysis import sentences
+from simulations.analysis.metric import Metric
+from simulations.analysis.result import Entry
+
+NOTHING = "-"
+
+
+class Range(Protocol):
+    """A mean and the ends of its interval."""
+
+    @property
+    def mean(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+
+
+def unit(metric: Metric) -> str:
+    """` (%)`, ` (MB)`, or nothing."""
+    found = "%" if metric.is_percent else metric.unit
+    return f" ({found})" if found else ""
+
+
+def figure(value: float | None, metric: Metric | None = None) -> str:
+    """A number of a run: 74.23 for an accuracy, else 118 or 1.24."""
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    if metric is not None and metric.is_percent:
+        return sentences.value(value, metric)
+    if abs(value) >= 100 or value == int(value):
+        return f"{value:.0f}"
+    return f"{value:.3g}" if abs(value) >= 0.001 else f"{value:.1e}"
+
+
+def spread(interval: Range | None, metric: Metric) -> str:
+    """`74.23 ± 0.61`; the mean alone where the interval is not known."""
+    if interval is None:
+        return NOTHING
+    half = (interval.high - interval.low) / 2
+    if not math.isfinite(interval.mean) or not math.isfinite(half):
+        return figure(interval.mean, metric)
+    return f"{figure(interval.mean, metric)} ± {figure(half, metric)}"
+
+
+def gap(difference: Range | None, metric: Metric) -> str:
+    """`+2.9 [1.9, 3.8]`, in points where the metric is a fraction."""
+    if difference is None or not math.isfinite(difference.mean):
+        return NOTHING
+    mean, low, high = (metric.scale * each for each in (difference.mean, difference.low, difference.high))
+    form = "+.2f" if metric.is_percent else "+.3g"
+    return f"{mean:{form}}" + (f" [{low:{form}}, {high:{form}}]" if math.isfinite(low + high) else "")
+
+
+def chance(entry: Entry) -> str:
+    """Holm's p with a star where it is significant; how many pairs there are where they can give none."""
+    if entry.versus is None:
+        return NOTHING
+    if not math.isfinite(entry.p):
+        return f"no p of {entry.versus.n}"
+    return sentences.probability(entry.p) + (" *" if entry.is_sure else "")
+
+
+def share(value: float | None) -> str:
+    """`12 %`."""
+    return NOTHING if value is None or not math.isfinite(value) else f"{100 * value:.0f} %"
+
+
+def count(number: int, thing: str) -> str:
+    """`1 run`, `3 runs`."""
+    return f"{number} {thing}" + ("" if number == 1 else "s")
+
+
+def listing(parts: Sequence[str], most: int = 6) -> str:
+    """`a, b, c and 4 more`."""
+    hidden = len(parts) - most
+    return ", ".join(parts[:most]) + (f" and {hidden} more" if hidden > 0 else "")

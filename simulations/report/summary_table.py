@@ -1,0 +1,146 @@
+"""The closing table of a comparison, the same on the screen, in report.md and on the page."""
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from fedkd import plain_text
+from simulations.analysis.metric import Metric
+from simulations.analysis.result import Entry, Question, Verdict
+from simulations.report import number_text
+
+CLOCKED = "s/round"  # the heading of wall time
+_PRICE = "rounds, MB, s to"
+_NARROW = 6  # columns
+
+
+@dataclass(frozen=True)
+class Table:
+    """Headings and rows of text."""
+
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    title: str = ""
+    note: str = ""  # a sentence below the title
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether half the width of a wide page is too little."""
+        return len(self.headings) > _NARROW
+
+    def without_clocks(self) -> "Table":
+        """The columns that are the same however often, and wherever, the runs are played."""
+        kept = [k for k, text in enumerate(self.headings) if text != CLOCKED and not text.startswith(_PRICE)]
+        rows = tuple(tuple(row[k] for k in kept) for row in self.rows)
+        return Table(tuple(self.headings[k] for k in kept), rows, self.title, self.note)
+
+
+def screen(verdict: Verdict) -> list[str]:
+    """What `fedkd compare` and `fedkd report` end with: the table, the verdict, what failed. Plain lines."""
+    lines = [headline(verdict), *aligned(table(verdict)), *verdict.sentences]
+    lines += [f"note  {caution}" for caution in verdict.cautions]
+    lines += [f"{member.state}  {member.name}: {member.reason}" for member in verdict.failed]
+    return [plain_text.printable(line, keep="\n") for line in lines]
+
+
+def headline(verdict: Verdict) -> str:
+    """`skew: 64 of 64 runs   baseline fedavg   8 paired seeds   ...`."""
+    return f"{verdict.question.name}: {'   '.join(facts(verdict))}"
+
+
+def facts(verdict: Verdict) -> list[str]:
+    """How much was played, and what is told."""
+    question = verdict.question
+    asked = sum(len(entry.members) for entry in verdict.entries.values())
+    done = sum(len(entry.done) for entry in verdict.entries.values())
+    baseline = [f"baseline {question.baseline}"] if len(question.methods) > 1 else []
+    measured = f"{question.metric}, mean" + (" ± 95% interval" if _has_intervals(verdict) else "")
+    optimistic = " (optimistic: picks rounds by what it reports)" if question.metric.is_optimistic else ""
+    return [f"{done} of {number_text.count(asked, 'run')}", *baseline, _seeds(verdict), measured + optimistic]
+
+
+def table(verdict: Verdict) -> Table:
+    """A row for each method in each setting, in the order of the question."""
+    question, entries = verdict.question, ordered(verdict)
+    has_harmed = any(entry.harmed is not None for entry in entries)
+    headings = ["strategy", "runs", f"{question.metric.path}{number_text.unit(question.metric)}"]
+    if len(question.methods) > 1:
+        headings += [f"vs {question.baseline}", "p (Holm)"]
+    headings += [f"{title}{number_text.unit(each)}" for title, each in further(question).items()]
+    headings += [*(["harmed"] if has_harmed else []), *_price_heading(question), CLOCKED]
+    rows = [_row(entry, question, has_harmed) for entry in entries]
+    if not any(question.settings):
+        return Table(tuple(headings), tuple(rows))
+    settings = [(entry.setting,) for entry in entries]
+    return Table(("setting", *headings), tuple(s + row for s, row in zip(settings, rows, strict=True)))
+
+
+def further(question: Question) -> dict[str, Metric]:
+    """The columns beside the metric that decides, each once, whatever their titles."""
+    found: dict[Metric, str] = {}
+    for title, each in question.columns.items():
+        if each != question.metric:
+            found.setdefault(each, title)
+    return {title: each for each, title in found.items()}
+
+
+def ordered(verdict: Verdict) -> list[Entry]:
+    """All entries, by setting, then method."""
+    question = verdict.question
+    places = ((setting, method) for setting in question.settings for method in question.methods)
+    return [verdict.entries[place] for place in places if place in verdict.entries]
+
+
+def aligned(found: Table) -> list[str]:
+    """As lines of text, columns below each other. Nothing is left out that repeats: lines can be searched."""
+    widths = [max(map(len, column)) for column in zip(found.headings, *found.rows, strict=True)]
+    rows: Iterable[Sequence[str]] = (found.headings, *found.rows)
+    return [
+        (" " + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))).rstrip() for row in rows
+    ]
+
+
+def seconds_a_round(entry: Entry) -> float | None:
+    """Mean wall time of a round; None before the first."""
+    found = [row["total"] for member in entry.done for row in member.timings if row.get("total") is not None]
+    return statistics.fmean(found) if found else None
+
+
+def _row(entry: Entry, question: Question, has_harmed: bool) -> tuple[str, ...]:
+    metric = question.metric
+    cells = [entry.method, f"{len(entry.done)} of {len(entry.members)}", number_text.spread(entry.interval, metric)]
+    if len(question.methods) > 1:
+        cells += [number_text.gap(entry.versus, metric), number_text.chance(entry)]
+    cells += [number_text.figure(entry.columns.get(title), each) for title, each in further(question).items()]
+    cells += [number_text.share(entry.harmed)] * has_harmed
+    cells += _price(entry, question)
+    return (*cells, number_text.figure(seconds_a_round(entry)))
+
+
+def _price_heading(question: Question) -> list[str]:
+    return [] if question.target is None else [f"{_PRICE} {question.target:g}"]
+
+
+def _price(entry: Entry, question: Question) -> list[str]:
+    if question.target is None:
+        return []
+    price = entry.price
+    if price is None or not price.of:
+        return [number_text.NOTHING]
+    some = "" if price.reached == price.of else f" ({price.reached} of {price.of} runs)"
+    if price.rounds is None:
+        return [f"never{some if price.reached else ''}"]
+    return [", ".join(map(number_text.figure, (price.rounds, price.megabytes, price.seconds))) + some]
+
+
+def _seeds(verdict: Verdict) -> str:
+    """Pairs where there are pairs, else seeds: the fewest of any entry, `5 to 8` if they differ."""
+    pairs = [entry.versus.n for entry in verdict.entries.values() if entry.versus is not None]
+    counts = pairs or [len(entry.values) for entry in verdict.entries.values()] or [0]
+    least, most = min(counts), max(counts)
+    kind = "paired seed" if pairs else "seed"
+    return number_text.count(most, kind) if least == most else f"{least} to {number_text.count(most, kind)}"
+
+
+def _has_intervals(verdict: Verdict) -> bool:
+    return any(entry.interval is not None and entry.interval.is_known for entry in verdict.entries.values())

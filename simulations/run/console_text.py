@@ -1,0 +1,348 @@
+"""The story of a run in words: what has happened, added up from the ledger, as lines for people. Free of torch."""
+
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fedkd
+from fedkd.configuration import naming
+from fedkd.configuration.resolved import Resolved
+
+_BARS = "▁▂▃▄▅▆▇█"
+_LATE = 10  # rounds whose mean a summary has
+_ETA_ROUNDS = 10  # rounds whose mean duration predicts the rest
+_LONG = 2  # seconds of a round from which on people want to know what it does
+
+_STATISTICS = {  # with which of BatchNorm's students are evaluated; of the primary figure
+    ("global", "average"): "   (BatchNorm statistics averaged)",
+    ("global", "local"): "   (BatchNorm statistics: each client's own; global student: their mean)",
+    ("clients.mean", "average"): "   (BatchNorm statistics averaged)",
+    ("clients.mean", "local"): "   (BatchNorm statistics: each client's own)",
+}
+
+_NAMES = {  # of the primary figure and the student that clients use: its name, and what it is the accuracy of
+    ("global", "own"): ("global accuracy", ""),
+    ("global", "global"): ("global accuracy", ""),
+    ("clients.mean", "own"): ("personal accuracy", "   (each client's own student on its own test split, mean)"),
+    ("clients.mean", "global"): ("accuracy", "   (the global student on each client's own test split, mean)"),
+}
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """What stays the same during a run."""
+
+    run: str
+    strategy: str
+    data: str
+    partition: str
+    clients: int
+    per_round: int
+    rounds: int
+    folder: str
+    engine: str
+    option: str = ""  # of conf/strategy, if the run has it as it stands there
+    client_student: str = "own"  # what is tried on a client's test split: its `own` student, or the `global` one
+
+    def line(self) -> str:
+        return (
+            f"fedkd {fedkd.__version__}  run {self.run}   strategy {self.strategy}   {self.data} {self.partition}   "
+            f"{self.clients} clients, {self.per_round} a round"
+        )
+
+
+@dataclass
+class Story:
+    """What has happened so far, added up from the rows of the ledger."""
+
+    rounds: int = 0
+    curves: dict[str, list[float]] = field(default_factory=dict)  # `global` and `clients.mean`, as far as measured
+    latest: dict[str, Any] = field(default_factory=dict)  # the newest accuracy of each sort
+    drift: Row = field(default_factory=dict)
+    local_accuracy: Row = field(default_factory=dict)
+    server: Row = field(default_factory=dict)
+    terms: Row = field(default_factory=dict)
+    privacy: Row = field(default_factory=dict)
+    up: Counter[str] = field(default_factory=Counter)
+    down: Counter[str] = field(default_factory=Counter)
+    states: Counter[str] = field(default_factory=Counter)
+    last_failure: str = ""
+    seconds: list[float] = field(default_factory=list)  # of the rounds of this process
+
+    def tell(self, row: Row) -> None:
+        """Add one row of metrics.jsonl."""
+        self.rounds = row["round"]
+        accuracy = row["accuracy"]
+        self.latest |= accuracy
+        for name, value in measured(accuracy).items():
+            self.curves.setdefault(name, []).append(value)
+        self.drift, self.server, self.terms = row["drift"], row["server"], row["terms"]
+        self.privacy = row.get("privacy", {})
+        self.local_accuracy = row.get("local_accuracy", {})  # older ledgers have none
+        self.up.update(row["bytes"]["up"])
+        self.down.update(row["bytes"]["down"])
+        self.states.update(row["clients"])
+
+    def left(self, rounds: int) -> float | None:
+        """Seconds until the last round, as the newest rounds predict it; None before the first."""
+        recent = self.seconds[-_ETA_ROUNDS:]
+        return sum(recent) / len(recent) * (rounds - self.rounds) if recent else None
+
+
+def head(resolved: Resolved, folder: Path, engine: str, client_student: str = "own") -> Head:
+    """The head of a run that is played in a folder."""
+    config, partition = resolved.config, resolved.config.partition
+    alpha, variant = partition.get("alpha"), config.strategy.get("variant")
+    return Head(
+        run=folder.name,
+        strategy="/".join(filter(None, (naming.of(config.strategy), variant))),
+        data=config.data.name,
+        partition=f"{partition['name']}({alpha:g})" if alpha is not None else str(partition["name"]),
+        clients=config.clients,
+        per_round=config.clients_per_round or config.clients,
+        rounds=config.rounds,
+        folder=str(folder),
+        engine=engine,
+        option=resolved.as_in_conf("strategy"),
+        client_student=client_student,
+    )
+
+
+def measured(accuracy: Row) -> dict[str, float]:
+    """What of the two figures that a run may be judged by was measured in a round: `global`, `clients.mean`."""
+    found = {"global": accuracy.get("global"), "clients.mean": accuracy.get("clients", {}).get("mean")}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def curve(rows: Iterable[Row]) -> list[float]:
+    """The figure that a run is judged by, of the rounds that measured it: the global student's where any did."""
+    found = [measured(row["accuracy"]) for row in rows]
+    name = "global" if any("global" in each for each in found) else "clients.mean"
+    return [each[name] for each in found if name in each]
+
+
+def panel(head: Head, story: Story, running: float, doing: str = "", *, verbose: bool = False) -> list[str]:
+    """The lines of the panel.
+
+    `running` is how long (seconds) the round in play has taken so far, `doing` what it does: shown where rounds are
+    long.
+    """
+    is_long = max([running, *story.seconds[-1:]]) >= _LONG  # of the last round too: a line that comes and goes is noise
+    lines = [
+        head.line(),
+        _progress_line(head, story, running),
+        *([f" now        {doing}"] if doing and is_long else []),
+        f" accuracy   {_accuracy(story, head)}",
+        f" drift      {_numbers(story.drift) or '-'}",
+    ]
+    if knowledge := _numbers(story.server):
+        lines.append(f" knowledge  {knowledge}")
+    if verbose and story.terms:
+        lines.append(f" terms      {_numbers(story.terms)}")
+    if verbose and story.local_accuracy:
+        lines.append(f" labels     {_on_labels(story.local_accuracy)}")
+    kinds = story.up + story.down
+    lines += [
+        f" traffic    up {mega(story.up.total())}   down {mega(story.down.total())}      {_by_kind(kinds)}",
+        *([f" privacy    {_privacy(story.privacy)}"] if story.privacy else []),
+        f" clients    {_states(story.states)}" + (f"      last: {story.last_failure}" if story.last_failure else ""),
+        f"files {head.folder}      Ctrl-C saves and stops",
+    ]
+    return lines
+
+
+def _privacy(row: Row) -> str:
+    return f"label epsilon {row['label_epsilon']:g}, spent by {row['clients']} clients"
+
+
+def doing(phase: str, done: int, asked: int, seconds: float) -> str:
+    """What a round does now: `clients   3 of 10 done   12 s`; empty before it does anything."""
+    count = f"{done} of {asked} done" if asked else ""
+    return "   ".join(filter(None, (phase, count, f"{seconds:.0f} s"))) if phase else ""
+
+
+def round_line(row: Row, seconds: float, failure: str, head: Head, *, verbose: bool = False) -> str:
+    """One round as one line."""
+    accuracy, drift, traffic = row["accuracy"], row["drift"], row["bytes"]
+    parts = [f"round {row['round']}/{head.rounds}"]
+    if "global" in accuracy:
+        parts.append(f"accuracy {accuracy['global']:.3f}")
+    parts += _of_clients(accuracy, head)
+    if "function" in drift:
+        parts.append(f"drift {drift['function']:.2f}")
+    parts.append(f"up {mega(sum(traffic['up'].values()))}   down {mega(sum(traffic['down'].values()))}")
+    parts.append(_states({state: count for state, count in row["clients"].items() if count}))
+    parts.append(f"{seconds:.1f} s")
+    if verbose:
+        numbers = (_numbers({**row["terms"], **row["server"]}), _on_labels(row.get("local_accuracy", {})))
+        parts += filter(None, numbers)
+    if failure:
+        parts.append(f"({failure})")
+    return "   ".join(parts)
+
+
+def closing(summary: Row, head: Head) -> list[str]:
+    """The last lines of a run that is done: the figures, where they are, and what to do next."""
+    failures = sum(count for state, count in summary["replies"].items() if state != "ok")
+    lines = [f"done   {summary['rounds']} rounds in {clock(summary['seconds']['total'])}" + _failures(failures)]
+    lines += [f"       {line}" for line in figures(summary, head.clients)]
+    lines.append(f"files  {head.folder}   curves: tensorboard --logdir {shlex.quote(_parent(head.folder))}")
+    # Personal students may differ in architecture: what they must beat is training alone.
+    is_personal = summary["accuracy_of"] == "clients.mean" and head.client_student == "own"
+    other, name = ("local", "local training") if is_personal else ("fedavg", "FedAvg")
+    if head.strategy.split("/")[0] != other:
+        config = shlex.quote(head.folder + "/config.yaml")
+        both = f"compare {config} strategy={other},{head.option} seed=1..8"
+        how = both if head.option else f"run {config} strategy={other}"  # own values of a strategy are no list
+        lines.append(f"next   compare with {name}: fedkd {how}")
+    return lines
+
+
+def portrait(found: Row) -> list[str]:
+    """What `fedkd show` prints of a run, in whatever state it is."""
+    variant = f"/{found['variant']}" if found.get("variant") else ""
+    lines = [
+        f"run     {found['run']}   {found['status']}, {found['rounds']} of {found['num_rounds']} rounds",
+        f"what    {found['strategy']}{variant}   {found['data']} {found['partition']}   {found['num_clients']} clients"
+        f"   seed {found['seed']}",
+        f"when    begun {found['created']}, {clock(found['seconds']['total'])} of rounds",
+        *(f"        {line}" for line in figures(found, found["num_clients"])),
+    ]
+    if error := found.get("error"):
+        lines.append(f"error   {error}")
+    if found["status"] in {"stopped", "failed"}:
+        lines.append(f"next    {found.get('mend') or 'fedkd resume ' + shlex.quote(found['run'])}")
+    return lines
+
+
+def figures(summary: Row, num_clients: int) -> list[str]:
+    """Accuracy, clients and traffic of a summary, a line each."""
+    accuracy, clients, traffic = summary["accuracy"], summary["clients"], summary["bytes"]
+    student = summary.get("client_student") or "own"
+    lines = []
+    if accuracy:
+        name, of = _NAMES[summary["accuracy_of"], student]
+        note = of + _STATISTICS.get((summary["accuracy_of"], summary.get("statistics") or ""), "")
+        lines.append(f"{name:<17} {_curve(accuracy, summary['rounds'])}{note}")
+    if common := summary.get("common"):
+        how = "   (the same students on common test images, mean)"
+        lines.append(f"common images     {_curve(common, summary['rounds'])}{how}")
+    trained = summary.get("trained", {})
+    is_told_apart = student == "own" and 0 < trained.get("count", 0) < num_clients
+    if clients:
+        who = f"   (all {num_clients})" if is_told_apart else ""
+        lines.append(f"clients           {_spread(clients)}{who}")
+    if is_told_apart and "clients" in trained:
+        who = f"   (the {trained['count']} that have taken part; the others keep their first students)"
+        lines.append(f"trained clients   {_spread(trained['clients'])}{who}")
+    if (lost := summary.get("forgetting")) is not None:
+        means = "best earlier accuracy minus the last" + ("; below 0: the last is above it" if lost < 0 else "")
+        lines.append(f"forgetting        {lost:.3f}   (mean over classes: {means})")
+    lines.append(f"traffic           up {mega(traffic['up'])}   down {mega(traffic['down'])}")
+    return lines
+
+
+def clock(seconds: float) -> str:
+    """`1:31`, `2:05:09`."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def mega(num_bytes: float) -> str:
+    """Bytes as megabytes (10^6), with as many digits as tell something."""
+    value = num_bytes / 1e6
+    return f"{value:.0f} MB" if value >= 100 else f"{value:.1f} MB" if value >= 1 else f"{value:.3f} MB"
+
+
+def sparkline(values: Sequence[float], width: int = 12) -> str:
+    """A curve in one line of text: `width` values, evenly spaced, from the lowest to the highest."""
+    if not values:
+        return ""
+    size = min(width, len(values))
+    picked = [values[(i + 1) * len(values) // size - 1] for i in range(size)]
+    low, high = min(picked), max(picked)
+    scale = (len(_BARS) - 1) / (high - low) if high > low else 0
+    return "".join(_BARS[round((value - low) * scale)] for value in picked)
+
+
+def _progress_line(head: Head, story: Story, running: float) -> str:
+    width = 22
+    filled = story.rounds * width / head.rounds
+    bar = "━" * int(filled) + ("╸" if filled % 1 >= 0.5 else "")
+    parts = [f"round {story.rounds}/{head.rounds}  {bar:<{width}}  {story.rounds * 100 // head.rounds}%"]
+    left = story.left(head.rounds)
+    if left is None:
+        parts.append(f"playing the first round, {running:.0f} s")
+    else:
+        parts.append(f"{sum(story.seconds[-_ETA_ROUNDS:]) / len(story.seconds[-_ETA_ROUNDS:]):.1f} s/round")
+        parts.append(f"left {clock(max(0.0, left - running))}" if story.rounds < head.rounds else "finishing")
+    return "   ".join([*parts, head.engine.partition(",")[0]])
+
+
+def _accuracy(story: Story, head: Head) -> str:
+    if "global" not in story.latest:
+        return "   ".join(_of_clients(story.latest, head, sparkline(story.curves.get("clients.mean", ())))) or "-"
+    line = f"global {story.latest['global']:.3f} {sparkline(story.curves['global'])}"
+    return "   ".join([line, *_of_clients(story.latest, head)])
+
+
+def _of_clients(accuracy: Row, head: Head, curve: str = "") -> list[str]:
+    """What clients reach: `per client` with a global student, `personal` with their own, and who has trained."""
+    clients, parts = accuracy.get("clients"), []
+    if clients:
+        name = "per client" if head.client_student == "global" else "personal"
+        parts.append(f"{name} {clients['mean']:.3f} {curve}".rstrip())
+    trained = accuracy.get("trained", {})
+    if "clients" in trained and head.client_student == "own" and trained["count"] < head.clients:
+        parts.append(f"trained {trained['clients']['mean']:.3f} ({trained['count']} of {head.clients})")
+    if common := accuracy.get("common"):
+        parts.append(f"common {common['mean']:.3f}")
+    if clients:
+        parts.append(f"worst tenth {clients['worst_decile']:.3f}")
+    return parts
+
+
+def _curve(accuracy: Row, rounds: int) -> str:
+    which = f"last {_LATE} rounds" if rounds > _LATE else f"mean of {rounds} round{'s' * (rounds > 1)}"
+    return f"{accuracy['last']:.3f}   {which} {accuracy['last10']:.3f}   best {accuracy['best']:.3f}"
+
+
+def _spread(clients: Row) -> str:
+    return f"mean {clients['mean']:.3f}   worst tenth {clients['worst_decile']:.3f}"
+
+
+def _on_labels(found: Row) -> str:
+    """In-local and out-local accuracy after local training."""
+    return "   ".join(f"{name}-local {found[name]:.3f}" for name in ("in", "out") if found.get(name) is not None)
+
+
+def _numbers(numbers: Row) -> str:
+    """What is a number: lists and what was not finite (null) are in the ledger alone."""
+    given = ((name, value) for name, value in numbers.items() if isinstance(value, int | float))
+    return "   ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in given)
+
+
+def _by_kind(kinds: Counter[str]) -> str:
+    return "   ".join(
+        f"{kind.replace('_', ' ')} {mega(size).removesuffix(' MB')}" for kind, size in kinds.most_common(4)
+    )
+
+
+def _states(states: Row) -> str:
+    return "   ".join(f"{state} {states[state]}" for state in ("ok", "late", "failed", "rejected") if state in states)
+
+
+def _failures(count: int) -> str:
+    return (
+        f"   {count} client failure{'s' if count > 1 else ''}: see events.jsonl, clients/*/errors.log" if count else ""
+    )
+
+
+def _parent(folder: str) -> str:
+    return folder.rpartition("/")[0] or folder

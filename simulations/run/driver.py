@@ -1,0 +1,350 @@
+"""The driver of one run: plays its rounds, records each, commits some, and leaves the folder whole however it ends."""
+
+import dataclasses
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fedkd import rounds
+from fedkd.config import RunConfig
+from fedkd.configuration.resolved import Resolved
+from fedkd.engine import Engine, Failure
+from fedkd.errors import FedkdError, FolderError, RunError
+from fedkd.experiment import Experiment, RunState
+from fedkd.payload import Payload
+from fedkd.record import checkpoint, ledger
+from fedkd.record.ledger import Ledger
+from fedkd.rounds import Round
+from fedkd.training.site import LocalSite
+from simulations import assemble
+from simulations.assemble import Assembly
+from simulations.engines import choose
+from simulations.engines.choose import Tell
+from simulations.run import advice, assignments, exclusion, run_folder, summary
+from simulations.run.console_text import Head, closing, head, measured, round_line
+from simulations.run.progress import Screen
+from simulations.run.run_folder import RunFolder
+from simulations.run.tensorboard import Board
+from simulations.system import machine
+from simulations.system.interrupts import Interrupts, Stop
+
+
+@dataclass(frozen=True)
+class Venue:
+    """Where a run is played that no configuration names: Flower's grids.
+
+    `connect` makes the engine for the site of this process.
+    """
+
+    connect: Callable[[LocalSite, Tell], Engine]
+    assemble: Callable[[RunConfig], Assembly] = assemble.assemble
+    commit_each_round: bool = False  # whatever `checkpoint.every` says: devices keep only their newest states
+
+
+THREADS = 1  # within an operation: sums have other bits with 2
+_MACHINE_CAUSES = {"raised", "late", "lost"}  # causes of failures whose words are not the same everywhere
+_LONGEST_REASON = 300  # characters of a client's reason in the ledger
+_SHOWN = 100  # characters of a failure on the screen
+
+
+class Driver:
+    """One run in one process. `play` may be called once."""
+
+    def __init__(
+        self, resolved: Resolved, folder: RunFolder, screen: Screen, *, debug: bool, venue: Venue | None = None
+    ) -> None:
+        self.resolved = resolved
+        self.config: RunConfig = resolved.config
+        self.digest = resolved.digest()
+        self.folder, self.screen, self.debug, self.venue = folder, screen, debug, venue
+        self.began = time.perf_counter()
+        self.before = 0.0  # seconds that earlier processes played
+        self.engine_facts: Callable[[], Mapping[str, Any]] = dict
+        self.state: RunState | None = None
+        self.committed = -1  # round of the last commit
+        self.is_pooled = False  # whether the run is judged by a global student on the pooled test set
+        self.client_student = "own"
+        self.lengths: Mapping[str, int] = {}  # of the ledger after the last whole round
+        self.rows: list[ledger.Row] = []
+        self.timings: list[ledger.Row] = []
+
+    def play(self, left_out: exclusion.Exclusion = exclusion.NOBODY) -> dict[str, Any]:
+        """Play until the last round, Ctrl-C or an error; the summary. Raises FedkdError; the folder is whole anyway."""
+        with ExitStack() as stack:
+            stack.callback(self.screen.close)
+            with run_folder.writing(self.folder.path):
+                self.ledger = Ledger(self.folder.path)
+                self.board = Board(self.folder.path / "tb", about=self._head("").line())
+            self._read_ledger()
+            stack.callback(self.ledger.close)
+            stack.callback(self.board.close)
+            self.interrupts = stack.enter_context(Interrupts())
+            try:
+                return self._play(stack, left_out)
+            except Stop:
+                return self._stop()
+            except RunError as error:
+                raise self._fail(error) from error
+            except BaseException as error:
+                self._save_after(error)
+                raise
+
+    def _play(self, stack: ExitStack, left_out: exclusion.Exclusion) -> dict[str, Any]:
+        torch.set_num_threads(THREADS)
+        config = self.config
+        self.screen.phase(f"loading {config.data.name} for {config.clients} clients")
+        assembly = (self.venue.assemble if self.venue else assemble.assemble)(config)
+        assignments.keep(self.folder, assembly, config.students.name)
+        for text in assembly.warnings:
+            self._tell(text, "warn")
+        for text in assembly.notes:
+            self._tell(text, "note")
+        self._compare_arithmetic()
+        state = self._state(assembly, left_out)
+        self._note_students(assembly.experiment, state)
+        self.screen.phase("starting the engine")
+        engine, sentence = self._engine(assembly.site)
+        stack.callback(engine.close)
+        self.engine_facts = lambda: {"chosen": sentence, **engine.facts()}
+        self._event("start" if not state.round else "resume", round=state.round, engine=sentence)
+        self._begin(self._head(sentence.removeprefix("engine: ")))
+        while state.round < config.rounds:
+            played = rounds.play(assembly.experiment, engine, state, self.screen.progress)
+            with self.interrupts.deferred():
+                _check_sane(played)
+                self._record(played)
+                exclusion.tell(state, played.state, config.border.quarantine_after, self._warn)
+                state = self.state = played.state
+                if state.round % self._commit_every() == 0:
+                    self._commit()
+            self._show(played)
+        self.interrupts.hold()
+        return self._finish()
+
+    # --- beginning -------------------------------------------------------------------------------------------------
+
+    def _compare_arithmetic(self) -> None:
+        """Record what decides the last bits of a sum; on a resume, warn if it has changed."""
+        now = {
+            "threads": torch.get_num_threads(),
+            "torch": str(torch.__version__),
+            "cpu": torch.backends.cpu.get_cpu_capability(),
+        }
+        then = self.folder.info().get("arithmetic", now)
+        changed = [f"{name} {then.get(name)} -> {value}" for name, value in now.items() if then.get(name) != value]
+        if changed:
+            self._warn(f"arithmetic has changed ({', '.join(changed)}): results may differ from an unbroken run's")
+        self.folder.note(arithmetic=now)
+
+    def _state(self, assembly: Assembly, left_out: exclusion.Exclusion) -> RunState:
+        """The state to go on from, with ledger and curves cut to it."""
+        found = checkpoint.load(self.folder.checkpoints, assembly.experiment, self.digest, self._warn)
+        state = left_out.apply(self.folder, found.state if found else rounds.begin(assembly.experiment), self._warn)
+        with run_folder.writing(self.folder.path):
+            self.ledger.cut(found.lengths if found else {})
+            self.lengths = self.ledger.lengths()
+            self._read_ledger()
+            self.board.restart(self.rows, self.timings)
+        self.before = sum(row["total"] for row in self.timings)
+        self.state, self.committed = state, state.round if found else -1
+        return state
+
+    def _note_students(self, experiment: Experiment, state: RunState) -> None:
+        """Whose students are evaluated, and how: what reads the ledger cannot tell before it has all of it."""
+        has_global = experiment.strategy.served(state.server, None) is not None
+        self.is_pooled = has_global and experiment.num_pooled > 0
+        self.client_student = "global" if has_global and experiment.strategy.serves == "global" else "own"
+        self.folder.note(statistics=statistics_policy(experiment, state), client_student=self.client_student)
+
+    def _read_ledger(self) -> None:
+        self.rows = ledger.rows(self.folder.path / "metrics.jsonl")
+        self.timings = ledger.rows(self.folder.path / "timings.jsonl")
+
+    def _engine(self, site: LocalSite) -> tuple[Engine, str]:
+        """The engine, and a sentence on which it is and why."""
+        if self.venue is not None:
+            engine = self.venue.connect(site, self._tell)
+            return engine, f"engine: {engine.name}"
+        config = self.config
+        wanted = dataclasses.replace(config.engine, name="inline") if self.debug else config.engine
+        return choose.make(wanted, site, estimate=lambda: choose.estimate(config, site), tell=self._tell)
+
+    def _commit_every(self) -> int:
+        return 1 if self.venue is not None and self.venue.commit_each_round else self.config.checkpoint.every
+
+    def _head(self, engine: str) -> Head:
+        return head(self.resolved, self.folder.path, engine, self.client_student)
+
+    # --- a round ---------------------------------------------------------------------------------------------------
+
+    def _record(self, played: Round) -> None:
+        """The rows of a round. Those of earlier rounds stay whole if the disk is full."""
+        number = played.state.round
+        timings = {"round": number, "at": time.time(), **played.timings, "memory": machine.peak() / 1e6}
+        with run_folder.writing(self.folder.path):
+            self.ledger.append("clients.jsonl", [_portable(row) for row in played.clients])
+            self.ledger.append("timings.jsonl", [timings])
+            self.ledger.append("metrics.jsonl", [played.row])
+            self.board.write(played.row, timings)
+        self._log_failures(played.failures)
+        self.rows.append(played.row)
+        self.timings.append(timings)
+        self.lengths = self.ledger.lengths()
+
+    def _log_failures(self, failures: Sequence[Failure]) -> None:
+        for failure in failures:
+            text = f"round {failure.round}, {failure.task}, {failure.cause}: {failure.what}"
+            self._event("failure", **{k: getattr(failure, k) for k in ("round", "client", "task", "cause", "what")})
+            if failure.task == "evaluate_pooled":
+                self.folder.log(f"{_who(failure)}: {text}\n{failure.detail}")
+            else:
+                self.folder.log_error(failure.client, f"{text}\n{failure.detail}")
+
+    def _commit(self) -> None:
+        """Make the state after the last round played the one that a resume goes on from."""
+        if self.state is None or self.state.round == self.committed:
+            return
+        start = time.perf_counter()
+        accuracy = self.rows[-1]["accuracy"] if self.rows else {}
+        with run_folder.writing(self.folder.path):
+            lengths = self.ledger.sync()
+            worth = measured(accuracy).get("global" if self.is_pooled else "clients.mean")
+            checkpoint.commit(self.folder.checkpoints, self.state, lengths, self.digest, worth)
+            checkpoint.prune(self.folder.checkpoints, self.config.checkpoint.keep)
+        self.committed = self.state.round
+        self.folder.note(round=self.committed)
+        self._event("commit", round=self.committed, seconds=round(time.perf_counter() - start, 4))
+
+    # --- endings ---------------------------------------------------------------------------------------------------
+
+    def _finish(self) -> dict[str, Any]:
+        self._commit()
+        found = self._summarise("done")
+        self._end(closing(found, self._head("")))
+        return found
+
+    def _stop(self) -> dict[str, Any]:
+        """After a signal: the running round is abandoned, those before it are saved."""
+        caught = self.interrupts.caught
+        self._commit()
+        found = {**self._summarise("stopped"), "signal": caught.name if caught else "SIGINT"}
+        by = "a request to terminate" if found["signal"] == "SIGTERM" else "Ctrl-C"
+        resume = f"fedkd resume {self.folder.path}"
+        self._end([f"stopped  after round {found['rounds']} by {by}; everything is saved.  {resume}"])
+        return found
+
+    def _fail(self, error: RunError) -> RunError:
+        """The same error, with the way to go on from here."""
+        with suppress(FolderError):
+            self._log_failures(error.failures)
+        found = advice.after(error.failures, self.config, self.folder.path, on_devices=self.venue is not None)
+        number = self.state.round if self.state else 0
+        self._save_after(error, mend=found.text, replays=found.replays)
+        mend = f"The state of round {number} is safe. {found.text}"
+        return RunError(error.what, where=error.where, mend=mend, failures=error.failures)
+
+    def _save_after(self, error: BaseException, **facts: Any) -> None:
+        """What can be saved after an error is saved; nothing here may hide the error itself."""
+        self.screen.close()
+        self.folder.log("".join(traceback.format_exception(error)))
+        with suppress(OSError, FedkdError):
+            if self.state is not None:
+                self.ledger.cut(self.lengths)  # rows of a round that broke while it was recorded
+                self._commit()
+        error = machine.explained(error)
+        with suppress(OSError, FedkdError):
+            what = error.headline if isinstance(error, FedkdError) else str(error)
+            self._summarise("failed", error=what or type(error).__name__, **facts)
+
+    def _summarise(self, status: str, **facts: Any) -> dict[str, Any]:
+        """Write summary.json and the state in run.json."""
+        found = {"run": str(self.folder.path), "status": status, **summary.of_rows(self.rows, self.timings), **facts}
+        found |= {key: self.folder.info().get(key) for key in ("statistics", "client_student")}
+        found["seconds"]["total"] = self.before + time.perf_counter() - self.began
+        self.folder.write_json("summary.json", found)
+        self.folder.note(state=status, round=found["rounds"], engine=self.engine_facts(), **facts)
+        self._event(status, round=found["rounds"], **facts)
+        return found
+
+    # --- what people see: on the screen, which may be gone, and in log.txt -------------------------------------------
+
+    def _begin(self, head: Head) -> None:
+        self.folder.log(f"{head.line()}   {head.engine}")
+        self.screen.begin(head, self.rows)
+
+    def _show(self, played: Round) -> None:
+        seconds, failure = played.timings["total"], _shown(played.failures)
+        self.folder.log(round_line(played.row, seconds, failure, self._head(""), verbose=True))
+        self.screen.round(played.row, seconds, failure)
+
+    def _end(self, lines: Sequence[str]) -> None:
+        self.folder.log("\n".join(lines))
+        self.screen.end(lines)
+
+    def _event(self, event: str, **facts: Any) -> None:
+        with run_folder.writing(self.folder.path):
+            self.ledger.append(ledger.EVENTS, [{"at": round(time.time(), 3), "event": event, **facts}])
+        self.folder.log(" ".join([event, *(f"{name}={value}" for name, value in facts.items())]))
+
+    def _warn(self, text: str) -> None:
+        self._tell(text, "warn")
+
+    def _tell(self, text: str, urgency: str) -> None:
+        self.screen.note(text) if urgency == "note" else self.screen.warn(text)
+        self._event(urgency, what=text)
+
+
+def statistics_policy(experiment: Experiment, state: RunState) -> str:
+    """Which BatchNorm statistics students are evaluated with: `average`, `local`, or `none` where there are none.
+
+    `local` too where they could travel and the strategy serves none: what it does not serve, clients keep.
+    """
+    problem, strategy = experiment.problem, experiment.strategy
+    has_global = strategy.served(state.server, None) is not None
+    named = {who: problem.of(who).statistic_names for who in ([None] if has_global else range(problem.clients))}
+    if not any(named.values()):
+        return "none"
+    for who, names in named.items():
+        served = strategy.served(state.server, who) or Payload()
+        if {*names} & {*(served.weights or {}), *(served.samples or {})}:
+            return problem.statistics
+    return "local"
+
+
+def _check_sane(played: Round) -> None:
+    """Raises RunError if the served students have left the finite numbers: nothing after this could be of use."""
+    bad = [f for f in played.failures if f.task != "train" and f.cause == "non_finite"]
+    if any(f.task == "evaluate_pooled" for f in bad) or (bad and not measured(played.row["accuracy"])):
+        raise RunError(
+            f"round {played.state.round}: training has diverged, the test loss is not finite ({bad[0].what})",
+            failures=tuple(bad),
+        )
+
+
+def _portable(row: ledger.Row) -> ledger.Row:
+    """A client's row without machine facts: what an exception says may name addresses, paths or processes."""
+    if "reason" not in row:
+        return row
+    if row["cause"] not in _MACHINE_CAUSES:
+        return {**row, "reason": row["reason"][:_LONGEST_REASON]}
+    kept = {key: value for key, value in row.items() if key != "reason"}
+    return {**kept, "reason": row["reason"].partition(":")[0]} if row["cause"] == "raised" else kept
+
+
+def _shown(failures: Sequence[Failure]) -> str:
+    if not failures:
+        return ""
+    last = failures[-1]
+    text = " ".join(last.what.split())
+    how = "rejected" if last.is_rejected else "late" if last.cause == "late" else "failed"
+    return f"{_who(last)} {how} in round {last.round}: {text[:_SHOWN]}"
+
+
+def _who(failure: Failure) -> str:
+    is_client = failure.task != "evaluate_pooled"
+    return f"client {failure.client}" if is_client else f"part {failure.client} of the pooled test set"

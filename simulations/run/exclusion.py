@@ -1,0 +1,85 @@
+"""Which clients a user has left out with `fedkd resume --without`; run.json keeps them.
+
+A later resume reads it there, so that it leaves out the same clients from the same rounds on, whatever checkpoint it
+continues from.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedkd.errors import ConfigError, FolderError
+from simulations.run.run_folder import RunFolder
+
+if TYPE_CHECKING:  # torch: a mistake on the command line shows before it is there
+    from fedkd.experiment import RunState
+
+_WHERE = "command line"
+
+
+@dataclass(frozen=True)
+class Exclusion:
+    """What a resume was asked for: clients to leave out from then on, and the round to go back to before."""
+
+    clients: Sequence[int] = ()
+    back_to: int | None = None  # None: the newest commit
+
+    def check(self, info: Mapping[str, Any], place: Path, quorum: int = 1) -> None:
+        """Raises ConfigError for clients or rounds that the run does not have, FolderError if it is done.
+
+        Nor may so many be left out that no round could reach its quorum: that is noted for good, and ends the run.
+        """
+        number = int(info.get("num_clients", 0))
+        for client in self.clients:
+            if not 0 <= client < number:
+                mend = f"its clients are 0 to {number - 1}"
+                raise ConfigError(f"--without {client}: the run has no such client", where=_WHERE, mend=mend)
+        if self.back_to is not None and not self.clients:
+            mend = "add --without CLIENT: without it the same rounds would only run again"
+            raise ConfigError(f"--from {self.back_to} without --without", where=_WHERE, mend=mend)
+        if self.back_to is not None and self.back_to < 0:
+            raise ConfigError(f"--from {self.back_to} is not a round", where=_WHERE, mend="--from 0 is the beginning")
+        if self.clients and info.get("state") == "done":
+            mend = f"fedkd show {place}"
+            raise FolderError("the run is done, so no client can be left out", where=str(place), mend=mend)
+        left = number - len({*self.clients, *(entry["client"] for entry in info.get("without", ()))})
+        if self.clients and left < max(1, quorum):
+            what = f"--without leaves {left} of {number} clients, and a round needs {max(1, quorum)}"
+            raise ConfigError(what, where=_WHERE, mend="leave out fewer clients")
+
+    def go_back(self, folder: RunFolder) -> None:
+        """Forget the commits of later rounds."""
+        from fedkd.record import checkpoint
+
+        if self.back_to is not None:
+            checkpoint.forget(folder.checkpoints, after=self.back_to)
+
+    def apply(self, folder: RunFolder, state: "RunState", warn: Callable[[str], None]) -> "RunState":
+        """The state with all left out that ever were, the new ones from the next round on. Notes these in run.json."""
+        noted = list(folder.info().get("without", ()))
+        known = {entry["client"] for entry in noted if entry["after"] <= state.round}
+        noted = [entry for entry in noted if entry["client"] not in {*self.clients} - known]
+        noted += [{"client": each, "after": state.round} for each in dict.fromkeys(self.clients) if each not in known]
+        if self.clients:
+            folder.note(without=noted)
+        for client in dict.fromkeys(self.clients):
+            warn(f"client {client} is left out from round {state.round + 1} on: --without")
+        for entry in noted:
+            state = replace(state, standing=state.standing.without([entry["client"]], entry["after"] + 1))
+        return state
+
+
+NOBODY = Exclusion()
+
+
+def tell(before: "RunState", after: "RunState", patience: int, warn: Callable[[str], None]) -> None:
+    """Say after a round who is left out from now on and why, and that nothing has changed."""
+    from fedkd import standing
+
+    for client, absence in standing.newly(before.standing, after.standing):
+        until = "on" if absence.last is None else f"to {absence.last}"
+        what = f"client {client} is left out from round {absence.first} {until}"
+        warn(f"{what}: {patience} replies in a row were refused for their values")
+    if after.standing.unsettled > before.standing.unsettled:
+        warn(f"round {after.round} left the state as it was: its replies gave no finite state")

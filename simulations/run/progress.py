@@ -1,0 +1,211 @@
+"""Where the story of a run is shown: a panel on a terminal, lines in a pipe, nothing with --quiet. Free of torch."""
+
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import fedkd
+from simulations.run import console_text
+from simulations.run.console_text import Head, Row, Story
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+REDRAWS = 4  # a second, at most
+
+
+class Screen:
+    """Shows nothing but warnings and the result: --quiet, and the base of the others."""
+
+    def __init__(self, result: Any = None, *, verbose: bool = False) -> None:
+        self.result = result  # the stream that the last lines go to; None: nobody wants them
+        self.verbose = verbose
+        self.story = Story()
+        self.head: Head | None = None
+
+    def __enter__(self) -> "Screen":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def phase(self, text: str) -> None:
+        """Something before the first round begins: `loading PyTorch`."""
+
+    def begin(self, head: Head, rows: Sequence[Row]) -> None:
+        """The run is about to play; `rows` are those of rounds played before a resume."""
+        self.head = head
+        for row in rows:
+            self.story.tell(row)
+
+    def progress(self, phase: str, done: int, asked: int) -> None:
+        """What the round in play does now (engine.Watch). Called once a job: it must cost nothing."""
+
+    def round(self, row: Row, seconds: float, failure: str) -> None:
+        """A round was played; `failure` is the last thing that went wrong in it, or empty."""
+        self.story.tell(row)
+        self.story.seconds.append(seconds)
+        self.story.last_failure = failure or self.story.last_failure
+
+    def warn(self, text: str) -> None:
+        print(f"warn   {text}", file=sys.stderr, flush=True)
+
+    def note(self, text: str) -> None:
+        """Something worth knowing that is no reason to worry: a device has joined."""
+
+    def end(self, lines: Sequence[str]) -> None:
+        """The last lines; nothing is shown after them. Without a screen only the result: no proposal what is next."""
+        self.close()
+        for line in lines:
+            if self.result is not None and not line.startswith("next "):
+                print(line, file=self.result, flush=True)
+
+    def close(self) -> None:
+        """Give the terminal back. May be called twice."""
+
+
+class Lines(Screen):
+    """For pipes and files: a header, a line a round, a summary; no colour, no redraw."""
+
+    def __init__(self, stream: Any, *, verbose: bool = False) -> None:
+        super().__init__(verbose=verbose)
+        self.stream = stream
+        self._phase, self._is_mid_line = "", False
+
+    def phase(self, text: str) -> None:
+        # One line for all phases: the start is short, but nobody should wonder whether anything happens.
+        if text != self._phase:
+            self._write(f", {text}" if self._is_mid_line else f"starting: {text}", end="")
+        self._phase, self._is_mid_line = text, True
+
+    def begin(self, head: Head, rows: Sequence[Row]) -> None:
+        super().begin(head, rows)
+        self._write(f"{head.line()}   {head.engine}" + (f"   resumed after round {len(rows)}" if rows else ""))
+
+    def round(self, row: Row, seconds: float, failure: str) -> None:
+        super().round(row, seconds, failure)
+        assert self.head is not None  # `begin` came first
+        self._write(console_text.round_line(row, seconds, failure, self.head, verbose=self.verbose))
+
+    def warn(self, text: str) -> None:
+        self._write("", end="")
+        super().warn(text)
+
+    def note(self, text: str) -> None:
+        self._write(f"note   {text}")
+
+    def end(self, lines: Sequence[str]) -> None:
+        for line in lines:
+            self._write(line)
+
+    def close(self) -> None:
+        self._write("", end="")
+
+    def _write(self, text: str, end: str = "\n") -> None:
+        if self._is_mid_line and not text.startswith(", "):
+            self._is_mid_line = False
+            text = "\n" + text
+        print(text, end=end, file=self.stream, flush=True)
+
+
+class Panel(Screen):
+    """For terminals: a panel of a dozen lines that is redrawn in place."""
+
+    def __init__(self, console: "Console", *, verbose: bool = False) -> None:
+        from rich.live import Live
+
+        super().__init__(verbose=verbose)
+        self.console = console
+        self._phase, self._began = "", time.monotonic()
+        self._doing, self._since = ("", 0, 0), self._began  # of the round in play, and when this phase of it began
+        self._lock = threading.RLock()  # rich redraws from a thread of its own
+        self._live = Live(
+            get_renderable=self._render, console=console, refresh_per_second=REDRAWS, vertical_overflow="visible"
+        )
+        self._is_live = False
+
+    def phase(self, text: str) -> None:
+        self._phase = text
+        if not self._is_live:
+            self._live.start()
+            self._is_live = True
+        self._live.refresh()
+
+    def begin(self, head: Head, rows: Sequence[Row]) -> None:
+        with self._lock:
+            super().begin(head, rows)
+            self._began = time.monotonic()
+
+    def progress(self, phase: str, done: int, asked: int) -> None:
+        with self._lock:
+            if phase != self._doing[0]:
+                self._since = time.monotonic()
+            self._doing = (phase, done, asked)  # drawn when the panel is: REDRAWS times a second
+
+    def round(self, row: Row, seconds: float, failure: str) -> None:
+        with self._lock:
+            super().round(row, seconds, failure)
+            self._began = time.monotonic()
+
+    def warn(self, text: str) -> None:
+        self._print("warn", f"   {text}", "yellow")
+
+    def note(self, text: str) -> None:
+        self._print("note", f"   {text}", "bold")
+
+    def end(self, lines: Sequence[str]) -> None:
+        self.close()
+        for line in lines:
+            word, gap, rest = line.partition(" ")
+            self._print(word, gap + rest, "bold")
+
+    def close(self) -> None:
+        if self._is_live:
+            self._is_live = False
+            self._live.transient = self.head is None  # phases are gone once they are over, also if an error ended them
+            self._live.stop()
+
+    def _print(self, word: str, rest: str, style: str) -> None:
+        from rich.text import Text
+
+        self.console.print(Text.assemble((word, style), rest), soft_wrap=True)
+
+    def _render(self) -> "Text":
+        from rich.text import Text
+
+        if self.head is None:
+            begins = f"fedkd {fedkd.__version__}  {self._phase} ...  {time.monotonic() - self._began:.0f} s"
+            return Text(begins, no_wrap=True, overflow="ellipsis")
+        with self._lock:
+            now = time.monotonic()
+            doing = console_text.doing(*self._doing, now - self._since)
+            lines = console_text.panel(self.head, self.story, now - self._began, doing, verbose=self.verbose)
+        text = Text("\n".join(lines), no_wrap=True, overflow="ellipsis")
+        text.highlight_regex(r"(?m)^ [a-z]+", "cyan")
+        text.highlight_regex(r"(failed|late|rejected) [1-9]\d*", "yellow")
+        text.highlight_regex(r"━+╸?", "green")
+        return text
+
+
+def make(options: Any) -> Screen:
+    """The screen for the options of the command line; with --json it is stderr, so that stdout holds one object."""
+    verbose = bool(options.verbose)
+    if options.quiet:
+        return Screen(None if options.json else sys.stdout, verbose=verbose)
+    stream = sys.stderr if options.json else sys.stdout
+    console = terminal(stream, options)
+    return Lines(stream, verbose=verbose) if console is None else Panel(console, verbose=verbose)
+
+
+def terminal(stream: Any, options: Any) -> "Console | None":
+    """The terminal that a stream is, if it can be redrawn and may be."""
+    if not stream.isatty() or options.debug:  # a debugger wants a terminal that nobody redraws
+        return None
+    from rich.console import Console
+
+    console = Console(file=stream)
+    is_able = console.is_terminal and not console.is_dumb_terminal and "utf" in console.encoding.lower()
+    return console if is_able else None

@@ -1,0 +1,61 @@
+"""Which code runs: the commit of its checkout, and a hash of its files, which knows more than the commit does."""
+
+import hashlib
+import subprocess
+from collections.abc import Iterable
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+_DECISIVE = ("fedkd", "strategies", "clients")  # packages that decide the results of a run
+_DRIVING = ("simulations/assemble.py", "simulations/run/driver.py")  # so do these
+_EVERYTHING = (*_DECISIVE, "simulations", "conf")
+
+
+@cache
+def decisive(root: Path = ROOT) -> str:
+    """SHA-256 of all code that decides the results of a run beside its configuration, and of PyTorch's version."""
+    files = [path for package in _DECISIVE for path in _files(root / package)]
+    return _digest(root, [*files, *(root / name for name in _DRIVING)], f"torch {metadata.version('torch')}")
+
+
+@cache
+def everything(root: Path = ROOT) -> str:
+    """SHA-256 of all files of our packages and of conf, whether anybody has committed them or not."""
+    return _digest(root, [path for package in _EVERYTHING for path in _files(root / package)])
+
+
+def commit(root: Path = ROOT) -> str | None:
+    """The commit of the checkout that this code runs from; None for an installed wheel.
+
+    It ends with `-dirty` if a file was changed, or if our packages hold one that was never added.
+    """
+    if not (root / ".git").exists():
+        return None
+    found = _git(root, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    if not found or found.endswith("-dirty"):
+        return found or None
+    return f"{found}-dirty" if _git(root, "ls-files", "--others", "--exclude-standard", "--", *_EVERYTHING) else found
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for pattern in ("*.py", "*.yaml") for path in folder.rglob(pattern))
+
+
+def _digest(root: Path, files: Iterable[Path], *more: str) -> str:
+    lines = [f"{path.relative_to(root).as_posix()} {_sha256(path.read_bytes())}" for path in files]
+    return _sha256("\n".join([*lines, *more]).encode())
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _git(root: Path, *words: str) -> str:
+    """What git says; nothing where it cannot be asked."""
+    try:
+        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip()

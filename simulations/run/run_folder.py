@@ -1,0 +1,326 @@
+"""Run folders: made once, never overwritten, locked while in use, readable at any moment. Free of torch."""
+
+import errno
+import json
+import os
+import platform
+import re
+import shutil
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import fedkd
+from fedkd import strict_json
+from fedkd.errors import ConfigError, FolderError
+from fedkd.record import ledger
+from simulations.run import provenance
+from simulations.system import locks
+
+if TYPE_CHECKING:
+    from simulations.system.locks import Lock
+
+FULL = "the disk is full"  # what the error then says
+_FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+_UNLOCKABLE = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
+_LONGEST_LOG = 1 << 20  # bytes of one client's errors.log
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")
+_LOCK = "run.lock"
+_FIRST = {_LOCK, "config.yaml", ".config.yaml.new", ".run.json.new"}  # all that is there before run.json
+_PACKAGES = ("torch", "numpy", "safetensors", "ray", "flwr")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run folder that this process holds the lock of."""
+
+    path: Path
+    lock: "Lock"
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def info(self) -> dict[str, Any]:
+        """run.json."""
+        return info(self.path)
+
+    def note(self, **facts: Any) -> None:
+        """Add facts to run.json, in one step: it is always whole."""
+        with suppress(FolderError):
+            facts = {**self.info(), **facts}
+        self.write_json("run.json", facts)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a small file whole or not at all."""
+        self.write_text(name, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        """The same for text."""
+        temporary = self.path / f".{name}.new"
+        with writing(self.path):
+            with temporary.open(
+                "w", encoding="utf-8", errors="backslashreplace"
+            ) as file:  # for names that are not valid text
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self.path / name)
+
+    def log(self, text: str) -> None:
+        """A line, or lines, in the human log. A full disk must not hide what was to be logged: it passes."""
+        stamp = datetime.now().astimezone().isoformat(timespec="seconds")
+        with suppress(OSError), (self.path / "log.txt").open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"{stamp} {text}\n")
+
+    def log_error(self, client: int, text: str) -> None:
+        """A traceback among one client's errors; a client that fails every round fills no disk."""
+        place = self.path / "clients" / str(client)
+        with writing(self.path):
+            place.mkdir(parents=True, exist_ok=True)
+            with (place / "errors.log").open("a", encoding="utf-8", errors="backslashreplace") as file:
+                if file.tell() < _LONGEST_LOG:
+                    file.write(text.rstrip() + "\n\n")
+
+    def discard(self) -> None:
+        """Remove a folder in which nothing was run yet."""
+        self.release()
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def release(self) -> None:
+        """Give the lock back. May be called twice."""
+        self.lock.release()
+
+
+def create(runs: Path, strategy: str, digest: str, *, name: str | None = None, out: Path | None = None) -> RunFolder:
+    """A new folder: `out` itself, else `runs/name`, else `runs/MMDD-HHMM-strategy-hash`. Raises FolderError."""
+    if out is not None:
+        path = out
+        _refuse_used(path, "choose another --out")
+    elif name is not None:
+        path = named(runs, name)
+        _refuse_used(path, "choose another --name")
+    else:
+        path = proposed(runs, strategy, digest)
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=out is not None or is_unbegun(path))
+    return RunFolder(path, _take_lock(path))
+
+
+def proposed(runs: Path, strategy: str, digest: str) -> Path:
+    """The folder that a run without a name gets: `runs/MMDD-HHMM-strategy-hash`, free now."""
+    return _free(runs, f"{datetime.now():%m%d-%H%M}-{re.sub(r'[^A-Za-z0-9_.+-]', '_', strategy)}-{digest[:4]}")
+
+
+def named(runs: Path, name: str) -> Path:
+    """The folder that `--name` means. Raises ConfigError for what is no name."""
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"--name {name!r} is not a folder name", mend="use letters, digits and . _ + -, e.g. pilot-2")
+    return runs / name
+
+
+def hold(path: Path) -> RunFolder:
+    """A folder of another kind, made if need be, locked like one of a run. Raises FolderError."""
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return RunFolder(path, _take_lock(path))
+
+
+def reopen(path: Path) -> RunFolder:
+    """An existing run folder, locked. Raises FolderError if it is none, or if another process holds it."""
+    info(path)
+    return RunFolder(path, _take_lock(path))
+
+
+def info(path: Path) -> dict[str, Any]:
+    """run.json of any run folder."""
+    return ledger.info(path)
+
+
+def state(path: Path) -> str:
+    """`running`, `stopped`, `failed` or `done`: a run whose process was killed is `stopped`, whatever run.json says."""
+    said = str(info(path).get("state", "stopped"))
+    return "stopped" if said == "running" and not is_held(path) else said
+
+
+def is_on_devices(path: Path) -> bool:
+    """Whether a run was played on devices, whose data its folder knows nothing of."""
+    with suppress(OSError, ValueError, AttributeError):
+        partition = strict_json.mapping((path / "partition.json").read_bytes())
+        return bool(partition.get("recipe", {}).get("name") == "devices")
+    return False
+
+
+def is_held(path: Path) -> bool:
+    """Whether a living process has the lock."""
+    try:
+        return locks.is_held(path / _LOCK)
+    except OSError:  # somebody else's folder, which we may only read
+        return _is_alive(_said(path))
+
+
+def is_unbegun(path: Path) -> bool:
+    """Whether a run was killed here before it could even begin: as good as an empty folder."""
+    with suppress(OSError):
+        names = {each.name for each in path.iterdir()}
+        return _LOCK in names and names <= _FIRST and not is_held(path)
+    return False
+
+
+def find(runs: Path, wanted: str | Path) -> Path:
+    """The run folder that a user means: a path, an id below `runs`, or the beginning of one. Raises FolderError."""
+    direct = [path for path in (Path(wanted), runs / wanted) if (path / "run.json").exists()]
+    if direct:
+        return direct[0]
+    for path in (Path(wanted), runs / wanted):
+        if is_unbegun(path):
+            what = f"{path} holds a run that was killed before it began"
+            again = f"fedkd run {path / 'config.yaml'}" if (path / "config.yaml").exists() else "fedkd run"
+            raise FolderError(what, mend=f"start it again, the name is free: {again} --name {path.name}")
+    matches = [path for path in listed(runs) if path.name.startswith(str(wanted))]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise FolderError(f"'{wanted}' may be {', '.join(path.name for path in matches[:5])}", mend="write more of it")
+    raise FolderError(f"there is no run '{wanted}'", where=f"in {runs}", mend="fedkd list runs shows them")
+
+
+def told_apart(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Of what follows `resume`: the run that is named, if any, and the words `key=value`. Raises ConfigError."""
+    names = [word for word in words if "=" not in word]
+    if len(names) > 1:
+        raise ConfigError(f"'{names[1]}' is too much", where="command line", mend="name one run")
+    return names[0] if names else None, [word for word in words if "=" in word]
+
+
+def listed(runs: Path) -> list[Path]:
+    """All run folders below `runs`, oldest first."""
+    found = [place.parent for place in runs.glob("*/run.json")]
+    return sorted(found, key=lambda path: (str(_quietly(path).get("created", "")), path.name))
+
+
+def _quietly(path: Path) -> Mapping[str, Any]:
+    try:
+        return info(path)
+    except FolderError:
+        return {}
+
+
+def environment() -> dict[str, Any]:
+    """What a reader needs to know about the machine side; none of it may change a result."""
+    found = {package: _version(package) for package in _PACKAGES}
+    return {
+        "versions": {"fedkd": fedkd.__version__, "python": platform.python_version(), **found},
+        "git": provenance.commit(),
+        "code": provenance.everything(),
+        "deciding_code": provenance.decisive(),
+        "host": socket.gethostname(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "cores": os.cpu_count(),
+    }
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What goes wrong when files are written, as errors that a user can mend."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL_DISK:
+            resume = f", then: fedkd resume {path}" if (path / "run.json").exists() else ""
+            mend = f"what was written before is kept; free some space{resume}"
+            raise FolderError(FULL, where=str(path), mend=mend) from error
+        if error.errno in _FORBIDDEN:
+            mend = "change its owner or rights, or choose --runs DIR"
+            raise FolderError("it is not writable", where=str(path), mend=mend) from error
+        if isinstance(error, FileExistsError | NotADirectoryError):
+            mend = "choose another --name, --out or --runs"
+            raise FolderError("a file or folder is in the way", where=str(error.filename or path), mend=mend) from error
+        raise FolderError(
+            f"cannot write: {error.strerror or error}", where=str(path), mend="choose --runs DIR"
+        ) from error
+
+
+def _refuse_used(path: Path, mend: str) -> None:
+    if (path / "run.json").exists():
+        if is_held(path):
+            raise _in_use(path)
+        state_now = state(path)
+        resume = "" if state_now == "done" else f", or go on: fedkd resume {path}"
+        raise FolderError(f"{path} holds a run that is {state_now}; it is never overwritten", mend=mend + resume)
+    if path.is_dir() and any(path.iterdir()) and not is_unbegun(path):
+        raise FolderError(f"{path} exists and is not empty", mend=mend)
+
+
+def _free(runs: Path, name: str) -> Path:
+    """`name`, or `name-2` and so on: two runs of one configuration may begin in the same minute."""
+    path, number = runs / name, 1
+    while path.exists():
+        number += 1
+        path = runs / f"{name}-{number}"
+    return path
+
+
+def _take_lock(path: Path) -> "Lock":
+    mine = {"pid": os.getpid(), "host": socket.gethostname(), "since": f"{datetime.now():%H:%M}"}
+    try:
+        lock = locks.take(path / _LOCK, json.dumps(mine).encode())
+    except OSError as error:
+        if error.errno in _UNLOCKABLE:
+            what = f"cannot be locked: {error.strerror}"
+            raise FolderError(what, where=str(path), mend="put runs on a local disk") from error
+        with writing(path):
+            raise
+    if lock is None:
+        raise _in_use(path)
+    return lock
+
+
+def holder(path: Path) -> tuple[int, str] | None:
+    """The process that has the lock, and the same in words; None if there is none, or nobody knows which."""
+    said = _said(path) if is_held(path) else {}
+    with suppress(ValueError, KeyError, TypeError):
+        return int(said["pid"]), f"process {said['pid']} on host {said['host']} since {said['since']}"
+    return None
+
+
+def _said(path: Path) -> Mapping[str, Any]:
+    """What the last holder of the lock wrote of itself."""
+    with suppress(OSError, ValueError):
+        return strict_json.mapping(locks.words(path / _LOCK))
+    return {}
+
+
+def _is_alive(said: Mapping[str, Any]) -> bool:
+    """Whether the process still runs; another machine's counts as alive."""
+    import psutil
+
+    with suppress(ValueError, TypeError):
+        return said.get("host") != socket.gethostname() or psutil.pid_exists(int(said["pid"]))
+    return True
+
+
+def _in_use(path: Path) -> FolderError:
+    found = holder(path)
+    who = found[1] if found else "another process"
+    return FolderError(f"{path} is in use by {who}", mend="Wait, or choose --name")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+SCHEMAS = {"schema": 1, "rows": ledger.SCHEMA}  # of run.json and of the ledger's rows

@@ -1,0 +1,234 @@
+"""Runs: start, resume, show and list them. Free of torch until a run begins, so that mistakes show at once."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedkd.configuration import naming
+from fedkd.configuration.resolved import Resolved
+from fedkd.errors import CheckpointError, ConfigError, FedkdError, FolderError
+from fedkd.record import ledger
+from simulations.run import console_text, progress, run_folder, summary
+from simulations.run.exclusion import NOBODY, Exclusion
+from simulations.run.options import Options
+from simulations.run.progress import Screen
+from simulations.run.run_folder import RunFolder
+from simulations.system import redacted
+
+if TYPE_CHECKING:
+    from simulations.run.driver import Venue
+
+EXIT_CODES = {"done": 0, "failed": 4, "SIGINT": 130, "SIGTERM": 143}
+_FIRST = "loading PyTorch"  # the first phase; takes seconds
+
+
+def start(
+    resolved: Resolved,
+    *,
+    runs: Path,
+    name: str | None = None,
+    out: Path | None = None,
+    options: Options,
+    venue: "Venue | None" = None,
+    screen: Screen | None = None,
+    command: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Play a configuration in a new folder; the summary that `--json` prints. Raises FedkdError.
+
+    `venue` is where it is played, if not where the configuration says. `screen` is one that already shows something.
+    `command` is what the user wrote, if it is not that of this process.
+    """
+    screen = screen or progress.make(options)
+    folder = run_folder.create(runs, naming.of(resolved.config.strategy), resolved.digest(), name=name, out=out)
+    try:
+        _describe(folder, resolved, command or ["fedkd", *sys.argv[1:]])
+        return _drive(resolved, folder, screen, options, venue)
+    except (FedkdError, KeyboardInterrupt):
+        if not (folder.path / "partition.json").exists():  # it could not even begin: leave nothing behind
+            folder.discard()
+        raise
+    finally:
+        folder.release()
+
+
+def resume(
+    path: Path | None,
+    *,
+    runs: Path,
+    options: Options,
+    venue: "Venue | None" = None,
+    words: Sequence[str] = (),
+    exclusion: Exclusion = NOBODY,
+) -> dict[str, Any]:
+    """Go on with a run, without `path` with the newest unfinished one; a run that is done is only summarised.
+
+    The ledger ends up as if nothing had happened. Raises FedkdError, also for any words: a run keeps its configuration.
+    `exclusion` says which clients are left out from then on.
+    """
+    place = run_folder.find(runs, path) if path is not None else newest_unfinished(runs)
+    refuse_words(place, words, f"fedkd run {shlex.quote(str(place / 'config.yaml'))}")
+    folder = run_folder.reopen(place)
+    try:
+        with progress.make(options) as screen:
+            screen.phase(_FIRST)
+            info, resolved = folder.info(), same_configuration(place)
+            exclusion.check(info, place, resolved.config.quorum)
+            if info.get("state") == "done":
+                screen.end([f"done   {place} was finished before; nothing is left to play.  fedkd show {place}"])
+                return _summary(place)
+            _compare_environment(info, screen)
+            folder.note(state="running", resumed=_now(), error=None, mend=None, replays=None)
+            exclusion.go_back(folder)
+            return _drive(resolved, folder, screen, options, venue, exclusion)
+    finally:
+        folder.release()
+
+
+def exit_code(found: dict[str, Any]) -> int:
+    """The exit code for a summary: 0, 4, 130 after Ctrl-C, 143 after SIGTERM."""
+    return EXIT_CODES[found.get("signal", "SIGINT") if found["status"] == "stopped" else found["status"]]
+
+
+def show(path: Path, *, options: Options | None = None) -> dict[str, Any]:
+    """Everything there is to say about one run: run.json and its summary so far. Raises FolderError.
+
+    With `options` other than --json it is also printed.
+    """
+    found = {**run_folder.info(path), **_summary(path)}
+    if options is not None and not options.json:
+        print("\n".join(console_text.portrait(found)))
+    return found
+
+
+def listing(runs: Path) -> list[dict[str, Any]]:
+    """A row a run, oldest first: run, state, strategy, data, partition, seed, rounds played, of, accuracy, created."""
+    return [_listed(path) for path in run_folder.listed(runs)]
+
+
+def _drive(
+    resolved: Resolved,
+    folder: RunFolder,
+    screen: Screen,
+    options: Options,
+    venue: "Venue | None" = None,
+    exclusion: Exclusion = NOBODY,
+) -> dict[str, Any]:
+    try:
+        screen.phase(_FIRST)
+        from simulations.run.driver import Driver  # 2 s: torch
+
+        return Driver(resolved, folder, screen, debug=options.debug, venue=venue).play(exclusion)
+    finally:
+        screen.close()
+
+
+def _describe(folder: RunFolder, resolved: Resolved, command: Sequence[str]) -> None:
+    config = resolved.config
+    folder.write_text("config.yaml", resolved.to_yaml())
+    folder.write_json(
+        "run.json",
+        {
+            **run_folder.SCHEMAS,
+            "run": folder.id,
+            "state": "running",
+            "created": _now(),
+            "strategy": naming.of(config.strategy),
+            "halves": list(naming.halves(config.strategy)),  # server and client
+            "variant": config.strategy.get("variant"),
+            "data": config.data.name,
+            "partition": config.partition["name"],
+            "seed": config.seed,
+            "num_clients": config.clients,
+            "num_rounds": config.rounds,
+            "round": 0,
+            "config": resolved.digest(),
+            "command": redacted.command(command),
+            **run_folder.environment(),
+        },
+    )
+
+
+def refuse_words(place: Path, words: Sequence[str], command: str) -> None:
+    """Raises CheckpointError if a resume is given words; `command` is the beginning of one that takes them."""
+    if words:
+        given = shlex.join(words)
+        raise CheckpointError(
+            f"a run keeps the configuration that it began with, so it cannot be resumed with {given}",
+            where=str(place),
+            mend=f"leave {given} out, or start a new run: {command} {given}",
+        )
+
+
+def same_configuration(place: Path) -> Resolved:
+    """The configuration of a run, from its config.yaml. Raises CheckpointError if that has been edited."""
+    from fedkd.configuration import compose
+
+    why = "config.yaml is not the configuration that this run began with"
+    mend = f"undo the changes, or start a new run: fedkd run {shlex.quote(str(place / 'config.yaml'))}"
+    try:
+        resolved = compose.from_yaml_file(place / "config.yaml")
+    except ConfigError as error:
+        raise CheckpointError(f"{why}: {error.headline}", where=str(place), mend=mend) from error
+    if resolved.digest() != run_folder.info(place).get("config"):
+        raise CheckpointError(why, where=str(place), mend=mend)
+    return resolved
+
+
+def _compare_environment(info: dict[str, Any], screen: Screen) -> None:
+    """Warn of what may change the last bits: other versions, or another kind of machine."""
+    now = run_folder.environment()
+    then = info.get("versions", {})
+    changed = [f"{name} {then[name]} -> {new}" for name, new in now["versions"].items() if then.get(name, new) != new]
+    if info.get("machine", now["machine"]) != now["machine"]:
+        changed.append(f"{info['machine']} -> {now['machine']}")
+    changed += _code_changed(info, now)
+    if changed:
+        screen.warn(f"not what this run began with: {', '.join(changed)}; results may differ from an unbroken run's")
+
+
+def _code_changed(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """By the hash of the files that decide results; of runs that are older than that hash, by the commit."""
+    key = "deciding_code" if "deciding_code" in then else "git"
+    old, new = then.get(key), now[key]
+    return [f"code {old[:12]} -> {new[:12]}"] if old and new and old != new else []
+
+
+def newest_unfinished(runs: Path) -> Path:
+    """The newest run below a folder that is stopped, or failed in a way that may end otherwise. Raises FolderError."""
+    unfinished = [path for path in run_folder.listed(runs) if _may_go_on(path)]
+    if not unfinished:
+        raise FolderError("no unfinished run", where=str(runs), mend="fedkd list runs shows all, fedkd run starts one")
+    return unfinished[-1]
+
+
+def _may_go_on(path: Path) -> bool:
+    return run_folder.state(path) in {"stopped", "failed"} and not run_folder.info(path).get("replays")
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    """The summary of a run in any state, from its ledger."""
+    found = {"run": str(path), "status": run_folder.state(path)}
+    records = ledger.read(path)
+    return {**found, **summary.of_rows(records.metrics, records.timings)}
+
+
+def _listed(path: Path) -> dict[str, Any]:
+    info = run_folder.info(path)
+    rows = ledger.rows(path / "metrics.jsonl")
+    accuracies = console_text.curve(rows)
+    return {
+        "run": path.name,
+        "state": run_folder.state(path),
+        **{key: info.get(key) for key in ("strategy", "variant", "data", "partition", "seed")},
+        "rounds": len(rows),
+        "of": info.get("num_rounds"),
+        "accuracy": accuracies[-1] if accuracies else None,
+        "created": info.get("created"),
+    }
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")

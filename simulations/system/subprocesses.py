@@ -1,0 +1,71 @@
+"""Other Python processes, for what must be measured or tried outside this one."""
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from fedkd.errors import EngineError
+
+_TRACEBACK = "Traceback (most recent call last):\n"
+_ROOT = Path(__file__).parents[2]  # where our packages lie, in a checkout and in an installed wheel
+
+
+def python(*args: str, timeout: float) -> str:
+    """Run this Python with `args`, with our packages in reach; gives its standard output.
+
+    Raises EngineError with the exception that ended it, and what caused that, or if it takes longer than `timeout`
+    seconds; then it and all its children are killed.
+    """
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    }
+    child = subprocess.Popen(
+        [sys.executable, *args],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # a process group of its own: killed as a whole
+    )
+    try:
+        out, err = child.communicate(timeout=timeout)
+    except BaseException as error:  # out of time, or Ctrl-C here
+        _kill(child)
+        child.wait()
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise EngineError(f"no answer within {timeout:g} s") from error
+        raise
+    if child.returncode:
+        what, mend = last_words(err)
+        raise EngineError(what or f"ended with code {child.returncode}", mend=mend)
+    return out
+
+
+def _kill(child: "subprocess.Popen[str]") -> None:
+    """End it with all its children; without process groups (Windows) by itself. The number still is its own."""
+    if hasattr(os, "killpg"):
+        os.killpg(child.pid, signal.SIGKILL)
+    else:
+        child.kill()
+
+
+def last_words(err: str) -> tuple[str, str]:
+    """What a process that ended badly wrote last: the exception with its causes, and its advice on further lines."""
+    blocks = [_exception(block) for block in err.split(_TRACEBACK)[1:]]
+    if not blocks:
+        return (err.strip().splitlines() or [""])[-1], ""
+    *causes, (what, mend) = blocks
+    hidden = [cause for cause, _ in causes if cause.partition(": ")[2] not in what]
+    return what + "".join(f" (from {cause})" for cause in reversed(hidden)), mend
+
+
+def _exception(block: str) -> tuple[str, str]:
+    """The exception below the lines of a traceback, without its module, and the indented lines that belong to it."""
+    lines = list(itertools.dropwhile(lambda line: not line or line[0].isspace(), block.splitlines()))
+    more = itertools.takewhile(lambda line: line[:1].isspace(), lines[1:])
+    head, colon, rest = (lines or [""])[0].partition(": ")
+    return head.rpartition(".")[2] + colon + rest, " ".join(line.strip() for line in more)

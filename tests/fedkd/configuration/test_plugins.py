@@ -1,0 +1,103 @@
+import sys
+
+import pytest
+
+from fedkd.configuration import plugins, reference
+from fedkd.errors import ConfigError
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A package of server halves in which a module can be written."""
+    root = tmp_path / "toy_halves"
+    root.mkdir()
+    (root / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield lambda name, text: (root / f"{name}.py").write_text(text)
+    for module in [name for name in sys.modules if name.startswith("toy_halves")]:
+        del sys.modules[module]
+
+
+HALF = """
+from dataclasses import dataclass
+from typing import Annotated, Literal
+from annotated_types import Ge, Le
+from fedkd.strategy import Strategy
+
+class Toy(Strategy[int]):
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Strategy.Config):
+        speed: Annotated[float, Ge(0), Le(1)] | None = 0.5  # of light
+        kind: Literal["a", "b"] = (
+            "a"  # or another
+        )
+"""
+
+
+def test_modules_are_named_with_hyphens_and_private_ones_are_none(package):
+    package("two_words", HALF)
+    package("_shared", "")
+    assert plugins.modules("toy_halves") == {"two-words": "toy_halves.two_words"}
+
+
+def test_the_halves_of_this_project_are_found():
+    assert {"fedavg", "fedgen"} <= set(plugins.names("strategies"))
+    assert {"supervised", "fedprox", "fedgen"} <= set(plugins.names("clients"))
+    assert plugins.client("fedprox").__name__ == "FedProx"
+    assert plugins.strategy("fedavg").__name__ == "FedAvg"
+
+
+@pytest.mark.parametrize("name", ["nix", "os", "fedprox.FedProx", "../x", ""])
+def test_only_names_in_the_list_are_imported(name):
+    with pytest.raises(ConfigError, match="there is no"):
+        plugins.client(name)
+
+
+def test_a_module_with_two_algorithms_is_refused(package):
+    from fedkd.strategy import Strategy
+
+    package("one", HALF)
+    package("two", HALF + "\nclass Second(Toy):\n    pass\n")
+    assert plugins._find("toy_halves", "one", Strategy).__name__ == "Toy"
+    with pytest.raises(ConfigError, match="must define one subclass of Strategy, found Toy, Second"):
+        plugins._find("toy_halves", "two", Strategy)
+
+
+def test_an_entry_point_adds_an_algorithm_and_must_be_one(monkeypatch):
+    from importlib.metadata import EntryPoint
+
+    points = {
+        "good": EntryPoint("good", "clients.fedprox:FedProx", "fedkd.clients"),
+        "bad": EntryPoint("bad", "os:getcwd", "fedkd.clients"),
+    }
+    monkeypatch.setattr(plugins, "_entry_points", lambda half: points)
+    assert "good" in plugins.names("clients")
+    assert plugins.client("good").__name__ == "FedProx"
+    with pytest.raises(ConfigError, match="is no subclass of Client"):
+        plugins.client("bad")
+
+
+def test_the_reference_is_read_without_importing(package):
+    package("toy", HALF)
+    keys = reference.of_half("toy_halves", "toy")
+    assert "toy_halves.toy" not in sys.modules
+    assert keys == [
+        reference.Key("speed", "float or null", ">= 0, <= 1", "0.5", "of light"),
+        reference.Key("kind", "a | b", "", "a", "or another"),
+    ]
+
+
+def test_what_only_an_import_can_tell_is_left_open(package):
+    package("heir", "from toy_halves.toy import Toy\nclass Heir(Toy):\n    pass\n")
+    package("other", HALF.replace("Config(Strategy.Config)", "Config(Base)"))
+    assert reference.of_half("toy_halves", "heir") is None
+    assert reference.of_half("toy_halves", "other") is None
+    assert reference.of_half("toy_halves", "nix") is None
+
+
+def test_inherited_keys_are_part_of_the_reference():
+    from fedkd.data.partition import RECIPES
+
+    names = [key.name for key in reference.of(RECIPES["dirichlet"])]
+    assert names[0] == "name"
+    assert {"samples", "test", "alpha", "min_samples"} == set(names[1:])

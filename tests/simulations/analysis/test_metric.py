@@ -1,0 +1,54 @@
+import handmade
+import pytest
+
+from fedkd.errors import ConfigError
+from simulations.analysis import metric
+
+RUN = handmade.member(accuracy=[k / 100 for k in range(1, 21)])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("global last", 0.20),
+        ("global last5", 0.18),
+        ("global last10", 0.155),
+        ("global", 0.155),
+        ("global top5", 0.18),
+        ("global best", 0.20),
+        ("clients.worst_decile last", 0.5),
+        ("drift.weights last", 1.8),
+        ("bytes.up sum", 20.0),
+        ("bytes.all mean", 3.5),
+        ("seconds.clients median", 1.5),
+    ],
+)
+def test_a_metric_is_a_path_and_a_rule(text, expected):
+    assert metric.parse(text).of(RUN) == pytest.approx(expected)
+
+
+def test_a_metric_that_no_round_has_is_none():
+    assert metric.parse("common.mean last").of(RUN) is None
+    assert metric.parse("global last").of(handmade.member(rows=())) is None
+
+
+def test_the_last_ten_rounds_are_rounds_not_evaluations():
+    """Evaluated every 5 rounds: rounds 15 and 20 are among the last 10, 10 is not."""
+    sparse = [row | {"accuracy": row["accuracy"] if row["round"] % 5 == 0 else {}} for row in RUN.rows]
+    assert metric.parse("global last10").of(handmade.member(rows=sparse)) == pytest.approx((0.15 + 0.20) / 2)
+
+
+@pytest.mark.parametrize("text", ["global newest", "accuracies last", "bytes.left sum", "bytes sum", "drift last"])
+def test_what_names_nothing_is_refused(text):
+    with pytest.raises(ConfigError):
+        metric.parse(text)
+
+
+def test_less_is_better_for_costs():
+    assert metric.parse("bytes.up sum").sign == metric.parse("drift.weights last").sign == -1
+    assert metric.parse("local_accuracy.out last").sign == 1
+
+
+def test_without_a_choice_the_metric_is_what_all_strategies_have():
+    assert str(metric.default(["global", "both"])) == "global last10"
+    assert str(metric.default(["global", "personal"])) == "clients.mean last10"
