@@ -36,5 +36,5 @@ add_module_names = False
 toc_object_entries_show_parents = "hide"
 # Names in annotations without a page here: other projects', whose lists would come over the network, and some of ours.
 nitpick_ignore_regex = [
-    (r"py:\w+", r"(collections|pathlib|torch|typing)\..*|fedkd\.(strategy\.S|config\.\w+|optimisers\.\w+)|Site|Outcome")
+    (r"py:\w+", r"(collections|pathlib|torch|typing)\..*|fedkd\.(strategy\.S|config\.\w+)")
 ]
