@@ -21,6 +21,7 @@ _LINK = re.compile(r"\[([^\]]+)\]\(([\w/-]+)\.md\)")
 # Pages in the folder of the repository.
 _ROOT = re.compile(r"\]\((?:\.\./)*(README|SECURITY|CONTRIBUTING|CHANGELOG)\.md")
 _PAGES = {"README": "overview"}  # the others are called as they are
+_PAGE = re.compile(r"docs/([\w/-]+\.md)")  # in a comment of the code
 _INDEXES = ("index", "decisions/index", "strategies/index")
 
 
@@ -83,7 +84,12 @@ def _page(docs: Path, name: str) -> str:
 def _keys(*words: str, only: Callable[[str], bool] = bool) -> Iterator[str]:
     """The schema under these words, a line a key."""
     rows = [
-        (f"`{key['name']}`", f"{key['type']} {key['range']}".strip(), f"`{key['default']}`", key["comment"])
+        (
+            f"`{key['name']}`",
+            f"{key['type']} {key['range']}".strip(),
+            f"`{key['default']}`",
+            _PAGE.sub(r"[\1](../\1)", key["comment"]),
+        )
         for key in config_view.schema_of(words).value["keys"]
         if only(key["name"])
     ]
