@@ -1,4 +1,4 @@
-"""Assemble: the only place where names become objects and where the two halves of an algorithm are matched."""
+"""The only place where names become objects, and where the two halves of an algorithm are matched."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -30,29 +30,29 @@ from simulations import cautions
 
 @dataclass(frozen=True)
 class Assembly:
-    """A configuration made real: what the rounds need, where jobs run, and who holds what."""
+    """The objects of a configuration: what the rounds need, where jobs run, and which client has which samples."""
 
     experiment: Experiment
     site: LocalSite
-    partition: Partition | None  # None: devices hold their own data, and nobody else knows how much
+    partition: Partition | None  # None: devices hold their own data, of sizes unknown here
     dataset: Dataset
     notes: tuple[str, ...] = ()  # what the user should know before the first round
     warnings: tuple[str, ...] = ()
 
 
 def assemble(config: RunConfig) -> Assembly:
-    """Objects from names. Everything that cannot work fails here, before a round is played.
+    """Make objects from names. Everything that cannot work fails here, before the first round.
 
     Raises ConfigError (partition, student, halves that do not fit) and DataError (missing or damaged files).
     """
     pair = halves(config.strategy)
     dataset = sources.load(config.data)
-    held, public = deal(config, dataset)
+    held, public = partition_data(config, dataset)
     if config.evaluate.on == "validation":
         dataset, held = validation.instead_of_test(dataset, held, config.evaluate.validation, config.seed)
-    problem = pose(config, dataset.shape, len(dataset.labels), tuple(map(len, held.train)), public)
+    problem = build_problem(config, dataset.shape, len(dataset.labels), tuple(map(len, held.train)), public)
     strategy, client = match(pair, config, problem)
-    strategy.init(problem, seeds.stream(config.seed, "server"))  # an algorithm that does not fit says so now
+    strategy.init(problem, seeds.stream(config.seed, "server"))  # an algorithm that does not fit raises here
     num_probes = probing.num_images(config, dataset.shape, len(dataset.labels), len(dataset.test))
     probe = draw_probe(config.seed, len(dataset.test), num_probes)
     site = LocalSite(
@@ -87,21 +87,21 @@ def assemble(config: RunConfig) -> Assembly:
 
 
 def _sampled(config: RunConfig) -> str:
-    """What to say where not all clients are judged; empty if all are."""
+    """A note if only a sample of the clients is evaluated; empty if all are."""
     size, clients = config.evaluate.clients, config.clients
     where = f"a fixed sample of {size} of {clients} clients (evaluate.clients)"
-    return f"the accuracy per client is of {where}" if 0 < size < clients else ""
+    return f"accuracy per client covers {where}" if 0 < size < clients else ""
 
 
-def deal(config: RunConfig, dataset: Dataset) -> tuple[Partition, Proxy | None]:
-    """Who holds what of a data set, and the public set beside it. Raises ConfigError if a recipe cannot be followed."""
+def partition_data(config: RunConfig, dataset: Dataset) -> tuple[Partition, Proxy | None]:
+    """The partition of a data set, and its public set. Raises ConfigError if a recipe cannot be followed."""
     taken = proxy.hold_out(config, dataset)
     held = _split(config, dataset, taken)
     return held, proxy.load(config, dataset, held, taken)
 
 
 def split(config: RunConfig, dataset: Dataset) -> Partition:
-    """Who holds what of a data set, beside a public set that is held out. Raises ConfigError."""
+    """The partition of a data set after the public set is held out. Raises ConfigError."""
     return _split(config, dataset, proxy.hold_out(config, dataset))
 
 
@@ -117,14 +117,14 @@ def _split(config: RunConfig, dataset: Dataset, taken: np.ndarray) -> Partition:
     )
 
 
-def pose(
+def build_problem(
     config: RunConfig,
     shape: tuple[int, int, int],
     classes: int,
     sizes: tuple[int, ...] = (),
     public: Proxy | None = None,
 ) -> Problem:
-    """The problem that a configuration poses on data of a shape; `sizes` are the clients' numbers of training samples.
+    """The problem of a configuration, for data of a shape; `sizes` are the clients' numbers of training samples.
 
     Raises ConfigError if a student does not fit.
     """
@@ -133,8 +133,8 @@ def pose(
     assigned = students.assign(chosen, sizes, config.clients, seeds.stream(config.seed, "students").numpy())
     mixture = {name: partial(students.make_any, name, shape, classes, chosen.norm) for name in dict.fromkeys(assigned)}
     with torch.device("meta"):
-        for each in (make, *mixture.values()):
-            each()
+        for build in (make, *mixture.values()):
+            build()
     return Problem(
         mixture=mixture,
         assigned=assigned,
@@ -154,9 +154,9 @@ def pose(
 def match(
     pair: tuple[Strategy[Any], Client], config: RunConfig, problem: Problem, draw: privacy.Draw = privacy.simulated
 ) -> tuple[Strategy[Any], Client]:
-    """Both halves of an algorithm as they work on a problem: fitted to its students, with parts, and under privacy.
+    """Both halves of an algorithm, adapted to a problem: to its students, with parts and with privacy.
 
-    `draw` makes the noise of reports. Raises ConfigError if they cannot.
+    `draw` makes the noise of reports. Raises ConfigError if the halves cannot work on the problem.
     """
     strategy = _fit(pair[0], problem, config)
     client = attach.attach(pair[1], config, problem, strategy)
@@ -164,9 +164,9 @@ def match(
 
 
 def _fit(strategy: Strategy[Any], problem: Problem, config: RunConfig) -> Strategy[Any]:
-    """The strategy for students as they are: itself, or one a group of clients with the same architecture.
+    """The strategy for these students: itself, or one per group of clients with the same architecture.
 
-    Raises ConfigError if it cannot work with a mixture, or needs a public set and has none.
+    Raises ConfigError if it cannot work with mixed students, or needs a public set and has none.
     """
     name = naming.of(config.strategy)
     if strategy.proxy == "yes" and problem.proxy is None:
@@ -195,7 +195,7 @@ def _able() -> list[str]:
 
 
 def halves(chosen: Mapping[str, Any]) -> tuple[Strategy[Any], Client]:
-    """The two halves that a strategy node names, each with its own hyper-parameters, matched in what they exchange."""
+    """The two halves that a strategy node names, each with its hyper-parameters. Raises ConfigError if they misfit."""
     server_class = plugins.strategy(chosen["name"])
     client_class = plugins.client(chosen.get("client", "supervised"))
     if missing := server_class.needs - client_class.sends:
@@ -210,7 +210,7 @@ def halves(chosen: Mapping[str, Any]) -> tuple[Strategy[Any], Client]:
 
 
 def _share(config_class: type, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a node that one half's Config declares; of a key that both have, both get the value."""
+    """The keys of a node that one half's Config declares; a key that both declare goes to both."""
     return {field.name: chosen[field.name] for field in fields(config_class) if field.name in chosen}
 
 
@@ -221,6 +221,6 @@ def draw_probe(seed: int, available: int, size: int) -> torch.Tensor:
 
 
 def draw_common(seed: int, available: int, size: int) -> torch.Tensor:
-    """Which test images each client's own student is tried on, where no student is global."""
+    """Which test images every client's own student is evaluated on, if no student is global."""
     generator = seeds.stream(seed, "common").torch()
     return torch.randperm(available, generator=generator)[:size].sort().values

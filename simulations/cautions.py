@@ -12,13 +12,15 @@ from fedkd.parts import attach
 from fedkd.problem import Problem
 from fedkd.strategy import Strategy
 
-_SHOWN = 10  # names of classes in a sentence
+_SHOWN = 10  # class names per sentence
 
 
 def of(pair: tuple[Strategy[Any], Client], config: RunConfig, problem: Problem) -> Iterator[str]:
-    """Sentences about a configuration; each half of the algorithm speaks for itself."""
+    """Sentences about a configuration; each half of the algorithm adds its own."""
     strategy, client = pair
-    yield from dict.fromkeys((*strategy.notes(problem), *client.notes(problem)))  # of a key of both halves: once
+    yield from dict.fromkeys(
+        (*strategy.notes(problem), *client.notes(problem))
+    )  # both halves may report the same key: once
     yield from _parts(config)
     yield from _training(config)
     if problem.proxy is not None and strategy.proxy == "no":
@@ -49,7 +51,7 @@ def _training(config: RunConfig) -> Iterator[str]:
 
 
 def absent_labels(counts: np.ndarray, labels: Sequence[str]) -> Iterator[str]:
-    """Of training images (clients, classes) by client and class: which classes nobody holds."""
+    """Which classes no client holds; `counts` (clients, classes) are numbers of training images."""
     absent = [labels[label] for label in np.flatnonzero(counts.sum(0) == 0).tolist()]
     if absent:
         names = ", ".join(absent[:_SHOWN]) + (f" and {len(absent) - _SHOWN} more" if len(absent) > _SHOWN else "")

@@ -1,8 +1,8 @@
 """fedkd as a Flower app: ServerApp and ClientApp.
 
 The ServerApp runs the same rounds as `fedkd run`, so both write the same ledger. Clients read the same configuration
-from the app's `overrides`. Nodes of a simulation reach all data, and the memory of clients travels with the jobs;
-devices have data and memory of their own.
+from the app's `overrides`. Nodes of a simulation read all data, and the clients' memory travels with the jobs;
+devices keep their own data and memory.
 """
 
 from flwr.app import Context, Message
@@ -12,7 +12,7 @@ from simulations.deploy import answer, node, server_run
 from simulations.flower import run_config
 from simulations.flower.grid_engine import FlowerEngine
 from simulations.run import runs
-from simulations.run.driver import Venue
+from simulations.run.driver import ExecutionTarget
 from simulations.run.options import Options
 
 server_app = ServerApp()
@@ -20,7 +20,7 @@ server_app = ServerApp()
 
 @server_app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Train the configuration and write a run folder, as `fedkd run` does; on devices if the nodes are some."""
+    """Train the configuration and write a run folder, as `fedkd run` does; on devices if the nodes are devices."""
     given = dict(context.run_config)
     if given.get("devices"):
         server_run.play(grid, given, run_config.text(given), run_config.name(given, context.run_id))
@@ -30,7 +30,7 @@ def main(grid: Grid, context: Context) -> None:
         runs=run_config.folder(str(given["runs"])),
         name=str(given["name"]) or None,
         options=Options(),
-        venue=Venue(connect=lambda site, tell: FlowerEngine(grid, site)),
+        target=ExecutionTarget(connect=lambda site, notify: FlowerEngine(grid, site)),
     )
 
 

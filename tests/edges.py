@@ -14,7 +14,7 @@ from simulations.deploy import assembly, shards
 from simulations.deploy.engine import EdgeEngine
 from simulations.deploy.roster import Roster
 from simulations.run import runs
-from simulations.run.driver import Tell, Venue
+from simulations.run.driver import ExecutionTarget, Notify
 from simulations.run.options import Options
 
 
@@ -47,24 +47,24 @@ class EdgeGrid(LocalGrid):
         }
         return self.app(message, Context(1, node, config, RecordDict(), self.run_config))  # type: ignore[arg-type]
 
-    def venue(self, minimum: int | None = None, **changes: Any) -> Venue:
+    def target(self, minimum: int | None = None, **changes: Any) -> ExecutionTarget:
         """Where a run is played on these devices."""
         clients = self.resolved.config.clients
 
-        def connect(site: LocalSite, tell: Tell) -> EdgeEngine:
+        def connect(site: LocalSite, notify: Notify) -> EdgeEngine:
             def both(text: str, urgency: str) -> None:
                 self.told.append(text)
-                tell(text, urgency)
+                notify(text, urgency)
 
             roster = Roster(self, clients, both)
             roster.wait(clients if minimum is None else minimum, patience=changes.get("patience", 60.0))
-            return EdgeEngine(self, site, roster, tell=both, is_plaintext=changes.get("is_plaintext", False))
+            return EdgeEngine(self, site, roster, notify=both, is_plaintext=changes.get("is_plaintext", False))
 
         pack = self.shards[0] / "public.npz"
         assemble: Callable[..., Any] = lambda config: assembly.server(config, pack if pack.exists() else None)  # noqa: E731
-        return Venue(connect=connect, assemble=assemble, commit_each_round=True)
+        return ExecutionTarget(connect=connect, assemble=assemble, commit_each_round=True)
 
     def play(self, folder: Path, **changes: Any) -> dict[str, Any]:
         """Play the run in a folder; its summary."""
         quiet = Options(quiet=True)
-        return runs.start(self.resolved, runs=folder, name="run", options=quiet, venue=self.venue(**changes))
+        return runs.start(self.resolved, runs=folder, name="run", options=quiet, target=self.target(**changes))

@@ -102,7 +102,7 @@ def _refuse(config: RunConfig) -> None:
 
 
 def _pose(config: RunConfig, dataset: Dataset, shared: Public) -> Problem:
-    return assemble.pose(config, dataset.shape, len(dataset.labels), (), shared.proxy)
+    return assemble.build_problem(config, dataset.shape, len(dataset.labels), (), shared.proxy)
 
 
 def _num_pooled(problem: Problem, strategy: Strategy, available: int) -> int:

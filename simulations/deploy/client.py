@@ -59,10 +59,10 @@ def main(kit: Kit, data: Path | None, say: Say) -> int:
         say(f"{kit.name} has joined {kit.superlink}  {'TLS ok' if kit.tls else 'NO TLS'}   Ctrl-C ends it")
         shown, watch = 0, tls_check.Watch(partial(_reach, kit), say)
         while child.ended() is None:
-            shown = _tell(kit, child, shown, say)
+            shown = _notify(kit, child, shown, say)
             watch.look()
             time.sleep(0.5)
-        _tell(kit, child, shown, say)
+        _notify(kit, child, shown, say)
         raise _explain(kit, child)
 
 
@@ -127,7 +127,7 @@ def _explain(kit: Kit, child: Child) -> DeployError:
     return DeployError(f"the SuperNode has ended with code {child.ended()}", where=str(child.log), mend=child.tail())
 
 
-def _tell(kit: Kit, child: Child, shown: int, say: Say) -> int:
+def _notify(kit: Kit, child: Child, shown: int, say: Say) -> int:
     """Say what the device's own code has printed since; Flower's lines stay in the log."""
     lines = child.output()
     for line in lines[shown:]:

@@ -36,15 +36,15 @@ class EdgeEngine(FlowerEngine):
         site: LocalSite,
         roster: Roster,
         *,
-        tell: Callable[[str, str], None],
+        notify: Callable[[str, str], None],
         is_plaintext: bool = False,
     ) -> None:
         super().__init__(grid, site)
-        self.roster, self.tell, self.is_plaintext = roster, tell, is_plaintext
+        self.roster, self.notify, self.is_plaintext = roster, notify, is_plaintext
 
     def run(self, jobs: Sequence[Job], deadline: float | None = None) -> Iterator[Result]:
         if self.is_plaintext and any(job.task == "train" and job.exchange == 0 for job in jobs):
-            self.tell(PLAINTEXT, "warn")
+            self.notify(PLAINTEXT, "warn")
         yield from super().run(jobs, DEADLINE if deadline is None else deadline)
 
     def facts(self) -> Mapping[str, Any]:
@@ -74,7 +74,9 @@ class EdgeEngine(FlowerEngine):
             return engine.failed(job, printable(str(error)), "range")
         if state.memory.get(_LOST):
             name = self.roster.name(job.client)
-            self.tell(f"{name} has lost its state of before round {job.round}; it went on from the initial one", "warn")
+            self.notify(
+                f"{name} has lost its state of before round {job.round}; it went on from the initial one", "warn"
+            )
         kept: dict[str, Any] = {} if version is None else {VERSION: version}
         if privacy.MEMORY in state.memory:
             kept[privacy.MEMORY] = {}  # that it has spent its epsilon; which one, the configuration says

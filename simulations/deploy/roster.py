@@ -33,17 +33,17 @@ class Member:
 
 
 class Roster:
-    """The devices of a run. `tell` is told of everybody who comes, goes or refuses."""
+    """The devices of a run. `notify` is told of everybody who comes, goes or refuses."""
 
     def __init__(
         self,
         grid: Grid,
         clients: int,
-        tell: Callable[[str, str], None],
+        notify: Callable[[str, str], None],
         names: Mapping[int, str] | None = None,
         keys: Mapping[int, int] | None = None,
     ) -> None:
-        self.grid, self.clients, self.tell = grid, clients, tell
+        self.grid, self.clients, self.notify = grid, clients, notify
         self.keys = dict(keys or {})  # client -> node id that its device's key is registered as
         self.names = dict(names or {})  # client -> name, of devices that have not joined yet
         self._members: dict[int, Member] = {}  # by client
@@ -92,7 +92,7 @@ class Roster:
         for client, member in list(self._members.items()):
             if member.node not in present:
                 del self._members[client]
-                self.tell(f"{member.name} is gone; its state is kept, it may come back", "warn")
+                self.notify(f"{member.name} is gone; its state is kept, it may come back", "warn")
         self._refused &= present
         now = time.monotonic()
         joined = self._joined()
@@ -119,7 +119,7 @@ class Roster:
                 self._admit(_introduction(reply, node, self.clients, self._called(node)))
             except _NotTaken as refusal:
                 self._refused.add(node)
-                self.tell(str(refusal), "warn")
+                self.notify(str(refusal), "warn")
 
     def _admit(self, member: Member) -> None:
         if self.keys.get(member.client, member.node) != member.node:
@@ -134,7 +134,7 @@ class Roster:
             )
         self._members[member.client] = member
         self.names[member.client] = member.name
-        self.tell(f"{member.name} has joined as client {member.client}", "note")
+        self.notify(f"{member.name} has joined as client {member.client}", "note")
 
 
 class _NotTaken(Exception):

@@ -15,7 +15,7 @@ from simulations.deploy.engine import EdgeEngine
 from simulations.deploy.roster import Roster
 from simulations.flower import run_config
 from simulations.run import run_folder, runs
-from simulations.run.driver import Tell, Venue
+from simulations.run.driver import ExecutionTarget, Notify
 from simulations.run.options import Options
 
 PATIENCE = 600.0  # seconds until enough devices must have joined; a first torch import on a small one takes a minute
@@ -33,18 +33,18 @@ def play(grid: Grid, given: Mapping[str, Any], text: str, name: str) -> None:
     public = Path(str(given["public"])) if given.get("public") else None
     names, nodes = _known(str(given.get("names") or "{}"))
 
-    def connect(site: LocalSite, tell: Tell) -> EdgeEngine:
-        roster = Roster(grid, config.clients, tell, names, nodes)
+    def connect(site: LocalSite, notify: Notify) -> EdgeEngine:
+        roster = Roster(grid, config.clients, notify, names, nodes)
         roster.wait(config.quorum, PATIENCE)
-        return EdgeEngine(grid, site, roster, tell=tell, is_plaintext=bool(given.get("plaintext")))
+        return EdgeEngine(grid, site, roster, notify=notify, is_plaintext=bool(given.get("plaintext")))
 
-    venue = Venue(connect=connect, assemble=partial(assembly.server, public=public), commit_each_round=True)
+    target = ExecutionTarget(connect=connect, assemble=partial(assembly.server, public=public), commit_each_round=True)
     folder = run_config.folder(str(given["runs"]))
     if given.get("resume"):
-        runs.resume(run_folder.find(folder, name), runs=folder, options=Options(), venue=venue)
+        runs.resume(run_folder.find(folder, name), runs=folder, options=Options(), target=target)
     else:
         command = json.loads(str(given.get("command") or "[]"))
-        runs.start(resolved, runs=folder, name=name, options=Options(), venue=venue, command=command)
+        runs.start(resolved, runs=folder, name=name, options=Options(), target=target, command=command)
 
 
 def _known(text: str) -> tuple[dict[int, str], dict[int, int]]:

@@ -64,7 +64,7 @@ def write_public(config: RunConfig, folders: Sequence[Path]) -> list[Row]:
 def _dealt(config: RunConfig) -> tuple[Dataset, Partition, Proxy | None]:
     """The data set, who holds what of it, and the public set: as `assemble.assemble` has them."""
     dataset = sources.load(config.data)
-    held, proxy_set = assemble.deal(config, dataset)
+    held, proxy_set = assemble.partition_data(config, dataset)
     if config.evaluate.on == "validation":
         dataset, held = validation.instead_of_test(dataset, held, config.evaluate.validation, config.seed)
     return dataset, held, proxy_set

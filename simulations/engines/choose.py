@@ -1,4 +1,4 @@
-"""Makes the engine that a configuration names; `auto` takes the one that should end first, and says why."""
+"""Makes the engine that a configuration names; `auto` takes the one expected to finish first, and says why."""
 
 import importlib.util
 import time
@@ -10,7 +10,7 @@ from fedkd.config import EngineConfig, RunConfig
 from fedkd.engine import Engine, Job, Reply, Result
 from fedkd.errors import EngineError
 from simulations.engines import ray_session
-from simulations.engines.inline import Inline, Place
+from simulations.engines.inline import Inline, JobRunner
 from simulations.system import operating_system, scratch
 
 if TYPE_CHECKING:
@@ -22,19 +22,19 @@ EFFICIENCY = 0.85  # of a core that shares caches and memory with the others, ca
 FORWARD_SHARE = 0.3  # of an SGD step's time, per image
 
 
-Tell = Callable[[str, str], None]  # what the people who watch should know, and how urgent: `note` or `warn`
+Notify = Callable[[str, str], None]  # a message for the user and its level: `note` or `warn`
 
 
 class Warming(Engine):
-    """Runs jobs in this process until the pool is ready: no round waits for its start. Both give the same bytes.
+    """Runs jobs in this process until the pool is ready, so no round waits for its start. Both give the same bytes.
 
-    With `tell`, this process does the work if no pool starts, and `tell` says so once; without it this is an error.
+    If the pool cannot start, `notify` reports it once and this process does the work; without `notify` it is an error.
     """
 
     name = "ray"
 
-    def __init__(self, inline: Inline, pool: "RayPool", tell: Tell | None = None) -> None:
-        self._inline, self._pool, self._tell = inline, pool, tell
+    def __init__(self, inline: Inline, pool: "RayPool", notify: Notify | None = None) -> None:
+        self._inline, self._pool, self._notify = inline, pool, notify
         self._given_up = ""
         pool.start()
 
@@ -50,19 +50,19 @@ class Warming(Engine):
                 return
 
     def _is_ready(self) -> bool:
-        """Whether the pool takes jobs. Raises what went wrong in starting, unless this process may do its work."""
+        """Whether the pool takes jobs. Raises the pool's start error unless this process may do the work instead."""
         if self._given_up:
             return False
         try:
             is_ready = self._pool.is_ready
         except EngineError as error:
-            if self._tell is None:
+            if self._notify is None:
                 raise
             self._given_up = error.what
-            self._tell(f"Ray did not start, so this process does all the work: {error.what}", "warn")
+            self._notify(f"Ray did not start, so this process does all the work: {error.what}", "warn")
             return False
         if is_ready:
-            self._tell = None  # what breaks from now on is not a failed start
+            self._notify = None  # later errors are not failed starts
         return is_ready
 
     def close(self) -> None:
@@ -72,8 +72,8 @@ class Warming(Engine):
         return {"given_up": self._given_up} if self._given_up else self._pool.facts()
 
 
-def make(config: EngineConfig, site: Place, *, estimate: Callable[[], float], tell: Tell) -> tuple[Engine, str]:
-    """The engine, and a sentence on which it is and why. `estimate`: seconds of the run on one core (for auto).
+def make(config: EngineConfig, site: JobRunner, *, estimate: Callable[[], float], notify: Notify) -> tuple[Engine, str]:
+    """The engine, and a sentence that names it and says why. `estimate`: seconds of the run on one core (for auto).
 
     Raises EngineError if Ray is asked for and cannot start here.
     """
@@ -88,7 +88,7 @@ def make(config: EngineConfig, site: Place, *, estimate: Callable[[], float], te
     is_private = config.address is None
     detour = scratch.detour("ray", ray_session.SOCKET) if is_private else ""
     pool = RayPool(site, workers=config.workers, address=config.address)
-    engine = Warming(Inline(site), pool, tell if config.name == "auto" and is_private else None)
+    engine = Warming(Inline(site), pool, notify if config.name == "auto" and is_private else None)
     return engine, f"engine: ray x {_num_workers(config)}, {why}" + (f"; {detour}" if detour else "")
 
 
@@ -108,7 +108,7 @@ def choose(config: EngineConfig, estimate: Callable[[], float]) -> tuple[str, st
         return "inline", f"because Ray cannot start: {error.what}"
     alone = estimate()
     shared = START_SECONDS + alone / (workers * EFFICIENCY)
-    # What a method adds, at clients or at the server, no step of the student's tells: no seconds are promised for it.
+    # The measured step does not cover what the method adds at clients or server, so no time is promised for it.
     why = (
         f"because plain training and evaluation take about {alone:.0f} s on one core and {shared:.0f} s with {workers} "
         "workers, start included; what the method adds is measured in round 1"
@@ -119,7 +119,7 @@ def choose(config: EngineConfig, estimate: Callable[[], float]) -> tuple[str, st
 def estimate(config: RunConfig, site: "LocalSite") -> float:
     """Seconds of plain training and evaluation on one core, from a measured SGD step: a lower bound of the run.
 
-    What a method adds is not in it: terms, phases of its own, and all that its server does.
+    It leaves out what the method adds: extra terms and phases, and the server's work.
     """
     seconds = step_seconds(site)
     cohort = min(config.clients_per_round or config.clients, config.clients)
@@ -134,7 +134,7 @@ def estimate(config: RunConfig, site: "LocalSite") -> float:
 
 
 def step_seconds(site: "LocalSite") -> float:
-    """Seconds of one forward and backward pass of the run's student on one batch: the least of four."""
+    """Seconds of one forward and backward pass of the run's student on one batch: the minimum of four."""
     import torch
     import torch.nn.functional as F  # its usual name
 
@@ -151,7 +151,7 @@ def step_seconds(site: "LocalSite") -> float:
 
 
 class Echo:
-    """A place where a job is nothing: its answer is the payload it came with."""
+    """Answers each job with the payload it came with: measures an engine without any training."""
 
     def run(self, job: Job) -> Result:
         return Reply(client=job.client, round=job.round, exchange=job.exchange, payload=job.payload)

@@ -8,8 +8,8 @@ from fedkd import engine
 from fedkd.engine import Engine, Failure, Job, Result
 
 
-class Place(Protocol):
-    """What does a job: a `training.Site`, or in tests and benchmarks something of its shape."""
+class JobRunner(Protocol):
+    """Runs one job: a `LocalSite`, or a stand-in in tests and benchmarks."""
 
     def run(self, job: Job) -> Result: ...
 
@@ -17,12 +17,12 @@ class Place(Protocol):
 class Inline(Engine):
     """Runs jobs in order in this process; the driver calls `torch.set_num_threads(1)` once, as workers do.
 
-    A deadline stops what has not started; the job that is running is waited for.
+    After the deadline no further job starts; the running job finishes.
     """
 
     name = "inline"
 
-    def __init__(self, site: Place) -> None:
+    def __init__(self, site: JobRunner) -> None:
         self.site = site
 
     def run(self, jobs: Sequence[Job], deadline: float | None = None) -> Iterator[Result]:

@@ -1,4 +1,4 @@
-"""What runs in a worker process, and how values cross: tensors travel as numpy arrays, which Ray shares out of band."""
+"""The worker process and its encoding: tensors travel as numpy arrays, which Ray shares out of band."""
 
 import functools
 import os
@@ -14,24 +14,24 @@ from torch import Tensor
 
 from fedkd.engine import Job, Result
 from fedkd.payload import Payload
-from simulations.engines.inline import Place
+from simulations.engines.inline import JobRunner
 
 T = TypeVar("T")
 _ATOMS = frozenset({type(None), bool, int, float, str})
 
 
 def encode(value: T) -> T:
-    """The value with numpy arrays in the place of its tensors, to any depth of dataclasses and dictionaries."""
+    """The value with numpy arrays instead of tensors, at any depth of dataclasses and dictionaries."""
     return _map_leaves(value, _array)
 
 
 def decode(value: T) -> T:
-    """The inverse of `encode`. Tensors own their memory: bounded use of Ray's store, and writing to one is safe."""
+    """The inverse of `encode`. Tensors own their memory: they free Ray's store, and writing to them is safe."""
     return _map_leaves(value, _owned)
 
 
 def view(value: T) -> T:
-    """The inverse of `encode` without a copy: tensors lie in Ray's store. Writing to one would end the process."""
+    """The inverse of `encode` without a copy: tensors stay in Ray's store. Writing to one ends the process."""
     return _map_leaves(value, _shared)
 
 
@@ -47,16 +47,16 @@ def num_bytes(value: Any) -> int:
     return sum(sizes)
 
 
-def _map_leaves(value: Any, turn: Callable[[Any], Any]) -> Any:
+def _map_leaves(value: Any, convert: Callable[[Any], Any]) -> Any:
     kind = type(value)
     if kind in _ATOMS:
         return value
     if kind is dict or isinstance(value, Mapping):
-        return {key: _map_leaves(item, turn) for key, item in value.items()}
+        return {key: _map_leaves(item, convert) for key, item in value.items()}
     if is_dataclass(kind):
-        changed = {name: _map_leaves(getattr(value, name), turn) for name in _names(kind)}
+        changed = {name: _map_leaves(getattr(value, name), convert) for name in _names(kind)}
         return kind(**changed)  # `replace` costs twice as much
-    return turn(value)
+    return convert(value)
 
 
 @functools.cache
@@ -81,19 +81,19 @@ def _shared(leaf: Any) -> Any:
 
 
 class Worker:
-    """An actor: holds the site, and each payload of the present run once. Jobs are pure, so it may die at any time."""
+    """An actor that holds the site and each payload of the current run. Jobs are pure, so it may die at any time."""
 
-    def __init__(self, site: Place) -> None:
+    def __init__(self, site: JobRunner) -> None:
         torch.set_num_threads(1)  # bits differ between one and two threads
         self._run = 0
         self._payloads: dict[int, Payload] = {}
         self._site = view(site)
 
     def greet(self) -> int:
-        """Answers the process id."""
+        """The process id."""
         return os.getpid()
 
-    def serve(self, site: Place) -> int:
+    def serve(self, site: JobRunner) -> int:
         """Run jobs at this site from now on."""
         self._site = view(site)
         return self.greet()
@@ -103,7 +103,7 @@ class Worker:
     ) -> list[tuple[Result, float]]:
         """Do a chunk of (job, number of its payload): results, and the seconds each took, coding included.
 
-        `payloads` are those numbered `new`; those numbered `forget` are not needed afterwards.
+        `payloads` have the numbers `new`; the worker drops those numbered `forget` afterwards.
         """
         if run != self._run:
             self._run, self._payloads = run, {}

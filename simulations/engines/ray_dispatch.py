@@ -1,4 +1,4 @@
-"""One run of jobs on a Ray crew: chunks out, answers in, the dead replaced, the late given up."""
+"""One run of jobs on the Ray workers: sends chunks, receives answers, replaces dead workers, gives up late jobs."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -10,19 +10,19 @@ from fedkd.engine import Failure, Job, Result
 from fedkd.payload import Payload
 from simulations.engines import ray_actor
 from simulations.engines.inline import late
-from simulations.engines.ray_workers import Call, Crew, Slot
-from simulations.engines.work_queues import Costs, Lanes, Part, Resident
+from simulations.engines.ray_workers import Call, Slot, Workers
+from simulations.engines.work_queues import CacheKey, Costs, QueueEntry, WorkQueues
 
-CALLS_IN_FLIGHT = 2  # a worker: it does one while the next waits at its door
-LOOK_SECONDS = 1.0  # between looks at whether Ray itself is alive: it takes 10 before it ends this process
-LONG_SECONDS = 0.1  # of work at a worker: the next call's 0.5 ms can then wait
-SUSPICIONS = 3  # a job that stood at the head of this many dying workers is given up
-GRACE_SECONDS = 10.0  # or as long as the deadline, if that is longer: what is unanswered then has a stuck worker
+CALLS_IN_FLIGHT = 2  # per worker: one runs, the next waits
+LOOK_SECONDS = 1.0  # between checks that Ray is alive: a dead Ray ends this process after 10
+LONG_SECONDS = 0.1  # of work at a worker; behind so long a call the next one's 0.5 ms does not matter
+SUSPICIONS = 3  # workers that die on a job before it is given up
+GRACE_SECONDS = 10.0  # or the deadline, if longer: a worker that has not answered by then is stuck
 
 
 @dataclass
 class Stored:
-    """A payload of the run: one object in Ray's store while anybody may still need it, none if it has one job."""
+    """A payload of the run: one object in Ray's store while a job needs it; sent directly if only one job has it."""
 
     payload: Payload
     jobs: int = 0
@@ -30,7 +30,7 @@ class Stored:
     ref: Any = None
 
     def argument(self) -> Any:
-        """What a worker that does not hold it yet is sent."""
+        """What to send to a worker that does not hold the payload yet."""
         import ray
 
         if self.jobs == 1:
@@ -41,37 +41,37 @@ class Stored:
 
 
 class Dispatch:
-    """The bookkeeping of one run. `number` tells runs apart; `homes` and `costs` are learned for later ones."""
+    """The bookkeeping of one run. `number` identifies the run; `affinity` and `costs` carry over to later runs."""
 
     def __init__(
-        self, crew: Crew, jobs: Sequence[Job], *, number: int, homes: dict[Resident, int], costs: Costs
+        self, workers: Workers, jobs: Sequence[Job], *, number: int, affinity: dict[CacheKey, int], costs: Costs
     ) -> None:
-        self._crew, self._number, self._homes, self._costs = crew, number, homes, costs
+        self._workers, self._number, self._affinity, self._costs = workers, number, affinity, costs
         self._stored: list[Stored] = []
         keys: dict[Payload, int] = {}  # by identity: equal payloads are one object
-        parts = []
+        entries = []
         for job in jobs:
             key = keys.setdefault(job.payload, len(keys))
             if key == len(self._stored):
                 self._stored.append(Stored(job.payload))
             self._stored[key].jobs += 1
             self._stored[key].unsent += 1
-            parts.append(Part(job, key))
-        self._unanswered = dict.fromkeys(parts)
-        for slot in crew.slots:
+            entries.append(QueueEntry(job, key))
+        self._unanswered = dict.fromkeys(entries)
+        for slot in workers.slots:
             slot.holds.clear()  # payloads are numbered anew
-        self.lanes = Lanes(parts, [slot.number for slot in crew.slots], homes, costs)
+        self.queues = WorkQueues(entries, [slot.number for slot in workers.slots], affinity, costs)
 
     def results(self, deadline: float | None) -> Iterator[Result]:
-        """Every job's result as it comes; at the deadline, `late` failures for the rest."""
+        """Each job's result as it arrives; at the deadline, `late` failures for the rest."""
         end = float("inf") if deadline is None else time.monotonic() + deadline
         try:
             while self._unanswered:
                 if time.monotonic() >= end:
-                    yield from (late(part.job) for part in self._unanswered)
+                    yield from (late(entry.job) for entry in self._unanswered)
                     return
-                self._crew.check_alive()
-                self._crew.check_time()
+                self._workers.check_alive()
+                self._workers.check_time()
                 self._feed()
                 if answered := self._wait(end):
                     yield from self._receive(*answered)
@@ -79,36 +79,36 @@ class Dispatch:
             self._abandon(max(GRACE_SECONDS, deadline or 0.0))
 
     def _feed(self) -> None:
-        for depth in range(CALLS_IN_FLIGHT):  # everybody gets one chunk before anybody gets a second
-            for slot in self._crew.slots:
-                if self._is_hungry(slot, depth) and (parts := self.lanes.take(slot.number)):
-                    self._send(slot, parts)
+        for depth in range(CALLS_IN_FLIGHT):  # every worker gets one chunk before any gets a second
+            for slot in self._workers.slots:
+                if self._is_hungry(slot, depth) and (entries := self.queues.take(slot.number)):
+                    self._send(slot, entries)
 
     def _is_hungry(self, slot: Slot, depth: int) -> bool:
-        """Whether another call gains anything: behind a long one it would only be out of reach for idle workers."""
+        """Whether to send another call. Not behind a long one: idle workers could then not steal it."""
         if not slot.is_ready or len(slot.calls) != depth:
             return False
-        return not depth or sum(map(self._costs.of, slot.calls[0].parts)) <= LONG_SECONDS
+        return not depth or sum(map(self._costs.of, slot.calls[0].entries)) <= LONG_SECONDS
 
-    def _send(self, slot: Slot, parts: list[Part]) -> None:
-        for part in parts:
-            self._stored[part.key].unsent -= 1
-        keys = dict.fromkeys(part.key for part in parts)
+    def _send(self, slot: Slot, entries: list[QueueEntry]) -> None:
+        for entry in entries:
+            self._stored[entry.key].unsent -= 1
+        keys = dict.fromkeys(entry.key for entry in entries)
         new = [key for key in keys if key not in slot.holds]
         last = [key for key in keys if not self._stored[key].unsent]
-        tasks = [(ray_actor.encode(replace(part.job, payload=_EMPTY)), part.key) for part in parts]
+        tasks = [(ray_actor.encode(replace(entry.job, payload=_EMPTY)), entry.key) for entry in entries]
         arguments = [self._stored[key].argument() for key in new]
-        slot.calls.append(Call(slot.actor.work.remote(self._number, tasks, last, new, *arguments), parts))
+        slot.calls.append(Call(slot.actor.work.remote(self._number, tasks, last, new, *arguments), entries))
         slot.holds = (slot.holds | set(new)) - set(last)
-        for key in last:  # a job that comes back from a dead worker stores its payload anew
+        for key in last:  # a job returned by a dead worker stores its payload again
             self._stored[key].ref = None
 
     def _wait(self, end: float) -> tuple[Slot, Call] | None:
-        """The next call that is answered, whatever its answer; None if the time to look at the clock came first."""
+        """The next call to end, in an answer or an error; None if it is time to check the clock first."""
         import ray
 
-        calls = {call.ref: (slot, call) for slot in self._crew.slots for call in slot.calls}
-        left = min(end, self._crew.expires()) - time.monotonic()
+        calls = {call.ref: (slot, call) for slot in self._workers.slots for call in slot.calls}
+        left = min(end, self._workers.expires()) - time.monotonic()
         ready, _ = ray.wait(list(calls), num_returns=1, timeout=min(max(0.0, left), LOOK_SECONDS))
         return calls[ready[0]] if ready else None
 
@@ -118,77 +118,77 @@ class Dispatch:
         try:
             answer = ray.get(call.ref)
         except (ray.exceptions.RayTaskError, ray.exceptions.TaskCancelledError) as error:
-            if not call.parts:  # it cannot take the site: as good as dead
+            if not call.entries:  # it cannot load the site: treat it as dead
                 yield from self._bury(slot, error)
                 return
-            # The worker lives: what it wanted to answer cannot travel, or we took the call back.
+            # The worker lives: its answer cannot be serialised, or we cancelled the call.
             slot.calls.remove(call)
             slot.holds.clear()
-            yield from self._suspect([] if call.is_stale else call.parts, "raised", error)
+            yield from self._suspect([] if call.is_stale else call.entries, "raised", error)
         except ray.exceptions.RayError as error:
-            self._crew.check_alive()  # else it would be taken for the worker's own death
+            self._workers.check_alive()  # a dead Ray must not pass for a dead worker
             yield from self._bury(slot, error)
         else:
             slot.calls.remove(call)
             slot.deaths = 0
-            if not call.parts:
+            if not call.entries:
                 slot.pid = answer
             elif not call.is_stale:
-                yield from self._accept(slot, call.parts, answer)
+                yield from self._accept(slot, call.entries, answer)
 
-    def _accept(self, slot: Slot, parts: list[Part], answer: list[tuple[Result, float]]) -> Iterator[Result]:
-        for part, (result, seconds) in zip(parts, answer, strict=True):
-            self._costs.learn(part, seconds)
-            self._homes[part.resident] = slot.number
-            del self._unanswered[part]
+    def _accept(self, slot: Slot, entries: list[QueueEntry], answer: list[tuple[Result, float]]) -> Iterator[Result]:
+        for entry, (result, seconds) in zip(entries, answer, strict=True):
+            self._costs.learn(entry, seconds)
+            self._affinity[entry.cache_key] = slot.number
+            del self._unanswered[entry]
             yield ray_actor.decode(result)
 
     def _bury(self, slot: Slot, error: Exception) -> Iterator[Result]:
-        """A worker died. What it had answered counts; only the call at its head is suspect; the others go back."""
+        """A worker died: accept its finished answers, suspect the call it was running, queue the others again."""
         import ray
 
-        self._crew.kill(slot)
+        self._workers.kill(slot)
         calls = list(slot.calls)
         while calls and (answer := _answer(ray, calls[0])) is not None:
             done = calls.pop(0)
-            if done.parts and not done.is_stale:
-                yield from self._accept(slot, done.parts, answer)
-        live = [call for call in calls if call.parts and not call.is_stale]
-        head = live[0].parts if live and live[0] is calls[0] else []
-        waiting = [part for call in live if call.parts is not head for part in call.parts]
-        self._crew.replace(slot, str(error))
+            if done.entries and not done.is_stale:
+                yield from self._accept(slot, done.entries, answer)
+        live = [call for call in calls if call.entries and not call.is_stale]
+        head = live[0].entries if live and live[0] is calls[0] else []
+        waiting = [entry for call in live if call.entries is not head for entry in call.entries]
+        self._workers.replace(slot, str(error))
         self._return(waiting)
         yield from self._suspect(head, "lost", error)
 
-    def _suspect(self, parts: list[Part], cause: str, error: Exception) -> Iterator[Result]:
-        """Run the parts again, each in a call of its own; give up those suspected too often."""
-        for part in parts:
-            part.suspicions += 1
+    def _suspect(self, entries: list[QueueEntry], cause: str, error: Exception) -> Iterator[Result]:
+        """Queue the jobs again, each in a call of its own; give up those suspected too often."""
+        for entry in entries:
+            entry.suspicions += 1
         limit = SUSPICIONS if cause == "lost" else 2
-        self._return([part for part in parts if part.suspicions < limit])
-        for part in parts:
-            if part.suspicions >= limit:
-                del self._unanswered[part]
-                yield _given_up(part.job, cause, error)
+        self._return([entry for entry in entries if entry.suspicions < limit])
+        for entry in entries:
+            if entry.suspicions >= limit:
+                del self._unanswered[entry]
+                yield _given_up(entry.job, cause, error)
 
-    def _return(self, parts: list[Part]) -> None:
-        for part in parts:
-            self._stored[part.key].unsent += 1
-        self.lanes.put_back(parts)
+    def _return(self, entries: list[QueueEntry]) -> None:
+        for entry in entries:
+            self._stored[entry.key].unsent += 1
+        self.queues.put_back(entries)
 
     def _abandon(self, grace: float) -> None:
-        """What is still out belongs to no run: its answers are dropped, and who does not answer at all is replaced."""
+        """Marks pending calls stale: late answers are discarded, silent workers replaced."""
         import ray
 
-        for slot in self._crew.slots:
+        for slot in self._workers.slots:
             for call in slot.calls:
-                if call.parts and not call.is_stale:
+                if call.entries and not call.is_stale:
                     call.is_stale, call.expires = True, time.monotonic() + grace
-                    ray.cancel(call.ref)  # takes back what has not begun
+                    ray.cancel(call.ref)  # cancels calls that have not started
 
 
 def _answer(ray: Any, call: Call) -> Any:
-    """What a call of a dead worker had answered, None if nothing."""
+    """The answer a dead worker left for a call; None if there is none."""
     try:
         return ray.get(call.ref)
     except ray.exceptions.RayError:

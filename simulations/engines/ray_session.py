@@ -16,23 +16,23 @@ STORE_FLOOR = 256 << 20  # bytes of Ray's object store besides the samples: payl
 CONNECT_SECONDS = 5.0
 SOCKET = "r/session_2026-12-31_23-59-59_999999_4194304/sockets/plasma_store"  # the longest that Ray makes in its folder
 
-_VITAL = ("raylet", "gcs_server")  # without one of these nothing can be run any more
+_VITAL = ("raylet", "gcs_server")  # Ray cannot run anything without these
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a FutureWarning
-    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # what its daemons have to say would go to our stdout; failures say it better
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # keeps its daemons' logs off our stdout
 }
 _PRIVATE = _QUIET | {
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else Ray replaces 127.0.0.1 by an outer address
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else Ray replaces 127.0.0.1 with an external address
     "OMP_NUM_THREADS": "1",  # inherited by the workers
 }
 
 
 @contextmanager
 def session(*, workers: int | None, address: str | None, data_bytes: int) -> Iterator[int]:
-    """Ray, up and connected; gives the number of workers it has room for, at most `workers`.
+    """A connected Ray; yields the number of workers it has room for, at most `workers`.
 
-    Must be left in the thread that entered it, and that thread must live until then:
+    The thread that enters it must also leave it, and live until then:
     Ray asks Linux to end its head process together with the thread that started it.
     Raises EngineError if Ray cannot start, or if no folder is short enough for its sockets.
     """
@@ -55,14 +55,16 @@ def session(*, workers: int | None, address: str | None, data_bytes: int) -> Ite
 
 
 def died() -> str:
-    """Which of our private Ray's own processes has ended, in words; empty if none has. Costs microseconds.
+    """Which process of our private Ray has ended, as text; empty if none has. Costs microseconds.
 
     Ray would silently end this whole process some seconds later.
     """
     import ray
 
     node = ray._private.worker._global_node
-    dead: list[Any] = [] if node is None else [each for each in node.dead_processes() if each[0] in _VITAL]
+    dead: list[Any] = (
+        [] if node is None else [(name, process) for name, process in node.dead_processes() if name in _VITAL]
+    )
     return ", ".join(f"its {name} ended with code {process.poll()}" for name, process in dead)
 
 
@@ -93,9 +95,9 @@ def _init(ray: Any, workers: int, folder: str, data_bytes: int) -> None:
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            # Twice: the next run's site comes before the last one's goes.
+            # Twice: the next run's site arrives before the last one's is freed.
             object_store_memory=2 * data_bytes + STORE_FLOOR,
-            _temp_dir=os.path.join(folder, "r"),  # within, because Ray opens its folder to everybody
+            _temp_dir=os.path.join(folder, "r"),  # inside ours, because Ray makes its folder readable by everybody
             _node_ip_address="127.0.0.1",
         )
     except Exception as error:  # Ray raises RuntimeError, ConnectionError, OSError, ValueError, its own
@@ -117,11 +119,11 @@ def _joined(ray: Any, address: str) -> Iterator[None]:
     try:
         yield
     finally:
-        ray.shutdown()  # disconnects: the cluster and other people's work on it stay
+        ray.shutdown()  # only disconnects: the cluster and other work on it stay
 
 
 def _check_listening(address: str) -> None:
-    """Ray's own attempt would take a minute and then end this process."""
+    """Checked here because Ray's own attempt takes a minute and then ends this process."""
     where = f"engine.address = {address}"
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():
@@ -138,7 +140,7 @@ def _connect(host: str, port: str) -> None:
 
 
 def _is_private(ray: Any, address: str) -> bool:
-    """Whether a cluster listens on loopback alone. Ray would go to this machine's outer address, and wait in vain."""
+    """Whether a cluster listens on loopback only. Ray would wait forever at this machine's external address."""
     host, _, port = address.rpartition(":")
     if host not in {"127.0.0.1", "localhost"}:
         return False
@@ -150,26 +152,26 @@ def _is_private(ray: Any, address: str) -> bool:
 
 
 def _priority() -> dict[str, str]:
-    """Ray's workers wait behind every other process (niceness 15) unless told otherwise; a user's own choice stays."""
+    """Normal priority for Ray's workers (its default is niceness 15), unless the user has chosen one."""
     return {} if "RAY_worker_niceness" in os.environ else {"RAY_worker_niceness": "0"}
 
 
 def _token() -> dict[str, str]:
-    """Whoever has not this token cannot connect. A user's own choice of Ray's authentication is left alone."""
+    """A token that every connection needs. A user's own choice of Ray's authentication stays."""
     if "RAY_AUTH_MODE" in os.environ:
         return {}
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _process_token()}
 
 
 def _reread_token(ray: Any) -> None:
-    """Ray reads it from the environment once, when it is imported: perhaps before us, or for another session."""
+    """Make Ray read the token again: it reads it once, on import, perhaps for an earlier session."""
     ray._raylet.Config.initialize("")
     ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 @contextmanager
 def _loopback(ray: Any) -> Iterator[None]:
-    """Ray read RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER when it was imported, and by it replaces 127.0.0.1 or leaves it."""
+    """Keep 127.0.0.1: Ray read RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER on import, which decides whether it is replaced."""
     constants = ray._private.ray_constants
     before, constants.ENABLE_RAY_CLUSTER = constants.ENABLE_RAY_CLUSTER, False
     try:
@@ -180,7 +182,7 @@ def _loopback(ray: Any) -> Iterator[None]:
 
 @functools.cache
 def _process_token() -> str:
-    return secrets.token_hex(32)  # one a process, because Ray reads it once
+    return secrets.token_hex(32)  # one per process, because Ray reads it once
 
 
 @contextmanager

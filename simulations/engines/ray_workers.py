@@ -1,4 +1,4 @@
-"""The workers of a Ray pool: placed, replaced when they die, dropped when they cannot be."""
+"""The workers of a Ray pool: started, replaced when they die, dropped when that fails too often."""
 
 import time
 from collections import deque
@@ -7,58 +7,58 @@ from typing import Any
 
 from fedkd.errors import EngineError
 from simulations.engines import ray_actor, ray_session
-from simulations.engines.inline import Place
-from simulations.engines.work_queues import Part
+from simulations.engines.inline import JobRunner
+from simulations.engines.work_queues import QueueEntry
 from simulations.system import machine
 
-GREETING_SECONDS = 120.0  # a worker imports torch: 2 to 6 s, more on a busy machine; then it counts as not to be placed
+GREETING_SECONDS = 120.0  # importing torch takes a worker 2 to 6 s, more if busy; after this it is dropped
 REPLACEMENTS_IN_A_ROW = 3  # of a worker that dies before its first answer
 
 
 @dataclass(eq=False)
 class Call:
-    """A chunk on its way, or a greeting (no parts)."""
+    """A chunk sent to a worker, or a greeting (no entries)."""
 
     ref: Any
-    parts: list[Part]
+    entries: list[QueueEntry]
     expires: float | None = None  # monotonic time at which the worker counts as stuck
-    is_stale: bool = False  # its run is over: whatever it answers is dropped
+    is_stale: bool = False  # its run is over: the answer is discarded
 
 
 @dataclass(eq=False)
 class Slot:
-    """A place for one worker. It is fed only while it owes neither a greeting nor an answer to an earlier run."""
+    """A place for one worker. It gets jobs only after it has answered its greeting and all calls of earlier runs."""
 
     number: int
     actor: Any
     calls: deque[Call] = field(default_factory=deque)  # in the order sent, which is the order of work
-    holds: set[int] = field(default_factory=set)  # numbers of the payloads it keeps
+    holds: set[int] = field(default_factory=set)  # numbers of the payloads it holds
     deaths: int = 0  # since its last answer
     pid: int = 0  # 0: has not greeted yet
 
     @property
     def is_ready(self) -> bool:
-        return all(call.parts and not call.is_stale for call in self.calls)
+        return all(call.entries and not call.is_stale for call in self.calls)
 
 
-class Crew:
+class Workers:
     """All slots. Its methods need a running Ray session."""
 
-    def __init__(self, site: Place, workers: int) -> None:
+    def __init__(self, site: JobRunner, num_workers: int) -> None:
         import ray
 
         self.slots: list[Slot] = []
         self.replaced = 0
         self.dropped = 0
-        # Not restarted by Ray: a restarted actor has lost what it holds without our knowing.
+        # Ray must not restart actors: we would not notice that a restarted one has lost its payloads.
         self._actor = ray.remote(ray_actor.Worker).options(num_cpus=1, max_restarts=0, max_task_retries=0)
         self._site = ray.put(ray_actor.encode(site))
-        for number in range(workers):
+        for number in range(num_workers):
             self.slots.append(Slot(number, None))
             self._spawn(self.slots[-1])
 
-    def serve(self, site: Place) -> None:
-        """Give every worker another site; each is fed again after it has answered."""
+    def serve(self, site: JobRunner) -> None:
+        """Give every worker another site; each gets jobs again after it has answered."""
         import ray
 
         self._site = ray.put(ray_actor.encode(site))
@@ -66,7 +66,7 @@ class Crew:
             self._greet(slot, slot.actor.serve.remote(self._site))
 
     def check_first(self) -> None:
-        """Raises EngineError if no worker has answered its greeting, or the first answer was its death."""
+        """Raises EngineError if no worker has answered its greeting, or the first one died."""
         import ray
 
         ready, _ = ray.wait([slot.calls[0].ref for slot in self.slots], num_returns=1, timeout=0)
@@ -100,10 +100,10 @@ class Crew:
         self._spawn(slot)
 
     def kill(self, slot: Slot) -> None:
-        """End a worker; its calls then have an answer or an error at once."""
+        """End a worker; its pending calls end at once, in an answer or an error."""
         import ray
 
-        if ray.is_initialized():  # else the call would start another Ray
+        if ray.is_initialized():  # else `ray.kill` would start another Ray
             ray.kill(slot.actor, no_restart=True)
 
     def check_time(self) -> None:
@@ -111,8 +111,8 @@ class Crew:
         now = time.monotonic()
         for slot in list(self.slots):
             overdue = [call for call in slot.calls if call.expires is not None and call.expires <= now]
-            overdue = [call for call in overdue if not _is_answered(call)]  # while nobody was looking
-            if any(not call.parts for call in overdue):
+            overdue = [call for call in overdue if not _is_answered(call)]  # answered since the last check
+            if any(not call.entries for call in overdue):
                 self.kill(slot)
                 self._drop(slot, f"a worker could not be placed within {GREETING_SECONDS:g} s")
             elif overdue:
@@ -124,7 +124,7 @@ class Crew:
         return min(times, default=float("inf"))
 
     def close(self) -> None:
-        """Kill all workers: on a cluster nobody else would."""
+        """Kill all workers; a cluster would keep them."""
         for slot in self.slots:
             self.kill(slot)
         self.slots.clear()

@@ -1,4 +1,4 @@
-"""The story of a run in words: what has happened, added up from the ledger, as lines for people. Free of torch."""
+"""The history of a run in words: what has happened, added up from the ledger, as lines for people. Free of torch."""
 
 import shlex
 from collections import Counter
@@ -57,7 +57,7 @@ class Head:
 
 
 @dataclass
-class Story:
+class History:
     """What has happened so far, added up from the rows of the ledger."""
 
     rounds: int = 0
@@ -74,7 +74,7 @@ class Story:
     last_failure: str = ""
     seconds: list[float] = field(default_factory=list)  # of the rounds of this process
 
-    def tell(self, row: Row) -> None:
+    def add(self, row: Row) -> None:
         """Add one row of metrics.jsonl."""
         self.rounds = row["round"]
         accuracy = row["accuracy"]
@@ -126,31 +126,34 @@ def curve(rows: Iterable[Row]) -> list[float]:
     return [each[name] for each in found if name in each]
 
 
-def panel(head: Head, story: Story, running: float, doing: str = "", *, verbose: bool = False) -> list[str]:
+def panel(head: Head, history: History, running: float, doing: str = "", *, verbose: bool = False) -> list[str]:
     """The lines of the panel.
 
     `running` is how long (seconds) the round in play has taken so far, `doing` what it does: shown where rounds are
     long.
     """
-    is_long = max([running, *story.seconds[-1:]]) >= _LONG  # of the last round too: a line that comes and goes is noise
+    is_long = (
+        max([running, *history.seconds[-1:]]) >= _LONG
+    )  # of the last round too: a line that comes and goes is noise
     lines = [
         head.line(),
-        _progress_line(head, story, running),
+        _progress_line(head, history, running),
         *([f" now        {doing}"] if doing and is_long else []),
-        f" accuracy   {_accuracy(story, head)}",
-        f" drift      {_numbers(story.drift) or '-'}",
+        f" accuracy   {_accuracy(history, head)}",
+        f" drift      {_numbers(history.drift) or '-'}",
     ]
-    if knowledge := _numbers(story.server):
+    if knowledge := _numbers(history.server):
         lines.append(f" knowledge  {knowledge}")
-    if verbose and story.terms:
-        lines.append(f" terms      {_numbers(story.terms)}")
-    if verbose and story.local_accuracy:
-        lines.append(f" labels     {_on_labels(story.local_accuracy)}")
-    kinds = story.up + story.down
+    if verbose and history.terms:
+        lines.append(f" terms      {_numbers(history.terms)}")
+    if verbose and history.local_accuracy:
+        lines.append(f" labels     {_on_labels(history.local_accuracy)}")
+    kinds = history.up + history.down
     lines += [
-        f" traffic    up {mega(story.up.total())}   down {mega(story.down.total())}      {_by_kind(kinds)}",
-        *([f" privacy    {_privacy(story.privacy)}"] if story.privacy else []),
-        f" clients    {_states(story.states)}" + (f"      last: {story.last_failure}" if story.last_failure else ""),
+        f" traffic    up {mega(history.up.total())}   down {mega(history.down.total())}      {_by_kind(kinds)}",
+        *([f" privacy    {_privacy(history.privacy)}"] if history.privacy else []),
+        f" clients    {_states(history.states)}"
+        + (f"      last: {history.last_failure}" if history.last_failure else ""),
         f"files {head.folder}      Ctrl-C saves and stops",
     ]
     return lines
@@ -271,25 +274,25 @@ def sparkline(values: Sequence[float], width: int = 12) -> str:
     return "".join(_BARS[round((value - low) * scale)] for value in picked)
 
 
-def _progress_line(head: Head, story: Story, running: float) -> str:
+def _progress_line(head: Head, history: History, running: float) -> str:
     width = 22
-    filled = story.rounds * width / head.rounds
+    filled = history.rounds * width / head.rounds
     bar = "━" * int(filled) + ("╸" if filled % 1 >= 0.5 else "")
-    parts = [f"round {story.rounds}/{head.rounds}  {bar:<{width}}  {story.rounds * 100 // head.rounds}%"]
-    left = story.left(head.rounds)
+    parts = [f"round {history.rounds}/{head.rounds}  {bar:<{width}}  {history.rounds * 100 // head.rounds}%"]
+    left = history.left(head.rounds)
     if left is None:
         parts.append(f"playing the first round, {running:.0f} s")
     else:
-        parts.append(f"{sum(story.seconds[-_ETA_ROUNDS:]) / len(story.seconds[-_ETA_ROUNDS:]):.1f} s/round")
-        parts.append(f"left {clock(max(0.0, left - running))}" if story.rounds < head.rounds else "finishing")
+        parts.append(f"{sum(history.seconds[-_ETA_ROUNDS:]) / len(history.seconds[-_ETA_ROUNDS:]):.1f} s/round")
+        parts.append(f"left {clock(max(0.0, left - running))}" if history.rounds < head.rounds else "finishing")
     return "   ".join([*parts, head.engine.partition(",")[0]])
 
 
-def _accuracy(story: Story, head: Head) -> str:
-    if "global" not in story.latest:
-        return "   ".join(_of_clients(story.latest, head, sparkline(story.curves.get("clients.mean", ())))) or "-"
-    line = f"global {story.latest['global']:.3f} {sparkline(story.curves['global'])}"
-    return "   ".join([line, *_of_clients(story.latest, head)])
+def _accuracy(history: History, head: Head) -> str:
+    if "global" not in history.latest:
+        return "   ".join(_of_clients(history.latest, head, sparkline(history.curves.get("clients.mean", ())))) or "-"
+    line = f"global {history.latest['global']:.3f} {sparkline(history.curves['global'])}"
+    return "   ".join([line, *_of_clients(history.latest, head)])
 
 
 def _of_clients(accuracy: Row, head: Head, curve: str = "") -> list[str]:

@@ -24,24 +24,24 @@ from fedkd.training.site import LocalSite
 from simulations import assemble
 from simulations.assemble import Assembly
 from simulations.engines import choose
-from simulations.engines.choose import Tell
+from simulations.engines.choose import Notify
 from simulations.run import advice, assignments, exclusion, run_folder, summary
 from simulations.run.console_text import Head, closing, head, measured, round_line
 from simulations.run.progress import Screen
 from simulations.run.run_folder import RunFolder
-from simulations.run.tensorboard import Board
+from simulations.run.tensorboard import TensorBoardWriter
 from simulations.system import machine
 from simulations.system.interrupts import Interrupts, Stop
 
 
 @dataclass(frozen=True)
-class Venue:
+class ExecutionTarget:
     """Where a run is played that no configuration names: Flower's grids.
 
     `connect` makes the engine for the site of this process.
     """
 
-    connect: Callable[[LocalSite, Tell], Engine]
+    connect: Callable[[LocalSite, Notify], Engine]
     assemble: Callable[[RunConfig], Assembly] = assemble.assemble
     commit_each_round: bool = False  # whatever `checkpoint.every` says: devices keep only their newest states
 
@@ -56,12 +56,18 @@ class Driver:
     """One run in one process. `play` may be called once."""
 
     def __init__(
-        self, resolved: Resolved, folder: RunFolder, screen: Screen, *, debug: bool, venue: Venue | None = None
+        self,
+        resolved: Resolved,
+        folder: RunFolder,
+        screen: Screen,
+        *,
+        debug: bool,
+        target: ExecutionTarget | None = None,
     ) -> None:
         self.resolved = resolved
         self.config: RunConfig = resolved.config
         self.digest = resolved.digest()
-        self.folder, self.screen, self.debug, self.venue = folder, screen, debug, venue
+        self.folder, self.screen, self.debug, self.target = folder, screen, debug, target
         self.began = time.perf_counter()
         self.before = 0.0  # seconds that earlier processes played
         self.engine_facts: Callable[[], Mapping[str, Any]] = dict
@@ -79,10 +85,10 @@ class Driver:
             stack.callback(self.screen.close)
             with run_folder.writing(self.folder.path):
                 self.ledger = Ledger(self.folder.path)
-                self.board = Board(self.folder.path / "tb", about=self._head("").line())
+                self.tensorboard = TensorBoardWriter(self.folder.path / "tb", about=self._head("").line())
             self._read_ledger()
             stack.callback(self.ledger.close)
-            stack.callback(self.board.close)
+            stack.callback(self.tensorboard.close)
             self.interrupts = stack.enter_context(Interrupts())
             try:
                 return self._play(stack, left_out)
@@ -98,12 +104,12 @@ class Driver:
         torch.set_num_threads(THREADS)
         config = self.config
         self.screen.phase(f"loading {config.data.name} for {config.clients} clients")
-        assembly = (self.venue.assemble if self.venue else assemble.assemble)(config)
+        assembly = (self.target.assemble if self.target else assemble.assemble)(config)
         assignments.keep(self.folder, assembly, config.students.name)
         for text in assembly.warnings:
-            self._tell(text, "warn")
+            self._notify(text, "warn")
         for text in assembly.notes:
-            self._tell(text, "note")
+            self._notify(text, "note")
         self._compare_arithmetic()
         state = self._state(assembly, left_out)
         self._note_students(assembly.experiment, state)
@@ -118,7 +124,7 @@ class Driver:
             with self.interrupts.deferred():
                 _check_sane(played)
                 self._record(played)
-                exclusion.tell(state, played.state, config.border.quarantine_after, self._warn)
+                exclusion.report(state, played.state, config.border.quarantine_after, self._warn)
                 state = self.state = played.state
                 if state.round % self._commit_every() == 0:
                     self._commit()
@@ -149,7 +155,7 @@ class Driver:
             self.ledger.cut(found.lengths if found else {})
             self.lengths = self.ledger.lengths()
             self._read_ledger()
-            self.board.restart(self.rows, self.timings)
+            self.tensorboard.restart(self.rows, self.timings)
         self.before = sum(row["total"] for row in self.timings)
         self.state, self.committed = state, state.round if found else -1
         return state
@@ -167,15 +173,15 @@ class Driver:
 
     def _engine(self, site: LocalSite) -> tuple[Engine, str]:
         """The engine, and a sentence on which it is and why."""
-        if self.venue is not None:
-            engine = self.venue.connect(site, self._tell)
+        if self.target is not None:
+            engine = self.target.connect(site, self._notify)
             return engine, f"engine: {engine.name}"
         config = self.config
         wanted = dataclasses.replace(config.engine, name="inline") if self.debug else config.engine
-        return choose.make(wanted, site, estimate=lambda: choose.estimate(config, site), tell=self._tell)
+        return choose.make(wanted, site, estimate=lambda: choose.estimate(config, site), notify=self._notify)
 
     def _commit_every(self) -> int:
-        return 1 if self.venue is not None and self.venue.commit_each_round else self.config.checkpoint.every
+        return 1 if self.target is not None and self.target.commit_each_round else self.config.checkpoint.every
 
     def _head(self, engine: str) -> Head:
         return head(self.resolved, self.folder.path, engine, self.client_student)
@@ -190,7 +196,7 @@ class Driver:
             self.ledger.append("clients.jsonl", [_portable(row) for row in played.clients])
             self.ledger.append("timings.jsonl", [timings])
             self.ledger.append("metrics.jsonl", [played.row])
-            self.board.write(played.row, timings)
+            self.tensorboard.write(played.row, timings)
         self._log_failures(played.failures)
         self.rows.append(played.row)
         self.timings.append(timings)
@@ -242,7 +248,7 @@ class Driver:
         """The same error, with the way to go on from here."""
         with suppress(FolderError):
             self._log_failures(error.failures)
-        found = advice.after(error.failures, self.config, self.folder.path, on_devices=self.venue is not None)
+        found = advice.after(error.failures, self.config, self.folder.path, on_devices=self.target is not None)
         number = self.state.round if self.state else 0
         self._save_after(error, mend=found.text, replays=found.replays)
         mend = f"The state of round {number} is safe. {found.text}"
@@ -292,9 +298,9 @@ class Driver:
         self.folder.log(" ".join([event, *(f"{name}={value}" for name, value in facts.items())]))
 
     def _warn(self, text: str) -> None:
-        self._tell(text, "warn")
+        self._notify(text, "warn")
 
-    def _tell(self, text: str, urgency: str) -> None:
+    def _notify(self, text: str, urgency: str) -> None:
         self.screen.note(text) if urgency == "note" else self.screen.warn(text)
         self._event(urgency, what=text)
 

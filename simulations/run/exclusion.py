@@ -73,7 +73,7 @@ class Exclusion:
 NOBODY = Exclusion()
 
 
-def tell(before: "RunState", after: "RunState", patience: int, warn: Callable[[str], None]) -> None:
+def report(before: "RunState", after: "RunState", patience: int, warn: Callable[[str], None]) -> None:
     """Say after a round who is left out from now on and why, and that nothing has changed."""
     from fedkd import standing
 

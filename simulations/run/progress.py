@@ -1,4 +1,4 @@
-"""Where the story of a run is shown: a panel on a terminal, lines in a pipe, nothing with --quiet. Free of torch."""
+"""Where the history of a run is shown: a panel on a terminal, lines in a pipe, nothing with --quiet. Free of torch."""
 
 import sys
 import threading
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import fedkd
 from simulations.run import console_text
-from simulations.run.console_text import Head, Row, Story
+from simulations.run.console_text import Head, History, Row
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,7 +23,7 @@ class Screen:
     def __init__(self, result: Any = None, *, verbose: bool = False) -> None:
         self.result = result  # the stream that the last lines go to; None: nobody wants them
         self.verbose = verbose
-        self.story = Story()
+        self.history = History()
         self.head: Head | None = None
 
     def __enter__(self) -> "Screen":
@@ -39,16 +39,16 @@ class Screen:
         """The run is about to play; `rows` are those of rounds played before a resume."""
         self.head = head
         for row in rows:
-            self.story.tell(row)
+            self.history.add(row)
 
     def progress(self, phase: str, done: int, asked: int) -> None:
         """What the round in play does now (engine.Watch). Called once a job: it must cost nothing."""
 
     def round(self, row: Row, seconds: float, failure: str) -> None:
         """A round was played; `failure` is the last thing that went wrong in it, or empty."""
-        self.story.tell(row)
-        self.story.seconds.append(seconds)
-        self.story.last_failure = failure or self.story.last_failure
+        self.history.add(row)
+        self.history.seconds.append(seconds)
+        self.history.last_failure = failure or self.history.last_failure
 
     def warn(self, text: str) -> None:
         print(f"warn   {text}", file=sys.stderr, flush=True)
@@ -182,7 +182,7 @@ class Panel(Screen):
         with self._lock:
             now = time.monotonic()
             doing = console_text.doing(*self._doing, now - self._since)
-            lines = console_text.panel(self.head, self.story, now - self._began, doing, verbose=self.verbose)
+            lines = console_text.panel(self.head, self.history, now - self._began, doing, verbose=self.verbose)
         text = Text("\n".join(lines), no_wrap=True, overflow="ellipsis")
         text.highlight_regex(r"(?m)^ [a-z]+", "cyan")
         text.highlight_regex(r"(failed|late|rejected) [1-9]\d*", "yellow")

@@ -297,7 +297,7 @@ def holder(path: Path) -> tuple[int, str] | None:
 def _said(path: Path) -> Mapping[str, Any]:
     """What the last holder of the lock wrote of itself."""
     with suppress(OSError, ValueError):
-        return strict_json.mapping(locks.words(path / _LOCK))
+        return strict_json.mapping(locks.text(path / _LOCK))
     return {}
 
 

@@ -19,7 +19,7 @@ from simulations.run.run_folder import RunFolder
 from simulations.system import redacted
 
 if TYPE_CHECKING:
-    from simulations.run.driver import Venue
+    from simulations.run.driver import ExecutionTarget
 
 EXIT_CODES = {"done": 0, "failed": 4, "SIGINT": 130, "SIGTERM": 143}
 _FIRST = "loading PyTorch"  # the first phase; takes seconds
@@ -32,20 +32,20 @@ def start(
     name: str | None = None,
     out: Path | None = None,
     options: Options,
-    venue: "Venue | None" = None,
+    target: "ExecutionTarget | None" = None,
     screen: Screen | None = None,
     command: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Play a configuration in a new folder; the summary that `--json` prints. Raises FedkdError.
 
-    `venue` is where it is played, if not where the configuration says. `screen` is one that already shows something.
+    `target` is where it is played, if not where the configuration says. `screen` is one that already shows something.
     `command` is what the user wrote, if it is not that of this process.
     """
     screen = screen or progress.make(options)
     folder = run_folder.create(runs, naming.of(resolved.config.strategy), resolved.digest(), name=name, out=out)
     try:
         _describe(folder, resolved, command or ["fedkd", *sys.argv[1:]])
-        return _drive(resolved, folder, screen, options, venue)
+        return _drive(resolved, folder, screen, options, target)
     except (FedkdError, KeyboardInterrupt):
         if not (folder.path / "partition.json").exists():  # it could not even begin: leave nothing behind
             folder.discard()
@@ -59,7 +59,7 @@ def resume(
     *,
     runs: Path,
     options: Options,
-    venue: "Venue | None" = None,
+    target: "ExecutionTarget | None" = None,
     words: Sequence[str] = (),
     exclusion: Exclusion = NOBODY,
 ) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def resume(
             _compare_environment(info, screen)
             folder.note(state="running", resumed=_now(), error=None, mend=None, replays=None)
             exclusion.go_back(folder)
-            return _drive(resolved, folder, screen, options, venue, exclusion)
+            return _drive(resolved, folder, screen, options, target, exclusion)
     finally:
         folder.release()
 
@@ -113,14 +113,14 @@ def _drive(
     folder: RunFolder,
     screen: Screen,
     options: Options,
-    venue: "Venue | None" = None,
+    target: "ExecutionTarget | None" = None,
     exclusion: Exclusion = NOBODY,
 ) -> dict[str, Any]:
     try:
         screen.phase(_FIRST)
         from simulations.run.driver import Driver  # 2 s: torch
 
-        return Driver(resolved, folder, screen, debug=options.debug, venue=venue).play(exclusion)
+        return Driver(resolved, folder, screen, debug=options.debug, target=target).play(exclusion)
     finally:
         screen.close()
 

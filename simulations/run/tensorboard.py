@@ -16,7 +16,7 @@ from fedkd.record import ledger
 _GROUPS = ("accuracy", "terms", "server", "drift", "local_accuracy", "clients")  # of a row of metrics.jsonl
 
 
-class Board:
+class TensorBoardWriter:
     """One event file a process. A resume removes older ones and writes the ledger's rows again: no step comes twice."""
 
     def __init__(self, folder: Path, about: str = "") -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Stop(KeyboardInterrupt):
-    """Raised where the main thread happens to be, so that a long round need not be waited for."""
+    """Raised in the main thread wherever it is: a long round need not finish first."""
 
 
 class Interrupts:
@@ -32,7 +32,7 @@ class Interrupts:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """A block that belongs together: the rows of a round and their commit."""
+        """A block that must not be interrupted: the rows of a round and their commit."""
         self._is_deferred = True
         try:
             yield
@@ -42,7 +42,7 @@ class Interrupts:
             raise Stop
 
     def hold(self) -> None:
-        """From here on the first signal changes nothing: what is left to do is short and makes the run whole."""
+        """Ignore the first signal from here on: the remaining work is short and completes the run."""
         self._is_deferred = True
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""Locks on files that the system releases when their holder dies, however it dies: no lock is ever stale."""
+"""File locks that the system releases when their holder dies: no lock is ever stale."""
 
 import os
 from collections.abc import Callable
@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from filelock import BaseFileLock as Lock
 
-PATIENCE = 0.1  # seconds: a process that asks whether a lock is held takes it for some microseconds
+PATIENCE = 0.1  # seconds: `is_held` in another process takes the lock for some microseconds
 
 
-def take(path: Path, words: bytes = b"") -> "Lock | None":
-    """The lock of a file, which then holds `words`; None if another process has it. Raises OSError if it has none."""
+def take(path: Path, text: bytes = b"") -> "Lock | None":
+    """Lock a file and write `text` to it; None if another process has the lock. Raises OSError if locking fails."""
     from filelock import FileLock, Timeout  # 50 ms
 
     lock = FileLock(
@@ -20,9 +20,9 @@ def take(path: Path, words: bytes = b"") -> "Lock | None":
         timeout=PATIENCE,
         poll_interval=PATIENCE / 10,
         thread_local=False,
-        fallback_to_soft=False,  # which would outlive its holder
+        fallback_to_soft=False,  # a soft lock outlives its holder
         preserve_lock_file=True,
-        on_acquired=_writing(words) if words else None,
+        on_acquired=_writing(text) if text else None,
     )
     try:
         lock.acquire()
@@ -32,7 +32,7 @@ def take(path: Path, words: bytes = b"") -> "Lock | None":
 
 
 def is_held(path: Path) -> bool:
-    """Whether a living process has the lock of a file. Raises OSError where we may not ask."""
+    """Whether a living process has the lock of a file. Raises OSError if we lack permission."""
     if not path.exists():
         return False
     lock = take(path)
@@ -41,8 +41,8 @@ def is_held(path: Path) -> bool:
     return lock is None
 
 
-def words(path: Path) -> str:
-    """What the last holder wrote. Raises OSError if there is nothing to read."""
+def text(path: Path) -> str:
+    """The last holder's text. Raises OSError if there is none."""
     with path.open("rb", buffering=0) as file:
         try:
             return file.read().decode(errors="replace")
@@ -51,10 +51,10 @@ def words(path: Path) -> str:
             return file.read().decode(errors="replace")
 
 
-def _writing(words: bytes) -> Callable[[int], None]:
+def _writing(text: bytes) -> Callable[[int], None]:
     def write(handle: int) -> None:
         os.ftruncate(handle, 0)
         os.lseek(handle, 0, os.SEEK_SET)
-        os.write(handle, b" " + words)  # the first byte: see `words`
+        os.write(handle, b" " + text)  # the first byte: see `text`
 
     return write

@@ -1,4 +1,4 @@
-"""The memory of this machine: how much a process has taken and may take, and what to say where it was too little."""
+"""Memory: how much this process has used and may use, and the error when it was too little."""
 
 import errno
 import importlib.util
@@ -10,8 +10,8 @@ from fedkd.errors import EngineError, FedkdError
 
 MEND = "raise that limit, end other programs, or use a smaller student, a smaller train.batch or fewer engine.workers"
 _GROUPS = Path("/sys/fs/cgroup")
-_UNLIMITED = 1 << 60  # bytes: what control groups call no limit is near the largest number
-# What libraries say: torch's allocator, C++, threads without a stack, the loader of libraries.
+_UNLIMITED = 1 << 60  # bytes: control groups write a number near the largest for no limit
+# From the messages of torch's allocator, C++, thread creation and the library loader.
 _SIGNS = ("allocate memory", "not enough memory", "bad_alloc", "start new thread", "failed to map segment")
 
 
@@ -22,7 +22,7 @@ class Shortage(EngineError):
 
 
 def peak() -> int:
-    """Bytes: the most that this process has had in memory."""
+    """Bytes: the peak memory of this process."""
     if importlib.util.find_spec("resource") is None:  # Windows
         import psutil
 
@@ -35,7 +35,7 @@ def peak() -> int:
 
 
 def available() -> int:
-    """Bytes that could be used now: the machine's, or what a control group leaves of them if that is less."""
+    """Free bytes: the machine's, or what is left in a control group if that is less."""
     import psutil
 
     left = [limit - used for limit, used, _ in _groups()]
@@ -43,7 +43,7 @@ def available() -> int:
 
 
 def limits() -> str:
-    """Who limits the memory of this process, and how, in words."""
+    """The limits on this process's memory, as text."""
     found = [f"{name} allows {limit / 1e6:.0f} MB" for limit, _, name in _groups()]
     if (most := _address_space()) is not None:
         found.append(f"ulimit -v allows {most / 1e6:.0f} MB of addresses")
@@ -56,7 +56,7 @@ def limits() -> str:
 
 
 def is_shortage(error: BaseException | str) -> bool:
-    """Whether an error, or what was said of one, means that there was too little memory."""
+    """Whether an error, or its text, means that there was too little memory."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
     said = str(error)
@@ -64,7 +64,7 @@ def is_shortage(error: BaseException | str) -> bool:
 
 
 def explained(error: BaseException) -> BaseException:
-    """The error, or one that names the limit where there was too little memory: no bug, and the user can mend it."""
+    """The error; if memory ran out, a Shortage that names the limit, because the user can mend it."""
     if isinstance(error, FedkdError) or not isinstance(error, Exception) or not is_shortage(error):
         return error
     said = (str(error).splitlines() or [""])[0][:200]

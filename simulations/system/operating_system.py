@@ -1,4 +1,4 @@
-"""What this operating system lacks of what Linux and macOS have, and what fedkd then does without. See README.md."""
+"""What this operating system lacks, and what fedkd cannot do without it. See README.md."""
 
 import importlib.util
 import platform
@@ -11,12 +11,12 @@ MEND = "use WSL 2, which is Linux; simulations and comparisons run here with eng
 
 
 def missing() -> str:
-    """What is missing for devices and Ray, in words; empty where nothing is."""
+    """What is missing for devices and Ray, as text; empty if nothing is."""
     lacking = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     return f"{platform.system()} has no {', '.join(lacking)}" if lacking else ""
 
 
 def check(what: str, kind: type[FedkdError]) -> None:
-    """Raises an error of a kind where this system cannot do something."""
+    """Raises `kind` if this system cannot do `what`."""
     if why := missing():
         raise kind(f"{what} needs Linux or macOS: {why}", mend=MEND)

@@ -1,4 +1,4 @@
-"""What no file may hold: secrets in the words of a command, such as the token that Flower gives its processes."""
+"""Hides secrets in a command before a file records it, such as the token that Flower gives its processes."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,7 @@ _USER = re.compile(r"(?<=://)[^/@\s]+(?=@)")  # `name:password` in an address
 
 
 def command(words: Sequence[str]) -> list[str]:
-    """The same words, except that values of options and keys with the name of a secret are hidden."""
+    """The command with hidden values for options and keys that are named like a secret."""
     return list(_words(words))
 
 

@@ -1,4 +1,4 @@
-"""Private folders for temporary files: short enough for sockets, and removed by the next one after a kill."""
+"""Private temporary folders with paths short enough for sockets; each removes what killed processes left."""
 
 import os
 import shutil
@@ -21,9 +21,9 @@ _RANDOM = 8  # characters that tempfile adds to a prefix
 
 @contextmanager
 def folder(kind: str, longest: str = "") -> Iterator[Path]:
-    """A folder that we alone may enter, removed at the end. `longest` is the longest path of a socket in it.
+    """A folder that only this user may enter, removed at the end. `longest`: the longest path of a socket in it.
 
-    What killed processes left of this kind is removed first. Raises EngineError if no place is short enough.
+    Removes folders of this kind that killed processes left. Raises EngineError if no place is short enough.
     """
     prefix, root = _prefix(kind), place(_below(kind, longest))
     for each in _places():
@@ -52,7 +52,7 @@ def place(longest: str = "", first: str | None = None) -> Path:
 
 
 def detour(kind: str, longest: str) -> str:
-    """Why a `folder` is not below the user's own folder, in words; empty if it is. Raises EngineError like `place`."""
+    """Why a `folder` is outside the user's temporary folder; empty if it is inside. Raises EngineError like `place`."""
     found, own = place(_below(kind, longest)), tempfile.gettempdir()
     return (
         ""
@@ -70,14 +70,14 @@ def _below(kind: str, longest: str) -> str:
 
 
 def _places(first: str | None = None) -> list[Path]:
-    """Folders in which we may write: `first`, the user's own, the system's; memory last."""
+    """Writable folders: `first`, the user's own, the system's; memory last."""
     asked = [first, tempfile.gettempdir(), "/tmp", "/var/tmp", os.environ.get("XDG_RUNTIME_DIR"), "/dev/shm"]
     found = dict.fromkeys(Path(each) for each in asked if each and os.path.isabs(each))
     return [each for each in found if each.is_dir() and os.access(each, os.W_OK | os.X_OK)]
 
 
 def _locked(prefix: str, root: Path) -> tuple[Path, "Lock"]:
-    """A new folder that we hold the lock of. Another process may sweep it away before it is locked: then the next."""
+    """A new folder and its lock. Tries again if another process removes the folder before it is locked."""
     while True:
         path = Path(tempfile.mkdtemp(prefix=prefix, dir=root))
         lock = locks.take(path / "lock")
@@ -86,7 +86,7 @@ def _locked(prefix: str, root: Path) -> tuple[Path, "Lock"]:
 
 
 def _sweep(root: Path, prefix: str) -> None:
-    """Remove folders whose owner is dead. One without a lock is just being made, or was never ours."""
+    """Remove folders whose owner is dead. A folder without a lock is still being made, or is not ours."""
     for path in root.glob(f"{prefix}*"):
         with suppress(OSError):
             if path.is_symlink() or not (path / "lock").exists():

@@ -1,4 +1,4 @@
-"""The two streams that a command prints to. Nothing that happens to them may end a run.
+"""The two streams that a command prints to. A failing stream never ends a run.
 
 Characters that an encoding lacks are replaced. A stream that is lost, as in `fedkd run | head`, swallows the rest.
 """
@@ -12,11 +12,11 @@ import sys
 from contextlib import suppress
 from typing import Any, cast
 
-_NOBODY_READS = {errno.EPIPE, errno.EIO}  # a reader that has ended, a terminal that has hung up: both know it
+_NOBODY_READS = {errno.EPIPE, errno.EIO}  # the reader has ended, the terminal has hung up: no warning needed
 
 
 class _Lasting(io.FileIO):
-    """A file descriptor on which writing never fails, not even when its reader has gone."""
+    """A file descriptor on which writing never fails, even without a reader."""
 
     def write(self, data: Any, /) -> int:
         try:
@@ -28,7 +28,7 @@ class _Lasting(io.FileIO):
             return memoryview(data).nbytes
 
     def _lose(self, error: OSError) -> None:
-        """From here on all goes nowhere; children and libraries that write to the same place do not meet it either."""
+        """Discard all further output, also that of children and libraries that write to the same descriptor."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self.fileno())
         os.close(nowhere)
@@ -38,8 +38,8 @@ class _Lasting(io.FileIO):
 
 
 def keep() -> None:
-    """Make the standard streams of this process such that printing never fails."""
-    for number in (0, 1, 2):  # one that is closed would become a file of the run
+    """Make printing to the standard streams never fail."""
+    for number in (0, 1, 2):  # else the run's next file would take a closed one's number
         with suppress(OSError):
             os.fstat(number)
             continue
@@ -48,13 +48,13 @@ def keep() -> None:
 
 
 def outlive_terminal() -> None:
-    """Go on when the terminal hangs up: the screen is lost, the work is not. Children inherit it."""
-    with suppress(AttributeError, ValueError):  # not a system that hangs up; not the main thread
+    """Continue when the terminal hangs up; children inherit this."""
+    with suppress(AttributeError, ValueError):  # no SIGHUP on this system; not the main thread
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def lasting(number: int, before: Any) -> io.TextIOWrapper:
-    """The text stream of a descriptor on which printing never fails; `before` is the one that Python has made."""
+    """A text stream on which printing never fails; `before` is Python's own stream for the descriptor."""
     raw = _Lasting(number, "w", closefd=False)
     errors = getattr(before, "errors", "strict")
     return io.TextIOWrapper(

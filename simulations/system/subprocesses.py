@@ -1,4 +1,4 @@
-"""Other Python processes, for what must be measured or tried outside this one."""
+"""Runs Python in a process of its own, for measurements and trials."""
 
 import itertools
 import os
@@ -10,11 +10,11 @@ from pathlib import Path
 from fedkd.errors import EngineError
 
 _TRACEBACK = "Traceback (most recent call last):\n"
-_ROOT = Path(__file__).parents[2]  # where our packages lie, in a checkout and in an installed wheel
+_ROOT = Path(__file__).parents[2]  # the folder of our packages, in a checkout and in an installed wheel
 
 
 def python(*args: str, timeout: float) -> str:
-    """Run this Python with `args`, with our packages in reach; gives its standard output.
+    """Run this Python with `args` and our packages on its path; gives its standard output.
 
     Raises EngineError with the exception that ended it, and what caused that, or if it takes longer than `timeout`
     seconds; then it and all its children are killed.
@@ -46,7 +46,7 @@ def python(*args: str, timeout: float) -> str:
 
 
 def _kill(child: "subprocess.Popen[str]") -> None:
-    """End it with all its children; without process groups (Windows) by itself. The number still is its own."""
+    """Kill it with all its children (on Windows it alone). Nobody has reaped it yet, so the process id is its own."""
     if hasattr(os, "killpg"):
         os.killpg(child.pid, signal.SIGKILL)
     else:
@@ -54,7 +54,7 @@ def _kill(child: "subprocess.Popen[str]") -> None:
 
 
 def last_words(err: str) -> tuple[str, str]:
-    """What a process that ended badly wrote last: the exception with its causes, and its advice on further lines."""
+    """The last exception in a failed process's output, with its causes, and the advice on the lines below it."""
     blocks = [_exception(block) for block in err.split(_TRACEBACK)[1:]]
     if not blocks:
         return (err.strip().splitlines() or [""])[-1], ""
@@ -64,7 +64,7 @@ def last_words(err: str) -> tuple[str, str]:
 
 
 def _exception(block: str) -> tuple[str, str]:
-    """The exception below the lines of a traceback, without its module, and the indented lines that belong to it."""
+    """The exception at the end of a traceback, without its module, and the indented lines below it."""
     lines = list(itertools.dropwhile(lambda line: not line or line[0].isspace(), block.splitlines()))
     more = itertools.takewhile(lambda line: line[:1].isspace(), lines[1:])
     head, colon, rest = (lines or [""])[0].partition(": ")

@@ -73,7 +73,7 @@ def test_a_mixture_that_is_none_is_refused_before_a_round_is_played():
 def test_images_too_small_for_one_student_of_a_mixture_are_a_mistake():
     config = compose.resolve([*SMALL, "students={name: mlp, mlp: 1, resnet8: 1}"]).config
     with pytest.raises(ConfigError, match="'resnet8' needs images of at least 5 x 5"):
-        assemble.pose(config, (1, 4, 4), 10, (1, 2, 3, 4))
+        assemble.build_problem(config, (1, 4, 4), 10, (1, 2, 3, 4))
 
 
 # What is assembled

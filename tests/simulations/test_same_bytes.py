@@ -12,7 +12,7 @@ from fedkd.engine import Engine, Job, Result
 from fedkd.training.site import LocalSite
 from simulations.engines.ray_pool import RayPool
 from simulations.run import runs
-from simulations.run.driver import Venue
+from simulations.run.driver import ExecutionTarget
 from simulations.run.options import Options
 
 WORDS = ("rounds=3", "clients=6", "clients_per_round=5", "train.steps=4", "strategy.generator_steps=5", "engine=inline")
@@ -53,7 +53,7 @@ def inline(folder: Path, seed: int) -> tuple[bytes, bytes]:
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_ray_writes_the_ledger_of_one_process(folder: Path, tmp_path: Path, two_workers: RayPool, seed: int) -> None:
-    found = ledger(tmp_path, "ray", seed, venue=Venue(connect=lambda site, tell: Lent(two_workers, site)))
+    found = ledger(tmp_path, "ray", seed, target=ExecutionTarget(connect=lambda site, notify: Lent(two_workers, site)))
     assert found == inline(folder, seed)
 
 

@@ -32,7 +32,7 @@ def config(name: str, size: int = 9, **changes) -> RunConfig:
 
 
 def deal(config: RunConfig, dataset: Dataset = DATASET, recipe=None):
-    """The partition and the public set, as `assemble.deal` makes them."""
+    """The partition and the public set, as `assemble.partition_data` makes them."""
     taken = proxy.hold_out(config, dataset)
     left = np.setdiff1d(np.arange(len(dataset.train)), taken)
     rng = seeds.stream(config.seed, "partition").numpy()

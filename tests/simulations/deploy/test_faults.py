@@ -104,7 +104,7 @@ def test_below_the_quorum_a_run_ends_degraded_and_goes_on_later(tmp_path: Path) 
     with pytest.raises(RunError, match="only 1 of 3 clients replied usefully, quorum is 2"):
         grid.play(tmp_path)
     grid.partitions |= {lost[0]: 1, lost[1]: 2}
-    found = runs.resume(tmp_path / "run", runs=tmp_path, options=Options(quiet=True), venue=grid.venue())
+    found = runs.resume(tmp_path / "run", runs=tmp_path, options=Options(quiet=True), target=grid.target())
     assert found["status"] == "done"
     assert [row["clients"]["ok"] for row in rows(tmp_path)] == [3, 3, 3]
 

@@ -56,13 +56,13 @@ def never(*_):
 
 
 def test_inline_is_taken_when_asked_for(site):
-    engine, why = choose.make(EngineConfig(name="inline"), site, estimate=never, tell=never)
+    engine, why = choose.make(EngineConfig(name="inline"), site, estimate=never, notify=never)
     assert isinstance(engine, Inline)
     assert why == "engine: inline, as asked"
 
 
 def test_auto_takes_one_process_for_little_work(site, two_cores):
-    engine, why = choose.make(EngineConfig(name="auto"), site, estimate=lambda: 3.0, tell=never)
+    engine, why = choose.make(EngineConfig(name="auto"), site, estimate=lambda: 3.0, notify=never)
     assert isinstance(engine, Inline)
     assert why.startswith("engine: inline, because plain training and evaluation take about 3 s on one core")
 
@@ -170,7 +170,7 @@ def test_auto_takes_one_process_where_no_folder_is_short_enough_for_sockets(two_
 def test_ray_that_is_asked_for_where_no_folder_is_short_enough_is_one_error_with_a_mend(site, monkeypatch, tmp_path):
     monkeypatch.setattr(scratch, "_places", lambda first=None: [tmp_path / ("x" * 60)])
     with pytest.raises(EngineError, match=r"set TMPDIR to .* at most 22 bytes, or use engine=inline") as caught:
-        choose.make(EngineConfig(name="ray"), site, estimate=never, tell=never)
+        choose.make(EngineConfig(name="ray"), site, estimate=never, notify=never)
     assert caught.value.code == 3
 
 

@@ -210,14 +210,14 @@ def test_nobody_waits_behind_a_long_job_while_another_worker_is_idle(pool, probl
     start = time.monotonic()
     run(pool, cohort(problem)[:6])
     assert time.monotonic() - start < 6 * 0.3, "at least one job was done beside another"
-    homes = [pool._homes[False, k] for k in range(6)]
+    homes = [pool._affinity[False, k] for k in range(6)]
     assert sorted(map(homes.count, set(homes))) == [3, 3]
 
 
 def test_an_idle_worker_steals(pool, problem):
     pool.serve(wild_site(problem, deeds=(SLEEPS,) * len(SIZES), seconds=0.05))
     wait_for_all(pool, problem)
-    pool._homes.update({(False, client): pool._crew.slots[0].number for client in range(len(SIZES))})
+    pool._affinity.update({(False, client): pool._workers.slots[0].number for client in range(len(SIZES))})
     before = pool.facts()["stolen"]
     run(pool, cohort(problem))
     assert pool.facts()["stolen"] > before
@@ -227,10 +227,10 @@ def test_clients_stay_with_their_worker(pool, problem):
     pool.serve(wild_site(problem, deeds=(SLEEPS,) * len(SIZES), seconds=0.02))
     wait_for_all(pool, problem)
     run(pool, cohort(problem))
-    homes = dict(pool._homes)
+    homes = dict(pool._affinity)
     before = pool.facts()["stolen"]
     run(pool, cohort(problem))
-    moved = sum(homes[key] != home for key, home in pool._homes.items())
+    moved = sum(homes[key] != home for key, home in pool._affinity.items())
     assert moved == pool.facts()["stolen"] - before <= 2
 
 

@@ -11,7 +11,7 @@ from fedkd.record import ledger
 from simulations.analysis import metric
 from simulations.analysis.run_record import Member
 from simulations.run import console_text, runs, summary, tensorboard
-from simulations.run.console_text import Head, Story
+from simulations.run.console_text import Head, History
 from simulations.run.options import Options
 
 HEAD = Head(
@@ -97,9 +97,9 @@ def test_the_figures_say_which_statistics_students_had(statistics, personal, of_
 
 
 def test_the_panel_shows_personal_and_common_accuracy():
-    told = Story()
+    told = History()
     for number in (1, 2):
-        told.tell(row(number, number / 4))
+        told.add(row(number, number / 4))
     text = "\n".join(console_text.panel(HEAD, told, 0))
     assert "personal 0.500 ▁█   common 0.400   worst tenth 0.400" in text
     assert "knowledge  filter gain 0.25\n" in text
@@ -107,8 +107,8 @@ def test_the_panel_shows_personal_and_common_accuracy():
 
 
 def test_verbose_shows_accuracy_on_own_labels_and_on_others():
-    told = Story()
-    told.tell(row(1))
+    told = History()
+    told.add(row(1))
     assert " labels     in-local 0.800   out-local 0.200" in console_text.panel(HEAD, told, 0, verbose=True)
     assert "in-local 0.800   out-local 0.200" in console_text.round_line(row(1), 0.1, "", HEAD, verbose=True)
     assert "in-local" not in console_text.round_line(row(1), 0.1, "", HEAD)
@@ -122,8 +122,8 @@ def test_a_line_a_round_shows_personal_and_common_accuracy():
 
 
 def test_a_server_that_finds_only_lists_has_no_line_in_the_panel():
-    told = Story()
-    told.tell(row(1, server={"coverage": [1.0]}))
+    told = History()
+    told.add(row(1, server={"coverage": [1.0]}))
     assert not any(line.startswith(" knowledge") for line in console_text.panel(HEAD, told, 0))
 
 
@@ -139,9 +139,9 @@ def test_rows_of_an_older_ledger_without_local_accuracy_are_read():
     old = {key: value for key, value in row(1).items() if key != "local_accuracy"}
     assert "local_accuracy" not in found(old)
     assert not any(tag.startswith("local_accuracy") for tag, _ in tensorboard.scalars(old, {}))
-    told = Story()
-    told.tell(row(1))
-    told.tell(old)
+    told = History()
+    told.add(row(1))
+    told.add(old)
     assert told.local_accuracy == {}
     console_text.panel(HEAD, told, 0, verbose=True)
     console_text.round_line(old, 0.1, "", HEAD, verbose=True)
@@ -190,8 +190,8 @@ def some_trained(count=6):
 
 
 def test_screens_say_how_trained_clients_fare():
-    told = Story()
-    told.tell(some_trained())
+    told = History()
+    told.add(some_trained())
     assert "personal 0.250   trained 0.500 (6 of 10)   common" in console_text.round_line(some_trained(), 0.1, "", HEAD)
     assert "trained 0.500 (6 of 10)" in "\n".join(console_text.panel(HEAD, told, 0))
     its = "\n".join(console_text.figures(found(some_trained()), 10))
@@ -208,8 +208,8 @@ def test_where_all_have_trained_nobody_is_told_apart():
 
 def test_a_global_students_accuracy_on_clients_is_never_called_personal():
     shared = replace(HEAD, client_student="global")
-    told = Story()
-    told.tell(row(1))
+    told = History()
+    told.add(row(1))
     assert "per client 0.600" in console_text.round_line(row(1), 0.1, "", shared)
     assert "per client 0.600" in "\n".join(console_text.panel(shared, told, 0))
     its = {**found(row(1)), "client_student": "global"}

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from simulations.run import console_text, progress
-from simulations.run.console_text import Head, Story
+from simulations.run.console_text import Head, History
 from simulations.run.options import Options
 from simulations.run.progress import Lines, Panel, Screen
 
@@ -90,9 +90,9 @@ def test_a_run_without_evaluation_still_ends_with_its_traffic():
 
 
 def test_the_panel_adds_up_all_rounds():
-    told = Story()
+    told = History()
     for number in range(1, 18):
-        told.tell(row(number, number / 20))
+        told.add(row(number, number / 20))
         told.seconds.append(2.0)
     lines = console_text.panel(HEAD, told, running=0.5)
     text = "\n".join(lines)
@@ -111,7 +111,7 @@ def test_the_panel_adds_up_all_rounds():
 
 
 def test_a_long_round_shows_what_it_does_now():
-    told = Story()
+    told = History()
     assert " now        clients   3 of 10 done   12 s" in console_text.panel(
         HEAD, told, 12, console_text.doing("clients", 3, 10, 12.2)
     )
@@ -119,7 +119,7 @@ def test_a_long_round_shows_what_it_does_now():
 
 
 def test_short_rounds_do_not_flicker():
-    told = Story(seconds=[0.3])
+    told = History(seconds=[0.3])
     assert "now" not in "\n".join(console_text.panel(HEAD, told, 0.1, console_text.doing("clients", 3, 10, 0.1)))
     told.seconds.append(30.0)  # rounds are long: the line stays from one to the next
     assert " now        clients   3 of 10 done   0 s" in console_text.panel(
@@ -153,9 +153,9 @@ def test_a_pipe_hears_nothing_of_what_a_round_does():
 
 
 def test_rounds_without_evaluation_keep_the_last_accuracy():
-    told = Story()
-    told.tell(row(1))
-    told.tell(row(2, accuracy=None) | {"accuracy": {}})
+    told = History()
+    told.add(row(1))
+    told.add(row(2, accuracy=None) | {"accuracy": {}})
     assert "global 0.700" in "\n".join(console_text.panel(HEAD, told, 0))
     assert told.curves["global"] == [0.7]
 

@@ -23,7 +23,7 @@ def test_a_lock_is_held_by_one_and_free_after_its_release(tmp_path):
     lock = locks.take(path, b'{"pid": 1}')
     assert locks.take(path) is None
     assert locks.is_held(path)
-    assert locks.words(path) == ' {"pid": 1}', "who asked has changed nothing"
+    assert locks.text(path) == ' {"pid": 1}', "who asked has changed nothing"
     lock.release()
     lock.release()
     assert not locks.is_held(path)
@@ -33,7 +33,7 @@ def test_new_words_replace_the_old_ones(tmp_path):
     path = tmp_path / "lock"
     path.write_text("what an earlier holder wrote, and more of it")
     locks.take(path, b"mine").release()
-    assert locks.words(path) == " mine"
+    assert locks.text(path) == " mine"
 
 
 def test_a_lock_is_free_when_its_holder_is_killed(tmp_path):

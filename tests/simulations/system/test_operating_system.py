@@ -59,7 +59,7 @@ def test_without_the_modules_of_unix_runs_and_comparisons_work(tmp_path):
 
 def test_what_such_a_system_cannot_do_is_one_error_with_a_mend(elsewhere, site, capsys):
     with pytest.raises(EngineError, match=r"engine=ray needs Linux or macOS: .* has no fcntl, resource") as caught:
-        choose.make(EngineConfig(name="ray"), site, estimate=lambda: 0.0, tell=print)
+        choose.make(EngineConfig(name="ray"), site, estimate=lambda: 0.0, notify=print)
     assert "WSL" in caught.value.mend
     assert main.main(["deploy", "init", "fl", "--address", "localhost", "--devices", "2"]) == DeployError.code
     assert "fedkd deploy needs Linux or macOS" in capsys.readouterr().err
