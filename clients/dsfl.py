@@ -36,8 +36,8 @@ class DSFL(Client):
     def terms(self, student: Student, batch: Batch, job: Job) -> Iterator[tuple[str, Tensor]]:
         """Of both phases: public images come with their target, own images with labels."""
         logits = student(batch.x)
-        if "target" in batch.known:
-            yield "distil", losses.cross_entropy(logits, batch.known["target"])
+        if "target" in batch.per_sample:
+            yield "distil", losses.cross_entropy(logits, batch.per_sample["target"])
         else:
             yield "ce", losses.cross_entropy(logits, batch.y)
 
@@ -53,8 +53,8 @@ class DSFL(Client):
     def _distil(self, site: "Site", job: Job, x: Tensor) -> "Outcome":
         config, student = self.config, site.student(job).train()
         stream = seeds.stream(site.problem.seed, "distil", round=job.round, client=job.client)
-        known = {"target": job.payload.probe_logits}
-        batches = public_set.batches(x, known, config.distil_batch, stream, epochs=config.distil_epochs)  # type: ignore[arg-type]
+        per_sample = {"target": job.payload.probe_logits}
+        batches = public_set.batches(x, per_sample, config.distil_batch, stream, epochs=config.distil_epochs)  # type: ignore[arg-type]
         lr = config.distil_lr or optimisers.learning_rate(site.problem.train, job)
         optimiser = LocalOptimiser(site.problem.train, student.learnable, lr)
         numbers = optimisers.descend(optimiser, batches, lambda batch: self.terms(student, batch, job))

@@ -60,7 +60,7 @@ class FedD2S(Client):
         job, head = self._with_local_head(site, student, job)
         return site.fit(self, job, student, learnable={**student.learnable, **head})
 
-    def consult(self, site: Site, job: Job, x: Tensor, y: Tensor, position: Tensor) -> Mapping[str, Tensor]:
+    def precompute(self, site: Site, job: Job, x: Tensor, y: Tensor, position: Tensor) -> Mapping[str, Tensor]:
         """The federation's logits (S, C) of each sample drawn, by its place in the client's data or by its label."""
         if not _depth(job) or not self.config.lambda_c:
             return {}
@@ -93,11 +93,11 @@ class FedD2S(Client):
             v = v if told.is_whole else of_head
             if self.config.mu:
                 yield "head", self.config.mu * losses.cross_entropy(of_head, batch.y)
-        if v is not None and "teacher" in batch.known:
-            kl = losses.softened_kl(batch.known["teacher"], v, self.config.temperature)
+        if v is not None and "teacher" in batch.per_sample:
+            kl = losses.softened_kl(batch.per_sample["teacher"], v, self.config.temperature)
             yield "kl", self.config.lambda_c * kl
 
-    def remember(self, trained: Trained, job: Job) -> Mapping[str, Any]:
+    def next_memory(self, trained: Trained, job: Job) -> Mapping[str, Any]:
         kept = job.state.memory.get("heads", {})
         detached = {tap: {name: entry.detach() for name, entry in entries.items()} for tap, entries in kept.items()}
         return {"heads": detached} if detached else {}

@@ -37,7 +37,7 @@ class FedDyn(Client):
             alpha = self.config.alpha / (job.payload.numbers or {}).get("omega", 1.0)
             yield "proximal", alpha * losses.proximal(student.learnable, job.payload.reference or {})
 
-    def remember(self, trained: Trained, job: Job) -> Mapping[str, Any]:
+    def next_memory(self, trained: Trained, job: Job) -> Mapping[str, Any]:
         """-h_k / alpha: how far the client has moved in all its participations."""
         received, before = job.payload.weights or {}, job.state.memory.get("moved")
         moved = {n: p.detach() - received[n] for n, p in trained.student.learnable.items() if n in received}

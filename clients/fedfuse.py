@@ -42,27 +42,30 @@ class FedFuse(Client):
         prior_free: bool = True
         smoothing: Annotated[float, Gt(0)] = 1.0
 
-    def consult(self, site: Site, job: Job, x: Tensor, y: Tensor, position: Tensor) -> Mapping[str, Tensor]:
+    def precompute(self, site: Site, job: Job, x: Tensor, y: Tensor, position: Tensor) -> Mapping[str, Tensor]:
         """The prior; in the second exchange also transfer images and what is to be learned of them, in their order."""
-        known: dict[str, Tensor] = {}
+        per_sample: dict[str, Tensor] = {}
         if self.config.prior_free:
             prior_C = fusion.log_prior(site.label_counts(job.client), self.config.smoothing)
-            known["log_prior"] = prior_C.expand(len(y), -1)
+            per_sample["log_prior"] = prior_C.expand(len(y), -1)
         if job.payload.probe_logits is not None and job.payload.label_counts is not None:
             order = self._order(site, job, len(job.payload.probe_logits))[: len(y)]
             held = job.payload.label_counts.nonzero().flatten()
-            known["transfer"] = _transfer_images(site, job, order)
-            known["target"] = job.payload.probe_logits[order].index_select(1, held).softmax(1)
-        return known
+            per_sample["transfer"] = _transfer_images(site, job, order)
+            per_sample["target"] = job.payload.probe_logits[order].index_select(1, held).softmax(1)
+        return per_sample
 
     def terms(self, student: Student, batch: Batch, job: Job) -> Iterator[tuple[str, Tensor]]:
-        prior = batch.known.get("log_prior", 0.0)
-        if "transfer" not in batch.known:
+        prior = batch.per_sample.get("log_prior", 0.0)
+        if "transfer" not in batch.per_sample:
             yield "ce", losses.cross_entropy(student(batch.x) + prior, batch.y)
             return
         held = job.payload.label_counts.nonzero().flatten()  # type: ignore[union-attr]
         # Of labels that nobody holds, nothing is known: probability 0 would be a lesson too.
-        yield "distil", losses.kl(batch.known["target"], student(batch.known["transfer"]).index_select(1, held))
+        yield (
+            "distil",
+            losses.kl(batch.per_sample["target"], student(batch.per_sample["transfer"]).index_select(1, held)),
+        )
         if self.config.gamma:
             yield "own", self.config.gamma * losses.cross_entropy(student(batch.x) + prior, batch.y)
 
@@ -72,7 +75,7 @@ class FedFuse(Client):
         _check_agreement(site, job)
         return site.fit(self, job)
 
-    def remember(self, trained: Trained, job: Job) -> Mapping[str, Any]:
+    def next_memory(self, trained: Trained, job: Job) -> Mapping[str, Any]:
         """The prior, for evaluation, and the counts as released: they are drawn once, so that noise stays noise."""
         if trained.memory or job.exchange:
             return trained.memory
@@ -86,7 +89,7 @@ class FedFuse(Client):
             return Payload()
         site, counts_C = trained.site, torch.zeros(trained.site.problem.classes, dtype=torch.int64)
         if _is_generated(job) or self.config.trust == "counts":
-            counts_C = self.remember(trained, job)["released"]
+            counts_C = self.next_memory(trained, job)["released"]
         if _is_generated(job):
             entries = {name: entry[None] for name, entry in trained.student.weights.items()}
             return Payload(samples=entries, probe_logits=torch.zeros(0, len(counts_C)), label_counts=counts_C)
@@ -104,9 +107,9 @@ class FedFuse(Client):
         numbers: Mapping[str, float] = {}
         if job.payload.probe_logits is not None:
             drawn = self._beside(site, job, len(job.payload.probe_logits))
-            known = self.consult(site, job, drawn.x, drawn.y, drawn.position)
+            per_sample = self.precompute(site, job, drawn.x, drawn.y, drawn.position)
             student.train()
-            batches = site.batches(self, job, drawn, known)
+            batches = site.batches(self, job, drawn, per_sample)
             numbers = optimisers.descend(optimiser, batches, lambda batch: self.terms(student, batch, job))
             if self.config.restore_statistics:
                 restore_statistics(student, site.own(job.client)[0])

@@ -28,7 +28,7 @@ class FedGKD(Client):
         distance: Literal["kl", "mse"] = "kl"  # of softmax outputs, or of logits
         first_round: Annotated[int, Ge(1)] = 2  # with distillation; in 1 the only teacher is the untrained student
 
-    def consult(self, site: Site, job: Job, x: Tensor, y: Tensor, position: Tensor) -> Mapping[str, Tensor]:
+    def precompute(self, site: Site, job: Job, x: Tensor, y: Tensor, position: Tensor) -> Mapping[str, Tensor]:
         """What the teacher says; without one of its own, the received student is the teacher."""
         if not self.config.gamma or job.round < self.config.first_round:
             return {}
@@ -37,8 +37,8 @@ class FedGKD(Client):
     def terms(self, student: Student, batch: Batch, job: Job) -> Iterator[tuple[str, Tensor]]:
         logits = student(batch.x)
         yield "ce", losses.cross_entropy(logits, batch.y)
-        if self.config.gamma and batch.known:
-            yield "distil", self.config.gamma / 2 * self._distance(batch.known["teacher"], logits)
+        if self.config.gamma and batch.per_sample:
+            yield "distil", self.config.gamma / 2 * self._distance(batch.per_sample["teacher"], logits)
 
     def _distance(self, teacher: Tensor, logits: Tensor) -> Tensor:
         if self.config.distance == "mse":

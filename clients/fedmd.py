@@ -41,12 +41,12 @@ class FedMD(Client):
     def terms(self, student: Student, batch: Batch, job: Job) -> Iterator[tuple[str, Tensor]]:
         """Of both phases: public images come with what all think of them, own images with labels."""
         logits = student(batch.x)
-        if "consensus" not in batch.known:
+        if "consensus" not in batch.per_sample:
             yield "ce", losses.cross_entropy(logits, batch.y)
         elif self.config.digest == "kl":
-            yield "digest", divergences.forward_kl(batch.known["consensus"], logits)
+            yield "digest", divergences.forward_kl(batch.per_sample["consensus"], logits)
         else:
-            yield "digest", divergences.OF_LOGITS[self.config.digest](batch.known["consensus"], logits)
+            yield "digest", divergences.OF_LOGITS[self.config.digest](batch.per_sample["consensus"], logits)
 
     def train(self, site: "Site", job: Job) -> "Outcome":
         x = public_set.look(site.problem, job.payload.numbers, job.round)
@@ -77,7 +77,7 @@ class FedMD(Client):
     ) -> float:
         size, stream = site.problem.train.batch, self._stream(site, job, purpose)
         labelled = public_set.batches(x, {"y": y}, size, stream, epochs=epochs)
-        batches = (replace(batch, y=batch.known["y"]) for batch in labelled)
+        batches = (replace(batch, y=batch.per_sample["y"]) for batch in labelled)
         optimiser = site.optimiser(job, student.train().learnable, {})
         return optimisers.descend(optimiser, batches, lambda batch: self.terms(student, batch, job))["ce"]
 
@@ -92,9 +92,9 @@ class FedMD(Client):
 
     def _digest(self, site: "Site", job: Job, student: Student, x: Tensor) -> dict[str, float]:
         """With an optimiser of its own: moments of one loss do not suit the other."""
-        known = {"consensus": job.payload.probe_logits}
+        per_sample = {"consensus": job.payload.probe_logits}
         config, stream = self.config, self._stream(site, job, "digest")
-        batches = public_set.batches(x, known, config.digest_batch, stream, epochs=config.digest_epochs)  # type: ignore[arg-type]
+        batches = public_set.batches(x, per_sample, config.digest_batch, stream, epochs=config.digest_epochs)  # type: ignore[arg-type]
         lr = config.digest_lr or optimisers.learning_rate(site.problem.train, job)
         optimiser = LocalOptimiser(site.problem.train, student.learnable, lr)
         return optimisers.descend(optimiser, batches, lambda batch: self.terms(student, batch, job))

@@ -26,14 +26,14 @@ class FedNTD(Client):
         beta: Annotated[float, Ge(0), Off("FedAvg")] = 1.0  # weight of the distillation
         temperature: Annotated[float, Gt(0)] = 1.0  # paper: tau; released configuration: 1, its class: 3
 
-    def consult(self, site: Site, job: Job, x: Tensor, y: Tensor, position: Tensor) -> Mapping[str, Tensor]:
+    def precompute(self, site: Site, job: Job, x: Tensor, y: Tensor, position: Tensor) -> Mapping[str, Tensor]:
         return {"teacher": teachers.logits(site, job, position)} if self.config.beta else {}
 
     def terms(self, student: Student, batch: Batch, job: Job) -> Iterator[tuple[str, Tensor]]:
         logits = student(batch.x)
         yield "ce", losses.cross_entropy(logits, batch.y)
-        if self.config.beta and batch.known:
-            teacher = not_true(batch.known["teacher"], batch.y)
+        if self.config.beta and batch.per_sample:
+            teacher = not_true(batch.per_sample["teacher"], batch.y)
             distilled = losses.softened_kl(teacher, not_true(logits, batch.y), self.config.temperature)
             yield "not_true", self.config.beta * distilled
 

@@ -27,7 +27,7 @@ class FedRep(Client):
         head_share: Annotated[float, Gt(0), Lt(1)] = 0.5  # of the steps: the head's, first. Authors' code: (E - 1) / E
 
     def terms(self, student: Student, batch: Batch, job: Job) -> Iterator[tuple[str, Tensor]]:
-        z = batch.known.get("z")  # of a frozen body
+        z = batch.per_sample.get("z")  # of a frozen body
         logits = student(batch.x) if z is None else student.classify(z)
         yield "ce", losses.cross_entropy(logits, batch.y)
 
@@ -38,8 +38,10 @@ class FedRep(Client):
         head, body = _split(drawn, self.config.head_share)
         of_head, of_body = (_optimiser(phase, site, student, job) for phase in ("head", "body"))
         # Of the body as received, in eval mode: while frozen it neither learns nor gathers statistics.
-        known = {"z": teachers.latents(site, job, head.position)}
-        first = optimisers.descend(of_head, site.batches(self, job, head, known), lambda b: self.terms(student, b, job))
+        per_sample = {"z": teachers.latents(site, job, head.position)}
+        first = optimisers.descend(
+            of_head, site.batches(self, job, head, per_sample), lambda b: self.terms(student, b, job)
+        )
         second = optimisers.descend(of_body, site.batches(self, job, body), lambda b: self.terms(student, b, job))
         outcome = site.close(self, job, student, drawn, _mean(first, len(head.sizes), second, len(body.sizes)))
         moments = {"head": of_head.memory(), "body": of_body.memory()}

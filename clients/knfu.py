@@ -57,14 +57,14 @@ class KnFu(Client):
 
     def terms(self, student: Student, batch: Batch, job: Job) -> Iterator[tuple[str, Tensor]]:
         logits = student(batch.x)
-        if "teacher" in batch.known:
+        if "teacher" in batch.per_sample:
             if weight := self.config.distill_weight:
                 temperature = self.config.temperature
-                kl = losses.kl(batch.known["teacher"], logits / temperature)
+                kl = losses.kl(batch.per_sample["teacher"], logits / temperature)
                 yield "distil", weight * temperature**2 * kl
             if self.config.fine_tune_ce == "transfer":
-                yield "transfer_ce", losses.cross_entropy(logits, batch.known["label"])
-        elif "beside" in batch.known:
+                yield "transfer_ce", losses.cross_entropy(logits, batch.per_sample["label"])
+        elif "beside" in batch.per_sample:
             yield "private_ce", self._private_share(job) * losses.cross_entropy(logits, batch.y)
         else:
             yield "ce", losses.cross_entropy(logits, batch.y)
@@ -86,19 +86,21 @@ class KnFu(Client):
     def _fine_tuning(self, site: Site, job: Job, x: Tensor, private: LocalBatches | None) -> Iterator[Batch]:
         """Public batches with the teacher's rows, in an order of their own; `private` ones between them."""
         assert job.payload.probe_logits is not None
-        known = {
+        per_sample = {
             "teacher": job.payload.probe_logits.softmax(1),
             "label": public_set.required(site.problem).samples.y,
         }
         order = seeds.stream(site.problem.seed, "transfer", round=job.round, client=job.client)
         beside = list(site.batches(self, job, private)) if private is not None else []
         is_public = bool(self.config.distill_weight or self.config.fine_tune_ce == "transfer")
-        for batch in public_set.batches(x, known, self.config.distill_batch, order, epochs=self.config.distill_epochs):
+        for batch in public_set.batches(
+            x, per_sample, self.config.distill_batch, order, epochs=self.config.distill_epochs
+        ):
             if is_public:
                 yield batch
             if beside:
                 own = beside[batch.step % len(beside)]
-                yield replace(own, known={"beside": own.y})
+                yield replace(own, per_sample={"beside": own.y})
 
     def _scores(self, site: Site, job: Job, student: Student, moment: str) -> dict[str, float]:
         """ALMA of this client at another moment than the evaluation's: on its own test split, perhaps on the common."""

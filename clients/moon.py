@@ -28,7 +28,7 @@ class Moon(Client):
         mu: Annotated[float, Ge(0), Off("FedAvg")] = 1.0  # weight of the contrast; paper: 5 on CIFAR-10, 1 on CIFAR-100
         temperature: Annotated[float, Gt(0)] = 0.5  # paper: tau
 
-    def consult(self, site: Site, job: Job, x: Tensor, y: Tensor, position: Tensor) -> Mapping[str, Tensor]:
+    def precompute(self, site: Site, job: Job, x: Tensor, y: Tensor, position: Tensor) -> Mapping[str, Tensor]:
         """Latents of the global student and of the client's own as it was trained last; at first the global one."""
         if not self.config.mu:
             return {}
@@ -42,11 +42,11 @@ class Moon(Client):
     def terms(self, student: Student, batch: Batch, job: Job) -> Iterator[tuple[str, Tensor]]:
         z = student.features(batch.x)
         yield "ce", losses.cross_entropy(student.classify(z), batch.y)
-        if self.config.mu and batch.known:
-            against = contrast(z, batch.known["z_global"], batch.known["z_previous"], self.config.temperature)
+        if self.config.mu and batch.per_sample:
+            against = contrast(z, batch.per_sample["z_global"], batch.per_sample["z_previous"], self.config.temperature)
             yield "contrast", self.config.mu * against
 
-    def remember(self, trained: Trained, job: Job) -> Mapping[str, Any]:
+    def next_memory(self, trained: Trained, job: Job) -> Mapping[str, Any]:
         return {"previous": trained.student.weights}
 
 

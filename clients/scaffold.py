@@ -45,7 +45,7 @@ class Scaffold(Client):
         change = {name: value - own[name] if own else value for name, value in after.items()}
         return replace(outcome, payload=Payload(weights=outcome.payload.weights, reference=change))
 
-    def remember(self, trained: Trained, job: Job) -> Mapping[str, Any]:
+    def next_memory(self, trained: Trained, job: Job) -> Mapping[str, Any]:
         """The client's next variate c_k: its mean gradient over the steps, or its whole one where they began."""
         if self.config.variate == "gradient":
             return {"control": full_gradient(trained.site, job)}

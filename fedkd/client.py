@@ -54,11 +54,11 @@ class Client:
         """Random tensors that the terms of one step need, from the client's own stream."""
         return {}
 
-    def consult(self, site: Site, job: Job, x: Tensor, y: Tensor, position: Tensor) -> Mapping[str, Tensor]:
-        """What frozen models or tables say about all samples of a participation, in the order they will be drawn.
+    def precompute(self, site: Site, job: Job, x: Tensor, y: Tensor, position: Tensor) -> Mapping[str, Tensor]:
+        """What frozen models or tables say about all samples of a participation, in the order in which they are drawn.
 
-        x (S, channels, height, width), y (S,), `position` (S,) in the client's training data. Tensors of first axis S
-        come back; each step finds its own rows in `batch.known`. Once a participation costs less than once a step.
+        x (S, channels, height, width), y (S,), `position` (S,) in the client's training data. Returns tensors of first
+        axis S; each step finds its rows in `batch.per_sample`. One call per participation is cheaper than one per step.
         """
         return {}
 
@@ -66,7 +66,7 @@ class Client:
         """Named summands of the loss, weighted. They draw nothing and change nothing; weight 0 = not yielded."""
         raise NotImplementedError
 
-    def remember(self, trained: Trained, job: Job) -> Mapping[str, Any]:
+    def next_memory(self, trained: Trained, job: Job) -> Mapping[str, Any]:
         """The algorithm's memory after a participation."""
         return trained.memory
 

@@ -23,7 +23,7 @@ class Batch:
     step: int  # counts from 0 within the participation
     size: int  # the configured batch size: a pass ends with a batch shorter than that
     drawn: Mapping[str, Tensor] = field(default_factory=dict)
-    known: Mapping[str, Tensor] = field(default_factory=dict)  # of `consult`: tensors whose first axis is B
+    per_sample: Mapping[str, Tensor] = field(default_factory=dict)  # from `precompute`: tensors whose first axis is B
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Site(Protocol):
     ) -> Outcome: ...
     def draw(self, job: Job, train: TrainConfig | None = None) -> LocalBatches: ...
     def batches(
-        self, client: Any, job: Job, drawn: LocalBatches, known: Mapping[str, Tensor] | None = None
+        self, client: Any, job: Job, drawn: LocalBatches, per_sample: Mapping[str, Tensor] | None = None
     ) -> Iterator[Batch]: ...
     def optimiser(self, job: Job, learnable: Mapping[str, Tensor], memory: Mapping[str, Any] | None = None) -> Any: ...
     def close(

@@ -67,7 +67,7 @@ def play(experiment: Experiment, runner: Engine, state: RunState, watch: engine.
     server, clients = state.server, dict(state.clients)
     absent = state.standing.absent(number)
     cohort = draw_cohort(experiment.config, number, absent)
-    for exchange in range(experiment.strategy.trips(number)):
+    for exchange in range(experiment.strategy.num_exchanges(number)):
         part = Cohort(cohort, number, exchange)
         server, cohort = _exchange(experiment, runner, server, clients, state, part, tally, watch)
         if tally.is_unsettled:  # the round leaves the state as it was
@@ -167,7 +167,7 @@ def _following(
 ) -> Cohort | None:
     """Who is asked after an exchange; None after the last one of a run."""
     number = cohort.round
-    if cohort.exchange + 1 < experiment.strategy.trips(number):
+    if cohort.exchange + 1 < experiment.strategy.num_exchanges(number):
         return Cohort(replied, number, cohort.exchange + 1)
     if number >= experiment.config.rounds:
         return None

@@ -39,7 +39,7 @@ class Strategy(ABC, Generic[S]):
 
     needs: ClassVar[frozenset[str]]  # kinds of knowledge it may take from clients
     gives: ClassVar[frozenset[str]]  # kinds of knowledge it may send to clients
-    exchanges: ClassVar[int] = 1  # trips down and up in one round, at most
+    exchanges: ClassVar[int] = 1  # the most exchanges that a round may have
     # What `fedkd list strategies` says, read from the source without an import: plain literals.
     knowledge: ClassVar[str] = "weights"  # in a few words: what crosses
     proxy: ClassVar[str] = "no"  # whether it takes a public set: no, yes (it must), optional
@@ -70,12 +70,12 @@ class Strategy(ABC, Generic[S]):
     def plan(self, state: S, cohort: Cohort) -> Mapping[ClientId, Payload]:
         """What each client of the cohort receives; equal payloads are one object."""
 
-    def trips(self, round: int) -> int:
-        """Exchanges of a round, counted from 1; a configuration may need fewer than the class can have."""
+    def num_exchanges(self, round: int) -> int:
+        """How many exchanges the round `round` has; a configuration may need fewer than `exchanges`."""
         return self.exchanges
 
-    def asks(self, cohort: Cohort) -> frozenset[str]:
-        """The kinds that a reply of this exchange must bring, neither fewer nor more."""
+    def expected_kinds(self, cohort: Cohort) -> frozenset[str]:
+        """The kinds of knowledge that each reply of this exchange must bring, neither fewer nor more."""
         return self.needs
 
     def inspect(self, state: S, job: Job, reply: Reply) -> None:
@@ -86,9 +86,9 @@ class Strategy(ABC, Generic[S]):
         """The next state, and what the ledger is to know. Replies are admitted and in ascending order of client."""
 
     @abstractmethod
-    def served(self, state: S, client: ClientId | None) -> Payload | None:
-        """What `client` would classify with now: `weights` of its student, to which the entries it keeps are added.
+    def evaluation_payload(self, state: S, client: ClientId | None) -> Payload | None:
+        """What `client` classifies with now: the `weights` of its student; the entries that it keeps are added.
 
-        Other kinds are for the client half's `logits`. `client=None` asks for the global student; None if there is
-        none: each client then uses what it keeps.
+        Other kinds are for the client half's `predictor`. `client=None` asks for the global student. Returns None if
+        the server has none: each client then uses what it keeps.
         """

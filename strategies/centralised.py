@@ -41,5 +41,5 @@ class Centralised(Strategy[State]):
         assert weights is not None
         return State(weights), {}
 
-    def served(self, state: State, client: ClientId | None) -> Payload | None:
+    def evaluation_payload(self, state: State, client: ClientId | None) -> Payload | None:
         return Payload(weights=state.weights)

@@ -59,7 +59,7 @@ class DSFL(Strategy[State]):
         public_set.required(problem)
         return State(problem, problem.initial().weights, torch.empty(0))
 
-    def asks(self, cohort: Cohort) -> frozenset[str]:
+    def expected_kinds(self, cohort: Cohort) -> frozenset[str]:
         return self.needs if cohort.exchange == 0 else frozenset()
 
     def plan(self, state: State, cohort: Cohort) -> Mapping[ClientId, Payload]:
@@ -90,7 +90,7 @@ class DSFL(Strategy[State]):
         weights, numbers = self._teach(state, public_set.images(state.problem, index), target_NC.float(), stream)
         return State(state.problem, weights, target_NC.float()), {**findings, **numbers}
 
-    def served(self, state: State, client: ClientId | None) -> Payload | None:
+    def evaluation_payload(self, state: State, client: ClientId | None) -> Payload | None:
         return Payload(weights=state.weights) if client is None else None
 
     def _teach(self, state: State, x: Tensor, target_NC: Tensor, stream: Stream) -> tuple[Weights, dict[str, float]]:
@@ -100,12 +100,14 @@ class DSFL(Strategy[State]):
             return state.weights, {}
         student = state.problem.initial().load(state.weights).train()
         optimiser = LocalOptimiser(TrainConfig(lr=config.global_lr), student.learnable, config.global_lr)
-        known = {"target": target_NC}
-        batches = public_set.batches(x, known, config.global_batch, stream.child("global"), epochs=config.global_epochs)
+        per_sample = {"target": target_NC}
+        batches = public_set.batches(
+            x, per_sample, config.global_batch, stream.child("global"), epochs=config.global_epochs
+        )
         numbers = optimisers.descend(
             optimiser,
             batches,
-            lambda batch: iter([("global", losses.cross_entropy(student(batch.x), batch.known["target"]))]),
+            lambda batch: iter([("global", losses.cross_entropy(student(batch.x), batch.per_sample["target"]))]),
         )
         return student.weights, numbers
 

@@ -42,7 +42,7 @@ class FedAvg(Strategy[State]):
         trust_1K1 = fusion.by_weighting(self.config.weighting, replies)
         return State(fusion.fuse_weights(replies, trust_1K1)), fusion.describe(trust_1K1)
 
-    def served(self, state: State, client: ClientId | None) -> Payload | None:
+    def evaluation_payload(self, state: State, client: ClientId | None) -> Payload | None:
         if client is None and self.config.share == "head":
             return None
         return Payload(weights=state.weights)

@@ -53,7 +53,7 @@ class FedBN(Strategy[State]):
         trust_1K1 = fusion.by_weighting(self.config.weighting, replies)
         return State(fusion.fuse_weights(replies, trust_1K1), state.is_whole), fusion.describe(trust_1K1)
 
-    def served(self, state: State, client: ClientId | None) -> Payload | None:
+    def evaluation_payload(self, state: State, client: ClientId | None) -> Payload | None:
         if client is None and not state.is_whole:
             return None
         return Payload(weights=state.weights)

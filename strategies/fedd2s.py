@@ -85,10 +85,10 @@ class FedD2S(Strategy[State]):
                 shapes[name] = dict.fromkeys(shapes[name], (heads.ADAPTED,))
         return State({}, {}, problem, shapes)
 
-    def trips(self, round: int) -> int:
+    def num_exchanges(self, round: int) -> int:
         return 2 if self.config.exchange == "two_step" else 1
 
-    def asks(self, cohort: Cohort) -> frozenset[str]:
+    def expected_kinds(self, cohort: Cohort) -> frozenset[str]:
         return self.needs if self.config.head_up else self.needs - {"generator"}
 
     def plan(self, state: State, cohort: Cohort) -> Mapping[ClientId, Payload]:
@@ -96,7 +96,7 @@ class FedD2S(Strategy[State]):
         payloads = {}
         for client in cohort:
             depth, table, head = self._depth(state.problem, client, cohort.round), None, None
-            if depth and cohort.exchange == self.trips(cohort.round) - 1:  # the one in which clients learn
+            if depth and cohort.exchange == self.num_exchanges(cohort.round) - 1:  # the one in which clients learn
                 table = state.tables.get(client)
                 if self.config.student == "global_head" and depth < len(state.problem.of(client).shape):
                     head = state.heads.get(self._key(state.problem, client, depth))
@@ -125,12 +125,12 @@ class FedD2S(Strategy[State]):
     def aggregate(self, state: State, replies: Sequence[Reply], stream: Stream) -> tuple[State, Findings]:
         reports = [reply for reply in replies if reply.payload.samples]
         state, findings = self._distil(state, reports, stream) if reports else (state, {})
-        if replies[0].exchange + 1 < self.trips(replies[0].round):
+        if replies[0].exchange + 1 < self.num_exchanges(replies[0].round):
             return state, findings
         depths = [self._depth(state.problem, reply.client, reply.round) for reply in replies]
         return state, {"depth": sum(depths) / len(depths), **findings}
 
-    def served(self, state: State, client: ClientId | None) -> Payload | None:
+    def evaluation_payload(self, state: State, client: ClientId | None) -> Payload | None:
         return None
 
     def _drops(self, blocks: int) -> Sequence[int]:

@@ -95,7 +95,7 @@ class FedDF(Strategy[State]):
             findings |= numbers
         return State(state.problem, {**state.weights, **weights}), findings
 
-    def served(self, state: State, client: ClientId | None) -> Payload | None:
+    def evaluation_payload(self, state: State, client: ClientId | None) -> Payload | None:
         if client is not None:
             return Payload(weights=state.weights[state.problem.architecture(client)])
         # A student for each architecture is none for all.
@@ -146,10 +146,10 @@ class FedDF(Strategy[State]):
 
         def terms(batch: Batch) -> Iterator[tuple[str, Tensor]]:
             optimiser.lr = config.distil_lr * (1 + math.cos(math.pi * batch.step / config.distil_steps)) / 2
-            yield "distil", losses.kl(batch.known["teacher"], student(batch.x))
+            yield "distil", losses.kl(batch.per_sample["teacher"], student(batch.x))
 
-        known = {"teacher": teacher_NC.float()}
-        batches = public_set.batches(x, known, config.distil_batch, stream, steps=config.distil_steps)
+        per_sample = {"teacher": teacher_NC.float()}
+        batches = public_set.batches(x, per_sample, config.distil_batch, stream, steps=config.distil_steps)
         optimisers.descend(optimiser, batches, terms)
 
 

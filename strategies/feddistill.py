@@ -56,5 +56,5 @@ class FedDistill(Strategy[State]):
         found = class_tables.gather(replies, self.config.mean)
         return State(found), class_tables.describe(found)
 
-    def served(self, state: State, client: ClientId | None) -> Payload | None:
+    def evaluation_payload(self, state: State, client: ClientId | None) -> Payload | None:
         return None

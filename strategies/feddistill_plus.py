@@ -59,7 +59,7 @@ class FedDistillPlus(Strategy[State]):
         after = State(fusion.fuse_weights(replies, trust_1K1), found)
         return after, {**fusion.describe(trust_1K1), **class_tables.describe(found)}
 
-    def served(self, state: State, client: ClientId | None) -> Payload | None:
+    def evaluation_payload(self, state: State, client: ClientId | None) -> Payload | None:
         if client is None and self.config.share == "head":
             return None
         return Payload(weights=state.weights)

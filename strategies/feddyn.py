@@ -65,5 +65,5 @@ class FedDyn(Strategy[State]):
         found = {**fusion.describe(trust_1K1), "memory_norm": float(squares.sum().sqrt())}
         return State(weights, mean, moved, sizes, state.clients), found
 
-    def served(self, state: State, client: ClientId | None) -> Payload | None:
+    def evaluation_payload(self, state: State, client: ClientId | None) -> Payload | None:
         return Payload(weights=state.weights if self.config.serve == "corrected" else state.mean)

@@ -65,7 +65,7 @@ class FedEnsemble(Strategy[State]):
         members = gathered(state, statistics, replies)
         return State(weights, statistics, members, state.clients), fusion.describe(trust_1K1)
 
-    def served(self, state: State, client: ClientId | None) -> Payload | None:
+    def evaluation_payload(self, state: State, client: ClientId | None) -> Payload | None:
         """The same for all; before the first round the global student."""
         return Payload(samples=state.members) if state.members else Payload(weights=state.weights)
 

@@ -98,7 +98,7 @@ class FedFuse(Strategy[State]):
             generator = image_generators.init(stream.child("generator"), **sizes, shape=problem.input_shape)
         return State(0, generator, adam, {}, None, problem)
 
-    def asks(self, cohort: Cohort) -> frozenset[str]:
+    def expected_kinds(self, cohort: Cohort) -> frozenset[str]:
         """In the first exchange all kinds come, those that the transfer set makes needless without content."""
         return self.needs if cohort.exchange == 0 else frozenset()
 
@@ -136,7 +136,7 @@ class FedFuse(Strategy[State]):
             return state, {"skipped": 1.0}  # nobody admits to holding anything: there is no label to draw
         return self._generate(state, replies, counts_KC, stream)
 
-    def served(self, state: State, client: ClientId | None) -> Payload | None:
+    def evaluation_payload(self, state: State, client: ClientId | None) -> Payload | None:
         return None  # each client classifies with its own student
 
     def _generates(self, problem: Problem) -> bool:

@@ -109,7 +109,7 @@ class FedGen(Strategy[State]):
         )
         return after, {**fusion.describe(heads.trust_KC[None]), **numbers}
 
-    def served(self, state: State, client: ClientId | None) -> Payload | None:
+    def evaluation_payload(self, state: State, client: ClientId | None) -> Payload | None:
         if client is None and self.config.share == "head":
             return None
         return Payload(weights=state.weights)

@@ -54,7 +54,7 @@ class FedGKD(Strategy[State]):
         past = {name: value[max(0, len(value) + 1 - self.config.buffer) :] for name, value in seen.items()}
         return State(weights, past), fusion.describe(trust_1K1)
 
-    def served(self, state: State, client: ClientId | None) -> Payload | None:
+    def evaluation_payload(self, state: State, client: ClientId | None) -> Payload | None:
         return Payload(weights=state.weights)
 
 

@@ -57,7 +57,7 @@ class FedMD(Strategy[State]):
             )
         return State(problem, torch.empty(0))
 
-    def asks(self, cohort: Cohort) -> frozenset[str]:
+    def expected_kinds(self, cohort: Cohort) -> frozenset[str]:
         return self.needs if cohort.exchange == 0 else frozenset()
 
     def plan(self, state: State, cohort: Cohort) -> Mapping[ClientId, Payload]:
@@ -77,7 +77,7 @@ class FedMD(Strategy[State]):
         findings = diagnostics.of_fused(logits_KNC.softmax(2), mean_NC.softmax(1)[None], y_N)
         return replace(state, consensus=mean_NC.float()), findings
 
-    def served(self, state: State, client: ClientId | None) -> Payload | None:
+    def evaluation_payload(self, state: State, client: ClientId | None) -> Payload | None:
         return None
 
     def _size(self, state: State) -> int:

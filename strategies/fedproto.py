@@ -67,7 +67,7 @@ class FedProto(Strategy[State]):
         )
         return after, self._describe(after, torch.stack(sent), counts_KC)
 
-    def served(self, state: State, client: ClientId | None) -> Payload | None:
+    def evaluation_payload(self, state: State, client: ClientId | None) -> Payload | None:
         return None if client is None else self._payload(state)
 
     def _payload(self, state: State) -> Payload:

@@ -45,5 +45,5 @@ class FedRep(Strategy[State]):
         trust_1K1 = fusion.by_weighting(self.config.weighting, replies)
         return State(fusion.fuse_weights(replies, trust_1K1)), fusion.describe(trust_1K1)
 
-    def served(self, state: State, client: ClientId | None) -> Payload | None:
+    def evaluation_payload(self, state: State, client: ClientId | None) -> Payload | None:
         return None if client is None else Payload(weights=state.weights)

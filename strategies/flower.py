@@ -115,7 +115,7 @@ class FlowerStrategy(Strategy[State]):
         exact = {name: arrays[name] for name in weights if arrays[name].dtype != weights[name].dtype}
         return State(weights, statistics, exact, _memory(stock, list(arrays))), {"skipped": 0.0}
 
-    def served(self, state: State, client: ClientId | None) -> Payload | None:
+    def evaluation_payload(self, state: State, client: ClientId | None) -> Payload | None:
         return _served(state)
 
 

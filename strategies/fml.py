@@ -47,7 +47,7 @@ class FML(Strategy[State]):
         trust_1K1 = fusion.by_weighting(self.config.weighting, replies)
         return State(fusion.fuse_weights(replies, trust_1K1), state.is_whole), fusion.describe(trust_1K1)
 
-    def served(self, state: State, client: ClientId | None) -> Payload | None:
+    def evaluation_payload(self, state: State, client: ClientId | None) -> Payload | None:
         """To a client nothing: it uses its own, private student.
 
         Nor is there a global student where statistics stay with the clients: those they keep are of their own students.

@@ -91,10 +91,10 @@ class KnFu(Strategy[State]):
             )
         return State(problem, 0, None, {}, {}, {})
 
-    def trips(self, round: int) -> int:
+    def num_exchanges(self, round: int) -> int:
         return 1 if self.config.order == "distill_first" else self.exchanges
 
-    def asks(self, cohort: Cohort) -> frozenset[str]:
+    def expected_kinds(self, cohort: Cohort) -> frozenset[str]:
         if cohort.exchange == 1:
             return frozenset()
         return frozenset({"probe_logits", "label_counts"} if self.config.epd == "reported" else {"probe_logits"})
@@ -134,7 +134,7 @@ class KnFu(Strategy[State]):
         against = against_own(state.problem, W_RK, own_RNC, fused_RNC)
         return after, {**affinity.describe(W_RK, rows), **chosen, **against}
 
-    def served(self, state: State, client: ClientId | None) -> Payload | None:
+    def evaluation_payload(self, state: State, client: ClientId | None) -> Payload | None:
         return None  # each client has a student of its own
 
     def _heard(self, state: State, replies: Sequence[Reply]) -> dict[int, Heard]:

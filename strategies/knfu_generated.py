@@ -121,7 +121,7 @@ class KnFuGenerated(Strategy[State]):
         )
         return after, {**found, **terms, **measure(latents, logits_KNC.softmax(-1), fused_KNC, W_KK)}
 
-    def served(self, state: State, client: ClientId | None) -> Payload | None:
+    def evaluation_payload(self, state: State, client: ClientId | None) -> Payload | None:
         return None if client is None else Payload(weights=state.heads.get(client, state.first))
 
     def _weights(self, probs_KNC: Tensor, is_here_K: Tensor) -> tuple[Tensor, Findings]:

@@ -76,7 +76,7 @@ class KnFuTable(Strategy[State]):
         after = replace(state, teachers={**state.teachers, **fresh}, round=replies[0].round)
         return after, {**found, **measure(W_CKK, fused_KCC, owns_KC)}
 
-    def served(self, state: State, client: ClientId | None) -> Payload | None:
+    def evaluation_payload(self, state: State, client: ClientId | None) -> Payload | None:
         return None  # each client has a student of its own
 
     def _weights(self, tables_KCC: Tensor, counts_KC: Tensor, owns_KC: Tensor) -> Tensor:

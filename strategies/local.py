@@ -37,5 +37,5 @@ class Local(Strategy[State]):
     def aggregate(self, state: State, replies: Sequence[Reply], stream: Stream) -> tuple[State, Numbers]:
         return State(state.round + 1), {}
 
-    def served(self, state: State, client: ClientId | None) -> Payload | None:
+    def evaluation_payload(self, state: State, client: ClientId | None) -> Payload | None:
         return None

@@ -72,7 +72,7 @@ class Scaffold(Strategy[State]):
         squares = [value.double().square().sum() for value in self._control(after).values()]
         return after, {**fusion.describe(trust_1K1), "control_norm": float(torch.stack(squares).sum().sqrt())}
 
-    def served(self, state: State, client: ClientId | None) -> Payload | None:
+    def evaluation_payload(self, state: State, client: ClientId | None) -> Payload | None:
         return Payload(weights=state.weights)
 
     def _control(self, state: State) -> Weights:

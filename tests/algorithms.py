@@ -169,11 +169,11 @@ class Watched(Strategy[Any]):
     def init(self, problem, stream):
         return self.inner.init(problem, stream)
 
-    def trips(self, round):
-        return self.inner.trips(round)
+    def num_exchanges(self, round):
+        return self.inner.num_exchanges(round)
 
-    def asks(self, cohort):
-        return self.inner.asks(cohort)
+    def expected_kinds(self, cohort):
+        return self.inner.expected_kinds(cohort)
 
     def inspect(self, state, job, reply):
         self.inner.inspect(state, job, reply)
@@ -188,8 +188,8 @@ class Watched(Strategy[Any]):
         self.seen.append(Exchange(state, *self._planned, list(replies), stream, after, findings))
         return after, findings
 
-    def served(self, state, client):
-        return self.inner.served(state, client)
+    def evaluation_payload(self, state, client):
+        return self.inner.evaluation_payload(state, client)
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,9 @@ MUTANTS = {
     "knfu": Mutant("weight * temperature**2 * kl", "weight * kl", ("clients/test_knfu.py",)),
     "fedgen": Mutant("len(labels) / batch.size * alpha *", "alpha *", ("clients/test_fedgen.py",)),
     "fedd2s": Mutant(
-        'softened_kl(batch.known["teacher"], v,', 'softened_kl(batch.known["teacher"], u,', ("clients/test_fedd2s.py",)
+        'softened_kl(batch.per_sample["teacher"], v,',
+        'softened_kl(batch.per_sample["teacher"], u,',
+        ("clients/test_fedd2s.py",),
     ),
     "fedfuse": Mutant(
         "self.config.gamma * losses.cross_entropy(student(batch.x) + prior, batch.y)",

@@ -43,7 +43,7 @@ def once(trail: Trail, exchanges: int) -> Experiment:
     """The experiment without evaluations, and with the first exchanges of a round only."""
 
     class Cut(type(trail.strategy)):  # type: ignore[misc]
-        def trips(self, round: int) -> int:
+        def num_exchanges(self, round: int) -> int:
             return exchanges
 
     config = replace(trail.experiment.config, rounds=99, evaluate=EvaluateConfig(every=99, pooled_every=99, probe=8))

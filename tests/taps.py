@@ -75,8 +75,8 @@ def first_batch(at: LocalSite, told: Job, size=8) -> Batch:
     """The first samples in stored order with what is known of them."""
     index = at.train_index[0][:size]
     x, y = at.train.take(index)
-    known = at.client.consult(at, told, x, y, torch.arange(size))
-    return Batch(x, y, 0, size, known=known)
+    per_sample = at.client.precompute(at, told, x, y, torch.arange(size))
+    return Batch(x, y, 0, size, per_sample=per_sample)
 
 
 def with_head(at: LocalSite, told: Job) -> Job:

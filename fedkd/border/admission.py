@@ -31,7 +31,7 @@ def admit(
 ) -> Admitted:
     """Sort the answers to the jobs of one exchange."""
     problem, strategy, config = experiment.problem, experiment.strategy, experiment.config
-    kinds, labels = strategy.asks(cohort), experiment.probe_labels
+    kinds, labels = strategy.expected_kinds(cohort), experiment.probe_labels
     probe = len(labels) if labels is not None else 0
     replies: list[Reply] = []
     failures: list[Failure] = []

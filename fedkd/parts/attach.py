@@ -121,8 +121,8 @@ class WithParts(Client):
         copy.acting = Acting(site, job, state.memory.get(MEMORY, {}))
         return super(WithParts, copy).train(site, replace(job, state=replace(state, memory=_without(state.memory))))
 
-    def consult(self, site: "Site", job: Job, x: Tensor, y: Tensor, position: Tensor) -> Mapping[str, Tensor]:
-        return {**super().consult(site, job, x, y, position), **self._consult(x, y)}
+    def precompute(self, site: "Site", job: Job, x: Tensor, y: Tensor, position: Tensor) -> Mapping[str, Tensor]:
+        return {**super().precompute(site, job, x, y, position), **self._precompute(x, y)}
 
     def draw(self, job: Job, y: Tensor, step: int, generator: torch.Generator) -> Mapping[str, Tensor]:
         drawn = dict(super().draw(job, y, step, generator))
@@ -139,15 +139,16 @@ class WithParts(Client):
                 taken.add(name)
                 yield name, value
         outputs = watch.complete()
-        is_known = any(name.startswith(PREFIX) for name in batch.known)
-        known = batch.known if is_known else self._consult(batch.x, batch.y)  # a phase that consulted nobody
+        per_sample = batch.per_sample
+        if not any(name.startswith(PREFIX) for name in per_sample):  # a phase that called no `precompute`
+            per_sample = self._precompute(batch.x, batch.y)
         for its in self.parts:
             ask = partial(self._ask, its.teacher)
-            for name, value in its.terms(Seen(student, batch, job, outputs, known, ask)):
+            for name, value in its.terms(Seen(student, batch, job, outputs, per_sample, ask)):
                 yield (f"{name}_part" if name in taken else name), value
 
-    def remember(self, trained: Trained, job: Job) -> Mapping[str, Any]:
-        memory = super().remember(trained, job)
+    def next_memory(self, trained: Trained, job: Job) -> Mapping[str, Any]:
+        memory = super().next_memory(trained, job)
         kept = self._kept(trained)
         return {**memory, MEMORY: kept} if kept else memory
 
@@ -167,21 +168,21 @@ class WithParts(Client):
                 found.setdefault(its.teacher, []).append(its)
         return found
 
-    def _consult(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    def _precompute(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         """What the frozen teachers say of all these images, each asked once."""
-        known: dict[str, Tensor] = {}
+        per_sample: dict[str, Tensor] = {}
         if not self._sources:
-            return known
+            return per_sample
         acting = self._acting
         taps = self.taps[acting.site.problem.architecture(acting.job.client)]
         for source, parts in self._sources.items():
             teacher = acting.frozen(source)
             if teacher is None:
                 continue
-            known |= part.answers(source, teacher, x, taps.get(source, ()), forward.EVALUATION_BATCH)
+            per_sample |= part.answers(source, teacher, x, taps.get(source, ()), forward.EVALUATION_BATCH)
             for its in parts:
-                known |= its.prepare(teacher, known[part.logits_of(source)], y)
-        return known
+                per_sample |= its.prepare(teacher, per_sample[part.logits_of(source)], y)
+        return per_sample
 
     def _ask(self, source: str | None, x: Tensor) -> Tensor | None:
         teacher = self._acting.frozen(source) if source is not None else None
@@ -216,11 +217,11 @@ def average(old: Weights, new: Weights, decay: float) -> Weights:
 
 def _bare(batch: Batch) -> Batch:
     """A client half must not find in a batch what it did not put there: some ask whether anything was drawn."""
-    drawn, known = (
+    drawn, per_sample = (
         {name: value for name, value in its.items() if not name.startswith(PREFIX)}
-        for its in (batch.drawn, batch.known)
+        for its in (batch.drawn, batch.per_sample)
     )
-    return replace(batch, drawn=drawn, known=known)
+    return replace(batch, drawn=drawn, per_sample=per_sample)
 
 
 def _without(memory: Mapping[str, Any]) -> Mapping[str, Any]:

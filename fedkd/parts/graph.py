@@ -26,7 +26,7 @@ class Graph(Part):
 
     def terms(self, seen: Seen) -> Iterator[tuple[str, Tensor]]:
         tap = self._tap({name: tuple(value.shape) for name, value in seen.outputs.items()})
-        its = seen.known.get(tap_of(self.config.teacher, tap))
+        its = seen.per_sample.get(tap_of(self.config.teacher, tap))
         if its is not None:
             own = relations(seen.outputs[tap], self.config.side)
             yield self.name, self.config.weight * F.mse_loss(own, relations(its, self.config.side))

@@ -21,7 +21,7 @@ class Ema(Part):
         return "ema"
 
     def terms(self, seen: Seen) -> Iterator[tuple[str, Tensor]]:
-        told_BC = seen.known.get(logits_of("ema"))
+        told_BC = seen.per_sample.get(logits_of("ema"))
         if told_BC is not None:
             yield self.name, -self.config.weight * (told_BC.softmax(1) * seen.logits.log_softmax(1)).sum(1).mean()
 

@@ -46,10 +46,10 @@ class Layers(Part):
 
     def terms(self, seen: Seen) -> Iterator[tuple[str, Tensor]]:
         taps, source = self._taps(list(seen.outputs)), self.config.teacher
-        if any(tap_of(source, name) not in seen.known for name in taps):
+        if any(tap_of(source, name) not in seen.per_sample for name in taps):
             return
         pairs = self._pairs(taps)
-        distances = [distance(seen.outputs[own], seen.known[tap_of(source, its)]) for own, its in pairs]
+        distances = [distance(seen.outputs[own], seen.per_sample[tap_of(source, its)]) for own, its in pairs]
         yield self.name, self.config.weight * torch.stack(distances).sum()
 
     def _taps(self, blocks: Sequence[str]) -> tuple[str, ...]:

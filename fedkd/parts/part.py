@@ -25,7 +25,7 @@ class Seen:
     batch: Batch
     job: Job
     outputs: Mapping[str, Tensor]  # of the student's blocks on the batch; `head` gives the logits
-    known: Mapping[str, Tensor]  # rows of this batch: what `logits_of`, `tap_of` and Part.prepare name
+    per_sample: Mapping[str, Tensor]  # rows of this batch: what `logits_of`, `tap_of` and Part.prepare name
     ask: Callable[[Tensor], Tensor | None]  # logits that the part's frozen teacher gives other images
 
     @property
@@ -78,12 +78,12 @@ class Part:
 
 
 def logits_of(source: str) -> str:
-    """The name of a frozen teacher's logits in `Seen.known`."""
+    """The name of a frozen teacher's logits in `Seen.per_sample`."""
     return f"{PREFIX}{source}:logits"
 
 
 def tap_of(source: str, block: str) -> str:
-    """The name of a block's output of a frozen teacher in `Seen.known`."""
+    """The name of a block's output of a frozen teacher in `Seen.per_sample`."""
     return f"{PREFIX}{source}:tap:{block}"
 
 

@@ -42,14 +42,14 @@ class Teacher(Part):
         return {_TARGET: view(config.view, p_SC, y_S, topk=config.topk, head_Cd=head_Cd)}
 
     def terms(self, seen: Seen) -> Iterator[tuple[str, Tensor]]:
-        config, told_BC = self.config, seen.known.get(logits_of(self.config.teacher))
+        config, told_BC = self.config, seen.per_sample.get(logits_of(self.config.teacher))
         if told_BC is None:
             return
         if config.divergence in divergences.OF_LOGITS:
             yield self.name, config.weight * divergences.OF_LOGITS[config.divergence](told_BC, seen.logits)
             return
         log_q_BC = (seen.logits / config.tau).log_softmax(1)
-        distance = divergences.between(config.divergence, seen.known[_TARGET], log_q_BC)
+        distance = divergences.between(config.divergence, seen.per_sample[_TARGET], log_q_BC)
         yield self.name, config.weight * config.tau**2 * distance
 
 

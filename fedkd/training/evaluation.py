@@ -67,7 +67,7 @@ def num_pooled_parts(num_samples: int) -> int:
 def _due(experiment: Experiment, state: RunState) -> Iterator[Job]:
     """The jobs of this round's evaluation."""
     config, number = experiment.config.evaluate, state.round
-    pooled = experiment.strategy.served(state.server, None)
+    pooled = experiment.strategy.evaluation_payload(state.server, None)
     is_pooled_due = _is_due(number, config.pooled_every, experiment.config.rounds)
     if _is_due(number, config.every, experiment.config.rounds):
         own = _own(experiment, state)
@@ -112,7 +112,7 @@ def _own(experiment: Experiment, state: RunState) -> list[_Own]:
     fresh, same = ClientState(), dict[tuple[Any, ...], Payload]()
     found = []
     for client in judged_clients(experiment.config, experiment.num_tests):
-        served = experiment.strategy.served(state.server, client) or Payload()
+        served = experiment.strategy.evaluation_payload(state.server, client) or Payload()
         found.append(_Own(client, _one_of(same, served), state.clients.get(client, fresh)))
     return found
 

@@ -69,7 +69,7 @@ def look(problem: Problem, numbers: Numbers | None, round: int) -> Tensor:
 
 
 def batches(
-    x: Tensor, known: Mapping[str, Tensor], size: int, stream: Stream, *, epochs: int = 0, steps: int | None = None
+    x: Tensor, per_sample: Mapping[str, Tensor], size: int, stream: Stream, *, epochs: int = 0, steps: int | None = None
 ) -> Iterator[Batch]:
     """Shuffled passes over images and what is known of each: so many epochs, or steps. Labels are -1: there are none.
 
@@ -82,5 +82,5 @@ def batches(
         if not len(order):
             order = torch.randperm(len(x), generator=generator)
         rows, order = order[:size], order[size:]
-        its = {name: value[rows] for name, value in known.items()}
-        yield Batch(x[rows], torch.full((len(rows),), -1), step, size, known=its)
+        its = {name: value[rows] for name, value in per_sample.items()}
+        yield Batch(x[rows], torch.full((len(rows),), -1), step, size, per_sample=its)

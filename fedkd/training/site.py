@@ -68,9 +68,9 @@ class LocalSite:
         trained = self.student(job).train() if student is None else student
         drawn = self.draw(job) if batches is None else batches
         optimiser = self.optimiser(job, trained.learnable if learnable is None else learnable)
-        known = client.consult(self, job, drawn.x, drawn.y, drawn.position)
+        per_sample = client.precompute(self, job, drawn.x, drawn.y, drawn.position)
         terms = terms or (lambda batch: client.terms(trained, batch, job))
-        numbers = optimisers.descend(optimiser, self.batches(client, job, drawn, known), terms)
+        numbers = optimisers.descend(optimiser, self.batches(client, job, drawn, per_sample), terms)
         return self.close(client, job, trained, drawn, numbers, optimiser)
 
     def draw(self, job: Job, train: TrainConfig | None = None) -> LocalBatches:
@@ -84,15 +84,15 @@ class LocalSite:
         return LocalBatches(x, y, position, tuple(map(len, steps)), epoch, offset)
 
     def batches(
-        self, client: Client, job: Job, drawn: LocalBatches, known: Mapping[str, Tensor] | None = None
+        self, client: Client, job: Job, drawn: LocalBatches, per_sample: Mapping[str, Tensor] | None = None
     ) -> Iterator[Batch]:
-        """The steps of `drawn`, each with what the client draws for it and its rows of `known`."""
+        """The steps of `drawn`, each with what the client draws for it and its rows of `per_sample`."""
         noise = seeds.stream(self.problem.seed, "noise", round=job.round, client=job.client).child(job.exchange).torch()
-        start, known = 0, known or {}
+        start, per_sample = 0, per_sample or {}
         for step, size in enumerate(drawn.sizes):
             rows = slice(start, start + size)
             y = drawn.y[rows]
-            its = {name: value[rows] for name, value in known.items()}
+            its = {name: value[rows] for name, value in per_sample.items()}
             yield Batch(drawn.x[rows], y, step, self.problem.train.batch, client.draw(job, y, step, noise), its)
             start += size
 
@@ -124,7 +124,7 @@ class LocalSite:
         received, state = job.payload.weights or {}, job.state
         after = ClientState(
             kept=copied({name: entry for name, entry in student.entries.items() if name not in received}),
-            memory=client.remember(trained, job),
+            memory=client.next_memory(trained, job),
             optimiser=optimiser.memory() if optimiser is not None else state.optimiser,
             epoch=drawn.epoch if drawn is not None else state.epoch,
             position=drawn.offset if drawn is not None else state.position,
@@ -133,7 +133,7 @@ class LocalSite:
         return Outcome(client.report(trained, job), after, numbers, student if numbers else None)
 
     def trained(self, client: Client, job: Job, student: Student, drawn: LocalBatches | None) -> Trained:
-        """What `Client.remember` and `Client.report` are told."""
+        """What `Client.next_memory` and `Client.report` are told."""
         problem = self.problem.of(job.client)
         labels = drawn.y if drawn is not None else torch.empty(0, dtype=torch.int64)
         memory = job.state.memory or client.init(problem, seeds.stream(problem.seed, "memory", client=job.client))

@@ -1,6 +1,6 @@
 """Teachers: what a frozen student says about the samples of a participation, in the order they will be drawn.
 
-For `Client.consult`. A sample that is drawn several times is asked about once: no teacher changes in between.
+For `Client.precompute`. A sample that is drawn several times is predicted once: no teacher changes in between.
 """
 
 from collections.abc import Callable

@@ -51,11 +51,11 @@ class Grouped(Strategy[State]):
             groups[name] = self.inner.init(alone, stream.child(name))
         return State(groups, problem.assigned)
 
-    def trips(self, round: int) -> int:
-        return self.inner.trips(round)
+    def num_exchanges(self, round: int) -> int:
+        return self.inner.num_exchanges(round)
 
-    def asks(self, cohort: Cohort) -> frozenset[str]:
-        return self.inner.asks(cohort)
+    def expected_kinds(self, cohort: Cohort) -> frozenset[str]:
+        return self.inner.expected_kinds(cohort)
 
     def plan(self, state: State, cohort: Cohort) -> Mapping[ClientId, Payload]:
         payloads: dict[ClientId, Payload] = {}
@@ -84,7 +84,7 @@ class Grouped(Strategy[State]):
                 found.append({key: value for key, value in findings.items() if isinstance(value, int | float)})
         return State(groups, state.assigned), metrics.mean_by_name(found)
 
-    def served(self, state: State, client: ClientId | None) -> Payload | None:
+    def evaluation_payload(self, state: State, client: ClientId | None) -> Payload | None:
         if client is None:
             return None
-        return self.inner.served(state.groups[state.assigned[client]], state.number(client))
+        return self.inner.evaluation_payload(state.groups[state.assigned[client]], state.number(client))

@@ -110,7 +110,7 @@ def _num_pooled(problem: Problem, strategy: Strategy, available: int) -> int:
 
     None if BatchNorm statistics stay with the clients: on devices the server cannot take their mean.
     """
-    served = strategy.served(strategy.init(problem, seeds.stream(problem.seed, "server")), None)
+    served = strategy.evaluation_payload(strategy.init(problem, seeds.stream(problem.seed, "server")), None)
     missing = served is not None and set(problem.statistic_names) - set(served.weights or {})
     return 0 if missing and problem.statistics == "local" else available
 

@@ -154,7 +154,7 @@ def of(assembly: Assembly, state: RunState, client: ClientId | None) -> Served:
     experiment = assembly.experiment
     clients = experiment.config.clients
     if client is None:
-        payload = experiment.strategy.served(state.server, None)
+        payload = experiment.strategy.evaluation_payload(state.server, None)
         if payload is None:
             raise ConfigError(
                 f"strategy '{naming.of(experiment.config.strategy)}' has no global student: every client has its own",
@@ -169,7 +169,7 @@ def of(assembly: Assembly, state: RunState, client: ClientId | None) -> Served:
             where="command line",
             mend=f"this run has clients 0 to {clients - 1}",
         )
-    payload, own = experiment.strategy.served(state.server, client) or Payload(), state.clients.get(client)
+    payload, own = experiment.strategy.evaluation_payload(state.server, client) or Payload(), state.clients.get(client)
     if own is None and not payload.weights and not payload.samples:
         raise RunError(
             f"client {client} has not trained in {state.round} rounds and is served nothing: it has no student yet",

@@ -63,7 +63,7 @@ class Bridge(Strategy):
     @property
     def initial_arrays(self) -> ArrayRecord:
         """The global student before the first round; where the algorithm has none, what every client starts from."""
-        served = self.experiment.strategy.served(rounds.begin(self.experiment).server, None)
+        served = self.experiment.strategy.evaluation_payload(rounds.begin(self.experiment).server, None)
         weights = served.weights if served is not None else None
         return codec.encode_weights(weights or self.experiment.problem.initial().weights)
 
@@ -115,7 +115,7 @@ class Bridge(Strategy):
         server, numbers = settled.server, settled.findings
         clients = {**self.state.clients, **{reply.client: reply.state for reply in usable}}
         self.state = RunState(number, server, clients)
-        served = strategy.served(server, None)
+        served = strategy.evaluation_payload(server, None)
         arrays = codec.encode_weights(served.weights) if served is not None and served.weights else None
         terms = metrics.mean_by_name([reply.numbers for reply in usable])
         return arrays, MetricRecord({**counts, **_floats(terms), **_floats(numbers)})
@@ -151,7 +151,9 @@ class Bridge(Strategy):
         number, exchange = self._clock(server_round)
         if exchange + 1 < experiment.strategy.exchanges or number % experiment.config.evaluate.every:
             return []
-        served = {c: experiment.strategy.served(self.state.server, c) for c in range(experiment.config.clients)}
+        served = {
+            c: experiment.strategy.evaluation_payload(self.state.server, c) for c in range(experiment.config.clients)
+        }
         jobs = [
             Job(
                 task="evaluate",

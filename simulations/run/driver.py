@@ -162,7 +162,7 @@ class Driver:
 
     def _note_students(self, experiment: Experiment, state: RunState) -> None:
         """Whose students are evaluated, and how: what reads the ledger cannot tell before it has all of it."""
-        has_global = experiment.strategy.served(state.server, None) is not None
+        has_global = experiment.strategy.evaluation_payload(state.server, None) is not None
         self.is_pooled = has_global and experiment.num_pooled > 0
         self.client_student = "global" if has_global and experiment.strategy.serves == "global" else "own"
         self.folder.note(statistics=statistics_policy(experiment, state), client_student=self.client_student)
@@ -311,12 +311,12 @@ def statistics_policy(experiment: Experiment, state: RunState) -> str:
     `local` too where they could travel and the strategy serves none: what it does not serve, clients keep.
     """
     problem, strategy = experiment.problem, experiment.strategy
-    has_global = strategy.served(state.server, None) is not None
+    has_global = strategy.evaluation_payload(state.server, None) is not None
     named = {who: problem.of(who).statistic_names for who in ([None] if has_global else range(problem.clients))}
     if not any(named.values()):
         return "none"
     for who, names in named.items():
-        served = strategy.served(state.server, who) or Payload()
+        served = strategy.evaluation_payload(state.server, who) or Payload()
         if {*names} & {*(served.weights or {}), *(served.samples or {})}:
             return problem.statistics
     return "local"

@@ -67,7 +67,7 @@ def test_then_it_learns_the_target_and_sends_nothing(problem, site):
 def test_the_term_is_the_cross_entropy_with_the_target(problem, job):
     student, x = problem.initial(), public_set.look(problem, public_set.describe(problem, SIZE), 1)
     target = torch.rand(SIZE, 3, generator=torch.Generator().manual_seed(1)).softmax(1)
-    batch = Batch(x, torch.full((SIZE,), -1), 0, SIZE, known={"target": target})
+    batch = Batch(x, torch.full((SIZE,), -1), 0, SIZE, per_sample={"target": target})
     (found,) = client().terms(student, batch, job)
     assert found[0] == "distil"
     assert_close(found[1], -(target * student(x).log_softmax(1)).sum(1).mean())

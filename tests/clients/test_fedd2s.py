@@ -70,8 +70,8 @@ def test_g3_gradient_routing(depth, loss, b1, b2, g):
     local = torch.tensor([[0.0, 1], [1, 0]], dtype=torch.float64, requires_grad=True)
     state = ClientState(memory={"heads": {"b1": {"head.weight": local}}})
     told = job(depth, state=state)
-    known = {"teacher": torch.tensor([[0.0, 1]], dtype=torch.float64)}
-    batch = Batch(torch.ones(1, 1, dtype=torch.float64), torch.tensor([0]), 0, 1, known=known)
+    per_sample = {"teacher": torch.tensor([[0.0, 1]], dtype=torch.float64)}
+    batch = Batch(torch.ones(1, 1, dtype=torch.float64), torch.tensor([0]), 0, 1, per_sample=per_sample)
     found, grads = gradients(fedd2s(temperature=2.0), None, told, student, batch)
     assert found.item() == pytest.approx(loss, abs=1e-13)
     assert grads["b1.weight"].flatten().tolist() == pytest.approx([b1, -b1], abs=1e-13)

@@ -18,9 +18,9 @@ def agreement(at, logits):
     """The divergence if the student says of each sample what the table says of it."""
     told = job(3, samples=logits)
     drawn = at.draw(told)
-    known = at.client.consult(at, told, drawn.x, drawn.y, drawn.position)
+    per_sample = at.client.precompute(at, told, drawn.x, drawn.y, drawn.position)
     said = 10 * torch.eye(tiny.CLASSES)[drawn.y]
-    return losses.softened_kl(known["teacher"], said, 3.0).item()
+    return losses.softened_kl(per_sample["teacher"], said, 3.0).item()
 
 
 def test_rows_follow_the_shuffle():
@@ -119,8 +119,8 @@ def test_per_class_is_per_sample_where_each_class_has_one_sample():
 
 def test_smoothed_labels_stand_in_for_a_teacher():
     at, told, smoothing = site(), job(1), fedd2s(knowledge="smoothing", epsilon=0.3)
-    known = smoothing.consult(at, told, *at.own(0), torch.arange(SIZE))
-    probs = known["teacher"].softmax(1)
+    per_sample = smoothing.precompute(at, told, *at.own(0), torch.arange(SIZE))
+    probs = per_sample["teacher"].softmax(1)
     assert_close(probs.gather(1, at.own(0)[1][:, None]).flatten(), torch.full((SIZE,), 0.8))
     reply = tiny.fit(smoothing, told, at)
     assert set(reply.numbers) == {"ce", "head", "kl"}

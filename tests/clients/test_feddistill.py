@@ -179,7 +179,7 @@ def test_what_else_is_remembered_stays(site, job):
     """Parts keep theirs in the same memory."""
 
     class Remembering(FedDistill):
-        def remember(self, trained, job):
+        def next_memory(self, trained, job):
             return {**trained.memory, "other": 1}
 
     for accumulate in ("round", "running"):

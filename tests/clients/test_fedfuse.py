@@ -76,8 +76,8 @@ def test_the_loss_is_cross_entropy_of_the_logits_with_the_prior():
     chosen = client()
     site, student = skewed(chosen), PROBLEM.initial()
     x, y = site.own(0)
-    known = chosen.consult(site, first(), x, y, torch.arange(11))
-    (term,) = chosen.terms(student, Batch(x, y, 0, 4, known=known), first())
+    per_sample = chosen.precompute(site, first(), x, y, torch.arange(11))
+    (term,) = chosen.terms(student, Batch(x, y, 0, 4, per_sample=per_sample), first())
     prior = torch.tensor([9.0, 4.0, 1.0]).div(14).log()
     assert term[0] == "ce"
     assert_close(term[1], F.cross_entropy(student(x) + prior, y))
@@ -133,9 +133,9 @@ def test_the_second_loss_is_kl_beside_the_clients_own_data(trained):
     chosen, job = client(gamma=0.5), second(state)
     x, y = site.own(0)
     x, y = x[:10], y[:10]
-    known = chosen.consult(site, job, x, y, torch.arange(10))
+    per_sample = chosen.precompute(site, job, x, y, torch.arange(10))
     student = PROBLEM.initial()
-    terms = dict(chosen.terms(student, Batch(x, y, 0, 4, known=known), job))
+    terms = dict(chosen.terms(student, Batch(x, y, 0, 4, per_sample=per_sample), job))
     images = PUBLIC.samples.take(torch.arange(10))[0]
     target = job.payload.probe_logits.softmax(1)
     assert_close(terms["distil"], F.kl_div(student(images).log_softmax(1), target, reduction="batchmean"))
@@ -154,11 +154,11 @@ def test_each_transfer_image_comes_once_a_pass_with_its_own_target_and_as_many_o
 
     job = second(state)
     tiny.fit(Watched(chosen.config), job, site)
-    assert [len(batch.x) for batch in seen] == [len(batch.known["transfer"]) for batch in seen] == [4, 4, 2] * 2
+    assert [len(batch.x) for batch in seen] == [len(batch.per_sample["transfer"]) for batch in seen] == [4, 4, 2] * 2
     images = PUBLIC.samples.take(torch.arange(10))[0]
-    rows = [int((images == x).flatten(1).all(1).nonzero()) for batch in seen for x in batch.known["transfer"]]
+    rows = [int((images == x).flatten(1).all(1).nonzero()) for batch in seen for x in batch.per_sample["transfer"]]
     assert sorted(rows[:10]) == sorted(rows[10:]) == list(range(10))
-    targets = torch.cat([batch.known["target"] for batch in seen])
+    targets = torch.cat([batch.per_sample["target"] for batch in seen])
     assert_close(targets, job.payload.probe_logits.softmax(1)[rows])
 
 
@@ -171,12 +171,14 @@ def test_labels_that_nobody_holds_teach_nothing(trained):
     x, y = site.own(0)
     x, y = x[:10], y[:10]
     student = PROBLEM.initial()
-    known = chosen.consult(site, job, x, y, torch.arange(10))
-    terms = dict(chosen.terms(student, Batch(x, y, 0, 4, known=known), job))
+    per_sample = chosen.precompute(site, job, x, y, torch.arange(10))
+    terms = dict(chosen.terms(student, Batch(x, y, 0, 4, per_sample=per_sample), job))
     (gradient,) = torch.autograd.grad(terms["distil"], student.learnable["head.bias"])
     assert gradient[2] == 0
     strange = replace(job, payload=replace(job.payload, probe_logits=logits + torch.tensor([0.0, 0.0, 88.0])))
-    found = dict(chosen.terms(student, Batch(x, y, 0, 4, known=chosen.consult(site, strange, x, y, y)), strange))
+    found = dict(
+        chosen.terms(student, Batch(x, y, 0, 4, per_sample=chosen.precompute(site, strange, x, y, y)), strange)
+    )
     assert_close(found["distil"], terms["distil"])
 
 
@@ -266,8 +268,8 @@ def test_it_learns_of_the_images_that_came_down():
     images = torch.randint(0, 256, (10, 1, tiny.SIDE, tiny.SIDE)).to(torch.uint8)
     job = replace(job, payload=replace(job.payload, samples={"x": images}))
     x, y = site.own(0)
-    known = chosen.consult(site, job, x[:10], y[:10], torch.arange(10))
-    order = [int((images == t).flatten(1).all(1).nonzero()) for t in ((known["transfer"] + 1) * 127.5).round()]
+    per_sample = chosen.precompute(site, job, x[:10], y[:10], torch.arange(10))
+    order = [int((images == t).flatten(1).all(1).nonzero()) for t in ((per_sample["transfer"] + 1) * 127.5).round()]
     assert sorted(order) == list(range(10))
     assert set(tiny.fit(chosen, job, site).numbers) == {"distil", "own"}
 

@@ -71,6 +71,6 @@ def test_the_teachers_statistics_are_the_received_ones():
     reference = {name: weights[name] * 1.1 for name in problem.initial().learnable}
     job = tiny.job(problem, payload=replace(tiny.job(problem).payload, weights=weights, reference=reference))
     drawn = site.draw(job)
-    known = client().consult(site, job, drawn.x, drawn.y, drawn.position)
+    per_sample = client().precompute(site, job, drawn.x, drawn.y, drawn.position)
     expected = problem.initial().load(weights, reference).eval()
-    assert_close(known["teacher"], expected(drawn.x).detach())
+    assert_close(per_sample["teacher"], expected(drawn.x).detach())

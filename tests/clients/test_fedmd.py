@@ -80,7 +80,7 @@ def test_digesting_brings_it_nearer_to_the_consensus(problem, site, digest):
     x, target = images(problem), 3 * torch.eye(3)[torch.arange(SIZE) % 3]
     its = replace(site, problem=replace(problem, train=replace(tiny.TRAIN, lr=1e-9)))
     found = tiny.fit(client(digest=digest, digest_epochs=20, digest_lr=0.1), learn(problem, target), its)
-    known = Batch(x, torch.full((SIZE,), -1), 0, SIZE, known={"consensus": target})
+    known = Batch(x, torch.full((SIZE,), -1), 0, SIZE, per_sample={"consensus": target})
     before, after = (
         float(dict(client(digest=digest).terms(problem.initial().load(w), known, tiny.job(problem)))["digest"].detach())
         for w in ({}, found.state.kept)
@@ -91,7 +91,7 @@ def test_digesting_brings_it_nearer_to_the_consensus(problem, site, digest):
 def test_the_distances_are_of_logits_but_for_kl(problem, job):
     x, u = images(problem), torch.ones(SIZE, 3)
     student = problem.initial()
-    batch = Batch(x, torch.full((SIZE,), -1), 0, SIZE, known={"consensus": u})
+    batch = Batch(x, torch.full((SIZE,), -1), 0, SIZE, per_sample={"consensus": u})
     logits = student(x)
     expected = {
         "l1": (logits - u).abs().mean(),
@@ -146,7 +146,7 @@ def test_what_else_is_remembered_stays(problem, site):
     """Parts keep theirs in the same memory."""
 
     class Remembering(FedMD):
-        def remember(self, trained, job):
+        def next_memory(self, trained, job):
             return {**trained.memory, "other": 1}
 
     found = tiny.fit(Remembering(), say(problem), site)

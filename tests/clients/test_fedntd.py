@@ -88,8 +88,8 @@ def test_the_teacher_is_the_received_student_in_eval_mode():
     far = {name: value * 1.5 for name, value in problem.initial().weights.items()}
     job = tiny.job(problem, payload=Payload(weights=far))
     drawn = site.draw(job)
-    known = client().consult(site, job, drawn.x, drawn.y, drawn.position)
-    assert_close(known["teacher"], problem.initial().load(far).eval()(drawn.x).detach())
+    per_sample = client().precompute(site, job, drawn.x, drawn.y, drawn.position)
+    assert_close(per_sample["teacher"], problem.initial().load(far).eval()(drawn.x).detach())
 
 
 def test_a_large_beta_keeps_what_was_known_of_other_classes(problem, job):

@@ -172,7 +172,7 @@ def test_private_batches_alternate_with_public_ones():
     assert list(numbers) == ["distil", "private_ce"]
     job = second(its, teacher())
     batches = list(its.client._fine_tuning(its, job, PUBLIC.samples.take(torch.arange(SIZE))[0], its.draw(job)))
-    assert ["teacher" in b.known for b in batches] == [True, False] * 3
+    assert ["teacher" in b.per_sample for b in batches] == [True, False] * 3
     terms = dict(its.client.terms(its.problem.initial(), batches[1], job))
     expected = losses.cross_entropy(its.problem.initial()(batches[1].x), batches[1].y)
     assert_close(terms["private_ce"], 0.75 * expected)
@@ -188,7 +188,7 @@ def test_each_pass_takes_every_public_image_once_in_a_new_order():
     x = PUBLIC.samples.take(torch.arange(SIZE))[0]
     batches = list(its.client._fine_tuning(its, second(its, teacher()), x, None))
     assert [len(b.x) for b in batches] == [4, 4, 2] * 2
-    rows = torch.cat([b.known["teacher"] for b in batches])
+    rows = torch.cat([b.per_sample["teacher"] for b in batches])
     for half in rows.split(SIZE):
         assert_close(half.sort(0).values, teacher().softmax(1).sort(0).values)
     assert not torch.equal(rows[:SIZE], rows[SIZE:])

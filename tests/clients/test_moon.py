@@ -96,10 +96,10 @@ def test_references_are_of_the_frozen_students_in_eval_mode():
     site = tiny.site(client(), problem)
     job = later(tiny.job(problem), site)
     drawn = site.draw(job)
-    known = client().consult(site, job, drawn.x, drawn.y, drawn.position)
+    per_sample = client().precompute(site, job, drawn.x, drawn.y, drawn.position)
     for name, weights in (("z_global", job.payload.weights), ("z_previous", job.state.memory["previous"])):
         student = problem.initial().load(weights).eval()
-        assert_close(known[name], student.features(drawn.x).detach())
+        assert_close(per_sample[name], student.features(drawn.x).detach())
 
 
 def test_statistics_that_stay_with_the_client_are_its_previous_students_and_its_global_ones():
@@ -108,10 +108,10 @@ def test_statistics_that_stay_with_the_client_are_its_previous_students_and_its_
     site = tiny.site(client(), problem)
     job = later(tiny.job(problem), site)
     drawn = site.draw(job)
-    known = client().consult(site, job, drawn.x, drawn.y, drawn.position)
+    per_sample = client().precompute(site, job, drawn.x, drawn.y, drawn.position)
     student = problem.initial().load(job.state.kept, job.payload.weights).eval()
     assert set(job.state.kept) == set(problem.statistic_names) <= set(job.state.memory["previous"])
-    assert_close(known["z_global"], student.features(drawn.x).detach())
+    assert_close(per_sample["z_global"], student.features(drawn.x).detach())
 
 
 def test_training_draws_latents_to_the_global_student(problem):
@@ -119,11 +119,11 @@ def test_training_draws_latents_to_the_global_student(problem):
     site = tiny.site(client(), replace(problem, train=replace(tiny.TRAIN, steps=40, lr=0.05)))
     job = later(tiny.job(problem), site)
     drawn = site.draw(job)
-    known = client().consult(site, job, drawn.x, drawn.y, drawn.position)
+    per_sample = client().precompute(site, job, drawn.x, drawn.y, drawn.position)
 
     def distance(mu):
         student = problem.initial().load(tiny.fit(client(mu), job, site).payload.weights)
         z = student.features(drawn.x).detach()
-        return float(moon.contrast(z, known["z_global"], known["z_previous"], 0.5))
+        return float(moon.contrast(z, per_sample["z_global"], per_sample["z_previous"], 0.5))
 
     assert distance(5.0) < distance(0.0)

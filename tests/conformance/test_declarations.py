@@ -67,5 +67,5 @@ def test_each_kind_that_it_declares_crosses_in_one_of_its_algorithms(name: str):
 
 
 def test_it_has_as_many_exchanges_as_one_of_its_algorithms_needs(name: str):
-    most = max(trail.strategy.trips(number) for trail in trails(name) for number in (1, 2, 3))
+    most = max(trail.strategy.num_exchanges(number) for trail in trails(name) for number in (1, 2, 3))
     assert most == plugins.strategy(name).exchanges

@@ -73,14 +73,14 @@ def test_what_it_sends_and_gets_is_what_it_declares(trail: Trail):
         for payload in exchange.payloads.values():
             assert payload.kinds() <= trail.strategy.gives
         for reply in exchange.replies:
-            assert reply.payload.kinds() == trail.strategy.asks(exchange.cohort) <= trail.strategy.needs
+            assert reply.payload.kinds() == trail.strategy.expected_kinds(exchange.cohort) <= trail.strategy.needs
 
 
 def test_each_round_has_as_many_exchanges_as_it_says(trail: Trail):
     for played in trail.rounds:
         number = played.state.round
         exchanges = [exchange.cohort.exchange for exchange in trail.round(number)]
-        assert exchanges == list(range(trail.strategy.trips(number)))
+        assert exchanges == list(range(trail.strategy.num_exchanges(number)))
         assert 0 < len(exchanges) <= trail.strategy.exchanges
 
 
@@ -128,7 +128,7 @@ def test_it_works_with_one_reply(trail: Trail):
         (reply,), cohort = exchange.replies[:1], exchange.cohort
         after, findings = trail.strategy.aggregate(exchange.before, [reply], exchange.stream)
         assert all(map(math.isfinite, algorithms.numbers(findings)))
-        is_last = cohort.exchange == trail.strategy.trips(3) - 1
+        is_last = cohort.exchange == trail.strategy.num_exchanges(3) - 1
         following = Cohort((0, 1, 2, 3), 4) if is_last else Cohort((reply.client,), 3, cohort.exchange + 1)
         assert trail.strategy.plan(after, following) or not is_last
 
@@ -154,14 +154,17 @@ def test_a_first_state_can_be_saved_too(trail: Trail, tmp_path):
 def test_what_it_serves_loads_into_the_students_of_those_it_serves(trail: Trail):
     for client in (None, *range(5)):
         entries = trail.experiment.problem.initial(client).weights
-        payload = trail.strategy.served(trail.states[-1].server, client)
+        payload = trail.strategy.evaluation_payload(trail.states[-1].server, client)
         for name, value in (payload.weights or {}).items() if payload is not None else ():
             assert (value.shape, value.dtype) == (entries[name].shape, entries[name].dtype)
 
 
 def test_it_serves_a_global_student_if_it_says_so(trail: Trail):
     """And shares more than a head."""
-    payload, is_shared = trail.strategy.served(trail.states[-1].server, None), "strategy.share=head" not in trail.words
+    payload, is_shared = (
+        trail.strategy.evaluation_payload(trail.states[-1].server, None),
+        "strategy.share=head" not in trail.words,
+    )
     assert (payload is not None) == (trail.strategy.serves != "personal" and is_shared)
     measured = trail.rounds[-1].row["accuracy"]
     assert ("common" if payload is None else "global") in measured
@@ -170,7 +173,7 @@ def test_it_serves_a_global_student_if_it_says_so(trail: Trail):
 def test_serving_changes_nothing(trail: Trail):
     state = trail.states[-1].server
     before = tiny.canonical(state)
-    one, other = (tiny.canonical(trail.strategy.served(state, 1)) for _ in range(2))
+    one, other = (tiny.canonical(trail.strategy.evaluation_payload(state, 1)) for _ in range(2))
     assert one == other
     tiny.assert_same(tiny.canonical(state), before)
 

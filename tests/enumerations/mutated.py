@@ -76,7 +76,7 @@ def cases(names: Sequence[str] = ALGORITHMS) -> list[Case]:
             for reply in exchange.replies[:2]:
                 job = jobs[reply.client, reply.round, reply.exchange]
                 expected = checks.Expectation(
-                    kinds=trail.strategy.asks(exchange.cohort),
+                    kinds=trail.strategy.expected_kinds(exchange.cohort),
                     classes=experiment.problem.classes,
                     latent=experiment.problem.of(job.client).latent,
                     weights=job.payload.weights,

@@ -43,7 +43,7 @@ def test_a_client_that_remembers_nothing_draws_nothing_and_has_no_loss(trained, 
     client = Client()
     assert client.init(problem, seeds.stream(0, "x")) == {}
     assert client.draw(job, torch.zeros(2), 0, torch.Generator()) == {}
-    assert client.remember(trained, job) == trained.memory
+    assert client.next_memory(trained, job) == trained.memory
     with pytest.raises(NotImplementedError):
         client.terms(trained.student, Batch(torch.zeros(1), torch.zeros(1), 0, 4), job)
 

@@ -41,7 +41,7 @@ class TwoTrips(Strategy[Sums]):
         met = f"{replies[0].round}.{replies[0].exchange}:" + ",".join(str(reply.client) for reply in replies)
         return Sums(totals, (*state.met, met)), {f"draw{replies[0].exchange}": float(stream.numpy().random())}
 
-    def served(self, state, client):
+    def evaluation_payload(self, state, client):
         return None
 
 
@@ -53,7 +53,7 @@ class Remembering(Supervised):
     def init(self, problem, stream):
         return {"asked": 0, "told": [], "secret": torch.rand(2, generator=stream.torch())}
 
-    def remember(self, trained, job):
+    def next_memory(self, trained, job):
         memory = trained.memory
         return {**memory, "asked": memory["asked"] + 1, "told": [*memory["told"], job.payload.numbers["sum"]]}
 
@@ -142,10 +142,10 @@ def test_a_strategy_without_a_student_reports_the_clients_own_accuracy_only(two_
 class Alternating(TwoTrips):
     """One exchange in odd rounds, two in even ones; the second asks for nothing."""
 
-    def trips(self, round):
+    def num_exchanges(self, round):
         return 2 if round % 2 == 0 else 1
 
-    def asks(self, cohort: Cohort):
+    def expected_kinds(self, cohort: Cohort):
         return self.needs if cohort.exchange == 0 else frozenset()
 
     def aggregate(self, state, replies: Sequence[Reply], stream):

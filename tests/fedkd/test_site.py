@@ -23,15 +23,15 @@ from strategies.fedavg import FedAvg
 class Knowing(Supervised):
     """Says of each sample its image, its label and where it lies, and compares that with what it is given."""
 
-    def consult(self, site, job, x, y, position):
+    def precompute(self, site, job, x, y, position):
         assert torch.equal(site.own(job.client)[0][position], x)
         assert torch.equal(site.own(job.client)[1][position], y)
         return {"x": x.clone(), "y": y.clone(), "position": position}
 
     def terms(self, student, batch, job):
-        assert torch.equal(batch.known["x"], batch.x)
-        assert torch.equal(batch.known["y"], batch.y)
-        assert len(batch.known["position"]) == len(batch.y)
+        assert torch.equal(batch.per_sample["x"], batch.x)
+        assert torch.equal(batch.per_sample["y"], batch.y)
+        assert len(batch.per_sample["position"]) == len(batch.y)
         yield from super().terms(student, batch, job)
 
 
@@ -49,7 +49,7 @@ def test_it_is_asked_once_a_participation_about_all_samples_that_will_be_drawn(s
     asked = []
 
     class Counting(Supervised):
-        def consult(self, site, job, x, y, position):
+        def precompute(self, site, job, x, y, position):
             asked.append(len(x))
             return {}
 
@@ -60,10 +60,10 @@ def test_it_is_asked_once_a_participation_about_all_samples_that_will_be_drawn(s
 def test_without_it_nothing_is_known(site, job):
     class Ignorant(Supervised):
         def terms(self, student, batch, job):
-            assert batch.known == {}
+            assert batch.per_sample == {}
             yield from super().terms(student, batch, job)
 
-    assert Client().consult(site, job, torch.empty(0), torch.empty(0), torch.empty(0)) == {}
+    assert Client().precompute(site, job, torch.empty(0), torch.empty(0), torch.empty(0)) == {}
     tiny.fit(Ignorant(), job, site)
 
 
@@ -175,8 +175,8 @@ def test_without_common_images_there_is_nothing_to_evaluate(site, job):
 class Personal(FedAvg):
     """Nobody's student is global."""
 
-    def served(self, state, client):
-        return None if client is None else super().served(state, client)
+    def evaluation_payload(self, state, client):
+        return None if client is None else super().evaluation_payload(state, client)
 
 
 def measured(strategy, site, **evaluate):
@@ -216,8 +216,8 @@ def test_other_kinds_reach_the_client_that_classifies(problem):
             return super().predictor(job)
 
     class Priors(FedAvg):
-        def served(self, state, client):
-            return replace(super().served(state, client), label_counts=torch.tensor([1, 2, 3]))
+        def evaluation_payload(self, state, client):
+            return replace(super().evaluation_payload(state, client), label_counts=torch.tensor([1, 2, 3]))
 
     measured(Priors(), tiny.site(Looking(), problem))
     assert set(seen) == {

@@ -44,16 +44,16 @@ def test_with_statistics_of_the_clients_own_the_global_entries_are_fedavgs_too()
 def test_clients_use_their_own_student_and_the_global_one_is_served_to_nobody():
     strategy = Ditto()
     state = strategy.init(tiny.problem(tiny.normed), STREAM)
-    assert strategy.served(state, 1) is None
-    tiny.assert_same_weights(strategy.served(state, None).weights, tiny.problem(tiny.normed).initial())
+    assert strategy.evaluation_payload(state, 1) is None
+    tiny.assert_same_weights(strategy.evaluation_payload(state, None).weights, tiny.problem(tiny.normed).initial())
 
 
 def test_without_statistics_of_its_own_there_is_no_global_student():
     """Those that the clients keep are of their own students, and do not belong to it."""
     strategy = Ditto()
     state = strategy.init(tiny.problem(tiny.normed, statistics="local"), STREAM)
-    assert strategy.served(state, None) is None
-    assert strategy.served(strategy.init(tiny.problem(statistics="local"), STREAM), None) is not None
+    assert strategy.evaluation_payload(state, None) is None
+    assert strategy.evaluation_payload(strategy.init(tiny.problem(statistics="local"), STREAM), None) is not None
 
 
 def test_own_test_splits_are_for_the_clients_own_students_and_the_pooled_one_for_the_global():

@@ -113,8 +113,8 @@ def test_no_epochs_leave_the_global_student_alone():
 
 
 def test_the_global_student_is_served_to_all_and_clients_have_their_own():
-    assert set(strategy().served(start(), None).weights) == set(tiny.problem().initial().weights)
-    assert strategy().served(start(), 0) is None
+    assert set(strategy().evaluation_payload(start(), None).weights) == set(tiny.problem().initial().weights)
+    assert strategy().evaluation_payload(start(), 0) is None
 
 
 @pytest.mark.parametrize("spoilt", [said(0) * 2, said(0) - 0.5, torch.zeros(12, 3)])
@@ -132,7 +132,7 @@ def test_first_they_are_asked_and_then_they_are_told():
     state, _ = strategy().aggregate(start(), [reply(0, said(0))], STREAM)
     assert strategy().plan(state, Cohort((0,), 2, 0))[0].kinds() == {"numbers"}
     assert strategy().plan(state, Cohort((0,), 2, 1))[0].kinds() == {"probe_logits", "numbers"}
-    assert strategy().asks(Cohort((0,), 2, 1)) == frozenset()
+    assert strategy().expected_kinds(Cohort((0,), 2, 1)) == frozenset()
 
 
 @pytest.mark.parametrize("statistics", ["average", "local"])

@@ -75,8 +75,8 @@ def test_what_is_shared_travels_and_a_private_extractor_leaves_no_global_student
     strategy = fedavg(share=share)
     state = strategy.init(problem, STREAM)
     assert len(state.weights) == entries
-    assert len(strategy.served(state, 1).weights) == entries
-    assert (strategy.served(state, None) is None) == (share == "head")
+    assert len(strategy.evaluation_payload(state, 1).weights) == entries
+    assert (strategy.evaluation_payload(state, None) is None) == (share == "head")
 
 
 def test_local_statistics_are_not_part_of_the_state():

@@ -67,7 +67,7 @@ def test_a_broadcast_gives_all_the_same_shared_entries_and_leaves_each_its_own_n
     loaded = {}
     for client, its in state.clients.items():
         assert set(its.kept) == norms
-        payload = FedBN().served(state.server, client)
+        payload = FedBN().evaluation_payload(state.server, client)
         job = tiny.job(engine.site.problem, client=client, payload=payload, state=its)
         loaded[client] = engine.site.student(job).weights
         tiny.assert_same_weights({n: loaded[client][n] for n in its.kept}, its.kept)
@@ -85,7 +85,7 @@ def test_norms_learn_and_gather_statistics_at_their_clients():
 
 def test_with_batch_norm_no_student_is_global():
     (*_, last), _ = played(FedBN(), tiny.normed)
-    assert FedBN().served(last.state.server, None) is None
+    assert FedBN().evaluation_payload(last.state.server, None) is None
     assert "global" not in last.row["accuracy"]
     assert set(last.row["accuracy"]) == {"clients", "common", "trained", "by_class"}
 
@@ -94,7 +94,7 @@ def test_a_client_that_never_trained_has_the_initial_norms():
     problem = tiny.problem(tiny.normed)
     strategy, site = FedBN(), tiny.site(Supervised(), problem)
     state = strategy.init(problem, STREAM)
-    student = site.student(tiny.job(problem, task="evaluate", payload=strategy.served(state, 2)))
+    student = site.student(tiny.job(problem, task="evaluate", payload=strategy.evaluation_payload(state, 2)))
     tiny.assert_same_weights(student, problem.initial())
 
 

@@ -177,8 +177,8 @@ def test_a_run_resumed_at_any_round_gives_the_same_bytes(changes, tmp_path):
 
 def test_it_serves_what_clients_keep_and_no_global_student():
     half = strategy()
-    assert half.served(begun(half), None) is None
-    assert half.served(begun(half), 0) is None
+    assert half.evaluation_payload(begun(half), None) is None
+    assert half.evaluation_payload(begun(half), 0) is None
 
 
 # One head behind adapters

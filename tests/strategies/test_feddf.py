@@ -208,8 +208,8 @@ def test_mixed_students_play_rounds_and_none_is_global():
 
 def test_one_is_global_where_all_are_alike():
     state = strategy().init(posed(), STREAM)
-    assert strategy().served(state, None).weights is state.weights[""]
-    assert strategy().served(state, 1).weights is state.weights[""]
+    assert strategy().evaluation_payload(state, None).weights is state.weights[""]
+    assert strategy().evaluation_payload(state, 1).weights is state.weights[""]
 
 
 def test_labels_are_for_the_ledger_only():

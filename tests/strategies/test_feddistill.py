@@ -69,8 +69,8 @@ def test_rows_by_samples_and_over_all_senders():
 
 def test_no_student_is_served():
     state, _ = after(strategy(), [reply(0, ROWS[0])])
-    assert strategy().served(state, None) is None
-    assert strategy().served(state, 0) is None
+    assert strategy().evaluation_payload(state, None) is None
+    assert strategy().evaluation_payload(state, 0) is None
 
 
 def play(server, client, count=3):
@@ -105,5 +105,5 @@ def test_a_table_that_is_not_finite_is_refused_and_the_round_goes_on():
 def test_head_only_serves_no_global_student():
     head = FedDistillPlus(FedDistillPlus.Config(share="head"))
     state = head.init(tiny.problem(), STREAM)
-    assert head.served(state, None) is None
-    assert set(head.served(state, 0).weights) == {"head.weight", "head.bias"}
+    assert head.evaluation_payload(state, None) is None
+    assert set(head.evaluation_payload(state, 0).weights) == {"head.weight", "head.bias"}

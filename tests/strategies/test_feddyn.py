@@ -129,7 +129,7 @@ def test_the_mean_is_uniform_whatever_the_sizes():
 def test_what_is_evaluated_is_a_switch_and_clients_get_the_corrected_student_anyway(serve, expected):
     strategy = feddyn(serve=serve)
     after, _ = strategy.aggregate(some_state(), [reply(0, 2.0), reply(3, 4.0)], STREAM)
-    assert float(strategy.served(after, None).weights["w"]) == expected
+    assert float(strategy.evaluation_payload(after, None).weights["w"]) == expected
     assert float(strategy.plan(after, Cohort((0,), 2))[0].weights["w"]) == 4.0
 
 

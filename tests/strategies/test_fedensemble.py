@@ -105,7 +105,7 @@ def test_the_pooled_accuracy_is_that_of_the_sum_of_all_clients_logits(statistics
 
 def test_all_are_served_one_ensemble():
     (*_, last), engine = played(FedEnsemble(), Client())
-    served = [FedEnsemble().served(last.state.server, client) for client in (None, 0, 3)]
+    served = [FedEnsemble().evaluation_payload(last.state.server, client) for client in (None, 0, 3)]
     assert all(payload.kinds() == {"samples"} for payload in served)
     assert len({id(payload.samples) for payload in served}) == 1
     evaluated = [job for job in engine.jobs if job.task == "evaluate" and job.round == 3]
@@ -114,7 +114,7 @@ def test_all_are_served_one_ensemble():
 
 def test_before_the_first_round_there_is_only_the_global_student(problem):
     state = FedEnsemble().init(problem, STREAM)
-    tiny.assert_same_weights(FedEnsemble().served(state, None).weights, problem.initial())
+    tiny.assert_same_weights(FedEnsemble().evaluation_payload(state, None).weights, problem.initial())
 
 
 def test_clients_whose_statistics_travel_anyway_receive_one_object():

@@ -224,7 +224,7 @@ def test_bytes_are_two_times_four_n_c_a_client_and_the_counts():
 
 def test_all_students_are_tried_on_common_images_too_and_none_is_global():
     chosen = strategy()
-    assert chosen.served(begin(chosen), None) is None
+    assert chosen.evaluation_payload(begin(chosen), None) is None
     accuracy = play(chosen)[0].row["accuracy"]
     assert {"clients", "common"} <= set(accuracy)
 

@@ -256,5 +256,5 @@ def test_all_zero_counts_from_a_hostile_client_do_not_break_the_round():
 
 # head only
 def test_head_only_serves_no_global_student():
-    assert strategy(share="head").served(state(head(0)), None) is None
-    assert strategy(share="all").served(state(head(0)), None) is not None
+    assert strategy(share="head").evaluation_payload(state(head(0)), None) is None
+    assert strategy(share="all").evaluation_payload(state(head(0)), None) is not None

@@ -57,9 +57,9 @@ def test_first_they_are_asked_and_then_they_are_told():
     state, _ = strategy().aggregate(start(), [reply(0, said(0))], STREAM)
     ask, tell = Cohort((0, 1), 2, 0), Cohort((0, 1), 2, 1)
     assert strategy().plan(state, ask)[0].kinds() == {"numbers"}
-    assert strategy().asks(ask) == {"probe_logits"}
+    assert strategy().expected_kinds(ask) == {"probe_logits"}
     assert strategy().plan(state, tell)[0].kinds() == {"probe_logits", "numbers"}
-    assert strategy().asks(tell) == frozenset()
+    assert strategy().expected_kinds(tell) == frozenset()
 
 
 def test_the_wrong_number_of_rows_is_refused():

@@ -96,8 +96,8 @@ def test_students_that_differ_elsewhere_work_together():
 
 def test_prototypes_are_served_to_clients_and_no_student_to_all():
     state, _ = strategy().aggregate(start(), [reply(0, [1.0] * 4, [1, 1, 1])], STREAM)
-    assert strategy().served(state, 2).kinds() == {"prototypes", "label_counts"}
-    assert strategy().served(state, None) is None
+    assert strategy().evaluation_payload(state, 2).kinds() == {"prototypes", "label_counts"}
+    assert strategy().evaluation_payload(state, None) is None
 
 
 def test_without_a_pull_and_with_the_head_it_is_local_training():

@@ -35,7 +35,7 @@ def test_a_broadcast_gives_all_the_same_body_under_each_its_own_head(order):
     (*_, last), engine = played(order)
     loaded = {}
     for client, state in last.state.clients.items():
-        payload = FedRep().served(last.state.server, client)
+        payload = FedRep().evaluation_payload(last.state.server, client)
         job = tiny.job(engine.site.problem, task="evaluate", client=client, payload=payload, state=state)
         loaded[client] = engine.site.student(job).weights
         tiny.assert_same_weights({n: loaded[client][n] for n in payload.weights}, payload.weights)
@@ -44,7 +44,7 @@ def test_a_broadcast_gives_all_the_same_body_under_each_its_own_head(order):
 
 def test_no_student_is_global_so_each_clients_own_is_tried_on_common_images():
     (*_, last), _ = played()
-    assert FedRep().served(last.state.server, None) is None
+    assert FedRep().evaluation_payload(last.state.server, None) is None
     assert set(last.row["accuracy"]) == {"clients", "common", "trained", "by_class"}
 
 

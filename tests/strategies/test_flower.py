@@ -105,7 +105,7 @@ def test_gives_flowers_weights_to_the_last_bit(name, problem, monkeypatch):
     expected = flowers_weights(name, theirs, problem.initial().weights, num_rounds)
     tiny.assert_same_weights({**state.weights, **state.exact}, expected)
     tiny.assert_same_weights(
-        strategy.served(state, None).weights, {entry: value.float() for entry, value in expected.items()}
+        strategy.evaluation_payload(state, None).weights, {entry: value.float() for entry, value in expected.items()}
     )
 
 

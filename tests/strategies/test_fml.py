@@ -71,10 +71,12 @@ def test_clients_are_judged_by_their_private_student_and_the_pooled_set_by_the_m
 
 def test_a_meme_without_statistics_of_its_own_is_not_served():
     strategy = FML()
-    assert strategy.served(strategy.init(tiny.problem(tiny.normed, statistics="local"), STREAM), None) is None
+    assert (
+        strategy.evaluation_payload(strategy.init(tiny.problem(tiny.normed, statistics="local"), STREAM), None) is None
+    )
     state = strategy.init(mixed(statistics="local"), STREAM)  # the server's architecture has none
-    tiny.assert_same_weights(strategy.served(state, None).weights, mixed().initial())
-    assert strategy.served(state, 0) is None
+    tiny.assert_same_weights(strategy.evaluation_payload(state, None).weights, mixed().initial())
+    assert strategy.evaluation_payload(state, 0) is None
 
 
 def test_all_clients_receive_one_object(problem):

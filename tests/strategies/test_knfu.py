@@ -234,9 +234,9 @@ def test_reported_counts_decide_where_they_are_asked_for():
     counts = torch.tensor([[10, 0, 0], [10, 0, 0], [0, 5, 5], [0, 10, 0]])
     W = weights(draw(7), counts=counts, epd="reported")
     assert_close(W[0], torch.tensor([0.5, 0.5, 0, 0]))
-    assert strategy(epd="reported").asks(Cohort((0,), 1)) == {"probe_logits", "label_counts"}
-    assert strategy(epd="reported").asks(Cohort((0,), 1, 1)) == frozenset()
-    assert strategy().asks(Cohort((0,), 1)) == {"probe_logits"}
+    assert strategy(epd="reported").expected_kinds(Cohort((0,), 1)) == {"probe_logits", "label_counts"}
+    assert strategy(epd="reported").expected_kinds(Cohort((0,), 1, 1)) == frozenset()
+    assert strategy().expected_kinds(Cohort((0,), 1)) == {"probe_logits"}
 
 
 def test_a_pseudo_count_brings_disjoint_clients_nearer():

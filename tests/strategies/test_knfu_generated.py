@@ -102,8 +102,8 @@ def test_all_start_from_one_head_and_get_their_own_back():
     assert planned[1].weights is after.heads[1]
     assert planned[1].samples is planned[0].samples
     assert planned[2].kinds() == {"weights"}
-    assert server.served(after, 1).weights is after.heads[1]
-    assert server.served(after, None) is None
+    assert server.evaluation_payload(after, 1).weights is after.heads[1]
+    assert server.evaluation_payload(after, None) is None
 
 
 def test_one_client_without_itself_has_no_teacher():

@@ -132,17 +132,19 @@ class Curious(Client):
     def init(self, problem, stream):
         return {"count": 0}
 
-    def consult(self, site, job, x, y, position):
+    def precompute(self, site, job, x, y, position):
         return {"mine": y}
 
     def draw(self, job, y, step, generator):
         return {"noise": torch.rand(2, generator=generator)}
 
     def terms(self, student, batch: Batch, job) -> Iterator[tuple[str, torch.Tensor]]:
-        self.seen.append((set(batch.drawn), set(batch.known), dict(job.state.memory), batch.drawn["noise"].tolist()))
+        self.seen.append(
+            (set(batch.drawn), set(batch.per_sample), dict(job.state.memory), batch.drawn["noise"].tolist())
+        )
         yield "ce", nn.functional.cross_entropy(student(batch.x), batch.y)
 
-    def remember(self, trained, job):
+    def next_memory(self, trained, job):
         return {"count": trained.memory["count"] + 1}
 
     def predictor(self, job):

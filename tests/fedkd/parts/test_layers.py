@@ -40,8 +40,8 @@ def seen(part: Part, problem: Problem, teacher: Student | None = None) -> tuple[
     outputs = student.taps(x, names)[1]
     with torch.no_grad():
         told = (teacher or student).taps(x, names)[1]
-    known = {tap_of(part.teacher or "", name): told[name] for name in part.taps(problem)}
-    return Seen(student, None, None, outputs, known, lambda x: None), student
+    per_sample = {tap_of(part.teacher or "", name): told[name] for name in part.taps(problem)}
+    return Seen(student, None, None, outputs, per_sample, lambda x: None), student
 
 
 # Mappings
@@ -116,7 +116,7 @@ def test_layers_of_other_widths_and_unknown_blocks_are_refused(problem):
 def test_without_a_teacher_there_is_no_term(problem):
     for part in (layers.Layers(config.LayersPart()), graph.Graph(config.GraphPart())):
         found, _ = seen(part, problem)
-        assert dict(part.terms(replace(found, known={}))) == {}
+        assert dict(part.terms(replace(found, per_sample={}))) == {}
 
 
 # Relations

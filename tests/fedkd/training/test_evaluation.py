@@ -132,7 +132,7 @@ def test_clients_without_test_samples_are_left_out_and_nobody_fails(problem):
 
 def test_payloads_made_of_the_same_tensors_are_one(problem):
     class Anew(FedAvg):
-        def served(self, state, client):
+        def evaluation_payload(self, state, client):
             return Payload(weights=dict(state.weights))  # a dictionary for each client, as Flower's strategies do
 
     site = tiny.site(Supervised(), problem)

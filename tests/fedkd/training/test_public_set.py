@@ -90,8 +90,8 @@ def test_passes_show_every_image_once_an_epoch_with_what_is_known_of_it():
     assert [len(batch.x) for batch in found] == [4, 4, 2, 4, 4, 2]
     assert [batch.step for batch in found] == list(range(6))
     for epoch in (found[:3], found[3:]):
-        assert sorted(torch.cat([batch.known["target"] for batch in epoch]).tolist()) == list(range(10))
-    assert all(torch.equal(batch.x.flatten(), batch.known["target"].float()) for batch in found)
+        assert sorted(torch.cat([batch.per_sample["target"] for batch in epoch]).tolist()) == list(range(10))
+    assert all(torch.equal(batch.x.flatten(), batch.per_sample["target"].float()) for batch in found)
     assert {int(label) for batch in found for label in batch.y} == {-1}
 
 

@@ -198,7 +198,7 @@ def test_memory_begins_with_the_algorithms_own_and_goes_on(site, job):
         def init(self, problem, stream):
             return {"seen": torch.zeros(problem.classes, dtype=torch.int64)}
 
-        def remember(self, trained, job):
+        def next_memory(self, trained, job):
             return {"seen": trained.memory["seen"] + trained.labels_drawn}
 
     first = tiny.fit(Counting(), job, site)

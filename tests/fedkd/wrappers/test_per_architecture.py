@@ -82,7 +82,12 @@ def test_scaffolds_control_is_the_mean_over_the_groups_own_clients(problem):
 def test_an_ensemble_counts_the_students_of_its_group_alone(problem):
     strategy, site = Grouped(FedEnsemble()), tiny.site(FedEnsembleClient(), problem, SIZES)
     state = tiny.play(tiny.experiment(strategy, site, clients_per_round=3), tiny.FakeEngine(site))[-1].state.server
-    assert [int(strategy.served(state, client).samples["copies"].sum()) for client in range(4)] == [2, 2, 2, 2]
+    assert [int(strategy.evaluation_payload(state, client).samples["copies"].sum()) for client in range(4)] == [
+        2,
+        2,
+        2,
+        2,
+    ]
 
 
 def test_clients_are_numbered_within_their_group(problem):
@@ -97,21 +102,21 @@ def test_clients_are_numbered_within_their_group(problem):
             seen.append(("aggregate", [reply.client for reply in replies]))
             return state, {}
 
-        def served(self, state, client):
-            seen.append(("served", client))
-            return super().served(state, client)
+        def evaluation_payload(self, state, client):
+            seen.append(("evaluation_payload", client))
+            return super().evaluation_payload(state, client)
 
     strategy = Grouped(Noting())
     state = strategy.init(problem, seeds.stream(0, "server"))
     assert set(strategy.plan(state, Cohort((0, 2, 3), 5, 1))) == {0, 2, 3}
     strategy.aggregate(state, [tiny.reply(client) for client in (0, 2, 3)], seeds.stream(0, "aggregate"))
-    strategy.served(state, 3)
+    strategy.evaluation_payload(state, 3)
     assert seen == [
         ("plan", (1,), 5, 1),
         ("plan", (0, 1), 5, 1),
         ("aggregate", [1]),
         ("aggregate", [0, 1]),
-        ("served", 1),
+        ("evaluation_payload", 1),
     ]
 
 
@@ -125,9 +130,9 @@ def test_each_client_is_served_its_groups_student_and_nobody_a_global_one(site):
     strategy = Grouped(FedAvg())
     played = play(strategy, site)[-1]
     state = played.state.server
-    assert strategy.served(state, None) is None
-    assert strategy.served(state, 0).weights is strategy.served(state, 2).weights
-    assert list(strategy.served(state, 1).weights) == list(site.problem.initial(1).weights)
+    assert strategy.evaluation_payload(state, None) is None
+    assert strategy.evaluation_payload(state, 0).weights is strategy.evaluation_payload(state, 2).weights
+    assert list(strategy.evaluation_payload(state, 1).weights) == list(site.problem.initial(1).weights)
     assert "global" not in played.row["accuracy"]
 
 
@@ -158,8 +163,8 @@ def test_it_asks_for_what_its_inner_strategy_asks_for(problem):
     inner = FedGen()
     strategy = Grouped(inner)
     assert (strategy.needs, strategy.gives, strategy.exchanges) == (inner.needs, inner.gives, inner.exchanges)
-    assert strategy.trips(1) == inner.trips(1)
-    assert strategy.asks(Cohort((0,), 1)) == inner.asks(Cohort((0,), 1))
+    assert strategy.num_exchanges(1) == inner.num_exchanges(1)
+    assert strategy.expected_kinds(Cohort((0,), 1)) == inner.expected_kinds(Cohort((0,), 1))
     assert (strategy.serves, strategy.works_across_students) == ("personal", True)
 
 

@@ -43,7 +43,7 @@ class Wild(Supervised):
             return replace(outcome, payload=Payload(numbers={"lock": threading.Lock()}))
         return outcome
 
-    def remember(self, trained, job):
+    def next_memory(self, trained, job):
         """Nested, and it grows from round to round."""
         past = trained.memory.get("past", {"count": 0, "head": torch.zeros(())})
         head = past["head"] + trained.student.weights["head.bias"].sum()

@@ -54,7 +54,7 @@ class TwoSteps(Strategy[TwoStepState]):
         mean = {n: torch.stack([r.payload.weights[n] for r in replies]).mean(0) for n in state.weights}
         return TwoStepState(mean, state.exchanges + 1), {"noise": float(torch.rand(1, generator=stream.torch()))}
 
-    def served(self, state: TwoStepState, client: ClientId | None) -> Payload | None:
+    def evaluation_payload(self, state: TwoStepState, client: ClientId | None) -> Payload | None:
         return Payload(weights=state.weights)
 
 
@@ -97,7 +97,7 @@ def test_flowers_loop_ends_where_ours_does(strategy, client, at):
     result = bridge.start(at(site), bridge.initial_arrays, num_rounds=3 * strategy.exchanges)
     expected = our_rounds(experiment, site, 3)
     assert tiny.canonical(bridge.state) == tiny.canonical(expected)
-    served = strategy.served(expected.server, None).weights
+    served = strategy.evaluation_payload(expected.server, None).weights
     tiny.assert_same_weights({name: codec.decode_tensor(array, name) for name, array in result.arrays.items()}, served)
 
 
