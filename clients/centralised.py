@@ -1,6 +1,6 @@
 """Centralised, client half: supervised training for as many steps as a whole cohort would take. Server half: the same.
 
-The budget is that of the FedAvg run beside it (docs/strategies/centralised.md, equations 1 and 2).
+The budget equals that of the FedAvg run that it is compared with (docs/strategies/centralised.md, equations 1 and 2).
 """
 
 import math
@@ -17,7 +17,7 @@ from fedkd.participation import Batch, Outcome, Site
 from fedkd.student import Student
 from fedkd.training import optimisers
 
-STEPS_DRAWN = 100  # at a time: the images of all steps of a cohort may not fit in memory
+STEPS_DRAWN = 100  # steps drawn at a time: the images of all steps of a cohort may not fit in memory
 
 
 class Centralised(Client):
@@ -35,14 +35,14 @@ class Centralised(Client):
             count = min(STEPS_DRAWN, steps - start)
             drawn = site.draw(replace(job, state=state), replace(config, steps=count))
             batches = site.batches(self, job, drawn)
-            found = optimisers.descend(optimiser, batches, lambda batch: self.terms(student, batch, job))
-            sums = {name: sums.get(name, 0.0) + count * value for name, value in found.items()}
+            means = optimisers.descend(optimiser, batches, lambda batch: self.terms(student, batch, job))
+            sums = {name: sums.get(name, 0.0) + count * mean for name, mean in means.items()}
             state = replace(state, epoch=drawn.epoch, position=drawn.offset)
         return site.close(self, job, student, drawn, {name: total / steps for name, total in sums.items()}, optimiser)
 
 
 def num_steps(config: TrainConfig, budget: float, num_samples: int, clients: int) -> int:
-    """SGD steps of a round: those of `budget` clients; if they count epochs, of clients that hold an equal share."""
+    """SGD steps per round: those of `budget` clients. If steps follow from epochs, each client holds an equal share."""
     if config.steps is not None:
         return round(budget * config.steps)
     return max(1, round(config.epochs * budget / clients * math.ceil(num_samples / config.batch)))

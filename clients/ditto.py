@@ -1,4 +1,4 @@
-"""Ditto, client half: the received weights are trained as in FedAvg, then the client's own student on the same batches.
+"""Ditto, client half: trains the received weights as FedAvg does, then the client's own student on the same batches.
 
 Source: Li et al., ICML 2021, algorithm 1; docs/strategies/ditto.md, equations 1 and 2. Server half: ditto.
 """
@@ -23,7 +23,7 @@ from fedkd.training import optimisers
 class Ditto(Client):
     @dataclass(frozen=True, kw_only=True)
     class Config(Client.Config):
-        pull: Annotated[float, Ge(0), Off("FedAvg")] = 1.0  # paper: lambda, 0.1 to 2. Own student to the received
+        pull: Annotated[float, Ge(0), Off("FedAvg")] = 1.0  # paper: lambda, 0.1 to 2. Own student to received weights
 
     def terms(self, student: Student, batch: Batch, job: Job) -> Iterator[tuple[str, Tensor]]:
         """The loss of the client's own student."""
@@ -32,10 +32,10 @@ class Ditto(Client):
             yield "proximal", self.config.pull * losses.proximal(student.learnable, job.payload.weights or {})
 
     def train(self, site: Site, job: Job) -> Outcome:
-        """Both students start from what they are before this participation: the pull is to the weights as received."""
+        """Both students start from their values before this participation: the pull is to the weights as received."""
         drawn = site.draw(job)
         shared = self._train_received(site, job, drawn)
-        own = site.student(replace(job, payload=Payload())).train()  # the same module: it has been read out
+        own = site.student(replace(job, payload=Payload())).train()  # the same module; its entries were copied before
         optimiser = site.optimiser(job, own.learnable, job.state.memory.get("optimiser", {}))
         numbers = optimisers.descend(
             optimiser, site.batches(self, job, drawn), lambda batch: self.terms(own, batch, job)
@@ -45,7 +45,7 @@ class Ditto(Client):
         return replace(shared, state=state, numbers={**numbers, **shared.numbers}, student=own)
 
     def _train_received(self, site: Site, job: Job, drawn: LocalBatches) -> Outcome:
-        """FedAvg's participation, to the last bit."""
+        """FedAvg's local update, bit for bit."""
         student = site.student(job).train()
         optimiser = site.optimiser(job, student.learnable)
         numbers = optimisers.descend(

@@ -1,4 +1,4 @@
-"""DS-FL, client half: local training, its predictions of public images, and training on what all predict, sharpened.
+"""DS-FL, client half: trains locally, predicts public images, and trains on the sharpened mean of all predictions.
 
 Source: Itahara et al., IEEE TMC 2021; docs/strategies/dsfl.md, equation 3. Server half: dsfl.
 """
@@ -30,11 +30,11 @@ class DSFL(Client):
     @dataclass(frozen=True, kw_only=True)
     class Config(Client.Config):
         distil_epochs: Annotated[int, Ge(1)] = 2  # passes over the round's public images
-        distil_batch: Annotated[int, Ge(1)] = 32  # images a step
-        distil_lr: Annotated[float, Gt(0)] | None = None  # null: that of local training
+        distil_batch: Annotated[int, Ge(1)] = 32  # images per step
+        distil_lr: Annotated[float, Gt(0)] | None = None  # learning rate; null: that of local training
 
     def terms(self, student: Student, batch: Batch, job: Job) -> Iterator[tuple[str, Tensor]]:
-        """Of both phases: public images come with their target, own images with labels."""
+        """The terms of both phases: public images come with their target, own images with labels."""
         logits = student(batch.x)
         if "target" in batch.per_sample:
             yield "distil", losses.cross_entropy(logits, batch.per_sample["target"])

@@ -26,10 +26,10 @@ from fedkd.training.forward import EVALUATION_BATCH
 
 @dataclass(frozen=True)
 class ClientInstructions:
-    """What a round asks of a client, and the head in use."""
+    """What the round asks of a client, and the head in use."""
 
     depth: int  # m: blocks that take part; 0: none
-    is_whole: bool  # nothing is dropped
+    is_whole: bool  # no block is dropped
     tap: str  # the block whose output is used
     has_own: bool  # the head is the client's own
     head: Weights | None  # its entries; None before there is one
@@ -55,13 +55,13 @@ class FedD2S(Client):
 
     def train(self, site: Site, job: Job) -> Outcome:
         student = site.student(job).train()
-        if self.config.exchange == "two_step" and not job.exchange:  # it reports, and learns in the second exchange
+        if self.config.exchange == "two_step" and not job.exchange:  # it only reports; it learns in the second exchange
             return site.close(self, job, student, None, {})
         job, head = self._with_local_head(site, student, job)
         return site.fit(self, job, student, learnable={**student.learnable, **head})
 
     def precompute(self, site: Site, job: Job, x: Tensor, y: Tensor, position: Tensor) -> Mapping[str, Tensor]:
-        """The federation's logits (S, C) of each sample drawn, by its place in the client's data or by its label."""
+        """The federation's logits (S, C) for the drawn samples, found by place in the client's data or by label."""
         if not _depth(job) or not self.config.lambda_c:
             return {}
         if self.config.knowledge == "smoothing":
@@ -78,10 +78,10 @@ class FedD2S(Client):
         return {"teacher": logits[rows]}
 
     def terms(self, student: Student, batch: Batch, job: Job) -> Iterator[tuple[str, Tensor]]:
-        """Of u, the logits of the whole student, of the head on the tap, and of v, which learn from the federation.
+        """Terms on u, the whole student's logits, on the head's logits, and on v, which learns from the federation.
 
-        Once blocks are dropped v is the head's. Before that v is u, and a head only trains its adapter, on a tap
-        that is detached.
+        Once blocks are dropped, v is the head's logits. With no dropped block v = u; the head only trains its adapter,
+        on a detached input.
         """
         told = self._instructions(student, job)
         u, found = student.taps(batch.x, [] if told.head is None else [told.tap])
@@ -118,13 +118,13 @@ class FedD2S(Client):
         tap = heads.tap(student, depth)
         if self.config.student == "global_head":
             return ClientInstructions(depth, depth == blocks, tap, False, job.payload.generator)
-        # An adapter must learn, so that there is a head behind it before anything is dropped too.
+        # An adapter must learn, so it has a head behind it even before a block is dropped.
         has_own = 1 <= depth < blocks or (depth == blocks and self.config.hetero == "adapter")
         head = job.state.memory.get("heads", {}).get(tap) if has_own else None
         return ClientInstructions(depth, depth == blocks, tap, has_own, head)
 
     def _with_local_head(self, site: Site, student: Student, job: Job) -> tuple[Job, Weights]:
-        """The job with its local head in memory, a copy that training may change, or a new one; and what is trained."""
+        """The job with a trainable copy of its local head, or a new one in memory, and the head's learnable entries."""
         told = self._instructions(student, job)
         if not told.has_own:
             return job, {}
@@ -135,19 +135,19 @@ class FedD2S(Client):
         return replace(job, state=replace(job.state, memory=memory)), learnable
 
     def _new_head(self, site: Site, job: Job, told: ClientInstructions) -> Weights:
-        """From a stream of its own, so that runs that differ in the schedule alone draw the same batches."""
+        """A fresh local head, from its own stream: runs that differ only in the schedule draw the same batches."""
         problem, whose = site.problem.of(job.client), 0 if site.problem.common_init else job.client
         stream = seeds.stream(problem.seed, "local head", client=whose)
         own = stream.child(site.problem.architecture(job.client), told.tap)
         shape = heads.shapes(problem, self.config.tap_pool)[told.tap]
         if self.config.hetero == "group":
             return heads.build(problem, told.depth, self.config.head_arch, shape, own).weights
-        # Heads behind adapters begin alike in all architectures, so that adapters learn to speak to the same head.
+        # Heads behind adapters start equal in all architectures, so that all adapters learn to feed the same head.
         head = heads.build(problem, told.depth, "flat", (heads.ADAPTED,), stream.child("adapter"))
         return {**heads.adapter(shape, own.child("adapter")), **head.weights}
 
     def _logits(self, student: Student, told: ClientInstructions, tap: Tensor) -> Tensor:
-        """Of the head in use on a tap; the server's stays in eval mode."""
+        """Logits of the head in use on a tap; the server's head stays in eval mode."""
         assert told.head is not None
         kind, side, is_training = self.config.head_arch, self.config.tap_pool, student.training and told.has_own
         return heads.logits(student, told.depth, kind, told.head, tap, side=side, training=is_training)
@@ -176,5 +176,5 @@ class FedD2S(Client):
 
 
 def _depth(job: Job) -> int:
-    """m of the round, as the server says; 0: nothing takes part."""
+    """m of the round, as the server sends it; 0: no block takes part."""
     return int((job.payload.numbers or {}).get("depth", 0))

@@ -1,7 +1,7 @@
-"""FedDistill, client half: training towards the federation's mean output for the label at hand.
+"""FedDistill, client half: trains towards the federation's mean output for each sample's label.
 
 Source: Jeong et al., arXiv 1811.11479 (FD), and FedGen's code; docs/strategies/feddistill.md, equations
-1 and 3. Server halves: feddistill, feddistill-plus; the latter also sends weights, and gets them back.
+1 and 3. Server halves: feddistill, feddistill-plus; the latter also exchanges weights.
 """
 
 from collections.abc import Iterator, Mapping
@@ -52,14 +52,14 @@ class FedDistill(Client):
         is_first = self.config.skip_first and not job.state.last_round
         if table is None or counts is None or is_first or not self.config.gamma:
             return
-        known = counts[batch.y] > 0  # rows that nobody knows have no term: their zeros would be a uniform target
+        known = counts[batch.y] > 0  # a row that no client reported has no term: its zeros would be a uniform target
         if bool(known.any()):
-            # Over the whole batch: unknown rows count as 0, so the others weigh the same with and without them.
+            # The mean is over the whole batch: unknown rows count as 0, so known ones weigh the same with and without.
             share = known.double().mean()
             yield "distil", self.config.gamma * share * self._distance(table[batch.y[known]], logits[known])
 
     def train(self, site: "Site", job: Job) -> "Outcome":
-        """As `fit`, and what the student said while it trained is added up by label: in train mode, as it occurred."""
+        """As `fit`; also sums up by label the outputs that the student gave while it trained, in train mode."""
         drawn = site.draw(job)
         outcome, heard = class_tables.descend(self, site, job, site.student(job).train(), drawn)
         sums_CC, counts_C = self._add_up(heard, drawn, outcome.state.memory, site.problem.classes)
@@ -76,7 +76,7 @@ class FedDistill(Client):
     def _add_up(
         self, heard: Heard, drawn: "LocalBatches", memory: Mapping[str, Any], classes: int
     ) -> tuple[Tensor, Tensor]:
-        """Sums of outputs (C, C) and counts (C,) by label: of this participation, and of those that are remembered."""
+        """Sums of outputs (C, C) and counts (C,) by label: of this participation, and of remembered ones."""
         said_SC = heard.logits()
         said_SC = said_SC.softmax(1) if self.config.table == "prob" else said_SC
         sums_CC, counts_C = class_tables.sums(said_SC, drawn.y, classes)
@@ -85,11 +85,11 @@ class FedDistill(Client):
         return sums_CC + memory["sums"], counts_C + memory["counts"]
 
     def _distance(self, rows_BC: Tensor, logits_BC: Tensor) -> Tensor:
-        """Mean over the batch, of rows of the table and logits of the student."""
+        """Mean distance over the batch between rows of the table and logits of the student."""
         is_prob = self.config.table == "prob"
         if self.config.loss == "mse":
             return divergences.mse(rows_BC, logits_BC.softmax(1) if is_prob else logits_BC)
-        # Raw logits as the target of a cross entropy would be unbounded below.
+        # With raw logits as its target, cross entropy is unbounded below.
         target_BC = rows_BC / rows_BC.sum(1, keepdim=True) if is_prob else rows_BC.softmax(1)
         if self.config.loss == "kl":
             return losses.kl(target_BC, logits_BC)

@@ -1,4 +1,4 @@
-"""FedDyn, client half: cross entropy, and a pull towards the received weights less what the client has moved so far.
+"""FedDyn, client half: cross entropy, and a pull towards the received weights minus the client's movement so far.
 
 Source: Acar et al., ICLR 2021; docs/strategies/feddyn.md, equations 1 to 3. Server half: feddyn.
 """
@@ -21,10 +21,10 @@ from fedkd.student import Student
 class FedDyn(Client):
     @dataclass(frozen=True, kw_only=True)
     class Config(Client.Config):
-        alpha: Annotated[float, Ge(0), Off("FedAvg")] = 0.01  # of pull and tilt; paper: 0.1 to 0.001, code: 0.01
+        alpha: Annotated[float, Ge(0), Off("FedAvg")] = 0.01  # of both pull terms; paper: 0.1 to 0.001, code: 0.01
 
     def train(self, site: Site, job: Job) -> Outcome:
-        """Where sizes count, the client's own numbers say how its size stands to the mean: omega_k."""
+        """Where sizes count, adds omega_k, the client's size divided by the mean size, to the job's numbers."""
         numbers = job.payload.numbers or {}
         if mean_size := numbers.get("mean_size"):
             omega = len(site.train_index[job.client]) / mean_size
@@ -45,9 +45,9 @@ class FedDyn(Client):
 
 
 def anchored(job: Job) -> Job:
-    """The job with the place that its client is pulled towards as `reference`: received weights + h_k / alpha.
+    """The job whose `reference` is the point that pulls its client: received weights + h_k / alpha.
 
-    alpha / 2 |w - w_t|^2 - <h_k, w> and alpha / 2 |w - w_t - h_k / alpha|^2 differ by a constant: both are one.
+    alpha / 2 |w - w_t|^2 - <h_k, w> and alpha / 2 |w - w_t - h_k / alpha|^2 differ by a constant: same gradient.
     """
     received, moved = job.payload.weights or {}, job.state.memory.get("moved")
     anchor = received if moved is None else {n: received[n] - value for n, value in moved.items()}

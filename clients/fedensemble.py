@@ -1,4 +1,4 @@
-"""FedEnsemble, client half: supervised training; what is judged is the ensemble that the server serves.
+"""FedEnsemble, client half: supervised training; evaluation uses the ensemble that the server sends.
 
 Source: FedGen's code; docs/strategies/fedensemble.md, equations 1 and 2. Server half: fedensemble.
 """
@@ -23,7 +23,7 @@ class FedEnsemble(Client):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Client.Config):
-        combine: Literal["logits", "probabilities"] = "logits"  # FedGen's code sums logits; or mean of probabilities
+        combine: Literal["logits", "probabilities"] = "logits"  # sum of logits (FedGen's code), or mean probability
 
     def terms(self, student: Student, batch: Batch, job: Job) -> Iterator[tuple[str, Tensor]]:
         yield "ce", losses.cross_entropy(student(batch.x), batch.y)

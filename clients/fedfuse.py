@@ -1,8 +1,9 @@
-"""FedFuse, client half: students that speak without their prior, and learn what the others know of transfer images.
+"""FedFuse, client half: students whose logits exclude their prior, and that learn the fused answers on transfer images.
 
 Our own method (docs/strategies/fedfuse.md). First exchange: CE(z + log pi, y) on the client's data, then its logits on
-the public set, or its weights where images are to be generated. Second: KL to the fused answers beside its own data.
-One student serves both: argmax z + log pi for the client's own law, argmax z for everybody's. Server half: fedfuse.
+the public set, or its weights where the server generates images. Second: KL to the fused answers, and its own data.
+One student serves two distributions: argmax z + log pi for the client's own, argmax z for the global one. Server half:
+fedfuse.
 """
 
 from collections.abc import Iterator, Mapping
@@ -33,8 +34,8 @@ class FedFuse(Client):
     @dataclass(frozen=True, kw_only=True)
     class Config(Client.Config):
         gamma: Annotated[float, Ge(0)] = 1.0  # weight of the client's own data beside the transfer images; 0 = off
-        distil_epochs: Annotated[int, Ge(1)] = 1  # passes over the transfer images a round
-        distil_batch: Annotated[int, Ge(1)] = 64  # transfer images a step, and as many of its own
+        distil_epochs: Annotated[int, Ge(1)] = 1  # passes over the transfer images per round
+        distil_batch: Annotated[int, Ge(1)] = 64  # transfer images per step, and as many of its own
         count_noise: Annotated[float, Ge(0)] = 0.0  # standard deviation of the noise on label counts; 0: exact counts
         restore_statistics: bool = True  # BatchNorm's, from its own data once it has learned from transfer images
         # The server's too
@@ -43,7 +44,7 @@ class FedFuse(Client):
         smoothing: Annotated[float, Gt(0)] = 1.0
 
     def precompute(self, site: Site, job: Job, x: Tensor, y: Tensor, position: Tensor) -> Mapping[str, Tensor]:
-        """The prior; in the second exchange also transfer images and what is to be learned of them, in their order."""
+        """The prior; in the second exchange also the transfer images and their targets, in the order of use."""
         per_sample: dict[str, Tensor] = {}
         if self.config.prior_free:
             prior_C = fusion.log_prior(site.label_counts(job.client), self.config.smoothing)
@@ -61,7 +62,7 @@ class FedFuse(Client):
             yield "ce", losses.cross_entropy(student(batch.x) + prior, batch.y)
             return
         held = job.payload.label_counts.nonzero().flatten()  # type: ignore[union-attr]
-        # Of labels that nobody holds, nothing is known: probability 0 would be a lesson too.
+        # Labels that no client holds are left out: a target probability of 0 would also teach.
         yield (
             "distil",
             losses.kl(batch.per_sample["target"], student(batch.per_sample["transfer"]).index_select(1, held)),
@@ -76,13 +77,13 @@ class FedFuse(Client):
         return site.fit(self, job)
 
     def next_memory(self, trained: Trained, job: Job) -> Mapping[str, Any]:
-        """The prior, for evaluation, and the counts as released: they are drawn once, so that noise stays noise."""
+        """The prior, for evaluation, and the released counts: drawn once, as the mean of many draws reveals them."""
         if trained.memory or job.exchange:
             return trained.memory
-        counts_C, found = trained.site.label_counts(job.client), {}
+        counts_C, memory = trained.site.label_counts(job.client), {}
         if self.config.prior_free:
-            found["log_prior"] = fusion.log_prior(counts_C, self.config.smoothing)
-        return {**found, "released": self._release(trained.site, job, counts_C)}
+            memory["log_prior"] = fusion.log_prior(counts_C, self.config.smoothing)
+        return {**memory, "released": self._release(trained.site, job, counts_C)}
 
     def report(self, trained: Trained, job: Job) -> Payload:
         if job.exchange:
@@ -97,7 +98,7 @@ class FedFuse(Client):
         return Payload(samples={}, probe_logits=forward.logits(trained.student, x), label_counts=counts_C)
 
     def predictor(self, job: Job) -> Predictor:
-        """With the prior on the client's own distribution; without it on everybody's."""
+        """With the prior on the client's own test split; without it elsewhere."""
         prior_C = job.state.memory.get("log_prior") if job.task == "evaluate" else None
         return SingleModel() if prior_C is None else PriorAdjusted(prior_C)
 
@@ -116,9 +117,9 @@ class FedFuse(Client):
         return site.close(self, job, student, None, numbers, optimiser)
 
     def _beside(self, site: Site, job: Job, count: int) -> LocalBatches:
-        """As many of the client's own samples as transfer images, in random passes; batches end where theirs do.
+        """As many of the client's own samples as transfer images, in random passes and equal batches.
 
-        From a stream of their own: what the first exchange draws is the same whatever happens in the second.
+        Drawn from a separate stream: the second exchange does not change what the first one draws.
         """
         index, draws = site.train_index[job.client], self._stream(site, job, "own").torch()
         total = count * self.config.distil_epochs
@@ -128,12 +129,12 @@ class FedFuse(Client):
         return LocalBatches(*site.train.take(index[position]), position, sizes, job.state.epoch, job.state.position)
 
     def _order(self, site: Site, job: Job, count: int) -> Tensor:
-        """In which order the transfer images come, over all passes."""
+        """The order of the transfer images, over all passes."""
         draws = self._stream(site, job, "transfer").torch()
         return torch.cat([torch.randperm(count, generator=draws) for _ in range(self.config.distil_epochs)])
 
     def _release(self, site: Site, job: Job, counts_C: Tensor) -> Tensor:
-        """Counts with Gaussian noise, rounded, none negative. The same in every round of a run."""
+        """Counts with Gaussian noise, rounded, none negative. They are the same in every round of a run."""
         if not self.config.count_noise:
             return counts_C
         draws = seeds.stream(site.problem.seed, "released counts", client=job.client).torch()
@@ -165,7 +166,7 @@ def restore_statistics(student: Student, x: Tensor) -> None:
 
 
 def _transfer_images(site: Site, job: Job, index: Tensor) -> Tensor:
-    """The images at `index` of the set that the round is about, as a student takes them."""
+    """The images at `index` of the round's transfer set, scaled for a student."""
     if job.payload.samples:
         return image_generators.from_bytes(job.payload.samples["x"].index_select(0, index))
     return public_set.images(site.problem, index)
@@ -177,7 +178,7 @@ def _is_generated(job: Job) -> bool:
 
 
 def _check_agreement(site: Site, job: Job) -> None:
-    """Raises ValueError where both ends would not speak of the same images."""
+    """Raises ValueError if client and server do not have the same images."""
     proxy = site.problem.proxy
     if _is_generated(job):
         if any(offset != -1 for offset in site.train.offset):

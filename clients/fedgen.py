@@ -1,4 +1,4 @@
-"""FedGen, client half: real images beside generated latents, so that absent classes still teach the head.
+"""FedGen, client half: trains on real images and on generated latents, so that absent classes still teach the head.
 
 Source: Zhu, Hong, Zhou, ICML 2021, equation 5, and the authors' code. Server half: fedgen.
 """
@@ -28,10 +28,10 @@ class FedGen(Client):
     class Config(Client.Config):
         alpha: Annotated[float, Ge(0)] = 10.0  # paper: 1 and no decay. Weight of cross entropy on latents; 0 = off
         beta: Annotated[float, Ge(0)] = 10.0  # code: 10 or 1, paper: absent. Weight of the latent KL; 0 = off
-        regulariser_decay: Annotated[float, Gt(0), Le(1)] = 0.98  # of alpha and beta, a round
+        regulariser_decay: Annotated[float, Gt(0), Le(1)] = 0.98  # of alpha and beta, per round
         regulariser_floor: Annotated[float, Ge(0)] = 1e-4  # alpha and beta do not fall below
         regularised_steps: Annotated[int, Ge(0)] = 20  # only the first steps of a participation are regularised
-        synthetic_batch: Annotated[int, Ge(1)] = 32  # paper: B_G. Latents a step
+        synthetic_batch: Annotated[int, Ge(1)] = 32  # paper: B_G. Latents per step
         synthetic_labels: Literal["uniform", "proportional"] = "uniform"  # over labels reported so far; paper: by count
         noise_law: Literal["uniform", "normal"] = "uniform"  # the server's too
 
@@ -82,12 +82,12 @@ class FedGen(Client):
 
 
 def latents(job: Job, labels: Tensor, noise: Tensor) -> Tensor:
-    """z (B, d) of the received generator, in eval mode and without gradient."""
+    """Latents z (B, d) of the received generator, in eval mode and without gradient."""
     with torch.no_grad():
         return generators.generate(job.payload.generator, labels, noise)  # type: ignore[arg-type]
 
 
 def noise_width(job: Job) -> int:
-    """Width of the noise that the received generator takes: its input less the one-hot label."""
+    """Width of the received generator's noise: its input without the one-hot label."""
     generator, counts = job.payload.generator, job.payload.label_counts
     return generator["hidden.weight"].shape[1] - len(counts)  # type: ignore[index, arg-type, operator]

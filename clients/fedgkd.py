@@ -1,4 +1,4 @@
-"""FedGKD, client half: distils the mean of past global students into the one being trained.
+"""FedGKD, client half: distils the mean of past global students into the client's student.
 
 Source: Yao et al., arXiv 2107.00051; docs/strategies/fedgkd.md, equation 2. Server half: fedgkd.
 """
@@ -29,7 +29,7 @@ class FedGKD(Client):
         first_round: Annotated[int, Ge(1)] = 2  # with distillation; in 1 the only teacher is the untrained student
 
     def precompute(self, site: Site, job: Job, x: Tensor, y: Tensor, position: Tensor) -> Mapping[str, Tensor]:
-        """What the teacher says; without one of its own, the received student is the teacher."""
+        """The teacher's logits; without a separate teacher, the received student is the teacher."""
         if not self.config.gamma or job.round < self.config.first_round:
             return {}
         return {"teacher": teachers.logits(site, job, position, job.payload.reference or {})}

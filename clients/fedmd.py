@@ -1,4 +1,4 @@
-"""FedMD, client half: says what it thinks of public images, digests what all think on average, revisits its own data.
+"""FedMD, client half: sends logits on public images, learns the mean of all clients' logits, revisits its own data.
 
 Source: Li and Wang, arXiv 1910.03581, Algorithm 1, and the authors' code; docs/strategies/fedmd.md. Server half: fedmd.
 """
@@ -32,14 +32,14 @@ class FedMD(Client):
     class Config(Client.Config):
         digest: Literal["l1", "mse", "kl"] = "l1"  # distance to the mean logits; code: l1, the paper leaves it open
         digest_epochs: Annotated[int, Ge(1)] = 1  # passes over the round's public images
-        digest_batch: Annotated[int, Ge(1)] = 32  # images a step; code: 256 of 5000, so as many steps
-        digest_lr: Annotated[float, Gt(0)] | None = None  # null: that of local training
+        digest_batch: Annotated[int, Ge(1)] = 32  # images per step; code: 256 of 5000, which gives as many steps
+        digest_lr: Annotated[float, Gt(0)] | None = None  # learning rate; null: that of local training
         # The server's too
         public_epochs: Annotated[int, Ge(0)] = 0
         private_epochs: Annotated[int, Ge(0)] = 0
 
     def terms(self, student: Student, batch: Batch, job: Job) -> Iterator[tuple[str, Tensor]]:
-        """Of both phases: public images come with what all think of them, own images with labels."""
+        """The terms of both phases: public images come with the mean logits, own images with labels."""
         logits = student(batch.x)
         if "consensus" not in batch.per_sample:
             yield "ce", losses.cross_entropy(logits, batch.y)
@@ -53,24 +53,24 @@ class FedMD(Client):
         return self._say(site, job, x) if job.exchange == 0 else self._learn(site, job, x)
 
     def _say(self, site: "Site", job: Job, x: Tensor) -> "Outcome":
-        """The first exchange trains nothing, but in a client's first round what comes before all rounds."""
+        """The first exchange: reports logits. It trains only in a client's first round: the initial training."""
         student = site.student(job)
         numbers = {} if "is_prepared" in job.state.memory else self._prepare(site, job, student)
         outcome = site.close(self, job, student, None, numbers)
         state = replace(outcome.state, memory={**outcome.state.memory, "is_prepared": 1})
-        # What comes before all rounds is not this round's training: the probe images wait for the second exchange.
+        # Initial training is not this round's training: the probe images are labelled after the second exchange.
         return replace(outcome, payload=Payload(probe_logits=forward.logits(student, x)), state=state, student=None)
 
     def _prepare(self, site: "Site", job: Job, student: Student) -> dict[str, float]:
         """Initial training: on the labelled public set, then on the client's own data."""
-        found = {}
+        numbers = {}
         if epochs := self.config.public_epochs:
             x, y = public_set.images(site.problem), public_set.required(site.problem).samples.y
-            found["initial_public"] = self._pass_over(site, job, student, "initial-public", x, y, epochs)
+            numbers["initial_public"] = self._pass_over(site, job, student, "initial-public", x, y, epochs)
         if epochs := self.config.private_epochs:
             x, y = site.own(job.client)
-            found["initial_private"] = self._pass_over(site, job, student, "initial-private", x, y, epochs)
-        return found
+            numbers["initial_private"] = self._pass_over(site, job, student, "initial-private", x, y, epochs)
+        return numbers
 
     def _pass_over(
         self, site: "Site", job: Job, student: Student, purpose: str, x: Tensor, y: Tensor, epochs: int
@@ -91,7 +91,7 @@ class FedMD(Client):
         return site.close(self, job, student, drawn, numbers, optimiser)
 
     def _digest(self, site: "Site", job: Job, student: Student, x: Tensor) -> dict[str, float]:
-        """With an optimiser of its own: moments of one loss do not suit the other."""
+        """Learn the mean logits with a separate optimiser: the moments of one loss do not suit the other."""
         per_sample = {"consensus": job.payload.probe_logits}
         config, stream = self.config, self._stream(site, job, "digest")
         batches = public_set.batches(x, per_sample, config.digest_batch, stream, epochs=config.digest_epochs)  # type: ignore[arg-type]

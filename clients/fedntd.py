@@ -1,4 +1,4 @@
-"""FedNTD, client half: keeps what the received student knows about the classes that a sample is not of.
+"""FedNTD, client half: preserves what the received student knows about a sample's other classes.
 
 Source: Lee et al., NeurIPS 2022; docs/strategies/fedntd.md, equation 1. Server half: fedavg.
 """
@@ -39,7 +39,7 @@ class FedNTD(Client):
 
 
 def not_true(logits_BC: Tensor, y_B: Tensor) -> Tensor:
-    """The logits of all classes but a sample's own, (B, C - 1): taken away before the softmax, not masked after it."""
+    """The logits of all classes except for a sample's own, (B, C - 1): removed before the softmax, not masked after."""
     batch, classes = logits_BC.shape
     others_B1 = torch.arange(classes - 1).expand(batch, -1)
     return logits_BC.gather(1, others_B1 + (others_B1 >= y_B[:, None]))

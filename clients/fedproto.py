@@ -1,4 +1,4 @@
-"""FedProto, client half: latents held near the federation's prototype of their label, and classification by these.
+"""FedProto, client half: keeps latents near the federation's prototype of their label, and classifies by prototypes.
 
 Source: Tan et al., AAAI 2022, equations 3 and 7; docs/strategies/fedproto.md, equations 1 to 4. Server half: fedproto.
 """
@@ -31,7 +31,7 @@ class FedProto(Client):
     class Config(Client.Config):
         lam: Annotated[float, Ge(0), Off("local training")] = 1.0  # of prototypes. Paper: 1 on MNIST, 0.1 on CIFAR-10
         source: Literal["all", "last_epoch"] = (
-            "all"  # of own prototypes: all samples after training; code: the last epoch's, as they were trained on
+            "all"  # of own prototypes: all samples after training; code: latents of the last epoch, during training
         )
         inference: Literal["prototype", "head"] = "prototype"  # label of the nearest prototype, or the head's
 
@@ -41,7 +41,7 @@ class FedProto(Client):
         prototypes, counts = job.payload.prototypes, job.payload.label_counts
         if prototypes is None or counts is None or not self.config.lam:
             return
-        # Means over coordinates and the whole batch: samples without a prototype count as 0.
+        # The mean is over coordinates and the whole batch: samples without a prototype count as 0.
         known = counts[batch.y] > 0
         yield "prototype", self.config.lam * ((z - prototypes[batch.y]).square().mean(1) * known).mean()
 
@@ -60,7 +60,7 @@ class FedProto(Client):
         return replace(outcome, payload=payload)
 
     def predictor(self, job: Job) -> Predictor:
-        """The label of the nearest prototype; the head's if there are no prototypes yet."""
+        """Classifies by the nearest prototype; by the head if there are no prototypes yet."""
         prototypes, counts = job.payload.prototypes, job.payload.label_counts
         if self.config.inference == "head" or prototypes is None or counts is None:
             return SingleModel()
@@ -68,7 +68,7 @@ class FedProto(Client):
 
 
 def last_epoch(drawn: "LocalBatches", num_examples: int) -> int:
-    """The step from which on as many samples are drawn as the client has; 0 if they are fewer."""
+    """The last step from which at least `num_examples` samples are drawn to the end; 0 if there is none."""
     samples = 0
     for step in reversed(range(len(drawn.sizes))):
         samples += drawn.sizes[step]

@@ -1,4 +1,4 @@
-"""FedProx, client half: supervised training held near the received weights.
+"""FedProx, client half: supervised training with a pull towards the received weights.
 
 Source: Li et al., MLSys 2020, equation 2. Server half: fedavg.
 """

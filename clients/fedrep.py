@@ -24,10 +24,10 @@ class FedRep(Client):
     @dataclass(frozen=True, kw_only=True)
     class Config(Client.Config):
         order: Literal["head_then_body", "joint"] = "head_then_body"  # FedRep: the other frozen; FedPer: joint
-        head_share: Annotated[float, Gt(0), Lt(1)] = 0.5  # of the steps: the head's, first. Authors' code: (E - 1) / E
+        head_share: Annotated[float, Gt(0), Lt(1)] = 0.5  # of the steps: the first train the head. Code: (E - 1) / E
 
     def terms(self, student: Student, batch: Batch, job: Job) -> Iterator[tuple[str, Tensor]]:
-        z = batch.per_sample.get("z")  # of a frozen body
+        z = batch.per_sample.get("z")  # latents of a frozen body
         logits = student(batch.x) if z is None else student.classify(z)
         yield "ce", losses.cross_entropy(logits, batch.y)
 
@@ -37,7 +37,7 @@ class FedRep(Client):
         student, drawn = site.student(job).train(), site.draw(job)
         head, body = _split(drawn, self.config.head_share)
         of_head, of_body = (_optimiser(phase, site, student, job) for phase in ("head", "body"))
-        # Of the body as received, in eval mode: while frozen it neither learns nor gathers statistics.
+        # Latents of the received body in eval mode: while frozen, it neither learns nor updates statistics.
         per_sample = {"z": teachers.latents(site, job, head.position)}
         first = optimisers.descend(
             of_head, site.batches(self, job, head, per_sample), lambda b: self.terms(student, b, job)
@@ -49,13 +49,13 @@ class FedRep(Client):
 
 
 def _optimiser(phase: str, site: Site, student: Student, job: Job) -> LocalOptimiser:
-    """On the entries of one phase alone: weight decay would go on shrinking frozen ones."""
+    """An optimiser on the entries of one phase alone: weight decay would shrink frozen ones."""
     chosen = {name: p for name, p in student.learnable.items() if name.startswith("head.") == (phase == "head")}
     return site.optimiser(job, chosen, job.state.optimiser.get(phase, {}))
 
 
 def _split(drawn: LocalBatches, head_share: float) -> tuple[LocalBatches, LocalBatches]:
-    """The steps of the head and those of the body, at least one each; the body has a single one."""
+    """The steps of the head and those of the body, at least one each; a single step is the body's."""
     steps = len(drawn.sizes)
     first = min(max(1, round(head_share * steps)), steps - 1)
     rows = sum(drawn.sizes[:first])

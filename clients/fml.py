@@ -1,4 +1,4 @@
-"""FML, client half: deep mutual learning between the client's private student and the meme that came down.
+"""FML, client half: deep mutual learning between the client's private student and the received meme.
 
 Source: Shen et al. 2020 (arXiv 2006.16765); docs/strategies/fml.md, equations 1 and 2. Server half: fml.
 """
@@ -22,16 +22,16 @@ from fedkd.student import Student
 class FML(Client):
     @dataclass(frozen=True, kw_only=True)
     class Config(Client.Config):
-        ce: Annotated[float, Ge(0)] = 0.5  # paper: alpha. Of the private student's cross entropy; 0 = off
-        kl: Annotated[float, Ge(0), Off("local training")] = 0.5  # paper: 1 - alpha. Of what it learns from the meme
-        meme_ce: Annotated[float, Ge(0)] = 0.5  # paper: beta. Of the meme's cross entropy; 0 = off
-        meme_kl: Annotated[float, Ge(0)] = 0.5  # paper: 1 - beta. Of what it learns from the private student; 0 = off
+        ce: Annotated[float, Ge(0)] = 0.5  # paper: alpha. Weight of the private student's cross entropy; 0 = off
+        kl: Annotated[float, Ge(0), Off("local training")] = 0.5  # paper: 1 - alpha. Weight of its KL to the meme
+        meme_ce: Annotated[float, Ge(0)] = 0.5  # paper: beta. Weight of the meme's cross entropy; 0 = off
+        meme_kl: Annotated[float, Ge(0)] = 0.5  # paper: 1 - beta. Weight of its KL to the private student; 0 = off
 
     def train(self, site: Site, job: Job) -> Outcome:
-        alone = replace(job, payload=Payload())  # nothing received goes into the private student
+        alone = replace(job, payload=Payload())  # the private student takes no received entry
         private, meme = site.student(alone).train(), site.beside(job.payload.weights or {}).train()
-        # One optimiser for both: peers are detached, so the sum's gradients are each one's own. `train.clip` bounds
-        # them together.
+        # One optimiser for both: peers are detached, so each student's gradient comes from its own loss alone.
+        # `train.clip` bounds both gradients together.
         learnable = _named("private", private) | _named("meme", meme)
         outcome = site.fit(
             self, alone, private, learnable=learnable, terms=lambda batch: self.mutual(private, meme, batch)
@@ -40,7 +40,7 @@ class FML(Client):
         return replace(outcome, payload=Payload(weights={name: entries[name] for name in job.payload.weights or {}}))
 
     def mutual(self, private: Student, meme: Student, batch: Batch) -> Iterator[tuple[str, Tensor]]:
-        """Both losses: each student's labels, and the other's probabilities as a target without gradient."""
+        """Both losses: cross entropy with the labels, and KL to the other student's probabilities without gradient."""
         config = self.config
         logits, meme_logits = private(batch.x), meme(batch.x)
         if config.ce:
@@ -54,5 +54,5 @@ class FML(Client):
 
 
 def _named(whose: str, student: Student) -> dict[str, Tensor]:
-    """Its parameters under names that no other student's have."""
+    """The student's parameters, each name prefixed by `whose`."""
     return {f"{whose}.{name}": parameter for name, parameter in student.learnable.items()}

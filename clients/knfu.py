@@ -1,4 +1,4 @@
-"""KnFu, client half, a reconstruction: trains on its own data, says what it thinks of a public set, learns its teacher.
+"""KnFu (reconstruction), client half: trains on its own data, sends logits on a public set, learns from its teacher.
 
 Source: Seyedmohammadi et al., arXiv 2403.11892; docs/strategies/knfu.md, equation 6. Server half: knfu.
 """
@@ -27,17 +27,17 @@ class KnFu(Client):
     @dataclass(frozen=True, kw_only=True)
     class Config(Client.Config):
         distill_epochs: Annotated[int, Ge(0), Off("local training")] = 1  # passes over the public set in a round
-        distill_batch: Annotated[int, Ge(1)] = 64  # public images a step
+        distill_batch: Annotated[int, Ge(1)] = 64  # public images per step
         distill_weight: Annotated[float, Ge(0), Off("local training")] = 1.0  # paper: lambda, of unknown value
-        common_before: bool = False  # whether the student before fine-tuning is also tried on the common test images
+        common_before: bool = False  # whether to also test the student before fine-tuning on the common test images
         # The server's too
         epd: Literal["mean_soft", "argmax_hist", "reported", "class_table"] = "mean_soft"
         temperature: Annotated[float, Gt(0)] = 1.0
         fine_tune_ce: Literal["none", "private", "transfer"] = "none"
 
     def train(self, site: Site, job: Job) -> Outcome:
-        """Exchange 0: private data; exchange 1: the teacher. With a teacher in exchange 0, that one first."""
-        x = public_set.look(site.problem, job.payload.numbers, job.round)  # all of them, in their order
+        """Exchange 0 trains on private data, exchange 1 on the teacher. A teacher in exchange 0 comes first."""
+        x = public_set.look(site.problem, job.payload.numbers, job.round)  # all public images, in their order
         student = site.student(job).train()
         optimiser = site.optimiser(job, student.learnable)
         private = self._private_share(job)
@@ -77,14 +77,14 @@ class KnFu(Client):
         return Payload(probe_logits=forward.logits(trained.student, x), label_counts=counts)
 
     def _private_share(self, job: Job) -> float:
-        """Weight of cross entropy on private batches that alternate with public ones: 1 - lambda; 0 = none."""
+        """Weight of cross entropy on private batches, which alternate with public ones: 1 - lambda; 0 = none."""
         is_taught = job.payload.probe_logits is not None and self.config.distill_epochs > 0
         if self.config.fine_tune_ce != "private" or not is_taught:
             return 0.0
         return max(0.0, 1.0 - self.config.distill_weight)
 
     def _fine_tuning(self, site: Site, job: Job, x: Tensor, private: LocalBatches | None) -> Iterator[Batch]:
-        """Public batches with the teacher's rows, in an order of their own; `private` ones between them."""
+        """Public batches with the teacher's rows, shuffled by a separate stream, alternating with `private` batches."""
         assert job.payload.probe_logits is not None
         per_sample = {
             "teacher": job.payload.probe_logits.softmax(1),
@@ -103,11 +103,11 @@ class KnFu(Client):
                 yield replace(own, per_sample={"beside": own.y})
 
     def _scores(self, site: Site, job: Job, student: Student, moment: str) -> dict[str, float]:
-        """ALMA of this client at another moment than the evaluation's: on its own test split, perhaps on the common."""
-        found = {}
+        """The client's accuracy before or after fine-tuning, on its own test split and perhaps on the common one."""
+        scores = {}
         if len(site.test_index[job.client]):
-            found[f"alma_{moment}"] = site.score(self, student, job)
+            scores[f"alma_{moment}"] = site.score(self, student, job)
         if self.config.common_before and site.common is not None and len(site.common):
             x, y = site.test.take(site.common)
-            found[f"common_{moment}"] = float((forward.logits(student, x).argmax(1) == y).float().mean())
-        return found
+            scores[f"common_{moment}"] = float((forward.logits(student, x).argmax(1) == y).float().mean())
+        return scores

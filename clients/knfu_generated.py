@@ -1,4 +1,4 @@
-"""KnFu without a public set, client half: its head learns what its teacher says of generated latents.
+"""KnFu without a public set, client half: the head learns its teacher's predictions on generated latents.
 
 Our design (docs/strategies/knfu-generated.md, equation 4). The extractor gets no gradient from latents. Server
 half: knfu-generated.
@@ -28,7 +28,7 @@ class KnFuGenerated(Client):
     class Config(Client.Config):
         gamma: Annotated[float, Ge(0)] = 1.0  # weight of the teacher on latents; 0 = off
         alpha: Annotated[float, Ge(0)] = 1.0  # weight of cross entropy with the latents' labels, FedGen's; 0 = off
-        latent_batch: Annotated[int, Ge(1)] = 32  # latents a step
+        latent_batch: Annotated[int, Ge(1)] = 32  # latents per step
         temperature: Annotated[float, Gt(0)] = 1.0  # the server's too
 
     def notes(self, problem: Problem) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""KnFu without a public set, client half: private training, held near what near owners of the same label say of it.
+"""KnFu without a public set, client half: private training with a pull to similar clients' mean logits per label.
 
 Our design (docs/strategies/knfu-table.md, equations 1 and 5). Server half: knfu-table.
 """
@@ -25,7 +25,7 @@ class KnFuTable(Client):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Client.Config):
-        gamma: Annotated[float, Ge(0), Off("local training")] = 1.0  # weight of the table, from its second round on
+        gamma: Annotated[float, Ge(0), Off("local training")] = 1.0  # weight of the table, from a client's second round
         temperature: Annotated[float, Gt(0)] = 1.0  # the server's too
 
     def terms(self, student: Student, batch: Batch, job: Job) -> Iterator[tuple[str, Tensor]]:
@@ -45,7 +45,7 @@ class KnFuTable(Client):
 
 
 def rows(payload: Payload, y: Tensor) -> Tensor:
-    """F_k[y] (B, C); 0 for a label without a teacher, to which the divergence is 0 whatever the student says."""
+    """F_k[y] (B, C); 0 for a label without a teacher: its divergence is 0 for any student."""
     table, owners = payload.class_logits, payload.label_counts
     assert table is not None
     assert owners is not None

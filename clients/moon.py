@@ -1,4 +1,4 @@
-"""MOON, client half: latents are drawn to the global student's and driven from those of the client's previous one.
+"""MOON, client half: pulls latents to the global student's and pushes them from the client's previous student's.
 
 Source: Li, He, Song, CVPR 2021; docs/strategies/moon.md, equations 1 to 3. Server half: fedavg.
 """
@@ -29,7 +29,7 @@ class Moon(Client):
         temperature: Annotated[float, Gt(0)] = 0.5  # paper: tau
 
     def precompute(self, site: Site, job: Job, x: Tensor, y: Tensor, position: Tensor) -> Mapping[str, Tensor]:
-        """Latents of the global student and of the client's own as it was trained last; at first the global one."""
+        """Latents of the global student and of the client's previous one; in its first round, the global one twice."""
         if not self.config.mu:
             return {}
         z_global = teachers.latents(site, job, position)
@@ -53,7 +53,7 @@ class Moon(Client):
 def contrast(z_Bd: Tensor, global_Bd: Tensor, previous_Bd: Tensor, temperature: float) -> Tensor:
     """-log( e^(s(z, global)/T) / (e^(s(z, global)/T) + e^(s(z, previous)/T)) ), s the cosine; mean over the batch.
 
-    B samples, latent width d. Log 2 where both references agree, and then no gradient to the last bit.
+    B samples, latent width d. Where both references agree, the value is log 2 and the gradient is exactly 0.
     """
     towards_Bd = F.normalize(global_Bd, eps=EPS) - F.normalize(previous_Bd, eps=EPS)
     nearer_B = (F.normalize(z_Bd, eps=EPS) * towards_Bd).sum(1)  # s(z, global) - s(z, previous)

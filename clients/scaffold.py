@@ -1,4 +1,4 @@
-"""SCAFFOLD, client half: SGD whose gradient is corrected by how the client's differs from everybody's.
+"""SCAFFOLD, client half: SGD whose gradient is corrected for the client's difference from the global gradient.
 
 Source: Karimireddy et al., ICML 2020, Algorithm 1; docs/strategies/scaffold.md, equations 1 to 5. Server half:
 scaffold.
@@ -28,7 +28,7 @@ class Scaffold(Client):
     @dataclass(frozen=True, kw_only=True)
     class Config(Client.Config):
         correction: Annotated[int, Ge(0), Le(1), Off("FedAvg")] = 1  # 1: SCAFFOLD; 0: variates are reported, not used
-        variate: Literal["path", "gradient"] = "path"  # from the way taken (paper: option II) or a full gradient (I)
+        variate: Literal["path", "gradient"] = "path"  # from the steps taken (paper: option II) or a full gradient (I)
 
     def terms(self, student: Student, batch: Batch, job: Job) -> Iterator[tuple[str, Tensor]]:
         yield "ce", losses.cross_entropy(student(batch.x), batch.y)
@@ -37,7 +37,7 @@ class Scaffold(Client):
             yield "correction", losses.linear(student.learnable, slope, start)
 
     def train(self, site: Site, job: Job) -> Outcome:
-        """Within the participation `reference` is the correction itself, c - c_k: it is the same in all steps."""
+        """Within the participation `reference` is the correction itself, c - c_k, which is equal in all steps."""
         own = job.state.memory.get("control", {})
         slope = correction(job, own, len(site.train_index[job.client]))
         outcome = site.fit(self, replace(job, payload=replace(job.payload, reference=slope)))
@@ -46,7 +46,7 @@ class Scaffold(Client):
         return replace(outcome, payload=Payload(weights=outcome.payload.weights, reference=change))
 
     def next_memory(self, trained: Trained, job: Job) -> Mapping[str, Any]:
-        """The client's next variate c_k: its mean gradient over the steps, or its whole one where they began."""
+        """The client's next variate c_k: its mean gradient over the steps, or its full gradient at their start."""
         if self.config.variate == "gradient":
             return {"control": full_gradient(trained.site, job)}
         slope, start = job.payload.reference or {}, job.payload.weights or {}
@@ -59,7 +59,7 @@ class Scaffold(Client):
 def correction(job: Job, own: Weights, num_samples: int) -> Weights:
     """c - c_k of the received c and the client's own c_k, which is 0 before its first participation.
 
-    Where sizes count, c is a sum of scaled variates, and is scaled back: c / omega_k, omega_k = n_k / mean of n.
+    Where sizes count, c is a sum of scaled variates, so it is divided by omega_k = n_k / mean of n.
     """
     mean_size = (job.payload.numbers or {}).get("mean_size")
     omega = num_samples / mean_size if mean_size else 1.0
@@ -68,12 +68,12 @@ def correction(job: Job, own: Weights, num_samples: int) -> Weights:
 
 
 def effective_steps(steps: int, momentum: float) -> float:
-    """How many times the learning rate a constant gradient moves SGD in `steps` steps; without momentum `steps`."""
+    """By how many learning rates a constant gradient moves SGD in `steps` steps; without momentum: `steps`."""
     return (steps - momentum * (1 - momentum**steps) / (1 - momentum)) / (1 - momentum)
 
 
 def full_gradient(site: Site, job: Job) -> Weights:
-    """Gradient of the cross entropy over all the client's samples at the received weights, in eval mode."""
+    """Gradient of the mean cross entropy over all the client's samples at the received weights, in eval mode."""
     student = site.frozen(job.client, job.state.kept, job.payload.weights or {})
     names = list(job.payload.reference or {})
     parameters = [student.learnable[name] for name in names]

@@ -1,4 +1,4 @@
-"""Supervised client half: cross entropy on the client's own data. Server half: fedavg and every other that averages."""
+"""Supervised client half: cross entropy on the client's own data. Server half: fedavg, or any other that averages."""
 
 from collections.abc import Iterator
 

@@ -12,7 +12,7 @@ _NOUNS = {  # found on first use: `import fedkd` loads nothing
     "Problem": "problem",
     "Strategy": "strategy",
     "Student": "student",
-    "load_runs": "ledger",
+    "load_runs": "record.ledger",
 }
 
 
