@@ -1,8 +1,8 @@
-"""The bare loop: federated training as one would write it by hand in one file, for `fedkd bench` to compare with.
+"""The bare loop: federated training written by hand in one file, the reference of `fedkd bench`.
 
 Plain modules, torch.optim, images as float tensors, whole; no engine, border, ledger or random streams. It uses
-nothing of `fedkd.training.site`, `rounds`, `losses`, `optimisers` or `generators`: what it shares with a run is the
-assembled problem (student, indices, hyper-parameters), so that both do the same steps on batches of the same sizes.
+nothing of `fedkd.training.site`, `rounds`, `losses`, `optimisers` or `generators`. It shares only the assembled
+problem with a run (student, indices, hyper-parameters), so both do the same steps on batches of the same sizes.
 """
 
 import time
@@ -15,16 +15,16 @@ from torch import Tensor, nn
 
 from simulations.assemble import Assembly
 
-# Classes of the two halves -> what is written out below.
+# Classes of the two halves -> the bare version below.
 METHODS = {("FedAvg", "Supervised"): "fedavg", ("FedAvg", "FedProx"): "fedprox", ("FedGen", "FedGen"): "fedgen"}
 
-TEST_BATCH = 250  # images; a small student on CPU takes longer for each with 50, 100, 500 or more
+TEST_BATCH = 250  # images; the fastest for a small student on CPU, compared with 50, 100, 500 and more
 
 
 class BareLoop:
-    """A script's variables: the global entries, what each client keeps, the generator.
+    """The variables of a script: global entries, each client's own entries, the generator.
 
-    `method` is what it plays; fedavg, with `is_same` false, in the place of an algorithm that is not written here.
+    `method` is what it runs. It falls back to FedAvg (`is_same=False`) if there is no bare version of the algorithm.
     """
 
     def __init__(self, assembly: Assembly) -> None:
@@ -64,7 +64,7 @@ class BareLoop:
         return {"clients": met - start, "server": averaged - met, "evaluation": end - averaged, "total": end - start}
 
     def _batches(self, index: Tensor) -> Iterator[Tensor]:
-        """Pass after pass in a new order; goes on in the next round where it stopped."""
+        """Endless passes, each in a new order; continues across rounds."""
         while True:
             yield from index[torch.randperm(len(index), generator=self.random)].split(self.train.batch)
 
@@ -90,7 +90,9 @@ class BareLoop:
         return trained, counts
 
     def _load(self, own: dict[str, Tensor]) -> None:
-        self.model.load_state_dict({**self.weights, **own}, strict=False)  # BatchNorm would ask for its batch counter
+        self.model.load_state_dict(
+            {**self.weights, **own}, strict=False
+        )  # not strict: BatchNorm's batch counter is missing
 
     def _loss(self, x: Tensor, y: Tensor, step: int, number: int) -> Tensor:
         logits = self.model(x)
@@ -197,5 +199,5 @@ class BareLoop:
 
 
 def copy_of(entries: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of one's own memory."""
+    """A copy of a state dict that shares no memory."""
     return {name: entry.detach().clone() for name, entry in entries.items()}

@@ -1,4 +1,4 @@
-"""`fedkd bench`: how fast this machine plays rounds, as ratios from one run. What is measured: docs/benchmark.md."""
+"""`fedkd bench`: how fast this machine runs rounds, as ratios within one run. What is measured: docs/benchmark.md."""
 
 import os
 import platform
@@ -17,8 +17,8 @@ from simulations.bench import costs, tables
 from simulations.engines import ray_session
 from simulations.run.options import Options
 
-PER_ROUND = 50  # clients a round where memory is measured
-BARE_LIMIT = 1.15  # at most: inline over the bare loop, a round
+PER_ROUND = 50  # clients per round where memory is measured
+BARE_LIMIT = 1.15  # at most: inline over the bare loop, per round
 SPEEDUP_LIMIT = 1.6  # at least: inline over two workers, with two cores free
 MESSAGE_LIMIT = 1e-3  # seconds, at most: a client that does nothing, 10,000 parameters
 
@@ -41,9 +41,9 @@ QUICK = Effort(rounds=3, turns=3, ray_rounds=2, exchanges=2, starts=1, memory_ro
 
 
 def main(options: Options, overrides: Sequence[str], effort: Effort | None = None) -> int:
-    """Measure, and print tables or one JSON object. Raises FedkdError for a configuration that cannot be played.
+    """Measure, and print tables or one JSON object. Raises FedkdError for a configuration that cannot run.
 
-    Words that name several methods, as for `fedkd compare`, ask what a round of each costs.
+    Overrides that name several methods, as for `fedkd compare`, measure a round of each.
     """
     effort = effort or Effort()
 
@@ -54,7 +54,7 @@ def main(options: Options, overrides: Sequence[str], effort: Effort | None = Non
     if costs.sought(overrides):
         found, show = measure_several(costs.check(overrides), effort, say), tables.show_costs
     else:
-        # Resolved before torch is imported: slips are answered at once.
+        # Resolved before torch is imported: mistakes are reported at once.
         found, show = measure(compose.resolve(overrides), overrides, effort, say), tables.show
     options.answer(found)
     if not options.json:
@@ -63,7 +63,7 @@ def main(options: Options, overrides: Sequence[str], effort: Effort | None = Non
 
 
 def measure_several(asked: Grid, effort: Effort, say: Callable[[str], None]) -> dict[str, Any]:
-    """What a round of each method costs, and on which machine."""
+    """The cost of a round of each method, and the machine."""
     machine = _machine()
     say("importing torch")
     import torch
@@ -79,7 +79,7 @@ def measure_several(asked: Grid, effort: Effort, say: Callable[[str], None]) -> 
 
 
 def measure(resolved: Resolved, words: Sequence[str], effort: Effort, say: Callable[[str], None]) -> dict[str, Any]:
-    """Everything, in seconds and bytes; what could not be measured has its reason under `missing`."""
+    """All measurements, in seconds and bytes; `missing` says why some could not be made."""
     found: dict[str, Any] = {"machine": _machine(), "configuration": _configuration(resolved, words), "missing": {}}
     found["notes"] = without_images({naming.of(resolved.config.strategy): resolved.config})
     say("importing torch")
@@ -107,7 +107,7 @@ def measure(resolved: Resolved, words: Sequence[str], effort: Effort, say: Calla
 
 
 def without_images(configs: Mapping[str, RunConfig]) -> list[str]:
-    """A sentence for each method that can use a public set and has none: it then does other, dearer work."""
+    """A sentence for each method that can use a public set and has none: it then does other, more expensive work."""
     return [
         f"{method} has no public set of images, so it generates them at the server, and that is what is measured. "
         "To measure it with a public set: add proxy=held-out"
@@ -117,12 +117,12 @@ def without_images(configs: Mapping[str, RunConfig]) -> list[str]:
 
 
 def goals(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """Our goals beside what was measured; those about what was not measured are left out."""
+    """Our goals and the measured values; leaves out goals without a measurement."""
     loop, ray = found["loop"], {entry["workers"]: entry for entry in found["ray"]}
     ratio = loop["phases"]["total"]["ratio"]
-    listed = [("inline / bare loop, a round", ratio, "at most", BARE_LIMIT)] if loop["is_same"] else []
+    listed = [("inline / bare loop, per round", ratio, "at most", BARE_LIMIT)] if loop["is_same"] else []
     if 2 in ray:
-        listed.append(("inline / ray x 2, a round", ray[2]["speedup"], "at least", SPEEDUP_LIMIT))
+        listed.append(("inline / ray x 2, per round", ray[2]["speedup"], "at least", SPEEDUP_LIMIT))
     listed.append(("idle client inline, s", found["message"], "at most", MESSAGE_LIMIT))
     if 2 in ray:
         listed.append(("idle client on ray x 2, s", ray[2]["message"], "at most", MESSAGE_LIMIT))
@@ -133,7 +133,7 @@ def goals(found: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _try(found: dict[str, Any], part: str, attempt: Callable[[], dict[str, Any]]) -> None:
-    """Ray may be missing and memory short: the rest is worth having."""
+    """Record a failure under `missing`: without Ray or enough memory, the other measurements still count."""
     try:
         found[part].append(attempt())
     except EngineError as error:
@@ -147,7 +147,7 @@ def _machine() -> dict[str, Any]:
         "system": platform.system(),
         "processor": _processor(),
         "cores": ray_session.num_cores(),
-        "load": load,  # of the last minute, before anything was measured
+        "load": load,  # of the last minute before the measurements
     }
 
 

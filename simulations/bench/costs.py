@@ -1,4 +1,4 @@
-"""`fedkd bench` of several methods: what a round of each costs, beside one of the baseline."""
+"""`fedkd bench` of several methods: the cost of a round of each, compared with the baseline's."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -12,17 +12,17 @@ from simulations.analysis.grid import COMMAND_LINE
 if TYPE_CHECKING:
     from simulations.assemble import Assembly
 
-LIMIT = 1.3  # at most: the clients' work of a method over the baseline's
+LIMIT = 1.3  # at most: the clients' seconds of a method over the baseline's
 
 
 def sought(words: Sequence[str]) -> bool:
-    """Whether words name several configurations: `comparison=`, or a list of values. Raises ConfigError."""
+    """Whether overrides name several configurations: `comparison=`, or a list of values. Raises ConfigError."""
     pairs = [(key.strip(), text) for key, equals, text in (word.partition("=") for word in words) if equals]
     return any(key == "comparison" or len(lists.expand(key, text, COMMAND_LINE)) > 1 for key, text in pairs)
 
 
 def check(words: Sequence[str]) -> Grid:
-    """The methods and settings that words describe, as for `fedkd compare`; the first seed counts.
+    """The methods and settings that the overrides describe, as for `fedkd compare`; only the first seed is used.
 
     Raises ConfigError.
     """
@@ -32,9 +32,9 @@ def check(words: Sequence[str]) -> Grid:
 def measure(asked: Grid, count: int, say: Callable[[str], None]) -> dict[str, Any]:
     """`count` rounds of each method and of the baseline, in turns, setting after setting.
 
-    Gives under `costs` a row each: median seconds of the clients' work and of the server, and the clients' ratio to
-    the baseline's, the median and quartiles of the pairs. The baseline beside itself shows the noise. What could not
-    be measured has its reason under `missing`.
+    `costs` has a row for each: median seconds of the clients' work and of the server, and the clients' ratio to the
+    baseline's, the median and quartiles of the pairs. The baseline against itself shows the noise. `missing` says why
+    a method could not be measured.
     """
     from simulations.bench import measures
 

@@ -1,4 +1,4 @@
-"""What `fedkd bench` measures. All comparisons are of pairs taken one after the other, since machines are noisy."""
+"""What `fedkd bench` measures. All comparisons use pairs measured one after the other, because machines are noisy."""
 
 import importlib.util
 import statistics
@@ -34,7 +34,7 @@ from simulations.engines.inline import Inline
 from simulations.engines.ray_pool import RayPool
 from simulations.system import subprocesses
 
-WARMUP = 2  # rounds that are played but not counted: caches are cold, and FedGen's first has no generator
+WARMUP = 2  # rounds that run but do not count: caches are cold, and FedGen's first has no generator
 PHASES = ("clients", "server", "evaluation", "rest", "total")
 START_SECONDS = 180.0  # for a pool on a busy machine
 NEVER = 10**9
@@ -43,12 +43,12 @@ IDLE_SHAPE = (1, 27, 37)  # 999 inputs and 10 classes: a linear student of exact
 
 
 def assembled(config: RunConfig, count: int) -> Assembly:
-    """The configuration with at least enough rounds that none of those measured is the last, which evaluates more."""
+    """The configuration with so many rounds that the last one, which evaluates more, is never measured."""
     return assemble.assemble(replace(config, rounds=max(config.rounds, WARMUP + count + 1)))
 
 
 def against_bare(assembly: Assembly, count: int) -> dict[str, Any]:
-    """The inline engine against the bare loop: `count` rounds of each, in turns, the same cohorts.
+    """The inline engine against the bare loop: `count` rounds of each, in turns, with the same cohorts.
 
     Gives medians in seconds by phase and medians of the paired ratios; `cpu` is processor time of the whole round.
     """
@@ -70,7 +70,7 @@ def against_bare(assembly: Assembly, count: int) -> dict[str, Any]:
 
 
 def in_turns(baseline: Assembly, other: Assembly, count: int) -> list[tuple[Mapping[str, float], Mapping[str, float]]]:
-    """Seconds by phase of `count` rounds of one and of another, the same cohorts, warm-up left out."""
+    """Seconds by phase of `count` rounds of each, in turns, with the same cohorts, without the warm-up."""
     engines = [(each.experiment, Inline(each.site)) for each in (baseline, other)]
     states = [rounds.begin(experiment) for experiment, _ in engines]
     pairs: list[tuple[Mapping[str, float], Mapping[str, float]]] = []
@@ -82,7 +82,7 @@ def in_turns(baseline: Assembly, other: Assembly, count: int) -> list[tuple[Mapp
 
 
 def on_ray(assembly: Assembly, count: int, workers: int, exchanges: int) -> dict[str, Any]:
-    """A pool against the inline engine, round by round; and what the pool takes to start and for a message."""
+    """A pool against the inline engine, round by round; also the pool's seconds to start and per message."""
     experiment, inline = assembly.experiment, Inline(assembly.site)
     pool, started = start_pool(assembly.site, workers)
     try:
@@ -112,20 +112,20 @@ def on_ray(assembly: Assembly, count: int, workers: int, exchanges: int) -> dict
 
 
 def medians(timings: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """Median seconds of each phase; `busy` is the sum of what the jobs of the clients took, wherever they ran."""
+    """Median seconds of each phase; `busy` is the sum over the clients' jobs, wherever they ran."""
     found = list(timings)
     return {name: statistics.median(one[name] for one in found) for name in found[0]}
 
 
 def start_pool(site: LocalSite, workers: int) -> tuple[RayPool, float]:
-    """A pool all of whose workers have answered, and the seconds until the first of them had. Raises EngineError."""
+    """A pool with all workers ready, and the seconds until the first one was. Raises EngineError."""
     start = time.perf_counter()
     pool = RayPool(site, workers=workers).start()
     try:
         _wait(lambda: pool.is_ready)
         ready = time.perf_counter() - start
         index = min(client for client, part in site.test_index.items() if len(part))
-        while len(pool.pids) < workers:  # greetings are read while jobs run
+        while len(pool.pids) < workers:  # the pool reads greetings only while jobs run
             list(pool.run([Job(task="evaluate", client=index, round=1, payload=Payload())]))
             _check_time(start, "not all workers have started")
     except BaseException:
@@ -135,7 +135,7 @@ def start_pool(site: LocalSite, workers: int) -> tuple[RayPool, float]:
 
 
 def message_seconds(experiment: Experiment, engine: Engine, exchanges: int) -> float:
-    """Seconds a client that does nothing costs a round: plan, engine, border, drift and mean. The median of rounds."""
+    """Seconds per round and idle client: plan, engine, border, drift and mean. The median of rounds."""
     state, seconds = rounds.begin(experiment), []
     for _ in range(WARMUP + exchanges):
         played = _play(experiment, engine, state)
@@ -145,7 +145,7 @@ def message_seconds(experiment: Experiment, engine: Engine, exchanges: int) -> f
 
 
 def inline_message_seconds(exchanges: int) -> float:
-    """The same of the inline engine."""
+    """`message_seconds` of the inline engine."""
     experiment, site = idle_experiment()
     return message_seconds(experiment, Inline(site), exchanges)
 
@@ -164,7 +164,7 @@ def idle_student() -> Student:
 
 
 def idle_experiment() -> tuple[Experiment, LocalSite]:
-    """Federated averaging of 100 clients that do nothing, with 10,000 parameters; nothing is evaluated."""
+    """Federated averaging of 100 idle clients, with 10,000 parameters; without evaluation."""
     never = EvaluateConfig(every=NEVER, pooled_every=NEVER, probe=0)
     config = RunConfig(rounds=NEVER, clients=IDLE_CLIENTS, evaluate=never, strategy={"name": "fedavg"})
     strategy, _ = assemble.halves(config.strategy)
@@ -185,7 +185,7 @@ def idle_experiment() -> tuple[Experiment, LocalSite]:
 
 
 def starting(repeats: int) -> dict[str, float]:
-    """Seconds (median) of new Python processes that do no more than start, answer or import. 0 repeats: nothing."""
+    """Median seconds of new Python processes that only start, answer or import. Empty for 0 repeats."""
     if not repeats:
         return {}
     commands = {
@@ -218,7 +218,7 @@ def _inline_round(experiment: Experiment, engine: Engine, state: RunState) -> tu
 
 
 def _play(experiment: Experiment, engine: Engine, state: RunState) -> Round:
-    """A round in which nothing failed: failing is faster than working."""
+    """One round. Raises EngineError if a client failed: failing is faster than working."""
     played = rounds.play(experiment, engine, state)
     if played.failures:
         raise EngineError(f"client {played.failures[0].client} failed: {played.failures[0].what}")
@@ -240,7 +240,7 @@ def _compare(pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]], p
 
 
 def _commit_seconds(state: RunState) -> float:
-    """Seconds of a checkpoint of this state, on the disk of temporary files."""
+    """Seconds to write a checkpoint of this state, on the disk of temporary files."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         checkpoint.commit(Path(folder), state, {}, "", None)

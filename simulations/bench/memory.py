@@ -1,4 +1,4 @@
-"""How much memory a run takes, measured in a process of its own: `python -m simulations.bench.memory PLAN` (JSON)."""
+"""The memory of a run, measured in a process of its own: `python -m simulations.bench.memory PLAN` (JSON)."""
 
 import json
 import sys
@@ -21,12 +21,12 @@ from simulations.engines.inline import Inline
 from simulations.system import machine, subprocesses
 
 TIMEOUT = 600.0  # seconds
-SAMPLES = 32  # training images a client, 8 for testing: taken from the set again and again if it is small
+SAMPLES = 32  # training images per client, 8 for testing; a small data set is reused
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to play. Few steps: memory does not depend on how long a client trains."""
+    """What to run, with few steps: memory does not depend on how long a client trains."""
 
     words: list[str]
     clients: int
@@ -68,7 +68,7 @@ def measure(plan: Plan) -> dict[str, Any]:
 
 
 def crowd(config: RunConfig, plan: Plan) -> tuple[Experiment, LocalSite]:
-    """The configuration's problem with `plan.clients` clients of equal size, whatever its partition allows."""
+    """The configuration's problem with `plan.clients` clients of equal size, independent of its partition."""
     made = assemble.assemble(config)
     train = replace(config.train, steps=1)
     few = replace(
@@ -92,7 +92,7 @@ def crowd(config: RunConfig, plan: Plan) -> tuple[Experiment, LocalSite]:
 
 
 def of_process(pid: int | str) -> dict[str, int]:
-    """Bytes of a process: `resident` (what it shares counted too) and `private`. Only the own peak without /proc."""
+    """Bytes of a process: `resident` (with shared memory) and `private`. Without /proc only this process's peak."""
     status = Path(f"/proc/{pid}/status")
     if not status.is_file():
         return {"resident": machine.peak()}

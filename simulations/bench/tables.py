@@ -6,11 +6,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-BUSY = 0.5  # load a core from which figures are called doubtful
+BUSY = 0.5  # load per core above which figures are doubtful
 
 
 def show(found: Mapping[str, Any]) -> None:
-    """Print everything that `bench.measure` found."""
+    """Print everything that `bench.measure` gives."""
     console = Console(highlight=False)
     console.print(*_head(found), sep="\n", soft_wrap=True)
     for table in _tables(found):
@@ -21,7 +21,7 @@ def show(found: Mapping[str, Any]) -> None:
 
 
 def show_costs(found: Mapping[str, Any]) -> None:
-    """Print everything that `bench.measure_several` found."""
+    """Print everything that `bench.measure_several` gives."""
     console = Console(highlight=False)
     console.print(*_machine(found["machine"]), *_notes(found), sep="\n", soft_wrap=True)
     for setting, shape in found["settings"].items():
@@ -65,7 +65,7 @@ def _machine(machine: Mapping[str, Any], *lines: str) -> list[str]:
 
 def _shape(chosen: Mapping[str, Any]) -> str:
     return (
-        f"{chosen['data']}, {chosen['students']}: {chosen['per_round']} of {chosen['clients']} clients a round, "
+        f"{chosen['data']}, {chosen['students']}: {chosen['per_round']} of {chosen['clients']} clients per round, "
         f"{chosen['steps'] or 'all'} steps of {chosen['batch']}"
     )
 

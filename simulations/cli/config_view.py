@@ -19,7 +19,7 @@ _NODES: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class View:
-    """The same for people and, with --json, for machines."""
+    """An answer as text and, with --json, as a value."""
 
     text: str
     value: Mapping[str, Any]
@@ -53,13 +53,15 @@ def diff(words: Sequence[str]) -> View:
     found = resolved.diff(left, right)
     rows = [(d.key, _cell(d.left, d.key in left.values()), _cell(d.right, d.key in right.values())) for d in found]
     is_same = left.digest() == right.digest()
-    note = ["only where and how fast it runs: equal results" if found else "no difference"] if is_same else []
+    note = (
+        ["these change only where and how fast it runs: equal results" if found else "no difference"] if is_same else []
+    )
     value = {"differences": [asdict(difference) for difference in found], "same_results": is_same}
     return View("\n".join([*_columns(rows), *note]), value)
 
 
 def _side(word: str) -> Resolved:
-    """A run folder, a file, or a word such as preset=fedgen-mnist."""
+    """A run folder, a file, or an override such as preset=fedgen-mnist."""
     written = Path(word) / "config.yaml"
     return compose.from_yaml_file(written) if written.is_file() else compose.resolve([word])
 
@@ -69,7 +71,7 @@ def _cell(value: Any, exists: bool) -> str:
 
 
 def schema_of(words: Sequence[str]) -> View:
-    """The keys of the nodes that the words name, or of all."""
+    """The keys of the nodes that the overrides name, or of all."""
     draft = compose.draft(words)
     wanted = {word.partition("=")[0].partition(".")[0] for word in words if "=" in word} - {"preset"}
     nodes = _keys(draft)
@@ -84,7 +86,7 @@ def schema_of(words: Sequence[str]) -> View:
 
 
 def _keys(draft: validate.Draft) -> dict[str, list[tuple[str, Key]]]:
-    """Node -> its keys, dotted; plain keys are nodes of their own."""
+    """Node -> its dotted keys; a plain key is its own node."""
     nested = {"partition", "strategy", *_NODES}
     nodes = {key.name: [(key.name, key)] for key in reference.of(core.RunConfig) if key.name not in nested}
     for node in (field.name for field in fields(core.RunConfig) if field.name in nested):

@@ -1,4 +1,4 @@
-"""`fedkd doctor`: whether this machine can play runs; one line a check, the fast ones first, each with its mend."""
+"""`fedkd doctor`: whether this machine can run experiments; one line per check, fast ones first, with its mend."""
 
 import importlib.util
 import os
@@ -26,18 +26,18 @@ State = Literal["ok", "warn", "fail"]
 FAILED = 3  # exit code: data or environment
 OLDEST_PYTHON = (3, 11)
 OLDEST_TORCH = (2, 6)
-FLOWER = "1.42"  # its inner interfaces, which we use, change between minor versions
+FLOWER = "1.42"  # we use its internal interfaces, which change between minor versions
 RAY_SECONDS = 120.0  # for Ray to start and answer; 5 to 10 s are usual, 30 on a busy machine
-LITTLE_DISK, NO_DISK = 2e9, 2e8  # bytes: some hundred checkpoints of a small student; a single run
+LITTLE_DISK, NO_DISK = 2e9, 2e8  # bytes: enough for a hundred checkpoints of a small student; for one run
 LITTLE_MEMORY, NO_MEMORY = 2e9, 5e8  # bytes: a driver and two workers; a driver
-LITTLE_SHARED = 3e8  # bytes of /dev/shm: Ray's store then lies on disk
+LITTLE_SHARED = 3e8  # bytes of /dev/shm: with less, Ray's store is on disk
 FLOWER_PORTS = (8000, 9094)  # of a SuperLink and of a SuperNode
 _TRY_RAY = "from simulations.cli import doctor; print(doctor.start_ray())"
 
 
 @dataclass(frozen=True)
 class Check:
-    """What one look found; `mend` is empty where nothing is to be done."""
+    """The result of one check; `mend` is empty if there is nothing to do."""
 
     name: str
     state: State
@@ -46,7 +46,7 @@ class Check:
 
 
 def main(options: Options) -> int:
-    """Look at everything; 0, or 3 if something must be mended."""
+    """Run all checks; gives 0, or 3 if something must be mended."""
     found = []
     for check in look(options):
         found.append(check)
@@ -58,7 +58,7 @@ def main(options: Options) -> int:
 
 
 def look(options: Options) -> Iterator[Check]:
-    """All checks, as they are made."""
+    """The checks, each as it ends."""
     looks: tuple[tuple[str, Callable[[], Check]], ...] = (
         ("python", python),
         ("system", system),
@@ -79,7 +79,7 @@ def look(options: Options) -> Iterator[Check]:
     for name, one in looks:
         try:
             yield one()
-        except Exception as error:  # noqa: BLE001  # whatever is broken here, the other checks still help
+        except Exception as error:  # noqa: BLE001  # the other checks still help
             yield Check(name, "fail", f"{type(error).__name__}: {error}", "see the message; reinstall what it names")
 
 
@@ -94,7 +94,9 @@ def system() -> Check:
     if why := operating_system.missing():
         return Check("system", "warn", f"{why}: {operating_system.WITHOUT}", operating_system.MEND)
     if platform.system() != "Linux":
-        return Check("system", "warn", f"{platform.system()}: fedkd is tested on Linux", "tell us what does not work")
+        return Check(
+            "system", "warn", f"{platform.system()}: fedkd is tested on Linux", "please report what does not work"
+        )
     return Check("system", "ok", "Linux")
 
 
@@ -178,7 +180,7 @@ def network() -> Check:
     if taken := [str(port) for port in FLOWER_PORTS if _is_taken(port)]:
         what = f"loopback works; in use already: port {', '.join(taken)}"
         return Check(
-            "network", "warn", what, "Flower wants it: end the other one, or give fedkd deploy init another --port"
+            "network", "warn", what, "Flower needs it: end the other program, or give fedkd deploy init another --port"
         )
     return Check("network", "ok", f"loopback works; Flower's ports {' and '.join(map(str, FLOWER_PORTS))} are free")
 
@@ -191,7 +193,7 @@ def torch() -> Check:
         return Check("torch", "fail", version, "pip install --upgrade torch torchvision: fedkd needs 2.6 or newer")
     if float(torch.ones(3, 3).mm(torch.ones(3, 1)).sum()) != 9:
         return Check("torch", "fail", f"{version} computes 3x3 by 3 wrongly", "reinstall torch for this processor")
-    return Check("torch", "ok", f"{version}, {threads} threads (fedkd uses 1 a client)")
+    return Check("torch", "ok", f"{version}, {threads} threads (fedkd uses 1 per client)")
 
 
 def torchvision() -> Check:
@@ -217,7 +219,7 @@ def gpu() -> Check:
 
 
 def data() -> Check:
-    """Reads every data set that is there: a damaged one is found now, not in the middle of a comparison."""
+    """Read every data set on disk, to find damaged files now and not during a comparison."""
     root, found, damaged = sources.find_root(DataConfig()), [], []
     for name, source in sources.SOURCES.items():
         try:
@@ -235,12 +237,12 @@ def data() -> Check:
 
 
 def is_absence(error: DataError) -> bool:
-    """Whether a data set is not there at all, which is no fault."""
+    """Whether a data set is merely absent, which is no error."""
     return "not found" in error.what or "does not exist" in error.what
 
 
 def ray() -> Check:
-    """Start a private Ray with one worker, in another process that can be killed, and do one job there."""
+    """Start a private Ray with one worker, in a process that can be killed, and run one job there."""
     if operating_system.missing():
         return Check("ray", "ok", "not used on this system: runs use one core")
     if importlib.util.find_spec("ray") is None:
@@ -271,7 +273,7 @@ def start_ray() -> float:
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or the nearest above it that is there."""
+    """The folder, or its nearest existing parent."""
     folder = folder.absolute()
     return next(place for place in (folder, *folder.parents) if place.is_dir())
 

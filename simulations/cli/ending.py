@@ -1,4 +1,4 @@
-"""How a command ends that did not finish: words for people, an object for machines, an exit code."""
+"""How a failed command ends: text for people, an object for machines, an exit code."""
 
 import shlex
 import sys
@@ -14,11 +14,11 @@ INTERNAL, INTERRUPTED, TERMINATED = 1, 130, 143
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: saved like Ctrl-C, told apart by its exit code."""
+    """SIGTERM: handled like Ctrl-C, with another exit code."""
 
 
 def explain(error: BaseException, args: Sequence[str]) -> int:
-    """Say on stderr what went wrong in a command line; gives the exit code."""
+    """Print the error of a command on stderr; gives the exit code."""
     is_debug = "--debug" in args
     error = machine.explained(error)
     if is_debug and not isinstance(error, KeyboardInterrupt):
@@ -36,7 +36,7 @@ def explain(error: BaseException, args: Sequence[str]) -> int:
 
 
 def as_json(error: BaseException, code: int, args: Sequence[str]) -> Mapping[str, Any]:
-    """The same for a machine."""
+    """The error for a machine."""
     error = machine.explained(error)
     if isinstance(error, FedkdError):
         mistakes = [asdict(mistake) for mistake in error.mistakes]
@@ -51,7 +51,7 @@ def as_json(error: BaseException, code: int, args: Sequence[str]) -> Mapping[str
 
 
 def _mended(error: FedkdError, args: Sequence[str]) -> str:
-    """The command line with what was missing; empty if a word does not mend it."""
+    """The command line with the missing overrides; empty if overrides do not mend it."""
     added = [mistake.add for mistake in error.mistakes]
     return shlex.join(["fedkd", *args, *added]) if all(added) else ""
 

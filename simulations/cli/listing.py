@@ -1,4 +1,4 @@
-"""`fedkd list`: what conf offers, a line each from the file's first comment; and the runs below a folder."""
+"""`fedkd list`: the options in conf, each with the first comment of its file; and the runs below a folder."""
 
 import re
 import textwrap
@@ -23,20 +23,20 @@ GROUPS = {
 
 Row = Mapping[str, Any]  # name, about and, for strategies and runs, more
 
-_WIDTH = 80  # columns of a terminal that a table of strategies fills
-_TRAITS = {  # a row's keys, and the class attribute of the server half that each is read from
+_WIDTH = 80  # columns of the table of strategies
+_TRAITS = {  # a row's key -> the class attribute of the server half
     "knowledge": "knowledge",
     "public_set": "proxy",
     "across_architectures": "works_across_students",
     "serves": "serves",
     "paper": "paper",
 }
-_CITATION = re.compile(r"\(([^()]*\b(?:19|20)\d\d\b[^()]*)\)")  # in a strategy's line: authors, place and year
+_CITATION = re.compile(r"\(([^()]*\b(?:19|20)\d\d\b[^()]*)\)")  # in a strategy's comment: authors, venue and year
 _HEADINGS = ("name", "public set", "across", "serves", "what crosses")
 
 
 def of(what: str | None, runs: Path) -> dict[str, list[Row]]:
-    """The rows of one list, or of all: what conf offers, and the runs. Raises ConfigError."""
+    """The rows of one list, or of all: the options in conf, and the runs. Raises ConfigError."""
     if what == "runs":
         return {"runs": of_runs(runs)}
     if what is None:
@@ -53,7 +53,7 @@ def of_group(group: str) -> list[Row]:
 
 
 def of_strategies() -> list[Row]:
-    """The strategies, each with what its server half says of itself."""
+    """The strategies, each with the traits of its server half."""
     rows: list[Row] = []
     for name in compose.options("strategy"):
         content, about = _read("strategy", name)
@@ -83,7 +83,7 @@ def _about_run(row: Row) -> str:
 
 
 def text(found: Mapping[str, list[Row]]) -> str:
-    """The lists for people; several have headings. What folders are called, and say, cannot steer a terminal."""
+    """The lists as text; several have headings. Removes control characters: names and comments come from files."""
     return plain_text.printable(_text(found), keep="\n")
 
 
@@ -100,7 +100,7 @@ def _text(found: Mapping[str, list[Row]]) -> str:
 
 
 def _table(rows: list[Row]) -> str:
-    """Strategies: a line of traits each, below it what it does, its variants and its paper."""
+    """Strategies: one line of traits for each; below it what it does, its variants and its paper."""
     cells = [_HEADINGS, *(_cells(row) for row in rows)]
     widths = [max(len(line[column]) for line in cells) for column in range(len(_HEADINGS) - 1)]
     indent = sum(widths) + 2 * len(widths)
@@ -122,7 +122,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def _traits(half: str, name: str, about: str) -> dict[str, Any]:
-    """What the server half says; nothing if it is not in our own package.
+    """The traits of the server half; empty if it is not in our package.
 
     FedProx and others are a client half beside FedAvg's server half: their paper is the one that `about` cites.
     """
@@ -133,7 +133,7 @@ def _traits(half: str, name: str, about: str) -> dict[str, Any]:
 
 
 def _read(group: str, name: str) -> tuple[Mapping[str, Any], str]:
-    """A file of conf, and the line that is shown of it."""
+    """A file of conf: its content, and its line in the list."""
     path = compose.CONF / group / f"{name}.yaml"
     text = path.read_text(encoding="utf-8")
     about = text.partition("\n")[0].removeprefix("#").strip() if text.startswith("#") else ""

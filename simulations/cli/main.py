@@ -1,6 +1,6 @@
 """The command line `fedkd`: finds the verb, reads its options, turns errors into messages and exit codes.
 
-Imports nothing heavy: `fedkd --help` answers before torch could be imported.
+Imports nothing heavy: `fedkd --help` must answer at once.
 """
 
 import argparse
@@ -36,7 +36,7 @@ VERBS = {verb.__name__.lower(): verb for verb in PLAYS}
 
 
 def _hint(word: str) -> str:
-    """What to write instead of an option that fedkd does not have."""
+    """The replacement for an option that fedkd does not have."""
     from fedkd.configuration import compose
 
     return foreign_words.hint(word.partition("=")[0]) or compose.as_word(word)
@@ -49,7 +49,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Play a command line; gives the exit code. Without `argv` that of this process, whose streams are then ours."""
+    """Run a command line; gives the exit code. Without `argv`: this process's own, with protected streams."""
     if argv is None:
         streams.keep()
     args = list(sys.argv[1:] if argv is None else argv)
@@ -57,12 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     answers: list[Mapping[str, Any]] = []
     try:
         code = _dispatch(args, answers)
-        if not answers:  # the verb has nothing to tell but its end
+        if not answers:  # the verb has printed no object
             Options(json="--json" in args).answer({"code": code})
         return code
     except SystemExit as end:  # argparse after --help and --version
         return int(end.code or 0)
-    except BaseException as error:  # noqa: BLE001  the one place where everything ends as a message and a code
+    except BaseException as error:  # noqa: BLE001  turns every error into a message and a code
         code = ending.explain(error, args)
         if not answers:
             Options(json="--json" in args).answer({"error": ending.as_json(error, code, args)})

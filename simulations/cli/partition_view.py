@@ -1,4 +1,4 @@
-"""What `fedkd partition` shows of a partition: a table for the terminal, a picture, a JSON object."""
+"""The output of `fedkd partition`: a table for the terminal, a picture, a JSON object."""
 
 import io
 import shutil
@@ -13,11 +13,11 @@ from rich.table import Table
 from fedkd.data.partition import Partition
 from fedkd.errors import ConfigError, FolderError
 
-_ROWS = 40  # clients listed; a longer table hides its end
+_ROWS = 40  # clients listed; the end of a longer table scrolls away
 
 
 def as_json(partition: Partition, train_labels: np.ndarray) -> dict[str, Any]:
-    """Counts as plain ints: `train` and `test` images a client, `labels` training images a client and class."""
+    """Counts as plain ints: `train` and `test` images per client, `labels` training images per client and class."""
     return {
         "train": [len(index) for index in partition.train],
         "test": [len(index) for index in partition.test],
@@ -30,7 +30,7 @@ def table(
 ) -> str:
     """Clients x classes as text without colour, at most `width` columns wide (default: the terminal's).
 
-    Where the classes do not fit, each client's most frequent ones are listed instead.
+    If the classes do not fit, it lists each client's most frequent ones.
     """
     width = width or shutil.get_terminal_size((120, 24)).columns
     counts = partition.label_counts(train_labels)
@@ -48,8 +48,8 @@ def table(
 
 
 def picture(partition: Partition, train_labels: np.ndarray, label_names: Sequence[str], path: Path) -> None:
-    """Write a picture in the format of `path`'s suffix: sizes above; below, which share of each client's training
-    images belongs to which class, white meaning none.
+    """Write a picture in the format of `path`'s suffix: sizes above; below, the share of each class in each client's
+    training images, white for none.
 
     Errors: FolderError if `path` cannot be written, ConfigError if its suffix is of no known format.
     """
@@ -81,7 +81,7 @@ def _check_suffix(path: Path) -> None:
 
 
 def _heads(label_names: Sequence[str]) -> list[str]:
-    """Column heads: the names of the classes if short, else their numbers."""
+    """Column heads: the class names if short, else their numbers."""
     is_short = max(map(len, label_names)) <= 4
     return list(label_names) if is_short else [str(label) for label in range(len(label_names))]
 
@@ -128,8 +128,8 @@ def _notes(partition: Partition, train_labels: np.ndarray, legend: Sequence[str]
         *([f"... and {hidden} more clients: see the picture, or --json"] if hidden > 0 else []),
         *(["classes: " + ", ".join(f"{label} {name}" for label, name in enumerate(legend))] if legend else []),
         *([untested] if (untested := partition.untested) else []),
-        f"training images a client {sizes['min']} to {sizes['max']}, median {sizes['median']:g}",
-        f"on average: labels a client {facts['labels_per_client']:.2f}, "
+        f"training images per client {sizes['min']} to {sizes['max']}, median {sizes['median']:g}",
+        f"on average: labels per client {facts['labels_per_client']:.2f},  "
         f"total variation from all clients' labels {facts['total_variation']:.3f}",
         f"sha256 {facts['sha256']}",
     ]
@@ -152,7 +152,7 @@ def _draw_shares(figure: Any, axes: Any, counts: np.ndarray, label_names: Sequen
     from matplotlib.ticker import MaxNLocator
 
     num_clients, num_classes = counts.shape
-    # One hue, light to dark: told apart by all kinds of colour vision and in print. The root shows rare labels.
+    # One hue, light to dark: works for all kinds of colour vision and in print. The square root shows rare labels.
     shares = np.ma.masked_equal(100 * counts / counts.sum(1, keepdims=True), 0).T
     clients, classes = np.arange(num_clients), np.arange(num_classes)
     top = float(shares.max())

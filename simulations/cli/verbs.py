@@ -1,4 +1,4 @@
-"""The verbs of the command line. Each imports what it needs when it is played."""
+"""The verbs of the command line. Each imports what it needs when it runs."""
 
 import sys
 from collections.abc import Callable
@@ -120,7 +120,7 @@ def bench(asked: options.Bench) -> int:
 
 
 def _resolve(asked: options.Run | options.Partition, announce: Callable[[], None] = lambda: None) -> "Resolved":
-    """The configuration of the words, and of those options that are short for words."""
+    """The configuration of the overrides, and of the options that are short for overrides."""
     from fedkd.configuration import compose
 
     short = {"data.download=true": asked.download, "engine.name=inline": asked.debug}
@@ -128,7 +128,7 @@ def _resolve(asked: options.Run | options.Partition, announce: Callable[[], None
 
 
 def _end(found: dict[str, Any], asked: options.Options) -> int:
-    """Give a run's summary where a machine asks for it; gives the exit code."""
+    """Print a run's summary if --json asks for it; gives the exit code."""
     from simulations.run import runs
 
     asked.answer(found)

@@ -111,7 +111,7 @@ class Board:
                 file.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {line}\n")
 
     def close(self) -> None:
-        """Give the terminal back. May be called twice."""
+        """Restore the terminal. Safe to call twice."""
 
     def count(self, state: str) -> int:
         return sum(each.state == state for each in self.cells.values())

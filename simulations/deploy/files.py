@@ -38,7 +38,7 @@ Tree = Mapping[str, Content]  # by path relative to the folder, with slashes
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """What goes wrong when files are written, as errors that a user can mend."""
+    """Turns errors of writing files into errors that tell the user how to mend them."""
     try:
         yield
     except OSError as error:

@@ -55,7 +55,7 @@ def resume(plan: Deployment, wanted: str | None, options: Options, words: Sequen
         runs.refuse_words(folder, words, f"fedkd deploy run {shlex.quote(str(plan.folder))}")
         resolved = runs.same_configuration(folder)
         if run_folder.state(folder) == "done":
-            screen.end([f"done   {folder} was finished before; nothing is left to play.  fedkd show {folder}"])
+            screen.end([f"done   {folder} was finished before; nothing is left to run.  fedkd show {folder}"])
             return runs.show(folder)
         _check(plan, resolved)
         return _play(plan, resolved, folder, screen, is_resumed=True)

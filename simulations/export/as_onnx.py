@@ -1,4 +1,4 @@
-"""onnx: for onnxruntime and everything else that reads it, without torch. Packages: the extra `export`."""
+"""onnx: for onnxruntime and other readers, without torch. Packages: the extra `export`."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,7 +28,7 @@ def write(served: Served, facts: Mapping[str, str], place: Path) -> None:
 
 
 def open_(place: Path) -> Callable[[Tensor], Tensor]:
-    """On one thread, as all else is measured."""
+    """On one thread, like all other measurements."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(place), options, providers=["CPUExecutionProvider"])
@@ -41,7 +41,7 @@ def open_(place: Path) -> Callable[[Tensor], Tensor]:
 
 
 def describe(place: Path, facts: Mapping[str, str]) -> None:
-    """Put facts into a file, in the place of those that are there, and take out where in our code each node is from."""
+    """Replace the metadata of a file by facts, and remove the traces of our source code."""
     model = onnx.load(place)
     strip(model)
     onnx.helper.set_model_props(model, dict(facts))
@@ -50,7 +50,7 @@ def describe(place: Path, facts: Mapping[str, str]) -> None:
 
 
 def strip(model: Any) -> None:
-    """Remove the traces of the tracer: paths and lines of this machine."""
+    """Remove what the tracer recorded: paths and lines on this machine."""
     graph = model.graph
     for each in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         del each.metadata_props[:]

@@ -1,4 +1,4 @@
-"""safetensors: weights and words, no program. fedkd.models.exported.load makes the student again."""
+"""safetensors: weights and text, no program. fedkd.models.exported.load rebuilds the student."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ def write(served: Served, facts: Mapping[str, str], place: Path) -> None:
 
 
 def _ordered(content: bytes) -> bytes:
-    """The same with its words in order: safetensors writes them in another one each time."""
+    """The content with its metadata sorted: safetensors writes it in random order."""
     size = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + size])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))

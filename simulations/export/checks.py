@@ -1,4 +1,4 @@
-"""Is an exported file the run's student, and what does it cost: differences, accuracy, size and time."""
+"""Checks that an exported file is the run's student, and measures accuracy, size and time."""
 
 import statistics
 import time
@@ -16,13 +16,13 @@ from fedkd.training.forward import EVALUATION_BATCH
 from simulations.export.formats import Ask, Format
 from simulations.export.serving import Served, accuracy
 
-BATCHES = (1, 32)  # images that latency is measured with
-_SECONDS, _FEWEST, _MOST = 0.5, 20, 500  # of the repetitions of one measurement
+BATCHES = (1, 32)  # images per call when latency is measured
+_SECONDS, _FEWEST, _MOST = 0.5, 20, 500  # seconds, and numbers of repetitions, of one measurement
 
 
 @dataclass(frozen=True)
 class Found:
-    """What trying a file showed."""
+    """The measurements of a file."""
 
     samples: int
     difference: float  # the largest, of a logit
@@ -30,11 +30,11 @@ class Found:
     same: int  # samples with the run's label
     accuracy: float
     bytes: int
-    latency: dict[int, float]  # batch -> median seconds an image
+    latency: dict[int, float]  # batch -> median seconds per image
 
 
 def measure(served: Served, path: Path, wanted: Format) -> Found:
-    """Try the file as it lies on disk, on the held-out samples."""
+    """Measure the file on disk, on the held-out samples."""
     ask = wanted.open(path)
     images, should = served.assembly.site.test.x[served.held_out], served.logits
     with one_thread():
@@ -54,12 +54,12 @@ def measure(served: Served, path: Path, wanted: Format) -> Found:
 
 
 def size(logits: Tensor) -> float:
-    """The largest logit, at least 1: what differences are measured by. Labels without a prototype do not count."""
+    """The largest logit, at least 1: the scale of differences. Ignores labels without a prototype."""
     return max(1.0, float(logits[logits != FAR].abs().max()))
 
 
 def demand_equal(found: Found, wanted: Format) -> None:
-    """Raises RunError if the file is another student than the run's."""
+    """Raises RunError if the file's logits differ from the run's student."""
     if found.difference <= found.allowed:
         return
     raise RunError(
@@ -70,7 +70,7 @@ def demand_equal(found: Found, wanted: Format) -> None:
 
 
 def demand_worth(found: Found, whole: Found, max_loss: float) -> None:
-    """Raises RunError if eight bits cost more accuracy than the user allows."""
+    """Raises RunError if eight bits cost more accuracy than `max_loss`."""
     loss = whole.accuracy - found.accuracy
     if loss <= max_loss:
         return
@@ -82,7 +82,7 @@ def demand_worth(found: Found, whole: Found, max_loss: float) -> None:
 
 
 def time_of(ask: Ask, images: Tensor, batch: int) -> float:
-    """Median seconds of one call with `batch` images, which come again if there are fewer."""
+    """Median seconds of one call with `batch` images, repeated if there are fewer."""
     part = images[torch.arange(batch) % len(images)]
     for _ in range(3):
         ask(part)
@@ -97,7 +97,7 @@ def time_of(ask: Ask, images: Tensor, batch: int) -> float:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Within it, torch computes on one thread: as runs do, to the last bit, and as small devices must."""
+    """Within it, torch uses one thread: like runs, to the last bit, and like small devices."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""`fedkd export`: finds the student, writes it beside its place, tries that file, and only then puts it there."""
+"""`fedkd export`: finds the student, writes a temporary file, checks it, and only then moves it into place."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def main(asked: Export) -> int:
-    """Export a student and say what it is. Nothing is written unless the file was found to be the run's student."""
+    """Export a student and describe it. Writes nothing unless the file's logits equal the run's student's."""
     path = run_folder.find(asked.runs, asked.run)
     run_folder.info(path)
     _check_words(asked)
@@ -47,7 +47,7 @@ def main(asked: Export) -> int:
 def _make(
     asked: Export, served: "Served", facts: Mapping[str, str], wanted: "Format", folder: Path
 ) -> tuple[Path, "Found", "Found | None"]:
-    """The file, tried; what trying it showed, in float and, if asked for, in int8."""
+    """The checked file, and its measurements in float and, on request, in int8."""
     from simulations.export import checks
 
     whole = folder / f"{served.name}.{wanted.name}"
@@ -71,7 +71,7 @@ def _check_words(asked: Export) -> None:
         raise ConfigError(
             f"--out {out} does not end in .{asked.format}",
             where="command line",
-            mend="name the file as its format, or a folder that exists",
+            mend="use the format as suffix, or name an existing folder",
         )
     if not 0 <= asked.max_loss <= 1:
         raise ConfigError(
@@ -89,7 +89,7 @@ def _place(out: Path | None, run: Path, name: str) -> Path:
 
 
 def _refuse_foreign(place: Path, its: Mapping[str, str], facts: Mapping[str, str]) -> None:
-    """An export of the same student is replaced; whatever else lies there is not. Raises FolderError."""
+    """Raises FolderError if another file is at `place`; an export of the same student may be replaced."""
     if not place.exists() or all(its.get(name) == facts[name] for name in ("run", "student", "config")):
         return
     raise FolderError(
@@ -100,7 +100,7 @@ def _refuse_foreign(place: Path, its: Mapping[str, str], facts: Mapping[str, str
 
 @contextmanager
 def _beside(place: Path) -> Iterator[Path]:
-    """A folder for files that are not checked yet, on the disk of their place; gone afterwards."""
+    """A temporary folder for files that are not checked yet, on the same disk as `place`."""
     with run_folder.writing(place.parent):
         place.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=".export-", dir=place.parent))
@@ -112,7 +112,7 @@ def _beside(place: Path) -> Iterator[Path]:
 
 
 def _put(file: Path, place: Path) -> None:
-    """Whole or not at all, also if the power fails."""
+    """Move the file into place, atomically even if the power fails."""
     with file.open("rb+") as written:
         os.fsync(written.fileno())
     file.replace(place)

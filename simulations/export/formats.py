@@ -1,4 +1,4 @@
-"""The formats of exported students: how a file is written, opened again, and asked what it says of itself."""
+"""The formats of exported students: how to write a file, open it, and read its metadata."""
 
 import importlib
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ class Format:
     tolerance: float  # largest difference of a logit from the run's student, as a share of `checks.size` of its logits
     write: Callable[[Served, Mapping[str, str], Path], None]
     open: Callable[[Path], Ask]
-    metadata: Callable[[Path], Mapping[str, str]]  # empty if the file is none of ours
+    metadata: Callable[[Path], Mapping[str, str]]  # empty if the file is not ours
 
 
 def _safetensors(name: str) -> Format:
@@ -36,7 +36,7 @@ def _pt2(name: str) -> Format:
 
 
 def _onnx(name: str) -> Format:
-    """Other kernels, which sum in another order."""
+    """A larger tolerance: its kernels sum in another order."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
         require(package)
     from simulations.export import as_onnx as its
@@ -48,7 +48,7 @@ FORMATS = {"safetensors": _safetensors, "pt2": _pt2, "onnx": _onnx}
 
 
 def choose(name: str, *, int8: bool) -> Format:
-    """The format of a name. Raises ConfigError for one that there is not, DataError if its packages are missing."""
+    """The format of a name. Raises ConfigError for an unknown name, DataError if its packages are missing."""
     if name not in FORMATS:
         raise ConfigError(f"there is no format '{name}'", where="--format", mend=f"choose one of: {', '.join(FORMATS)}")
     if int8 and name != "onnx":
@@ -65,5 +65,5 @@ def require(package: str) -> ModuleType:
     except ImportError:
         raise DataError(
             f"--format onnx needs the package {package}, which is not installed",
-            mend="pip install 'fedkd[export]'   the formats safetensors and pt2 need nothing more",
+            mend="pip install 'fedkd[export]'   the formats safetensors and pt2 need no extra package",
         ) from None

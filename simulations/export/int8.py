@@ -1,4 +1,4 @@
-"""int8: an onnx student with weights and activations of eight bits, calibrated on samples that it was trained on."""
+"""int8: an onnx student with weights and activations of eight bits, calibrated on its training samples."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -30,13 +30,13 @@ class _Reader(quantization.CalibrationDataReader):
 def write(served: Served, facts: Mapping[str, str], place: Path, whole: Path) -> None:
     """Write the quantised form of the onnx file `whole` to `place`.
 
-    Static, in QDQ form; weights a channel, symmetric. Scaling stays in float: a byte has no room for its product.
+    Static, in QDQ form; weights per channel, symmetric. Scaling stays in float: its product does not fit a byte.
     """
     index = served.training(SAMPLES)
     prepared = place.with_suffix(".prepared")
     root = logging.getLogger()
     before = root.level
-    root.setLevel(logging.ERROR)  # it recommends what was just done
+    root.setLevel(logging.ERROR)  # it recommends the step we have just done
     try:
         shape_inference.quant_pre_process(str(whole), str(prepared), skip_symbolic_shape=True)
         quantization.quantize_static(

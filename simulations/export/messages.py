@@ -1,4 +1,4 @@
-"""What `fedkd export` says: a few lines, or one JSON object."""
+"""The output of `fedkd export`: a few lines, or one JSON object."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,18 +11,18 @@ from simulations.export.serving import Run, Served
 
 @dataclass(frozen=True)
 class Told:
-    """What there is to tell."""
+    """The facts to report."""
 
     place: Path
     format: str
     run: Run
     served: Served
     found: Found  # of the file in float
-    small: Found | None  # of the file in int8, which is then the one at `place`
+    small: Found | None  # of the file in int8, which is then at `place`
 
 
 def screen(told: Told) -> Iterator[str]:
-    """The lines for people."""
+    """Lines for people."""
     served, found, last = told.served, told.found, told.small or told.found
     problem = served.assembly.experiment.problem
     ledger = told.run.accuracy(served.client)
@@ -48,13 +48,13 @@ def screen(told: Told) -> Iterator[str]:
             f"{told.small.bytes / found.bytes:.2f} of the float file's size"
         )
     times = "   ".join(f"{1e3 * seconds:.3f} at batch {batch}" for batch, seconds in last.latency.items())
-    yield f"size      {last.bytes / 1e6:.3f} MB   ms an image: {times}   (one thread, median)"
+    yield f"size      {last.bytes / 1e6:.3f} MB   ms per image: {times}   (one thread, median)"
     if ledger is not None and found.samples == _all_of(served) and round(ledger * found.samples) != _correct(found):
         yield "warn      this machine's accuracy is not the ledger's: another processor or torch, or other data"
 
 
 def as_json(told: Told) -> dict[str, Any]:
-    """The same for machines: fractions, bytes, milliseconds."""
+    """The facts for machines: fractions, bytes, milliseconds."""
     served, last = told.served, told.small or told.found
     accuracy = {"ledger": told.run.accuracy(served.client), "export": told.found.accuracy}
     return {

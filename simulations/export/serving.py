@@ -1,4 +1,4 @@
-"""The student that a run ends with: from its folder, or from an assembly and a state, and what it says of samples."""
+"""The student at the end of a run, from its folder or from an assembly and a state; and its logits."""
 
 import json
 from collections.abc import Callable
@@ -27,15 +27,15 @@ from simulations.assemble import Assembly
 from simulations.deploy import memory
 from simulations.run import run_folder
 
-LIMIT = 10_000  # held-out samples that an exported student is tried on
+LIMIT = 10_000  # held-out samples to check an exported student on
 
 
 @dataclass(frozen=True)
 class Served:
-    """A student of a run as its evaluation took it."""
+    """A student of a run, as its evaluation used it."""
 
     assembly: Assembly
-    job: Job  # the evaluation that judged it
+    job: Job  # its evaluation
     client: ClientId | None  # None: the global student
 
     @property
@@ -45,14 +45,14 @@ class Served:
 
     @property
     def architecture(self) -> dict[str, Any]:
-        """What fedkd.models.students.make_any takes."""
+        """Arguments of fedkd.models.students.make_any."""
         problem, chosen = self.assembly.experiment.problem, self.assembly.experiment.config.students
         name = problem.architecture(self.client) or chosen.name
         return {"name": name, "shape": problem.input_shape, "classes": problem.classes, "norm": chosen.norm}
 
     @cached_property
     def module(self) -> Exported:
-        """The same student with scaling and its predictor inside, in memory of its own."""
+        """The student with scaling and its predictor inside; shares no memory."""
         site = self.assembly.site
         predictor = site.client.predictor(self.job)
         members = deepcopy(predictor.members(site.student(self.job)))
@@ -76,7 +76,7 @@ class Served:
 
     @cached_property
     def logits(self) -> Tensor:
-        """What the run's own student says of the held-out samples, as its evaluation asks it."""
+        """Logits of the run's own student on the held-out samples, computed as in its evaluation."""
         site = self.assembly.site
         batches = site.predict(site.client, site.student(self.job).eval(), self.job, self.held_out)
         return torch.cat([logits for logits, _ in batches])
@@ -84,7 +84,7 @@ class Served:
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder's own words on what it holds."""
+    """A run folder's contents."""
 
     path: Path
     digest: str  # of the configuration
@@ -93,7 +93,7 @@ class Run:
     state: RunState
 
     def accuracy(self, client: ClientId | None) -> float | None:
-        """What the ledger says of the student after the round of the checkpoint; None if it was not evaluated then."""
+        """The student's accuracy in the ledger at the checkpoint's round; None if that round did not evaluate it."""
         name = "metrics.jsonl" if client is None else "clients.jsonl"
         rows = [row for row in ledger.rows(self.path / name) if row["round"] == self.state.round]
         if client is None:
@@ -102,9 +102,9 @@ class Run:
 
 
 def load(path: Path, warn: Callable[[str], None]) -> Run:
-    """A run as its newest whole checkpoint has it.
+    """A run at its newest valid checkpoint.
 
-    Raises CheckpointError if there is none, or if data or configuration are not those it was made with.
+    Raises CheckpointError if there is none, or if data or configuration have changed.
     """
     info = run_folder.info(path)
     resolved = compose.from_yaml_file(path / "config.yaml")
@@ -130,7 +130,7 @@ def load(path: Path, warn: Callable[[str], None]) -> Run:
 
 
 def _assembly(path: Path, config: RunConfig) -> Assembly:
-    """As the run was played: of a run on devices the server has no more than its test set."""
+    """The run's assembly; for a run on devices the server's, which has only a test set."""
     if not run_folder.is_on_devices(path):
         return assemble.assemble(config)
     from simulations.deploy import assembly, submit
@@ -141,13 +141,13 @@ def _assembly(path: Path, config: RunConfig) -> Assembly:
         raise DataError(
             "there are no held-out samples here, on which the exported student could be checked",
             where=str(path),
-            mend="say data.test=PATH in the words of the deployment before a run",
+            mend="set data.test=PATH in the words of the deployment before a run",
         )
     return found
 
 
 def of(assembly: Assembly, state: RunState, client: ClientId | None) -> Served:
-    """The global student (client=None), or a client's own, as the run's evaluation after this state would take it.
+    """The global student (client=None), or a client's own, as an evaluation after this state uses it.
 
     Raises ConfigError if there is none.
     """
@@ -173,25 +173,25 @@ def of(assembly: Assembly, state: RunState, client: ClientId | None) -> Served:
     if own is None and not payload.weights and not payload.samples:
         raise RunError(
             f"client {client} has not trained in {state.round} rounds and is served nothing: it has no student yet",
-            mend="choose another --client, or play more rounds",
+            mend="choose another --client, or run more rounds",
         )
     own = own or ClientState()
     if memory.VERSION in own.memory and _leaves_some(experiment.problem, client, payload):
         raise RunError(
             f"the student of client {client} is on its device: the server has nothing but its version",
-            mend="export the global student where the strategy has one, or play the same configuration in simulation",
+            mend="export the global student if the strategy has one, or run the same configuration in simulation",
         )
     return Served(assembly, Job(task="evaluate", client=client, round=state.round, payload=payload, state=own), client)
 
 
 def _leaves_some(problem: Problem, client: ClientId, payload: Payload) -> bool:
-    """Whether what the server sends leaves entries of the client's student to the client's own memory."""
+    """Whether some entries of the client's student come from its own memory and not from the server."""
     shape = problem.of(client).shape
     return bool({*shape.learnable, *shape.statistics} - {*(payload.weights or {})}) and not payload.samples
 
 
 def facts(run: Run, served: Served) -> dict[str, str]:
-    """What every exported file says of itself, as text."""
+    """The metadata of every exported file, as text."""
     shape, test = served.assembly.experiment.problem.input_shape, served.assembly.site.test
     return {
         "fedkd": fedkd.__version__,
@@ -209,7 +209,7 @@ def facts(run: Run, served: Served) -> dict[str, str]:
 
 
 def accuracy(served: Served, logits: Tensor) -> float:
-    """The share of the held-out samples that these logits give their label."""
+    """The share of the held-out samples that these logits classify correctly."""
     labels = served.assembly.site.test.y[served.held_out]
     return int((logits.argmax(1) == labels).sum()) / len(labels)
 

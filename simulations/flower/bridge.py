@@ -1,4 +1,4 @@
-"""as_flower: any of our strategies inside somebody else's ServerApp, with our ClientApp at the other end.
+"""as_flower: any of our strategies inside another ServerApp, with our ClientApp at the nodes.
 
 assembly = assemble(compose.resolve(["strategy=fedgen"]).config)
 strategy = as_flower(assembly.experiment)
@@ -33,8 +33,8 @@ _LOG = getLogger("flwr")
 def as_flower(experiment: Experiment, patience: float = grid_engine.PATIENCE) -> "Bridge":
     """One of our strategies as a Flower strategy.
 
-    `start` takes its `initial_arrays`, or arrays of the same names and shapes. A strategy of E exchanges takes E Flower
-    rounds for each of ours. Cohorts, seeds and quorum come from the experiment's configuration.
+    `start` takes its `initial_arrays`, or arrays of the same names and shapes. A strategy with E exchanges takes E of
+    Flower's rounds for each of ours. Cohorts, seeds and quorum come from the experiment's configuration.
     """
     return Bridge(experiment, patience)
 
@@ -50,19 +50,19 @@ class _WarmStart(Problem):
 
 
 class Bridge(Strategy):
-    """Flower's hooks around our transitions. Holds, unlike these, the run's state: Flower has no place for it."""
+    """Flower's hooks around our transitions. It holds the run's state, for which Flower has no place."""
 
     def __init__(self, experiment: Experiment, patience: float) -> None:
         self.experiment, self.patience = experiment, patience
         self.state = rounds.begin(experiment)
-        self._before = self.state  # the present round
-        self._cohort: tuple[ClientId, ...] = ()  # of the next exchange; nobody after one below the quorum
-        self._sent: list[tuple[Message, Job]] = []  # a message gets its id when the grid takes it
+        self._before = self.state  # of the current round
+        self._cohort: tuple[ClientId, ...] = ()  # of the next exchange; empty after one below the quorum
+        self._sent: list[tuple[Message, Job]] = []  # the grid gives a message its id
         self._nodes: tuple[int, ...] = ()
 
     @property
     def initial_arrays(self) -> ArrayRecord:
-        """The global student before the first round; where the algorithm has none, what every client starts from."""
+        """The global student before the first round; if the algorithm has none, every client's initial weights."""
         served = self.experiment.strategy.evaluation_payload(rounds.begin(self.experiment).server, None)
         weights = served.weights if served is not None else None
         return codec.encode_weights(weights or self.experiment.problem.initial().weights)
@@ -71,12 +71,12 @@ class Bridge(Strategy):
         config = self.experiment.config
         cohort = config.clients_per_round or config.clients
         name = naming.of(config.strategy)
-        _LOG.log(INFO, "\t└──> fedkd: %s, %d of %d clients a round", name, cohort, config.clients)
+        _LOG.log(INFO, "\t└──> fedkd: %s, %d of %d clients per round", name, cohort, config.clients)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Messages of one exchange. `arrays` count in the first round; later ones are the state's own."""
+        """Messages of one exchange. Only the first round reads `arrays`; later ones use the state."""
         if server_round == 1:
             self.state, self._nodes = self._begin(arrays), ()
         number, exchange = self._clock(server_round)
@@ -101,7 +101,7 @@ class Bridge(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """The next state. Below the quorum the round's first one stays, as Flower's strategies keep theirs."""
+        """The next state. Below the quorum the state at the round's start stays, as in Flower's strategies."""
         strategy, config = self.experiment.strategy, self.experiment.config
         number, exchange = self._clock(server_round)
         settled = self._settle(self._results(replies), number, exchange)
@@ -121,7 +121,7 @@ class Bridge(Strategy):
         return arrays, MetricRecord({**counts, **_floats(terms), **_floats(numbers)})
 
     def _settle(self, pairs: Sequence[tuple[Job, Result]], number: int, exchange: int) -> settling.Settled:
-        """What an exchange came to; fewer replies than the quorum leave the state as it is."""
+        """The result of an exchange; below the quorum the state stays unchanged."""
         experiment, state, quorum = self.experiment, self.state, self.experiment.config.quorum
         jobs = {job.client: job for job, _ in pairs}
         here = Cohort(self._cohort, number, exchange)
@@ -146,7 +146,7 @@ class Bridge(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """After the last exchange of a round: every client the student that it would use."""
+        """After the last exchange of a round: send every client the student that it uses."""
         experiment = self.experiment
         number, exchange = self._clock(server_round)
         if exchange + 1 < experiment.strategy.exchanges or number % experiment.config.evaluate.every:
@@ -180,7 +180,7 @@ class Bridge(Strategy):
         return MetricRecord({**_floats(named), "loss": loss, "num-examples": sum(counts)})
 
     def _clock(self, server_round: int) -> tuple[int, int]:
-        """Our round, from 1, and exchange, from 0, at one of Flower's rounds."""
+        """Our round, from 1, and exchange, from 0, for one of Flower's rounds."""
         before, exchange = divmod(server_round - 1, self.experiment.strategy.exchanges)
         return before + 1, exchange
 
@@ -206,7 +206,7 @@ class Bridge(Strategy):
         return [message for message, _ in self._sent]
 
     def _results(self, replies: Iterable[Message]) -> list[tuple[Job, Result]]:
-        """Every job that was sent with its result, in order of client: float sums must not depend on arrival."""
+        """Every sent job with its result, in order of client: float sums must not depend on arrival."""
         by_message = {reply.metadata.reply_to_message_id: reply for reply in replies}
         pairs: list[tuple[Job, Result]] = []
         for message, job in self._sent:

@@ -1,11 +1,11 @@
 """Jobs, replies and failures as Flower records, and back. The only module that knows how they look on the wire.
 
-One record a kind of knowledge, arrays as npy without pickle, exact to the bit. What comes in is read strictly: the
-header of an array is matched against the bytes that are there before anything is allocated, and whatever does not
-fit is `Malformed`, which the engine turns into a Failure.
+One record per kind of knowledge, arrays as npy without pickle, exact to the bit. Decoding is strict: it compares the
+header of an array with the received bytes before it allocates anything, and raises `Malformed` for any mismatch, which
+the engine turns into a Failure.
 
-The memory of a client travels with its jobs and replies, as `inline` and `ray` have it: the driver owns it. Devices
-keep their own; of theirs only a stub travels (deploy/memory.py).
+The memory of a client travels with its jobs and replies, as with `inline` and `ray`: the driver owns it. Devices keep
+their own and send only a stub (deploy/memory.py).
 """
 
 import json
@@ -32,14 +32,14 @@ _NAMED = frozenset({"weights", "reference", "generator", "samples"})  # kinds th
 _MAGIC = b"\x93NUMPY\x01\x00"
 _HEADER = re.compile(r"\{'descr': '([<|][a-z]\d)', 'fortran_order': (True|False), 'shape': \(([\d, ]{0,300})\), \} *\n")
 _DTYPES = frozenset({"<f4", "<f8", "<f2", "<i8", "<i4", "<i2", "|i1", "|u1", "|b1"})
-_CAUSES = frozenset({"raised", "no_data"})  # what a client may say of itself; the rest is for the engine and border
+_CAUSES = frozenset({"raised", "no_data"})  # a client may report these; the others belong to engine and border
 _MAX_DETAIL = 20_000  # characters of a traceback
 _MAX_COUNT = 2**63 - 1  # of rounds and samples in a client's memory
 _HEAD = {"task": str, "client": int, "round": int, "exchange": int}
 
 
 class Malformed(ValueError):
-    """A message that cannot be read. `cause` is the word for `engine.Failure`."""
+    """A message that cannot be read. `cause` goes into `engine.Failure`."""
 
     def __init__(self, what: str, cause: str) -> None:
         self.cause = cause
@@ -47,7 +47,7 @@ class Malformed(ValueError):
 
 
 def encode_job(job: Job, payload: Mapping[str, Record] | None = None) -> RecordDict:
-    """A job as records; `payload` is its payload's encoding, where that has been made before."""
+    """A job as records; `payload`: its payload's encoding, if that exists already."""
     records: dict[str, Record] = {"job": _head(job), **encode_state(job.state)}
     return RecordDict({**records, **(encode_payload(job.payload) if payload is None else payload)})
 
@@ -60,7 +60,7 @@ def decode_job(content: RecordDict, limits: Limits = OWN) -> Job:
 
 
 def encode_result(result: Result) -> RecordDict:
-    """A reply, or the failure in its place, as records."""
+    """A reply or failure as records."""
     if isinstance(result, Failure):
         told = {"what": result.what, "cause": result.cause, "detail": result.detail}
         return RecordDict({"failure": ConfigRecord({name: text for name, text in told.items() if text})})
@@ -75,7 +75,7 @@ def encode_result(result: Result) -> RecordDict:
 
 
 def decode_result(content: RecordDict, job: Job, limits: Limits = OWN) -> Result:
-    """The answer to `job`. Raises Malformed, also if it answers another job: nobody speaks for another client."""
+    """The answer to `job`. Raises Malformed, also for an answer to another job: no client may answer for another."""
     _check_size(content, limits)
     if "failure" in content:
         return _failure(content, job)
@@ -101,12 +101,12 @@ def _optional(content: RecordDict, name: str) -> Tensor | None:
 
 
 def encode_payload(payload: Payload) -> dict[str, Record]:
-    """One record a kind, called `payload.KIND`."""
+    """One record per kind, called `payload.KIND`."""
     return {f"payload.{kind}": _encode_kind(kind, getattr(payload, kind)) for kind in KINDS if kind in payload.kinds()}
 
 
 def decode_payload(content: RecordDict) -> Payload:
-    """The inverse of `encode_payload`; other records are left alone. Raises Malformed."""
+    """The inverse of `encode_payload`; ignores other records. Raises Malformed."""
     present = [name.removeprefix("payload.") for name in content if name.startswith("payload.")]
     if unknown := set(present) - set(KINDS):
         raise Malformed(f"payload has unknown kinds {sorted(unknown)}", "kinds")
@@ -115,7 +115,7 @@ def decode_payload(content: RecordDict) -> Payload:
 
 
 def encode_state(state: ClientState) -> dict[str, Record]:
-    """A client's memory: its tensors, and everything else as JSON."""
+    """A client's memory: tensors as arrays, everything else as JSON."""
     tensors, plain = state_values.flatten(state)
     arrays = ArrayRecord({name: encode_tensor(tensor) for name, tensor in tensors.items()})
     return {"state": arrays, "state.plain": ConfigRecord({"json": json.dumps(plain)})}
@@ -145,14 +145,14 @@ def encode_weights(weights: Weights) -> ArrayRecord:
 
 
 def encode_tensor(tensor: Tensor) -> Array:
-    """A tensor as npy bytes: its own and a header of 128."""
+    """A tensor as npy bytes: 128 of header, then its own."""
     return Array(tensor.detach().cpu().contiguous().numpy())
 
 
 def decode_tensor(array: Array, name: str) -> Tensor:
-    """The tensor in npy bytes, in memory of its own. Raises Malformed unless header and bytes agree.
+    """The tensor in npy bytes, as a copy. Raises Malformed unless header and bytes agree.
 
-    What the array says of itself beside its bytes (`dtype`, `shape`) is a claim and not read.
+    Ignores the array's own `dtype` and `shape`: they are unverified claims.
     """
     data = array.data
     start = 10 + int.from_bytes(data[8:10], "little")
@@ -205,7 +205,7 @@ def _failure(content: RecordDict, job: Job) -> Failure:
     told = _record(content, "failure", ConfigRecord)
     texts = {name: value if isinstance(value := told.get(name), str) else "" for name in ("what", "cause", "detail")}
     cause = texts["cause"] if texts["cause"] in _CAUSES else "raised"
-    what = printable(texts["what"]) or "the client failed and does not say why"
+    what = printable(texts["what"]) or "the client failed without giving a reason"
     return engine.failed(job, what, cause, printable(texts["detail"], _MAX_DETAIL, keep="\n"))
 
 

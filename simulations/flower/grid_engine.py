@@ -1,4 +1,4 @@
-"""The engine that runs jobs on any Flower Grid: messages out, results in, whatever is wrong with one a Failure."""
+"""The engine that runs jobs on any Flower Grid: sends messages, reads replies, turns bad ones into Failures."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,14 +19,14 @@ from simulations.flower import codec
 from simulations.flower.codec import Malformed, Record
 from simulations.flower.message_limits import OWN, Limits
 
-PATIENCE = 300.0  # seconds that nodes may take to appear; each assembles its site meanwhile
-POLL = 0.02  # seconds between looks at a grid that has nothing new; Flower offers no way to be woken
+PATIENCE = 300.0  # seconds for nodes to appear; each assembles its site meanwhile
+POLL = 0.02  # seconds between polls of an idle grid; Flower has no notification
 
 _HERE = {"evaluate_pooled", "evaluate_shared"}
 
-NOBODY = "nobody acts for this client now"
+NOBODY = "no node acts for this client now"
 
-_CAUSES = {  # what an error reply of Flower is for us; all others: raised
+_CAUSES = {  # Flower's error codes -> our causes; all others: raised
     ErrorCode.MESSAGE_UNAVAILABLE: "late",
     ErrorCode.REPLY_MESSAGE_UNAVAILABLE: "late",
     ErrorCode.NODE_UNAVAILABLE: "lost",
@@ -35,7 +35,7 @@ _CAUSES = {  # what an error reply of Flower is for us; all others: raised
 
 
 class FlowerEngine(Engine):
-    """Runs jobs as messages on a Grid; what concerns more than one client at `site`, the server's own."""
+    """Runs jobs as messages on a Grid; evaluations of more than one client run at `site`, the server's own."""
 
     name = "flower"
 
@@ -69,7 +69,7 @@ class FlowerEngine(Engine):
         return {"nodes": len(self._nodes)}
 
     def _locate(self, jobs: Sequence[Job]) -> Mapping[ClientId, int]:
-        """The node that acts for each client. All are there; if there are fewer than clients, they take turns."""
+        """The node that acts for each client. If there are fewer nodes than clients, a node acts for several."""
         if jobs and not self._nodes:
             self._nodes = find_nodes(self.grid, self.patience)
         return {job.client: self._nodes[job.client % len(self._nodes)] for job in jobs}
@@ -78,14 +78,14 @@ class FlowerEngine(Engine):
         return read(reply, job)
 
     def _about(self, failure: Failure) -> Failure:
-        """A failure in this engine's own words."""
+        """A failure as this engine words it."""
         return failure
 
     def _pause(self) -> float:
         return POLL
 
     def _collect(self, waiting: dict[str, Job], end: float | None) -> Iterator[Result]:
-        """Results as they come, by the message they answer: an error made by Flower has the wrong sender."""
+        """Results as they arrive, matched by message id: Flower's own errors have the wrong sender."""
         while waiting and (end is None or time.monotonic() < end):
             replies = list(self.grid.pull_messages(list(waiting)))
             for reply in replies:
@@ -96,7 +96,7 @@ class FlowerEngine(Engine):
 
 
 def messages(jobs: Sequence[Job], node_of: Callable[[ClientId], int]) -> Iterator[tuple[Job, Message]]:
-    """A message a job, to the node that acts for its client; each distinct payload is encoded once."""
+    """One message per job, to the node that acts for its client; encodes each distinct payload once."""
     encoded: dict[Payload, Mapping[str, Record]] = {}
     for job in jobs:
         if job.payload not in encoded:
@@ -107,7 +107,7 @@ def messages(jobs: Sequence[Job], node_of: Callable[[ClientId], int]) -> Iterato
 
 
 def read(reply: Message, job: Job, limits: Limits = OWN) -> Result:
-    """What a reply says about a job. Whatever is wrong with it becomes a Failure."""
+    """The result in a reply to a job. A bad reply becomes a Failure."""
     if reply.has_error():
         what = f"Flower: {printable(str(reply.error.reason))} (code {reply.error.code})"
         return engine.failed(job, what, _CAUSES.get(reply.error.code, "raised"))
@@ -120,7 +120,7 @@ def read(reply: Message, job: Job, limits: Limits = OWN) -> Result:
 def find_nodes(grid: Grid, patience: float = PATIENCE) -> tuple[int, ...]:
     """Node ids in order of partition ids, once all partitions have a node. Raises EngineError.
 
-    Node ids are random; which partition is whose, only the nodes know.
+    Node ids are random, so each node is asked for its partition.
     """
     end = time.monotonic() + patience
     found: dict[int, int] = {}  # partition -> node
@@ -141,7 +141,7 @@ def find_nodes(grid: Grid, patience: float = PATIENCE) -> tuple[int, ...]:
 
 
 def _partition(reply: Message, total: int) -> tuple[int, int]:
-    """The partition of the node that replies, and how many there are."""
+    """The partition of the replying node, and the number of partitions."""
     said = dict(reply.content.get("node", {})) if reply.has_content() else {}
     partition, partitions = said.get("partition-id"), said.get("num-partitions")
     if said.get("device"):

@@ -1,4 +1,4 @@
-"""How much a message may bring. All that is in it counts, and is counted before any of it is decoded."""
+"""Size limits of a message: everything in it counts, before any of it is decoded."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ _NUMBER = 8  # bytes of a number, as Flower sends it
 
 
 class TooLarge(ValueError):
-    """A message that is not read: what it brings, and what would be read."""
+    """A message above a limit, which is not read: its size, and the limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What of one message is read. Text costs most: as JSON, 22 times its length in memory."""
+    """The limits of one message. Text costs most: as JSON, 22 times its length in memory."""
 
     size: int = 1 << 31  # bytes in all; Flower's own limit
     text: int = 1 << 24  # characters of names and text
@@ -34,12 +34,12 @@ OWN = Limits()  # where both ends are ours
 
 
 def _entries(record: Any) -> int:
-    """Names, and values in lists."""
+    """The number of names, and of values in lists."""
     return len(record) + sum(len(value) for value in record.values() if isinstance(value, list))
 
 
 def _sizes(record: Any) -> Iterator[tuple[int, int]]:
-    """Of names and values: characters of text, and bytes of everything else."""
+    """For names and values: characters of text, and bytes of everything else."""
     for name, value in record.items():
         yield len(name), 0
         if isinstance(value, Array):

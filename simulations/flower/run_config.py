@@ -1,4 +1,4 @@
-"""What `flwr run -c` may set, read: the configuration, the name of the run, and where its folder is written."""
+"""Reads what `flwr run -c` may set: the configuration, the run's name, and the folder of runs."""
 
 import shlex
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from fedkd.errors import ConfigError
 
 
 def resolve(overrides: str) -> Resolved:
-    """The configuration that the app's `overrides` describe, in the words of `fedkd run`. Raises ConfigError."""
+    """The configuration that the app's `overrides` describe, written as for `fedkd run`. Raises ConfigError."""
     if len(overrides) > strict_yaml.LONGEST:
         raise ConfigError(f"overrides have {len(overrides)} characters", where="run config", mend="send a whole config")
     try:
@@ -24,18 +24,18 @@ def resolve(overrides: str) -> Resolved:
 
 
 def text(run_config: Mapping[str, Any]) -> str:
-    """The whole configuration of a run as YAML: as it was sent, else as the app's `overrides` describe it."""
+    """The whole configuration of a run as YAML: the one that was sent, else the one of the app's `overrides`."""
     given = str(run_config.get("config", ""))
     return given or resolve(str(run_config.get("overrides", ""))).to_yaml()
 
 
 def name(run_config: Mapping[str, Any], run_id: int) -> str:
-    """What devices call the run: by this they find their memory of it again."""
+    """The run's name, under which devices keep their memory of it."""
     return str(run_config.get("name", "")) or f"flower-{run_id}"
 
 
 def folder(given: str) -> Path:
-    """Where run folders are written. Flower starts apps in a folder of its own choice: a relative one means nothing."""
+    """The folder of runs. It must be absolute, because Flower starts apps in a folder of its own choice."""
     found = Path(given).expanduser() if given else Path.home() / "fedkd-runs"
     if not found.is_absolute():
         raise ConfigError(f"runs = '{given}' is not absolute", where="run config", mend='say runs="/path/to/runs"')

@@ -1,4 +1,4 @@
-"""What to do after a run has failed, by its cause: where the same settings would fail again, a resume does not help."""
+"""What to do after a run has failed, by cause. A resume does not help where the same settings fail again."""
 
 import re
 import shlex
@@ -12,7 +12,7 @@ from fedkd.engine import Failure
 from simulations.system import machine
 
 _RATE = re.compile(r"(\w+_)?lr")  # keys of a strategy that are a learning rate
-_SMALLER = 10  # the rate that is proposed: the one that diverged, divided by this
+_SMALLER = 10  # the proposed rate is the diverged one divided by this
 _NOT_FINITE = frozenset({"non_finite", "unsettled"})
 _SPOILED = ". If one client's replies spoiled the state: fedkd resume {place} --without CLIENT --from ROUND"
 _CLIP = 1.0  # the norm that is proposed
@@ -20,7 +20,7 @@ _CLIP = 1.0  # the norm that is proposed
 
 @dataclass(frozen=True)
 class Advice:
-    """`replays`: the same configuration meets the same failure again, on any machine."""
+    """Text for the user. `replays`: the same configuration fails the same way again, on any machine."""
 
     text: str
     replays: bool
@@ -29,7 +29,7 @@ class Advice:
 def after(failures: Sequence[Failure], config: RunConfig, folder: Path, *, on_devices: bool) -> Advice:
     """Advice after failures ended a run in `folder`.
 
-    A simulation is deterministic: what the border refused once, it refuses again after a resume. Devices can be mended.
+    A simulation is deterministic: after a resume the border refuses the same replies again. Devices can be mended.
     """
     replays = bool(failures) and all(failure.is_rejected for failure in failures) and not on_devices
     place = shlex.quote(str(folder))

@@ -1,4 +1,4 @@
-"""Who has what in a run: samples, student and public set. Written at its start, compared when it is resumed."""
+"""Each client's samples and student, and the public set. Written when a run starts, compared when it resumes."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -18,9 +18,9 @@ from simulations.run.run_folder import RunFolder
 
 
 def keep(folder: RunFolder, assembly: Assembly, student: str) -> None:
-    """Write partition.json and the facts in run.json; `student` is everybody's where students are alike.
+    """Write partition.json and the facts in run.json; `student` is the name if all clients have the same.
 
-    Raises CheckpointError if the run began with others.
+    Raises CheckpointError if they differ from those the run began with.
     """
     if assembly.partition is not None:
         _keep_partition(folder, assembly, assembly.partition)
@@ -38,7 +38,7 @@ def keep(folder: RunFolder, assembly: Assembly, student: str) -> None:
 
 
 def task(assembly: Assembly, student: str) -> dict[str, Any]:
-    """What a reader asks of the task: sizes of the data, and learnable entries of each architecture."""
+    """The task: sizes of the data, and learnable entries of each architecture."""
     problem, data = assembly.experiment.problem, assembly.dataset
     sizes = {"train": len(data.train), "test": len(data.test)} if assembly.partition is not None else {}
     names = {name: name for name in problem.mixture} or {student: ""}
@@ -55,9 +55,9 @@ def _parameters(problem: Problem) -> int:
 
 
 def pairing(assembly: Assembly, student: str) -> dict[str, Any]:
-    """What runs of one seed share whatever their strategy, as SHA-256: first weights, and the clients' first passes.
+    """What all runs of one seed share, whatever their strategy, as SHA-256: first weights and first passes of clients.
 
-    Beside the partition's digest and the cohorts of the ledger this is what a paired comparison rests on.
+    A paired comparison relies on this, on the partition's digest, and on the cohorts in the ledger.
     """
     problem = assembly.experiment.problem
     first = {
@@ -78,24 +78,24 @@ def _sha256(tensors: Iterable[Tensor]) -> str:
 
 
 def architectures(problem: Problem, student: str) -> list[str]:
-    """The architecture of each client; one alone where all have the same."""
+    """The architecture of each client; a single name if all have the same."""
     return _once(problem.assigned or (student,))
 
 
 def _once(names: Sequence[str]) -> list[str]:
-    """Older run folders hold one name per client in any case: 10,000 equal ones filled most of run.json."""
+    """Older run folders always hold one name per client; 10,000 equal ones filled most of run.json."""
     return list(names) if len(set(names)) > 1 else list(names[:1])
 
 
 def public_set(proxy: Proxy | None) -> dict[str, Any] | None:
-    """What to report of a public set; None if there is none."""
+    """The facts about a public set; None if there is none."""
     if proxy is None:
         return None
     return {"name": proxy.name, "size": len(proxy), "labelled": proxy.is_labelled, "checksum": proxy.checksum}
 
 
 def _keep_devices(folder: RunFolder, assembly: Assembly) -> None:
-    """What stands in the place of a partition where the server knows of none."""
+    """Write partition.json for a run on devices, whose partition the server does not know."""
     found = {"schema": run_folder.SCHEMAS["schema"], "recipe": {"name": "devices"}}
     folder.write_json("partition.json", {**found, "classes": list(assembly.dataset.labels)})
 

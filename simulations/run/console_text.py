@@ -1,4 +1,4 @@
-"""The history of a run in words: what has happened, added up from the ledger, as lines for people. Free of torch."""
+"""A run as lines for people: sums up the rows of the ledger. Free of torch."""
 
 import shlex
 from collections import Counter
@@ -12,18 +12,18 @@ from fedkd.configuration import naming
 from fedkd.configuration.resolved import Resolved
 
 _BARS = "▁▂▃▄▅▆▇█"
-_LATE = 10  # rounds whose mean a summary has
+_LATE = 10  # rounds in the mean of a summary
 _ETA_ROUNDS = 10  # rounds whose mean duration predicts the rest
-_LONG = 2  # seconds of a round from which on people want to know what it does
+_LONG = 2  # seconds: a round that takes longer shows what it does
 
-_STATISTICS = {  # with which of BatchNorm's students are evaluated; of the primary figure
+_STATISTICS = {  # (primary figure, BatchNorm statistics that students are evaluated with) -> note
     ("global", "average"): "   (BatchNorm statistics averaged)",
     ("global", "local"): "   (BatchNorm statistics: each client's own; global student: their mean)",
     ("clients.mean", "average"): "   (BatchNorm statistics averaged)",
     ("clients.mean", "local"): "   (BatchNorm statistics: each client's own)",
 }
 
-_NAMES = {  # of the primary figure and the student that clients use: its name, and what it is the accuracy of
+_NAMES = {  # (primary figure, student that clients use) -> name, and what the accuracy is of
     ("global", "own"): ("global accuracy", ""),
     ("global", "global"): ("global accuracy", ""),
     ("clients.mean", "own"): ("personal accuracy", "   (each client's own student on its own test split, mean)"),
@@ -46,19 +46,19 @@ class Head:
     rounds: int
     folder: str
     engine: str
-    option: str = ""  # of conf/strategy, if the run has it as it stands there
-    client_student: str = "own"  # what is tried on a client's test split: its `own` student, or the `global` one
+    option: str = ""  # of conf/strategy, if the run uses it unchanged
+    client_student: str = "own"  # evaluated on a client's test split: its `own` student, or the `global` one
 
     def line(self) -> str:
         return (
             f"fedkd {fedkd.__version__}  run {self.run}   strategy {self.strategy}   {self.data} {self.partition}   "
-            f"{self.clients} clients, {self.per_round} a round"
+            f"{self.clients} clients, {self.per_round} per round"
         )
 
 
 @dataclass
 class History:
-    """What has happened so far, added up from the rows of the ledger."""
+    """The run so far: sums up the rows of the ledger."""
 
     rounds: int = 0
     curves: dict[str, list[float]] = field(default_factory=dict)  # `global` and `clients.mean`, as far as measured
@@ -89,13 +89,13 @@ class History:
         self.states.update(row["clients"])
 
     def left(self, rounds: int) -> float | None:
-        """Seconds until the last round, as the newest rounds predict it; None before the first."""
+        """Seconds until the last round, predicted from the newest rounds; None before the first."""
         recent = self.seconds[-_ETA_ROUNDS:]
         return sum(recent) / len(recent) * (rounds - self.rounds) if recent else None
 
 
 def head(resolved: Resolved, folder: Path, engine: str, client_student: str = "own") -> Head:
-    """The head of a run that is played in a folder."""
+    """The head of a run in a folder."""
     config, partition = resolved.config, resolved.config.partition
     alpha, variant = partition.get("alpha"), config.strategy.get("variant")
     return Head(
@@ -114,13 +114,13 @@ def head(resolved: Resolved, folder: Path, engine: str, client_student: str = "o
 
 
 def measured(accuracy: Row) -> dict[str, float]:
-    """What of the two figures that a run may be judged by was measured in a round: `global`, `clients.mean`."""
+    """The headline figures measured in a round: `global`, `clients.mean`, or both."""
     found = {"global": accuracy.get("global"), "clients.mean": accuracy.get("clients", {}).get("mean")}
     return {name: value for name, value in found.items() if value is not None}
 
 
 def curve(rows: Iterable[Row]) -> list[float]:
-    """The figure that a run is judged by, of the rounds that measured it: the global student's where any did."""
+    """The headline figure by round: the global student's if any round measured it, else the clients' mean."""
     found = [measured(row["accuracy"]) for row in rows]
     name = "global" if any("global" in each for each in found) else "clients.mean"
     return [each[name] for each in found if name in each]
@@ -129,12 +129,11 @@ def curve(rows: Iterable[Row]) -> list[float]:
 def panel(head: Head, history: History, running: float, doing: str = "", *, verbose: bool = False) -> list[str]:
     """The lines of the panel.
 
-    `running` is how long (seconds) the round in play has taken so far, `doing` what it does: shown where rounds are
-    long.
+    `running`: seconds that the current round has taken so far; `doing`: its current phase, shown if rounds are long.
     """
     is_long = (
         max([running, *history.seconds[-1:]]) >= _LONG
-    )  # of the last round too: a line that comes and goes is noise
+    )  # counts the last round too, so that the line does not flicker
     lines = [
         head.line(),
         _progress_line(head, history, running),
@@ -164,7 +163,7 @@ def _privacy(row: Row) -> str:
 
 
 def doing(phase: str, done: int, asked: int, seconds: float) -> str:
-    """What a round does now: `clients   3 of 10 done   12 s`; empty before it does anything."""
+    """The current phase of a round: `clients   3 of 10 done   12 s`; empty before the first."""
     count = f"{done} of {asked} done" if asked else ""
     return "   ".join(filter(None, (phase, count, f"{seconds:.0f} s"))) if phase else ""
 
@@ -190,30 +189,32 @@ def round_line(row: Row, seconds: float, failure: str, head: Head, *, verbose: b
 
 
 def closing(summary: Row, head: Head) -> list[str]:
-    """The last lines of a run that is done: the figures, where they are, and what to do next."""
+    """The last lines of a finished run: its figures, its folder, and what to do next."""
     failures = sum(count for state, count in summary["replies"].items() if state != "ok")
     lines = [f"done   {summary['rounds']} rounds in {clock(summary['seconds']['total'])}" + _failures(failures)]
     lines += [f"       {line}" for line in figures(summary, head.clients)]
     lines.append(f"files  {head.folder}   curves: tensorboard --logdir {shlex.quote(_parent(head.folder))}")
-    # Personal students may differ in architecture: what they must beat is training alone.
+    # Personal students may differ in architecture, so their baseline is local training.
     is_personal = summary["accuracy_of"] == "clients.mean" and head.client_student == "own"
     other, name = ("local", "local training") if is_personal else ("fedavg", "FedAvg")
     if head.strategy.split("/")[0] != other:
         config = shlex.quote(head.folder + "/config.yaml")
         both = f"compare {config} strategy={other},{head.option} seed=1..8"
-        how = both if head.option else f"run {config} strategy={other}"  # own values of a strategy are no list
+        how = (
+            both if head.option else f"run {config} strategy={other}"
+        )  # changed values of a strategy cannot be part of a list
         lines.append(f"next   compare with {name}: fedkd {how}")
     return lines
 
 
 def portrait(found: Row) -> list[str]:
-    """What `fedkd show` prints of a run, in whatever state it is."""
+    """What `fedkd show` prints about a run, in any state."""
     variant = f"/{found['variant']}" if found.get("variant") else ""
     lines = [
         f"run     {found['run']}   {found['status']}, {found['rounds']} of {found['num_rounds']} rounds",
         f"what    {found['strategy']}{variant}   {found['data']} {found['partition']}   {found['num_clients']} clients"
         f"   seed {found['seed']}",
-        f"when    begun {found['created']}, {clock(found['seconds']['total'])} of rounds",
+        f"when    started {found['created']}, {clock(found['seconds']['total'])} of rounds",
         *(f"        {line}" for line in figures(found, found["num_clients"])),
     ]
     if error := found.get("error"):
@@ -258,7 +259,7 @@ def clock(seconds: float) -> str:
 
 
 def mega(num_bytes: float) -> str:
-    """Bytes as megabytes (10^6), with as many digits as tell something."""
+    """Bytes as megabytes (10^6), with three significant digits at most."""
     value = num_bytes / 1e6
     return f"{value:.0f} MB" if value >= 100 else f"{value:.1f} MB" if value >= 1 else f"{value:.3f} MB"
 
@@ -281,7 +282,7 @@ def _progress_line(head: Head, history: History, running: float) -> str:
     parts = [f"round {history.rounds}/{head.rounds}  {bar:<{width}}  {history.rounds * 100 // head.rounds}%"]
     left = history.left(head.rounds)
     if left is None:
-        parts.append(f"playing the first round, {running:.0f} s")
+        parts.append(f"running the first round, {running:.0f} s")
     else:
         parts.append(f"{sum(history.seconds[-_ETA_ROUNDS:]) / len(history.seconds[-_ETA_ROUNDS:]):.1f} s/round")
         parts.append(f"left {clock(max(0.0, left - running))}" if history.rounds < head.rounds else "finishing")
@@ -296,7 +297,7 @@ def _accuracy(history: History, head: Head) -> str:
 
 
 def _of_clients(accuracy: Row, head: Head, curve: str = "") -> list[str]:
-    """What clients reach: `per client` with a global student, `personal` with their own, and who has trained."""
+    """Client accuracies: `per client` with a global student, `personal` with their own, and of those that trained."""
     clients, parts = accuracy.get("clients"), []
     if clients:
         name = "per client" if head.client_student == "global" else "personal"
@@ -326,7 +327,7 @@ def _on_labels(found: Row) -> str:
 
 
 def _numbers(numbers: Row) -> str:
-    """What is a number: lists and what was not finite (null) are in the ledger alone."""
+    """Only numbers: lists, and null for values that were not finite, stay in the ledger."""
     given = ((name, value) for name, value in numbers.items() if isinstance(value, int | float))
     return "   ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in given)
 

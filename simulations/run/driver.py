@@ -1,4 +1,4 @@
-"""The driver of one run: plays its rounds, records each, commits some, and leaves the folder whole however it ends."""
+"""Drives one run: runs its rounds, records each, commits some, and leaves a consistent folder however it ends."""
 
 import dataclasses
 import time
@@ -36,19 +36,19 @@ from simulations.system.interrupts import Interrupts, Stop
 
 @dataclass(frozen=True)
 class ExecutionTarget:
-    """Where a run is played that no configuration names: Flower's grids.
+    """A place to run that no configuration names: Flower's grids.
 
     `connect` makes the engine for the site of this process.
     """
 
     connect: Callable[[LocalSite, Notify], Engine]
     assemble: Callable[[RunConfig], Assembly] = assemble.assemble
-    commit_each_round: bool = False  # whatever `checkpoint.every` says: devices keep only their newest states
+    commit_each_round: bool = False  # overrides `checkpoint.every`: devices keep only their newest states
 
 
-THREADS = 1  # within an operation: sums have other bits with 2
-_MACHINE_CAUSES = {"raised", "late", "lost"}  # causes of failures whose words are not the same everywhere
-_LONGEST_REASON = 300  # characters of a client's reason in the ledger
+THREADS = 1  # per operation: two threads give sums other bits
+_MACHINE_CAUSES = {"raised", "late", "lost"}  # causes whose text differs between machines
+_LONGEST_REASON = 300  # characters of a failure in the ledger
 _SHOWN = 100  # characters of a failure on the screen
 
 
@@ -69,18 +69,18 @@ class Driver:
         self.digest = resolved.digest()
         self.folder, self.screen, self.debug, self.target = folder, screen, debug, target
         self.began = time.perf_counter()
-        self.before = 0.0  # seconds that earlier processes played
+        self.before = 0.0  # seconds spent by earlier processes
         self.engine_facts: Callable[[], Mapping[str, Any]] = dict
         self.state: RunState | None = None
         self.committed = -1  # round of the last commit
-        self.is_pooled = False  # whether the run is judged by a global student on the pooled test set
+        self.is_pooled = False  # whether the headline figure is a global student's, on the pooled test set
         self.client_student = "own"
         self.lengths: Mapping[str, int] = {}  # of the ledger after the last whole round
         self.rows: list[ledger.Row] = []
         self.timings: list[ledger.Row] = []
 
     def play(self, left_out: exclusion.Exclusion = exclusion.NOBODY) -> dict[str, Any]:
-        """Play until the last round, Ctrl-C or an error; the summary. Raises FedkdError; the folder is whole anyway."""
+        """Run to the last round, Ctrl-C or an error; gives the summary. Raises FedkdError; the folder stays whole."""
         with ExitStack() as stack:
             stack.callback(self.screen.close)
             with run_folder.writing(self.folder.path):
@@ -135,7 +135,7 @@ class Driver:
     # --- beginning -------------------------------------------------------------------------------------------------
 
     def _compare_arithmetic(self) -> None:
-        """Record what decides the last bits of a sum; on a resume, warn if it has changed."""
+        """Record what determines the last bits of a sum; on a resume, warn if it has changed."""
         now = {
             "threads": torch.get_num_threads(),
             "torch": str(torch.__version__),
@@ -148,7 +148,7 @@ class Driver:
         self.folder.note(arithmetic=now)
 
     def _state(self, assembly: Assembly, left_out: exclusion.Exclusion) -> RunState:
-        """The state to go on from, with ledger and curves cut to it."""
+        """The state to continue from; cuts the ledger and the curves to it."""
         found = checkpoint.load(self.folder.checkpoints, assembly.experiment, self.digest, self._warn)
         state = left_out.apply(self.folder, found.state if found else rounds.begin(assembly.experiment), self._warn)
         with run_folder.writing(self.folder.path):
@@ -161,7 +161,7 @@ class Driver:
         return state
 
     def _note_students(self, experiment: Experiment, state: RunState) -> None:
-        """Whose students are evaluated, and how: what reads the ledger cannot tell before it has all of it."""
+        """Note in run.json which students are evaluated, and how: a partial ledger does not show it."""
         has_global = experiment.strategy.evaluation_payload(state.server, None) is not None
         self.is_pooled = has_global and experiment.num_pooled > 0
         self.client_student = "global" if has_global and experiment.strategy.serves == "global" else "own"
@@ -172,7 +172,7 @@ class Driver:
         self.timings = ledger.rows(self.folder.path / "timings.jsonl")
 
     def _engine(self, site: LocalSite) -> tuple[Engine, str]:
-        """The engine, and a sentence on which it is and why."""
+        """The engine, and a sentence that names it and says why."""
         if self.target is not None:
             engine = self.target.connect(site, self._notify)
             return engine, f"engine: {engine.name}"
@@ -189,7 +189,7 @@ class Driver:
     # --- a round ---------------------------------------------------------------------------------------------------
 
     def _record(self, played: Round) -> None:
-        """The rows of a round. Those of earlier rounds stay whole if the disk is full."""
+        """Append the rows of a round. If the disk is full, those of earlier rounds stay whole."""
         number = played.state.round
         timings = {"round": number, "at": time.time(), **played.timings, "memory": machine.peak() / 1e6}
         with run_folder.writing(self.folder.path):
@@ -212,7 +212,7 @@ class Driver:
                 self.folder.log_error(failure.client, f"{text}\n{failure.detail}")
 
     def _commit(self) -> None:
-        """Make the state after the last round played the one that a resume goes on from."""
+        """Commit the state after the last round: a resume continues from it."""
         if self.state is None or self.state.round == self.committed:
             return
         start = time.perf_counter()
@@ -235,7 +235,7 @@ class Driver:
         return found
 
     def _stop(self) -> dict[str, Any]:
-        """After a signal: the running round is abandoned, those before it are saved."""
+        """After a signal: abandon the current round, save those before it."""
         caught = self.interrupts.caught
         self._commit()
         found = {**self._summarise("stopped"), "signal": caught.name if caught else "SIGINT"}
@@ -245,7 +245,7 @@ class Driver:
         return found
 
     def _fail(self, error: RunError) -> RunError:
-        """The same error, with the way to go on from here."""
+        """The same error, with advice on how to continue."""
         with suppress(FolderError):
             self._log_failures(error.failures)
         found = advice.after(error.failures, self.config, self.folder.path, on_devices=self.target is not None)
@@ -255,12 +255,12 @@ class Driver:
         return RunError(error.what, where=error.where, mend=mend, failures=error.failures)
 
     def _save_after(self, error: BaseException, **facts: Any) -> None:
-        """What can be saved after an error is saved; nothing here may hide the error itself."""
+        """Save what can be saved after an error, without hiding the error."""
         self.screen.close()
         self.folder.log("".join(traceback.format_exception(error)))
         with suppress(OSError, FedkdError):
             if self.state is not None:
-                self.ledger.cut(self.lengths)  # rows of a round that broke while it was recorded
+                self.ledger.cut(self.lengths)  # rows of a round that failed while being recorded
                 self._commit()
         error = machine.explained(error)
         with suppress(OSError, FedkdError):
@@ -277,7 +277,7 @@ class Driver:
         self._event(status, round=found["rounds"], **facts)
         return found
 
-    # --- what people see: on the screen, which may be gone, and in log.txt -------------------------------------------
+    # --- what people see: on the screen, if it still exists, and in log.txt ------------------------------------------
 
     def _begin(self, head: Head) -> None:
         self.folder.log(f"{head.line()}   {head.engine}")
@@ -306,9 +306,9 @@ class Driver:
 
 
 def statistics_policy(experiment: Experiment, state: RunState) -> str:
-    """Which BatchNorm statistics students are evaluated with: `average`, `local`, or `none` where there are none.
+    """Which BatchNorm statistics students are evaluated with: `average`, `local`, or `none` if there are none.
 
-    `local` too where they could travel and the strategy serves none: what it does not serve, clients keep.
+    Also `local` if the strategy serves no statistics: clients then keep their own.
     """
     problem, strategy = experiment.problem, experiment.strategy
     has_global = strategy.evaluation_payload(state.server, None) is not None
@@ -323,7 +323,7 @@ def statistics_policy(experiment: Experiment, state: RunState) -> str:
 
 
 def _check_sane(played: Round) -> None:
-    """Raises RunError if the served students have left the finite numbers: nothing after this could be of use."""
+    """Raises RunError if the served students are no longer finite: further rounds are useless."""
     bad = [f for f in played.failures if f.task != "train" and f.cause == "non_finite"]
     if any(f.task == "evaluate_pooled" for f in bad) or (bad and not measured(played.row["accuracy"])):
         raise RunError(
@@ -333,7 +333,7 @@ def _check_sane(played: Round) -> None:
 
 
 def _portable(row: ledger.Row) -> ledger.Row:
-    """A client's row without machine facts: what an exception says may name addresses, paths or processes."""
+    """A client's row without machine facts: the text of an exception may name addresses, paths or processes."""
     if "reason" not in row:
         return row
     if row["cause"] not in _MACHINE_CAUSES:

@@ -1,7 +1,6 @@
 """Which clients a user has left out with `fedkd resume --without`; run.json keeps them.
 
-A later resume reads it there, so that it leaves out the same clients from the same rounds on, whatever checkpoint it
-continues from.
+A later resume reads them there: it leaves out the same clients from the same rounds, whatever its checkpoint.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fedkd.errors import ConfigError, FolderError
 from simulations.run.run_folder import RunFolder
 
-if TYPE_CHECKING:  # torch: a mistake on the command line shows before it is there
+if TYPE_CHECKING:  # imports torch: mistakes on the command line are reported before
     from fedkd.experiment import RunState
 
 _WHERE = "command line"
@@ -20,7 +19,7 @@ _WHERE = "command line"
 
 @dataclass(frozen=True)
 class Exclusion:
-    """What a resume was asked for: clients to leave out from then on, and the round to go back to before."""
+    """The request of a resume: clients to leave out from then on, and the round to go back to first."""
 
     clients: Sequence[int] = ()
     back_to: int | None = None  # None: the newest commit
@@ -28,7 +27,7 @@ class Exclusion:
     def check(self, info: Mapping[str, Any], place: Path, quorum: int = 1) -> None:
         """Raises ConfigError for clients or rounds that the run does not have, FolderError if it is done.
 
-        Nor may so many be left out that no round could reach its quorum: that is noted for good, and ends the run.
+        Raises ConfigError too if the remaining clients cannot reach the quorum: an exclusion is permanent.
         """
         number = int(info.get("num_clients", 0))
         for client in self.clients:
@@ -56,7 +55,7 @@ class Exclusion:
             checkpoint.forget(folder.checkpoints, after=self.back_to)
 
     def apply(self, folder: RunFolder, state: "RunState", warn: Callable[[str], None]) -> "RunState":
-        """The state with all left out that ever were, the new ones from the next round on. Notes these in run.json."""
+        """The state without all excluded clients, the new ones from the next round. Notes these in run.json."""
         noted = list(folder.info().get("without", ()))
         known = {entry["client"] for entry in noted if entry["after"] <= state.round}
         noted = [entry for entry in noted if entry["client"] not in {*self.clients} - known]
@@ -74,7 +73,7 @@ NOBODY = Exclusion()
 
 
 def report(before: "RunState", after: "RunState", patience: int, warn: Callable[[str], None]) -> None:
-    """Say after a round who is left out from now on and why, and that nothing has changed."""
+    """Warn after a round about clients that are now left out, and if the round changed nothing."""
     from fedkd import standing
 
     for client, absence in standing.newly(before.standing, after.standing):

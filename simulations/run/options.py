@@ -1,4 +1,4 @@
-"""What each verb takes: a dataclass, from which the parser, its help and the value are made. Imports nothing heavy."""
+"""Options of each verb: a dataclass that generates the parser, its help and the value. Imports nothing heavy."""
 
 import argparse
 import json
@@ -15,14 +15,14 @@ COMMAND_LINE = "command line"
 
 @dataclass(frozen=True)
 class Flag:
-    """How a field is given on the command line; its type and default are those of the field."""
+    """How a field appears on the command line; type and default come from the field."""
 
     help: str
     metavar: str | None = None
     name: str = ""  # empty: the field's own
 
     def add_to(self, parser: argparse._ActionsContainer, to: Field[Any]) -> None:
-        """The option `--name`: a switch, or with one value; a tuple has one value each time that it is given."""
+        """Add the option `--name`: a switch, or one value; for a tuple, the option may repeat."""
         kind = _kind(to)
         flag = self.name or f"--{to.name.replace('_', '-')}"
         if kind is bool:
@@ -35,7 +35,7 @@ class Flag:
 
 
 class Word(Flag):
-    """The same for what is given without a flag."""
+    """The same for a positional argument."""
 
     def add_to(self, parser: argparse._ActionsContainer, to: Field[Any]) -> None:
         is_needed = to.default is MISSING
@@ -56,23 +56,25 @@ class Options:
 
     runs: Annotated[Path, Flag("folder of runs (default: runs)", "DIR")] = Path("runs")
     name: Annotated[str | None, Flag("name of the new folder below it", "NAME")] = None
-    out: Annotated[Path | None, Flag("write into this very folder", "DIR")] = None
+    out: Annotated[Path | None, Flag("write into exactly this folder", "DIR")] = None
     json: Annotated[bool, Flag("one JSON object on stdout at the end")] = False
     quiet: Annotated[bool, Flag("only the result")] = False
     verbose: Annotated[bool, Flag("more detail")] = False
     debug: Annotated[bool, Flag("one process, full tracebacks")] = False
-    answers: list[Mapping[str, Any]] = field(default_factory=list, compare=False, repr=False)  # given so far: one
+    answers: list[Mapping[str, Any]] = field(
+        default_factory=list, compare=False, repr=False
+    )  # printed so far: at most one
 
     @classmethod
     def about(cls) -> str:
-        """What the verb does, in one line: a class's docstring is what `fedkd VERB --help` begins with."""
+        """What the verb does, in one line: the class docstring, which begins `fedkd VERB --help`."""
         return cls.__doc__ or ""
 
     @classmethod
     def add_to(cls, parser: argparse.ArgumentParser) -> None:
         common = {each.name for each in fields(Options)}
         group = parser.add_argument_group("options of all verbs")
-        for each in sorted(fields(cls), key=lambda each: each.name in common):  # its own first
+        for each in sorted(fields(cls), key=lambda each: each.name in common):  # the verb's own first
             for flag in get_args(each.type)[1:]:
                 if isinstance(flag, Flag):
                     flag.add_to(group if each.name in common else parser, each)
@@ -84,7 +86,7 @@ class Options:
         return cls(**given, answers=answers)
 
     def flags(self, *names: str) -> list[str]:
-        """Some of these options as words of a command line; those with their default are left out."""
+        """Some of these options as command-line arguments; leaves out defaults."""
         words = []
         for each in (each for name in names for each in fields(self) if each.name == name):
             value = getattr(self, each.name)
@@ -100,7 +102,7 @@ class Options:
 
 
 def _finite(value: Any) -> Any:
-    """The same with null for what is not finite: JSON knows no NaN."""
+    """The value with null for numbers that are not finite: JSON has no NaN."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -110,14 +112,14 @@ def _finite(value: Any) -> Any:
 
 _Words = Annotated[tuple[str, ...], Word("key=value, group=name or a YAML file; later wins", "WORD")]
 _Download = Annotated[bool, Flag("fetch missing data sets with torchvision")]
-_Metric = Annotated[str | None, Flag("what decides, e.g. 'clients.mean last10', 'global last10'", "METRIC")]
-_Target = Annotated[float | None, Flag("ask what it costs to reach this, e.g. 0.9", "ACCURACY")]
+_Metric = Annotated[str | None, Flag("primary metric, e.g. 'clients.mean last10', 'global last10'", "METRIC")]
+_Target = Annotated[float | None, Flag("report the cost of reaching this, e.g. 0.9", "ACCURACY")]
 _RUN = "a run folder, a run's id or the beginning of one"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run(Options):
-    """Run an experiment; without words, a first one that needs no network."""
+    """Run an experiment; without overrides, a first one that needs no network."""
 
     words: _Words = ()
     download: _Download = False
@@ -132,23 +134,23 @@ class Run(Options):
 
 
 _GRID = "key=value as for run, where a value may be a list: a,b,c or 1..8; or comparison=NAME"
-_TUNE = "choose a value for each method, or for one, on validation data; may be given several times"
+_TUNE = "choose a value for each method, or for one, on validation data; may be repeated"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compare(Options):
-    """Compare strategies over settings and seeds; the same command goes on where it was stopped."""
+    """Compare strategies over settings and seeds; the same command continues after a stop."""
 
     words: Annotated[tuple[str, ...], Word(_GRID, "WORD")] = ()
-    jobs: Annotated[int | None, Flag("runs side by side (default: one a core)", "N")] = None
+    jobs: Annotated[int | None, Flag("runs side by side (default: one per core)", "N")] = None
     baseline: Annotated[
-        str | None, Flag("what the others are compared with (default: fedavg, else the first)", "METHOD")
+        str | None, Flag("method to compare the others with (default: fedavg, else the first)", "METHOD")
     ] = None
     metric: _Metric = None
     target: _Target = None
     tune: Annotated[tuple[str, ...], Flag(_TUNE, "[METHOD.]KEY=A,B,C")] = ()
     tune_seeds: Annotated[int | None, Flag("number of seeds on which --tune tries values (default: 1)", "N")] = None
-    dry_run: Annotated[bool, Flag("print the plan and about how long it takes; play nothing")] = False
+    dry_run: Annotated[bool, Flag("print the plan and the estimated time; run nothing")] = False
 
     examples = (
         "fedkd compare strategy=fedavg,fedprox,fedgen seed=1..8",
@@ -165,7 +167,7 @@ class Report(Options):
 
     places: Annotated[tuple[str, ...], Word("a run, a folder of runs or a comparison", "RUN_OR_COMPARISON")]
     metric: _Metric = None
-    baseline: Annotated[str | None, Flag("what the others are compared with", "METHOD")] = None
+    baseline: Annotated[str | None, Flag("method to compare the others with", "METHOD")] = None
     target: _Target = None
     open: Annotated[bool, Flag("show the page in a browser")] = False
 
@@ -193,8 +195,8 @@ class Export(Options):
     )
 
 
-_DIR = "the deployment (client: or the kit), then words as for run; run --resume: a run's name"
-_RESUME = "run: go on with a run, the newest unfinished one if none is named"
+_DIR = "the deployment (client: or the kit), then overrides as for run; run --resume: a run's name"
+_RESUME = "run: continue a run, by default the newest unfinished one"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,15 +205,15 @@ class Deploy(Options):
 
     action: Annotated[str, Word("what to do", "init|add|renew|shards|server|client|run|status|stop|demo")]
     words: Annotated[tuple[str, ...], Word(_DIR, "DIR [WORD ...]")] = ()
-    address: Annotated[str, Flag("init: by which devices find the server", "HOST")] = ""
-    port: Annotated[int, Flag("init: of the server (default: 8000)", "PORT")] = 8000
+    address: Annotated[str, Flag("init: the server's address, as devices reach it", "HOST")] = ""
+    port: Annotated[int, Flag("init: port of the server (default: 8000)", "PORT")] = 8000
     devices: Annotated[str, Flag("init, add: edge-1,edge-2:mlp,... (name:student), or a number", "NAMES")] = ""
     insecure: Annotated[bool, Flag("init: no TLS and no keys; warns each round")] = False
     host: Annotated[str | None, Flag("server: address to listen on", "IP")] = None
-    memory_mb: Annotated[int | None, Flag("init, add: memory that training may take on each device", "N")] = None
+    memory_mb: Annotated[int | None, Flag("init, add: memory that training may use on each device", "N")] = None
     data: Annotated[Path | None, Flag("client: its images", "PATH")] = None
     resume: Annotated[bool, Flag(_RESUME)] = False
-    public_only: Annotated[bool, Flag("shards: write the public images alone")] = False
+    public_only: Annotated[bool, Flag("shards: write only the public images")] = False
 
     examples = (
         "fedkd deploy demo",
@@ -237,17 +239,17 @@ class Deploy(Options):
 
     @property
     def rest(self) -> tuple[str, ...]:
-        """The words after the folder."""
+        """The overrides after the folder."""
         return self.words[1:]
 
 
-_WITHOUT = "leave this client out from now on; may be given several times"
+_WITHOUT = "leave this client out from now on; may be repeated"
 _FROM = "with --without: go back to the newest checkpoint up to this round; 0: to the beginning"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resume(Options):
-    """Go on with a stopped run."""
+    """Continue a stopped run."""
 
     words: Annotated[tuple[str, ...], Word(_RUN, "RUN")] = ()
     without: Annotated[tuple[int, ...], Flag(_WITHOUT, "CLIENT")] = ()
@@ -256,13 +258,13 @@ class Resume(Options):
     examples = (
         "fedkd resume                    # the newest unfinished one",
         "fedkd resume 1124-1830-fedgen-a3f9",
-        "fedkd resume pilot --without 3 --from 10       # again from round 10 on, without client 3",
+        "fedkd resume pilot --without 3 --from 10       # again from round 10, without client 3",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Show(Options):
-    """What a run has done."""
+    """Show what a run has done."""
 
     run: Annotated[str, Word(_RUN, "RUN")]
 
@@ -271,16 +273,16 @@ class Show(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class List(Options):
-    """What there is to choose from: strategies, data, partitions, students, presets, engines, and the runs so far."""
+    """List the choices: strategies, data, partitions, students, presets, engines; and the runs so far."""
 
-    what: Annotated[str | None, Word("strategies, data, ..., runs; all if left out", "WHAT")] = None
+    what: Annotated[str | None, Word("strategies, data, ..., runs (default: all)", "WHAT")] = None
 
     examples = ("fedkd list", "fedkd list strategies", "fedkd list runs --json")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Partition(Options):
-    """Show which client would hold what; nothing is trained."""
+    """Show each client's share of the data; trains nothing."""
 
     words: _Words = ()
     picture: Annotated[Path | None, Flag("picture to write (default: partition.png)", "PATH")] = None
@@ -319,7 +321,7 @@ class Bench(Options):
     """Measure speed against a bare training loop on this machine."""
 
     words: _Words = ()
-    quick: Annotated[bool, Flag("few repetitions: a minute, and noisier")] = False
+    quick: Annotated[bool, Flag("fewer repetitions: takes a minute, is noisier")] = False
 
     examples = (
         "fedkd bench",

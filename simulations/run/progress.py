@@ -1,4 +1,4 @@
-"""Where the history of a run is shown: a panel on a terminal, lines in a pipe, nothing with --quiet. Free of torch."""
+"""Shows a run: a panel on a terminal, lines in a pipe, nothing with --quiet. Free of torch."""
 
 import sys
 import threading
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-REDRAWS = 4  # a second, at most
+REDRAWS = 4  # per second, at most
 
 
 class Screen:
     """Shows nothing but warnings and the result: --quiet, and the base of the others."""
 
     def __init__(self, result: Any = None, *, verbose: bool = False) -> None:
-        self.result = result  # the stream that the last lines go to; None: nobody wants them
+        self.result = result  # the stream for the last lines; None: nowhere
         self.verbose = verbose
         self.history = History()
         self.head: Head | None = None
@@ -33,19 +33,19 @@ class Screen:
         self.close()
 
     def phase(self, text: str) -> None:
-        """Something before the first round begins: `loading PyTorch`."""
+        """A step before the first round: `loading PyTorch`."""
 
     def begin(self, head: Head, rows: Sequence[Row]) -> None:
-        """The run is about to play; `rows` are those of rounds played before a resume."""
+        """The rounds begin; `rows` are those of rounds before a resume."""
         self.head = head
         for row in rows:
             self.history.add(row)
 
     def progress(self, phase: str, done: int, asked: int) -> None:
-        """What the round in play does now (engine.Watch). Called once a job: it must cost nothing."""
+        """The current phase of the round (engine.Watch). Called once per job, so it must be cheap."""
 
     def round(self, row: Row, seconds: float, failure: str) -> None:
-        """A round was played; `failure` is the last thing that went wrong in it, or empty."""
+        """A round has ended; `failure` is its last failure, or empty."""
         self.history.add(row)
         self.history.seconds.append(seconds)
         self.history.last_failure = failure or self.history.last_failure
@@ -54,21 +54,21 @@ class Screen:
         print(f"warn   {text}", file=sys.stderr, flush=True)
 
     def note(self, text: str) -> None:
-        """Something worth knowing that is no reason to worry: a device has joined."""
+        """News that is no warning: a device has joined."""
 
     def end(self, lines: Sequence[str]) -> None:
-        """The last lines; nothing is shown after them. Without a screen only the result: no proposal what is next."""
+        """Print the last lines; nothing follows them. With --quiet, leave out the advice what to do next."""
         self.close()
         for line in lines:
             if self.result is not None and not line.startswith("next "):
                 print(line, file=self.result, flush=True)
 
     def close(self) -> None:
-        """Give the terminal back. May be called twice."""
+        """Restore the terminal. Safe to call twice."""
 
 
 class Lines(Screen):
-    """For pipes and files: a header, a line a round, a summary; no colour, no redraw."""
+    """For pipes and files: a header, one line per round, a summary; no colour, no redraw."""
 
     def __init__(self, stream: Any, *, verbose: bool = False) -> None:
         super().__init__(verbose=verbose)
@@ -76,7 +76,7 @@ class Lines(Screen):
         self._phase, self._is_mid_line = "", False
 
     def phase(self, text: str) -> None:
-        # One line for all phases: the start is short, but nobody should wonder whether anything happens.
+        # One line for all phases: the start is short, but the user should see that something happens.
         if text != self._phase:
             self._write(f", {text}" if self._is_mid_line else f"starting: {text}", end="")
         self._phase, self._is_mid_line = text, True
@@ -120,8 +120,8 @@ class Panel(Screen):
         super().__init__(verbose=verbose)
         self.console = console
         self._phase, self._began = "", time.monotonic()
-        self._doing, self._since = ("", 0, 0), self._began  # of the round in play, and when this phase of it began
-        self._lock = threading.RLock()  # rich redraws from a thread of its own
+        self._doing, self._since = ("", 0, 0), self._began  # phase of the current round, and when it began
+        self._lock = threading.RLock()  # rich redraws in its own thread
         self._live = Live(
             get_renderable=self._render, console=console, refresh_per_second=REDRAWS, vertical_overflow="visible"
         )
@@ -165,7 +165,7 @@ class Panel(Screen):
     def close(self) -> None:
         if self._is_live:
             self._is_live = False
-            self._live.transient = self.head is None  # phases are gone once they are over, also if an error ended them
+            self._live.transient = self.head is None  # phases disappear when they are over, even after an error
             self._live.stop()
 
     def _print(self, word: str, rest: str, style: str) -> None:
@@ -191,7 +191,7 @@ class Panel(Screen):
 
 
 def make(options: Any) -> Screen:
-    """The screen for the options of the command line; with --json it is stderr, so that stdout holds one object."""
+    """The screen for these options; with --json it is stderr, so that stdout holds one object."""
     verbose = bool(options.verbose)
     if options.quiet:
         return Screen(None if options.json else sys.stdout, verbose=verbose)
@@ -201,8 +201,8 @@ def make(options: Any) -> Screen:
 
 
 def terminal(stream: Any, options: Any) -> "Console | None":
-    """The terminal that a stream is, if it can be redrawn and may be."""
-    if not stream.isatty() or options.debug:  # a debugger wants a terminal that nobody redraws
+    """The terminal behind a stream, if it can and may be redrawn."""
+    if not stream.isatty() or options.debug:  # a debugger needs a terminal without redraws
         return None
     from rich.console import Console
 

@@ -1,4 +1,4 @@
-"""Which code runs: the commit of its checkout, and a hash of its files, which knows more than the commit does."""
+"""Which code runs: the commit of its checkout, and a hash of its files, which also covers uncommitted changes."""
 
 import hashlib
 import subprocess
@@ -15,21 +15,21 @@ _EVERYTHING = (*_DECISIVE, "simulations", "conf")
 
 @cache
 def decisive(root: Path = ROOT) -> str:
-    """SHA-256 of all code that decides the results of a run beside its configuration, and of PyTorch's version."""
+    """SHA-256 of all code that determines a run's results, and of PyTorch's version."""
     files = [path for package in _DECISIVE for path in _files(root / package)]
     return _digest(root, [*files, *(root / name for name in _DRIVING)], f"torch {metadata.version('torch')}")
 
 
 @cache
 def everything(root: Path = ROOT) -> str:
-    """SHA-256 of all files of our packages and of conf, whether anybody has committed them or not."""
+    """SHA-256 of all files of our packages and of conf, committed or not."""
     return _digest(root, [path for package in _EVERYTHING for path in _files(root / package)])
 
 
 def commit(root: Path = ROOT) -> str | None:
     """The commit of the checkout that this code runs from; None for an installed wheel.
 
-    It ends with `-dirty` if a file was changed, or if our packages hold one that was never added.
+    It ends with `-dirty` if a file has changed, or if our packages hold an untracked one.
     """
     if not (root / ".git").exists():
         return None
@@ -53,7 +53,7 @@ def _sha256(content: bytes) -> str:
 
 
 def _git(root: Path, *words: str) -> str:
-    """What git says; nothing where it cannot be asked."""
+    """Git's output; empty if git fails or is missing."""
     try:
         done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.TimeoutExpired):

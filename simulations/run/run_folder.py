@@ -25,7 +25,7 @@ from simulations.system import locks
 if TYPE_CHECKING:
     from simulations.system.locks import Lock
 
-FULL = "the disk is full"  # what the error then says
+FULL = "the disk is full"  # the error's text
 _FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 _UNLOCKABLE = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
@@ -38,7 +38,7 @@ _PACKAGES = ("torch", "numpy", "safetensors", "ray", "flwr")
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run folder that this process holds the lock of."""
+    """A run folder whose lock this process holds."""
 
     path: Path
     lock: "Lock"
@@ -56,13 +56,13 @@ class RunFolder:
         return info(self.path)
 
     def note(self, **facts: Any) -> None:
-        """Add facts to run.json, in one step: it is always whole."""
+        """Add facts to run.json, atomically."""
         with suppress(FolderError):
             facts = {**self.info(), **facts}
         self.write_json("run.json", facts)
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write a small file whole or not at all."""
+        """Write a small file, atomically."""
         self.write_text(name, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
     def write_text(self, name: str, text: str) -> None:
@@ -78,13 +78,13 @@ class RunFolder:
             temporary.replace(self.path / name)
 
     def log(self, text: str) -> None:
-        """A line, or lines, in the human log. A full disk must not hide what was to be logged: it passes."""
+        """Append to the human log. Ignores a full disk, which must not hide the original error."""
         stamp = datetime.now().astimezone().isoformat(timespec="seconds")
         with suppress(OSError), (self.path / "log.txt").open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"{stamp} {text}\n")
 
     def log_error(self, client: int, text: str) -> None:
-        """A traceback among one client's errors; a client that fails every round fills no disk."""
+        """Append a traceback to one client's errors, up to a size limit for clients that fail every round."""
         place = self.path / "clients" / str(client)
         with writing(self.path):
             place.mkdir(parents=True, exist_ok=True)
@@ -93,12 +93,12 @@ class RunFolder:
                     file.write(text.rstrip() + "\n\n")
 
     def discard(self) -> None:
-        """Remove a folder in which nothing was run yet."""
+        """Remove a folder without any round."""
         self.release()
         shutil.rmtree(self.path, ignore_errors=True)
 
     def release(self) -> None:
-        """Give the lock back. May be called twice."""
+        """Release the lock. Safe to call twice."""
         self.lock.release()
 
 
@@ -118,19 +118,19 @@ def create(runs: Path, strategy: str, digest: str, *, name: str | None = None, o
 
 
 def proposed(runs: Path, strategy: str, digest: str) -> Path:
-    """The folder that a run without a name gets: `runs/MMDD-HHMM-strategy-hash`, free now."""
+    """The folder of a run without a name: `runs/MMDD-HHMM-strategy-hash`, unused now."""
     return _free(runs, f"{datetime.now():%m%d-%H%M}-{re.sub(r'[^A-Za-z0-9_.+-]', '_', strategy)}-{digest[:4]}")
 
 
 def named(runs: Path, name: str) -> Path:
-    """The folder that `--name` means. Raises ConfigError for what is no name."""
+    """The folder of `--name`. Raises ConfigError if it is no valid name."""
     if not _NAME.fullmatch(name):
         raise ConfigError(f"--name {name!r} is not a folder name", mend="use letters, digits and . _ + -, e.g. pilot-2")
     return runs / name
 
 
 def hold(path: Path) -> RunFolder:
-    """A folder of another kind, made if need be, locked like one of a run. Raises FolderError."""
+    """Any folder, created if missing, locked like a run folder. Raises FolderError."""
     with writing(path):
         path.mkdir(parents=True, exist_ok=True)
     return RunFolder(path, _take_lock(path))
@@ -148,13 +148,13 @@ def info(path: Path) -> dict[str, Any]:
 
 
 def state(path: Path) -> str:
-    """`running`, `stopped`, `failed` or `done`: a run whose process was killed is `stopped`, whatever run.json says."""
+    """`running`, `stopped`, `failed` or `done`; `stopped` if its process was killed, even if run.json says `running`."""
     said = str(info(path).get("state", "stopped"))
     return "stopped" if said == "running" and not is_held(path) else said
 
 
 def is_on_devices(path: Path) -> bool:
-    """Whether a run was played on devices, whose data its folder knows nothing of."""
+    """Whether a run used devices, whose data its folder does not describe."""
     with suppress(OSError, ValueError, AttributeError):
         partition = strict_json.mapping((path / "partition.json").read_bytes())
         return bool(partition.get("recipe", {}).get("name") == "devices")
@@ -165,12 +165,12 @@ def is_held(path: Path) -> bool:
     """Whether a living process has the lock."""
     try:
         return locks.is_held(path / _LOCK)
-    except OSError:  # somebody else's folder, which we may only read
+    except OSError:  # another user's folder, which we may only read
         return _is_alive(_said(path))
 
 
 def is_unbegun(path: Path) -> bool:
-    """Whether a run was killed here before it could even begin: as good as an empty folder."""
+    """Whether a run was killed here before it began: equivalent to an empty folder."""
     with suppress(OSError):
         names = {each.name for each in path.iterdir()}
         return _LOCK in names and names <= _FIRST and not is_held(path)
@@ -178,7 +178,7 @@ def is_unbegun(path: Path) -> bool:
 
 
 def find(runs: Path, wanted: str | Path) -> Path:
-    """The run folder that a user means: a path, an id below `runs`, or the beginning of one. Raises FolderError."""
+    """Find a run folder by path, by id below `runs`, or by the beginning of an id. Raises FolderError."""
     direct = [path for path in (Path(wanted), runs / wanted) if (path / "run.json").exists()]
     if direct:
         return direct[0]
@@ -191,15 +191,17 @@ def find(runs: Path, wanted: str | Path) -> Path:
     if len(matches) == 1:
         return matches[0]
     if matches:
-        raise FolderError(f"'{wanted}' may be {', '.join(path.name for path in matches[:5])}", mend="write more of it")
+        raise FolderError(
+            f"'{wanted}' may be {', '.join(path.name for path in matches[:5])}", mend="write more of the name"
+        )
     raise FolderError(f"there is no run '{wanted}'", where=f"in {runs}", mend="fedkd list runs shows them")
 
 
 def told_apart(words: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Of what follows `resume`: the run that is named, if any, and the words `key=value`. Raises ConfigError."""
+    """Split the arguments of `resume`: the run's name, if any, and overrides `key=value`. Raises ConfigError."""
     names = [word for word in words if "=" not in word]
     if len(names) > 1:
-        raise ConfigError(f"'{names[1]}' is too much", where="command line", mend="name one run")
+        raise ConfigError(f"'{names[1]}' is one run too many", where="command line", mend="name one run")
     return names[0] if names else None, [word for word in words if "=" in word]
 
 
@@ -217,7 +219,7 @@ def _quietly(path: Path) -> Mapping[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """What a reader needs to know about the machine side; none of it may change a result."""
+    """Facts about the machine and its software; none of them may change a result."""
     found = {package: _version(package) for package in _PACKAGES}
     return {
         "versions": {"fedkd": fedkd.__version__, "python": platform.python_version(), **found},
@@ -232,7 +234,7 @@ def environment() -> dict[str, Any]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """What goes wrong when files are written, as errors that a user can mend."""
+    """Turns errors of writing files into errors that tell the user how to mend them."""
     try:
         yield
     except OSError as error:
@@ -256,14 +258,14 @@ def _refuse_used(path: Path, mend: str) -> None:
         if is_held(path):
             raise _in_use(path)
         state_now = state(path)
-        resume = "" if state_now == "done" else f", or go on: fedkd resume {path}"
+        resume = "" if state_now == "done" else f", or continue it: fedkd resume {path}"
         raise FolderError(f"{path} holds a run that is {state_now}; it is never overwritten", mend=mend + resume)
     if path.is_dir() and any(path.iterdir()) and not is_unbegun(path):
         raise FolderError(f"{path} exists and is not empty", mend=mend)
 
 
 def _free(runs: Path, name: str) -> Path:
-    """`name`, or `name-2` and so on: two runs of one configuration may begin in the same minute."""
+    """`name`, or `name-2` and so on: two runs of one configuration may start in the same minute."""
     path, number = runs / name, 1
     while path.exists():
         number += 1
@@ -287,7 +289,7 @@ def _take_lock(path: Path) -> "Lock":
 
 
 def holder(path: Path) -> tuple[int, str] | None:
-    """The process that has the lock, and the same in words; None if there is none, or nobody knows which."""
+    """The process that holds the lock, as an id and as text; None if there is none, or it is unknown."""
     said = _said(path) if is_held(path) else {}
     with suppress(ValueError, KeyError, TypeError):
         return int(said["pid"]), f"process {said['pid']} on host {said['host']} since {said['since']}"
@@ -295,7 +297,7 @@ def holder(path: Path) -> tuple[int, str] | None:
 
 
 def _said(path: Path) -> Mapping[str, Any]:
-    """What the last holder of the lock wrote of itself."""
+    """What the last holder of the lock wrote about itself."""
     with suppress(OSError, ValueError):
         return strict_json.mapping(locks.text(path / _LOCK))
     return {}

@@ -36,10 +36,10 @@ def start(
     screen: Screen | None = None,
     command: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Play a configuration in a new folder; the summary that `--json` prints. Raises FedkdError.
+    """Run a configuration in a new folder; gives the summary that `--json` prints. Raises FedkdError.
 
-    `target` is where it is played, if not where the configuration says. `screen` is one that already shows something.
-    `command` is what the user wrote, if it is not that of this process.
+    `target`: where to run, if not where the configuration says. `screen`: one that already shows something.
+    `command`: what the user wrote, if not this process's own command.
     """
     screen = screen or progress.make(options)
     folder = run_folder.create(runs, naming.of(resolved.config.strategy), resolved.digest(), name=name, out=out)
@@ -47,7 +47,7 @@ def start(
         _describe(folder, resolved, command or ["fedkd", *sys.argv[1:]])
         return _drive(resolved, folder, screen, options, target)
     except (FedkdError, KeyboardInterrupt):
-        if not (folder.path / "partition.json").exists():  # it could not even begin: leave nothing behind
+        if not (folder.path / "partition.json").exists():  # it has not begun: leave nothing behind
             folder.discard()
         raise
     finally:
@@ -63,10 +63,10 @@ def resume(
     words: Sequence[str] = (),
     exclusion: Exclusion = NOBODY,
 ) -> dict[str, Any]:
-    """Go on with a run, without `path` with the newest unfinished one; a run that is done is only summarised.
+    """Continue a run, by default the newest unfinished one; a finished run is only summarised.
 
-    The ledger ends up as if nothing had happened. Raises FedkdError, also for any words: a run keeps its configuration.
-    `exclusion` says which clients are left out from then on.
+    The ledger ends up as if the run had not stopped. Raises FedkdError, also for overrides: the configuration stays.
+    `exclusion`: the clients to leave out from then on.
     """
     place = run_folder.find(runs, path) if path is not None else newest_unfinished(runs)
     refuse_words(place, words, f"fedkd run {shlex.quote(str(place / 'config.yaml'))}")
@@ -77,7 +77,7 @@ def resume(
             info, resolved = folder.info(), same_configuration(place)
             exclusion.check(info, place, resolved.config.quorum)
             if info.get("state") == "done":
-                screen.end([f"done   {place} was finished before; nothing is left to play.  fedkd show {place}"])
+                screen.end([f"done   {place} was finished before; nothing is left to run.  fedkd show {place}"])
                 return _summary(place)
             _compare_environment(info, screen)
             folder.note(state="running", resumed=_now(), error=None, mend=None, replays=None)
@@ -93,9 +93,9 @@ def exit_code(found: dict[str, Any]) -> int:
 
 
 def show(path: Path, *, options: Options | None = None) -> dict[str, Any]:
-    """Everything there is to say about one run: run.json and its summary so far. Raises FolderError.
+    """All facts about one run: run.json and its summary so far. Raises FolderError.
 
-    With `options` other than --json it is also printed.
+    Prints them too, if there are `options` without --json.
     """
     found = {**run_folder.info(path), **_summary(path)}
     if options is not None and not options.json:
@@ -104,7 +104,7 @@ def show(path: Path, *, options: Options | None = None) -> dict[str, Any]:
 
 
 def listing(runs: Path) -> list[dict[str, Any]]:
-    """A row a run, oldest first: run, state, strategy, data, partition, seed, rounds played, of, accuracy, created."""
+    """A row per run, oldest first: run, state, strategy, data, partition, seed, rounds, of, accuracy, created."""
     return [_listed(path) for path in run_folder.listed(runs)]
 
 
@@ -152,7 +152,7 @@ def _describe(folder: RunFolder, resolved: Resolved, command: Sequence[str]) -> 
 
 
 def refuse_words(place: Path, words: Sequence[str], command: str) -> None:
-    """Raises CheckpointError if a resume is given words; `command` is the beginning of one that takes them."""
+    """Raises CheckpointError if a resume has overrides; `command` is the beginning of one that takes them."""
     if words:
         given = shlex.join(words)
         raise CheckpointError(
@@ -163,7 +163,7 @@ def refuse_words(place: Path, words: Sequence[str], command: str) -> None:
 
 
 def same_configuration(place: Path) -> Resolved:
-    """The configuration of a run, from its config.yaml. Raises CheckpointError if that has been edited."""
+    """The configuration of a run, from its config.yaml. Raises CheckpointError if the file was edited."""
     from fedkd.configuration import compose
 
     why = "config.yaml is not the configuration that this run began with"
@@ -178,7 +178,7 @@ def same_configuration(place: Path) -> Resolved:
 
 
 def _compare_environment(info: dict[str, Any], screen: Screen) -> None:
-    """Warn of what may change the last bits: other versions, or another kind of machine."""
+    """Warn about what may change the last bits: other versions, or another kind of machine."""
     now = run_folder.environment()
     then = info.get("versions", {})
     changed = [f"{name} {then[name]} -> {new}" for name, new in now["versions"].items() if then.get(name, new) != new]
@@ -190,14 +190,14 @@ def _compare_environment(info: dict[str, Any], screen: Screen) -> None:
 
 
 def _code_changed(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """By the hash of the files that decide results; of runs that are older than that hash, by the commit."""
+    """Compare the hash of the files that determine results; for older runs without it, the commit."""
     key = "deciding_code" if "deciding_code" in then else "git"
     old, new = then.get(key), now[key]
     return [f"code {old[:12]} -> {new[:12]}"] if old and new and old != new else []
 
 
 def newest_unfinished(runs: Path) -> Path:
-    """The newest run below a folder that is stopped, or failed in a way that may end otherwise. Raises FolderError."""
+    """The newest run below a folder that is stopped, or failed for a reason that may not recur. Raises FolderError."""
     unfinished = [path for path in run_folder.listed(runs) if _may_go_on(path)]
     if not unfinished:
         raise FolderError("no unfinished run", where=str(runs), mend="fedkd list runs shows all, fedkd run starts one")

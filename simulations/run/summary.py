@@ -13,10 +13,10 @@ def of_rows(rows: Sequence[Row], timings: Sequence[Row]) -> dict[str, Any]:
     """Accuracy, bytes and seconds of the rounds in the ledger.
 
     `accuracy` is the global student's on the pooled test set or, if the algorithm has none, the mean over clients of
-    each one's own student on its own test split; `accuracy_of` says which: `global` or `clients.mean`. `clients.pooled`
-    counts all clients' samples together: FedGen's round accuracy. There only if the ledger has them: `trained` (the
-    same as `clients`, of those that have taken part, and their `count`), `common` (own students, common test images;
-    mean over clients), `local_accuracy` (of the last round that measured it) and `forgetting` (FedNTD's F).
+    their own students, each on its own test split; `accuracy_of` says which: `global` or `clients.mean`.
+    `clients.pooled` counts all clients' samples together: FedGen's round accuracy. Present only if the ledger has them:
+    `trained` (like `clients`, for those that have taken part, and their `count`), `common` (own students, common test
+    images; mean over clients), `local_accuracy` (of the last round that measured it) and `forgetting` (FedNTD's F).
     """
     accuracy = {row["round"]: row["accuracy"] for row in rows}
     shared = {number: found["global"] for number, found in accuracy.items() if "global" in found}
@@ -46,7 +46,7 @@ def of_rows(rows: Sequence[Row], timings: Sequence[Row]) -> dict[str, Any]:
 
 
 def forgetting(rows: Sequence[Row]) -> dict[int, float]:
-    """FedNTD's F of the run up to each round that measured accuracy by class, from the second such round on.
+    """FedNTD's F of the run up to each round that measured accuracy by class, starting with the second such round.
 
     F is the mean over classes of max_{t < R} A_t - A_R, of the accuracy A of a class (Lee et al., NeurIPS 2022). It is
     below 0 if classes are, on average, better than ever before. Classes without an image are left out.

@@ -1,7 +1,7 @@
 """TensorBoard: the ledger's numbers as scalars in `tb/`.
 
 Written record by record with TensorBoard's own protocol classes: torch.utils.tensorboard would start a thread and a
-queue for a few scalars a round. They are imported with the first row, after the first round: 0.1 s beside torch.
+queue for a few scalars per round. The import waits for the first row, after the first round: 0.1 s beside torch.
 """
 
 import socket
@@ -17,14 +17,14 @@ _GROUPS = ("accuracy", "terms", "server", "drift", "local_accuracy", "clients") 
 
 
 class TensorBoardWriter:
-    """One event file a process. A resume removes older ones and writes the ledger's rows again: no step comes twice."""
+    """One event file per process. A resume deletes older ones and rewrites the ledger's rows: no step appears twice."""
 
     def __init__(self, folder: Path, about: str = "") -> None:
-        self.folder, self.about = folder, about  # what it says under "text" of the run
+        self.folder, self.about = folder, about  # the run's text in TensorBoard
         self._file: BinaryIO | None = None
 
     def restart(self, rows: list[ledger.Row], timings: list[ledger.Row]) -> None:
-        """Begin anew with the rounds that are played already."""
+        """Start again with the rows of earlier rounds."""
         for old in self.folder.glob("events.out.tfevents.*"):
             old.unlink()
         at = {row["round"]: row for row in timings}
@@ -77,7 +77,7 @@ def scalars(row: Mapping[str, Any], timings: Mapping[str, Any]) -> Iterator[tupl
     tree = {group: row.get(group, {}) for group in _GROUPS}
     tree["seconds"] = {name: value for name, value in timings.items() if name not in {"round", "at"}}
     for tag, value in ledger.flat(tree).items():
-        if isinstance(value, int | float):  # not null, not a list: who trusts whom is in the ledger
+        if isinstance(value, int | float):  # neither null nor a list: matrices stay in the ledger
             yield tag.replace(".", "/", 1).replace(".", "_"), value
     for way, kinds in row["bytes"].items():
         yield f"bytes/{way}", sum(kinds.values())

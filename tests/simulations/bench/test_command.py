@@ -152,7 +152,7 @@ def test_json_is_one_object_with_everything(capsys):
     out, err = capsys.readouterr()
     found = json.loads(out)
     assert found["loop"]["method"] == "fedavg"
-    assert [goal["what"] for goal in found["goals"]] == ["inline / bare loop, a round", "idle client inline, s"]
+    assert [goal["what"] for goal in found["goals"]] == ["inline / bare loop, per round", "idle client inline, s"]
     assert "in turns" in err
 
 

@@ -182,7 +182,7 @@ def test_a_resume_with_words_says_that_a_run_keeps_its_configuration(tmp_path, f
     assert "a run keeps the configuration that it began with, so it cannot be resumed with rounds=40" in shown
     assert f"leave rounds=40 out, or start a new run: fedkd run {tmp_path}/pilot/config.yaml rounds=40" in shown
     assert main.main(["resume", "pilot", "other", "--runs", str(tmp_path)]) == 2
-    assert "'other' is too much" in capsys.readouterr().err
+    assert "'other' is one run too many" in capsys.readouterr().err
 
 
 def test_a_changed_partition_is_not_resumed(tmp_path, faulty):

@@ -75,7 +75,7 @@ def test_a_run_that_loses_its_screen_runs_to_its_end_and_its_log_tells_it(tmp_pa
     assert main.main(["run", *TINY, "--out", str(tmp_path / "run")]) == 0
     assert json.loads((tmp_path / "run" / "run.json").read_text())["state"] == "done"
     log = (tmp_path / "run" / "log.txt").read_text(encoding="utf-8")
-    for line in ("2 clients, 2 a round", "round 1/2   accuracy 0.", "round 2/2   accuracy 0.", "done   2 rounds in"):
+    for line in ("2 clients, 2 per round", "round 1/2   accuracy 0.", "round 2/2   accuracy 0.", "done   2 rounds in"):
         assert line in log
 
 
