@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fedkd import off
+from fedkd import off, renamed
 from fedkd.engine import Job
 from fedkd.models.predictors import Predictor, SingleModel
 from fedkd.participation import Batch, Outcome, Site, Trained
@@ -33,6 +33,7 @@ class Client:
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
+        renamed.refuse_old_names(cls)
         if "predictor" in vars(cls) and "personal_predictor" not in vars(cls):
             cls.personal_predictor = True
 

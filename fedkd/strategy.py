@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
-from fedkd import off
+from fedkd import off, renamed
 from fedkd.engine import ClientId, Job, Reply
 from fedkd.payload import Findings, Payload
 from fedkd.problem import Problem
@@ -51,6 +51,10 @@ class Strategy(ABC, Generic[S]):
     @dataclass(frozen=True, kw_only=True)
     class Config:
         """Hyper-parameters of the server half."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        renamed.refuse_old_names(cls)
 
     def __init__(self, config: Any = None) -> None:
         self.config: Any = config if config is not None else self.Config()

@@ -10,7 +10,7 @@ import pkgutil
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
-from fedkd.errors import ConfigError
+from fedkd.errors import ConfigError, FedkdError
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -55,10 +55,25 @@ def _find(half: Half, name: str, base: type) -> Any:
     point = _entry_points(half).get(name)
     if point is None:
         raise ConfigError(f"there is no '{name}' among the {half}", mend="known: " + ", ".join(names(half)))
-    found = point.load()
+    found = _load(point, f"the entry point '{name}' of fedkd.{half}")
     if not (inspect.isclass(found) and issubclass(found, base)):
         raise ConfigError(f"the entry point '{name}' of fedkd.{half} is no subclass of {base.__name__}")
     return found
+
+
+def _load(point: "EntryPoint", what: str) -> Any:
+    """What an installed package offers. Raises ConfigError: its code may be of another version of fedkd."""
+    try:
+        return point.load()
+    except FedkdError:
+        raise
+    except Exception as error:  # somebody else's code: anything
+        package = point.dist.name if point.dist else point.module
+        raise ConfigError(
+            f"{what} cannot be loaded: {type(error).__name__}: {error}",
+            where=point.value,
+            mend=f"'{package}' must go with this version of fedkd: mend it, install another, or uninstall it",
+        ) from error
 
 
 def _only_class(module: str, base: type) -> type:

@@ -77,6 +77,37 @@ def test_an_entry_point_adds_an_algorithm_and_must_be_one(monkeypatch):
         plugins.client("bad")
 
 
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("from fedkd import no_such_module", "ImportError: cannot import name 'no_such_module' from 'fedkd'"),
+        ("class (", "SyntaxError"),
+        ("Other = 1", "AttributeError: module 'toy_halves.old' has no attribute 'Mine'"),
+    ],
+)
+def test_an_entry_point_that_cannot_be_loaded_is_an_error_of_its_package(package, monkeypatch, text, why):
+    from importlib.metadata import EntryPoint
+
+    package("old", text)
+    point = EntryPoint("mine", "toy_halves.old:Mine", "fedkd.clients")
+    monkeypatch.setattr(plugins, "_entry_points", lambda half: {"mine": point})
+    with pytest.raises(ConfigError, match=r"the entry point 'mine' of fedkd\.clients cannot be loaded") as caught:
+        plugins.client("mine")
+    assert why in caught.value.what
+    assert "'toy_halves.old' must go with this version of fedkd" in caught.value.mend
+
+
+def test_an_entry_point_of_an_older_fedkd_is_told_the_new_name(package, monkeypatch):
+    from importlib.metadata import EntryPoint
+
+    package("old", "from fedkd.client import Client\n\nclass Mine(Client):\n    def logits(self): ...\n")
+    point = EntryPoint("mine", "toy_halves.old:Mine", "fedkd.clients")
+    monkeypatch.setattr(plugins, "_entry_points", lambda half: {"mine": point})
+    with pytest.raises(ConfigError, match="Mine defines logits, which nothing calls") as caught:
+        plugins.client("mine")
+    assert "predictor" in caught.value.mend
+
+
 def test_the_reference_is_read_without_importing(package):
     package("toy", HALF)
     keys = reference.of_half("toy_halves", "toy")
