@@ -13,7 +13,7 @@ from torch import Tensor
 
 import fedkd
 from fedkd.config import RunConfig
-from fedkd.configuration import compose, naming
+from fedkd.configuration import naming
 from fedkd.engine import ClientId, ClientState, Job
 from fedkd.errors import CheckpointError, ConfigError, DataError, RunError
 from fedkd.experiment import RunState
@@ -25,7 +25,7 @@ from fedkd.training import evaluation
 from simulations import assemble
 from simulations.assemble import Assembly
 from simulations.deploy import memory
-from simulations.run import run_folder
+from simulations.run import run_folder, runs
 
 LIMIT = 10_000  # held-out samples to check an exported student on
 
@@ -107,7 +107,7 @@ def load(path: Path, warn: Callable[[str], None]) -> Run:
     Raises CheckpointError if there is none, or if data or configuration have changed.
     """
     info = run_folder.info(path)
-    resolved = compose.from_yaml_file(path / "config.yaml")
+    resolved = runs.same_configuration(path)
     places = path / "checkpoints"
     if not checkpoint.committed(places):
         raise CheckpointError(

@@ -11,7 +11,7 @@ from fedkd.configuration import naming
 from fedkd.configuration.resolved import Resolved
 from fedkd.errors import CheckpointError, ConfigError, FedkdError, FolderError
 from fedkd.record import ledger
-from simulations.run import console_text, progress, run_folder, summary
+from simulations.run import console_text, progress, provenance, run_folder, summary
 from simulations.run.exclusion import NOBODY, Exclusion
 from simulations.run.options import Options
 from simulations.run.progress import Screen
@@ -163,16 +163,26 @@ def refuse_words(place: Path, words: Sequence[str], command: str) -> None:
 
 
 def same_configuration(place: Path) -> Resolved:
-    """The configuration of a run, from its config.yaml. Raises CheckpointError if the file was edited."""
+    """The configuration of a run, from its config.yaml.
+
+    Raises CheckpointError if the file was edited, or is of another version of fedkd that had other keys.
+    """
     from fedkd.configuration import compose
 
+    info = run_folder.info(place)
     why = "config.yaml is not the configuration that this run began with"
     mend = f"undo the changes, or start a new run: fedkd run {shlex.quote(str(place / 'config.yaml'))}"
     try:
         resolved = compose.from_yaml_file(place / "config.yaml")
     except ConfigError as error:
-        raise CheckpointError(f"{why}: {error.headline}", where=str(place), mend=mend) from error
-    if resolved.digest() != run_folder.info(place).get("config"):
+        if info.get("deciding_code") != provenance.decisive():
+            why = "this run began with another version of fedkd, and this one does not read its config.yaml"
+            code = f" (commit {str(info['git'])[:12]})" if info.get("git") else ""
+            mend = f"go on with that version{code}, or start a new run from a copy of config.yaml without what is wrong"
+        first, *more = error.mistakes
+        what = f"{first.what} ({first.where})" + (f" and {len(more)} more" if more else "")
+        raise CheckpointError(f"{why}: {what}", where=str(place), mend=mend) from error
+    if resolved.digest() != info.get("config"):
         raise CheckpointError(why, where=str(place), mend=mend)
     return resolved
 

@@ -173,6 +173,22 @@ def test_a_changed_config_of_a_finished_run_is_refused(tmp_path, rounds):
     assert f"fedkd run {path}" in caught.value.mend
 
 
+def test_a_run_of_another_version_whose_keys_are_gone_names_that_version(tmp_path, capsys):
+    start(tmp_path)
+    path = tmp_path / "pilot"
+    config = (path / "config.yaml").read_text()
+    (path / "config.yaml").write_text(f"{config}gone: 1\ngone_too: 2\n")
+    info = json.loads((path / "run.json").read_text())
+    (path / "run.json").write_text(json.dumps({**info, "deciding_code": "0" * 64, "git": "336498f036e6" + "0" * 28}))
+    for verb in ("resume", "export"):
+        assert main.main([verb, "pilot", "--runs", str(tmp_path)]) == 6
+        shown = capsys.readouterr().err
+        assert "began with another version of fedkd" in shown
+        assert f"unknown key 'gone' ({path}/config.yaml:" in shown
+        assert "and 1 more" in shown
+        assert "go on with that version (commit 336498f036e6)" in shown
+
+
 @pytest.mark.parametrize("place", [["pilot"], []])
 def test_a_resume_with_words_says_that_a_run_keeps_its_configuration(tmp_path, faulty, capsys, place):
     faulty.before = staticmethod(stop_in(2))
