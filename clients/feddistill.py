@@ -21,7 +21,7 @@ from fedkd.problem import Problem
 from fedkd.seeds import Stream
 from fedkd.student import Student
 from fedkd.training import class_tables
-from fedkd.training.class_tables import Heard
+from fedkd.training.class_tables import HeadOutputs
 
 if TYPE_CHECKING:
     from fedkd.participation import LocalBatches, Outcome, Site
@@ -61,8 +61,8 @@ class FedDistill(Client):
     def train(self, site: "Site", job: Job) -> "Outcome":
         """As `fit`; also sums up by label the outputs that the student gave while it trained, in train mode."""
         drawn = site.draw(job)
-        outcome, heard = class_tables.descend(self, site, job, site.student(job).train(), drawn)
-        sums_CC, counts_C = self._add_up(heard, drawn, outcome.state.memory, site.problem.classes)
+        outcome, outputs = class_tables.descend(self, site, job, site.student(job).train(), drawn)
+        sums_CC, counts_C = self._add_up(outputs, drawn, outcome.state.memory, site.problem.classes)
         memory = dict(outcome.state.memory)
         if self.config.accumulate == "running":
             memory |= {"sums": sums_CC, "counts": counts_C}
@@ -74,10 +74,10 @@ class FedDistill(Client):
         )
 
     def _add_up(
-        self, heard: Heard, drawn: "LocalBatches", memory: Mapping[str, Any], classes: int
+        self, outputs: HeadOutputs, drawn: "LocalBatches", memory: Mapping[str, Any], classes: int
     ) -> tuple[Tensor, Tensor]:
         """Sums of outputs (C, C) and counts (C,) by label: of this participation, and of remembered ones."""
-        said_SC = heard.logits()
+        said_SC = outputs.logits()
         said_SC = said_SC.softmax(1) if self.config.table == "prob" else said_SC
         sums_CC, counts_C = class_tables.sums(said_SC, drawn.y, classes)
         if self.config.accumulate == "round":

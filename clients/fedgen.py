@@ -45,15 +45,15 @@ class FedGen(Client):
         config, payload = self.config, job.payload
         if payload.generator is None or step >= config.regularised_steps:
             return {}
-        law: generators.Law = config.noise_law
+        distribution: generators.NoiseDistribution = config.noise_law
         counts = payload.label_counts.double()  # type: ignore[union-attr]
         if config.synthetic_labels == "uniform":
             counts = (counts > 0).double()
         width = noise_width(job)
         return {
             "labels": torch.multinomial(counts, config.synthetic_batch, replacement=True, generator=generator),
-            "noise": generators.draw_noise((config.synthetic_batch, width), generator, law),
-            "noise_real": generators.draw_noise((len(y), width), generator, law),
+            "noise": generators.draw_noise((config.synthetic_batch, width), generator, distribution),
+            "noise_real": generators.draw_noise((len(y), width), generator, distribution),
         }
 
     def terms(self, student: Student, batch: Batch, job: Job) -> Iterator[tuple[str, Tensor]]:

@@ -48,12 +48,12 @@ class FedProto(Client):
     def train(self, site: "Site", job: Job) -> "Outcome":
         student = site.student(job).train()
         drawn = site.draw(job)
-        outcome, heard = class_tables.descend(self, site, job, student, drawn)
+        outcome, outputs = class_tables.descend(self, site, job, student, drawn)
         if self.config.source == "all":
             x, y = site.own(job.client)
             z = forward.latents(student, x)
         else:
-            z = heard.latents(last_epoch(drawn, len(site.train_index[job.client])))
+            z = outputs.latents(last_epoch(drawn, len(site.train_index[job.client])))
             y = drawn.y[len(drawn.y) - len(z) :]
         sums_Cd, counts_C = class_tables.sums(z, y, site.problem.classes)
         payload = replace(outcome.payload, prototypes=class_tables.means(sums_Cd, counts_C), label_counts=counts_C)

@@ -22,7 +22,7 @@ class Experiment:
     strategy: Strategy[Any]
     num_pooled: int  # samples of the pooled test set; 0: there is none
     probe_labels: Tensor | None = None  # (N,) int64: true labels of the probe images
-    label_laws: Tensor | None = None  # (K, C): label distribution of each client's training data; for measures only
+    label_distributions: Tensor | None = None  # (K, C): of each client's training data; for measures only
     num_tests: Sequence[int] | None = None  # test samples of each client; None: devices hold them, nobody knows
     personal_predictor: bool = True  # of the client half
     sizes: tuple[int, ...] | None = None  # training samples of each client; None: devices hold them, nobody else knows

@@ -209,7 +209,7 @@ def _measure_drift(
     """How far clients stand apart after training and, after the first exchange, how they do on their own labels."""
     probed = [reply for reply in replies if reply.probe is not None]
     probes = [reply.probe for reply in probed if reply.probe is not None]
-    labels, laws = experiment.probe_labels, experiment.label_laws
+    labels, laws = experiment.probe_labels, experiment.label_distributions
     if probes:
         tally.drift["function"] = metrics.function_drift(torch.stack(probes), experiment.problem.classes)
     if probes and labels is not None and laws is not None and not tally.local_accuracy:

@@ -76,7 +76,7 @@ def assemble(config: RunConfig) -> Assembly:
         strategy,
         len(dataset.test),
         probe_labels=dataset.test.y[probe],
-        label_laws=counts / counts.sum(1, keepdim=True),
+        label_distributions=counts / counts.sum(1, keepdim=True),
         num_tests=tuple(map(len, held.test)),
         personal_predictor=client.personal_predictor,
         sizes=tuple(len(site.train_index[client]) for client in range(config.clients)),

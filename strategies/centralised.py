@@ -1,6 +1,6 @@
-"""Centralised, server half: no federation. One student on everybody's data, which client 0 holds.
+"""Centralised, server half: no federation. One student trains on all data, which client 0 holds.
 
-What FedAvg would be without heterogeneity. Client half: centralised.
+An upper bound for FedAvg: the same task without heterogeneity. Client half: centralised.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,12 +12,12 @@ from fedkd.problem import Problem
 from fedkd.seeds import Stream
 from fedkd.strategy import Cohort, Strategy
 
-HOLDER = 0  # the client whose training data are everybody's
+HOLDER = 0  # the client that holds all training data
 
 
 @dataclass(frozen=True)
 class State:
-    """The student's entries, BatchNorm statistics included: all clients are evaluated with them."""
+    """The student's entries, including BatchNorm statistics: every client is evaluated with them."""
 
     weights: Weights
 
@@ -33,7 +33,7 @@ class Centralised(Strategy[State]):
         return State(problem.initial().weights)
 
     def plan(self, state: State, cohort: Cohort) -> Mapping[ClientId, Payload]:
-        """The holder trains for the whole cohort, whether or not it is in it."""
+        """The holder trains for the whole cohort, even if the cohort does not include it."""
         return {HOLDER: Payload(weights=state.weights, numbers={"budget": float(len(cohort))})}
 
     def aggregate(self, state: State, replies: Sequence[Reply], stream: Stream) -> tuple[State, Numbers]:

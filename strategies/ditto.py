@@ -1,4 +1,4 @@
-"""Ditto, server half: FedAvg; beside it every client trains a student of its own, which never leaves it.
+"""Ditto, server half: FedAvg. Each client also trains a student of its own, which never leaves the client.
 
 Source: Li et al., ICML 2021; docs/strategies/ditto.md, equation 3. Client half: ditto.
 """
@@ -46,8 +46,8 @@ class Ditto(Strategy[State]):
         return State(fusion.fuse_weights(replies, trust_1K1), state.is_whole), fusion.describe(trust_1K1)
 
     def evaluation_payload(self, state: State, client: ClientId | None) -> Payload | None:
-        """To a client nothing: it uses its own.
+        """None for a client: it uses its own student.
 
-        Nor is there a global student where statistics stay with the clients: those they keep are of their own students.
+        There is no global student if statistics stay with the clients: kept statistics belong to their own students.
         """
         return Payload(weights=state.weights) if client is None and state.is_whole else None

@@ -1,4 +1,4 @@
-"""DS-FL, server half: the clients' mean predictions on public images, sharpened; a global student learns them too.
+"""DS-FL, server half: sharpens the clients' mean predictions on public images; a global student learns them too.
 
 Source: Itahara et al., IEEE TMC 2021; docs/strategies/dsfl.md, equations 1 to 3. Client half: dsfl.
 """
@@ -24,12 +24,12 @@ from fedkd.strategy import Cohort, Strategy
 from fedkd.training import optimisers, public_set
 from fedkd.training.optimisers import LocalOptimiser
 
-TOLERANCE = 1e-3  # by which the sum of a client's probabilities may differ from 1: rounding in float32 is far below
+TOLERANCE = 1e-3  # largest difference between a client's sum of probabilities and 1: float32 rounding is far below
 
 
 @dataclass(frozen=True)
 class State:
-    """The global student, and what the clients of the last round said, fused: (N, C) probabilities."""
+    """The global student, and the fused predictions of the last round's clients: (N, C) probabilities."""
 
     problem: Problem = field(metadata=state_values.CONSTANT)
     weights: Weights
@@ -49,10 +49,10 @@ class DSFL(Strategy[State]):
     @dataclass(frozen=True, kw_only=True)
     class Config(Strategy.Config):
         aggregation: Literal["era", "sa"] = "era"  # softmax(mean / temperature), or the plain mean
-        temperature: Annotated[float, Gt(0)] = 0.1  # paper: T = 0.1, of probabilities; 1 would flatten them
-        public_size: Annotated[int, Ge(1)] = 500  # public images a round, chosen afresh; at most all
+        temperature: Annotated[float, Gt(0)] = 0.1  # paper: T = 0.1, of probabilities; 1 flattens them
+        public_size: Annotated[int, Ge(1)] = 500  # public images per round, chosen afresh; at most all
         global_epochs: Annotated[int, Ge(0)] = 2  # of the global student over the round's public images
-        global_batch: Annotated[int, Ge(1)] = 32  # images a step
+        global_batch: Annotated[int, Ge(1)] = 32  # images per step
         global_lr: Annotated[float, Gt(0)] = 0.05  # of SGD
 
     def init(self, problem: Problem, stream: Stream) -> State:
@@ -94,7 +94,7 @@ class DSFL(Strategy[State]):
         return Payload(weights=state.weights) if client is None else None
 
     def _teach(self, state: State, x: Tensor, target_NC: Tensor, stream: Stream) -> tuple[Weights, dict[str, float]]:
-        """The global student, trained on what the clients said as they will be."""
+        """The global student, trained on the same target as the clients."""
         config = self.config
         if not config.global_epochs:
             return state.weights, {}
@@ -118,7 +118,7 @@ class DSFL(Strategy[State]):
 def sharpen(probs_NC: Tensor, temperature: float) -> Tensor:
     """Entropy reduction aggregation: softmax(p / T) of *probabilities* p (N, C), rows over C classes.
 
-    They differ by at most 1, so that T = 1 flattens; it is no power p^(1/T), and not idempotent.
+    Probabilities differ by at most 1, so T = 1 flattens them. The rule is not the power p^(1/T), and not idempotent.
     """
     return (probs_NC / temperature).softmax(1)
 

@@ -17,7 +17,7 @@ from fedkd.strategy import Cohort, Strategy
 
 @dataclass(frozen=True)
 class State:
-    """The global entries: all, or the head's."""
+    """The global entries: all of them, or the head's."""
 
     weights: Weights
 
@@ -30,7 +30,7 @@ class FedAvg(Strategy[State]):
     @dataclass(frozen=True, kw_only=True)
     class Config(Strategy.Config):
         share: Literal["all", "head"] = "all"  # what travels; the rest stays with each client
-        weighting: Literal["examples", "uniform"] = "examples"  # by size of the client's data, or alike
+        weighting: Literal["examples", "uniform"] = "examples"  # by size of the client's data, or equal
 
     def init(self, problem: Problem, stream: Stream) -> State:
         return State(problem.shared(problem.initial().weights, self.config.share))

@@ -1,4 +1,4 @@
-"""FedBN, server half: FedAvg on everything but BatchNorm layers, which stay with the clients whole.
+"""FedBN, server half: FedAvg on all entries except for BatchNorm layers, which stay with the clients.
 
 Source: Li et al., ICLR 2021; docs/strategies/fedbn.md, equation 1. Client half: supervised.
 """
@@ -20,7 +20,7 @@ from fedkd.student import Student
 
 @dataclass(frozen=True)
 class State:
-    """The entries that are shared, and whether they are a whole student: one without BatchNorm."""
+    """The shared entries, and whether they make a whole student, which is one without BatchNorm."""
 
     weights: Weights
     is_whole: bool
@@ -62,7 +62,7 @@ class FedBN(Strategy[State]):
 def batch_norm_entries(student: Student) -> frozenset[str]:
     """Names of all entries of BatchNorm layers: weights, biases and statistics.
 
-    By the type of the module: a rule on names ("bn") misses the norms of shortcuts and of sequences.
+    The rule is the type of the module: a rule on names ("bn") misses the norms of shortcuts and of sequences.
     """
     norms = {path for path, module in student.named_modules() if isinstance(module, _BatchNorm)}
     return frozenset(name for name in student.learnable | student.statistics if name.rpartition(".")[0] in norms)

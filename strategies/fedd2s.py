@@ -1,4 +1,4 @@
-"""FedD2S (reconstruction), server half: heads on the clients' taps, taught by all and teaching each.
+"""FedD2S (reconstruction), server half: trains heads on all clients' taps, and teaches each client with them.
 
 Source: Atapour et al., arXiv 2402.10846, of which only the abstract could be read;
 docs/strategies/fedd2s.md, equations 3 to 6. Client half: fedd2s. No parameters are averaged.
@@ -30,12 +30,12 @@ from fedkd.training.optimisers import Sgd
 
 @dataclass(frozen=True)
 class State:
-    """Global heads by architecture and tap, and what they said last about each client's own rows."""
+    """Global heads by architecture and tap, and their last logits on each client's own rows."""
 
     heads: Mapping[str, Weights]
     tables: Mapping[ClientId, Tensor]  # S_k (n, C) logits
     problem: Problem = field(metadata=state_values.CONSTANT)
-    # Of taps as they are reported, by architecture
+    # Shapes of the reported taps, by architecture
     shapes: Mapping[str, Mapping[str, tuple[int, ...]]] = field(metadata=state_values.CONSTANT)
 
 
@@ -50,24 +50,24 @@ class FedD2S(Strategy[State]):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Strategy.Config):
-        # All values are this reconstruction's: of the paper none could be found
+        # All defaults are this reconstruction's: the paper's values were not found
         drop_mode: Literal["fixed", "none", "constant", "reverse", "stop"] = "fixed"  # how blocks are dropped
         drop_set: list[int] | None = None  # blocks dropped in turn, 1 = shallow; null: the head down to the second
-        drop_period: Annotated[int, Ge(1)] | None = None  # rounds between drops; null: all depths get as many
-        depth: Annotated[int, Ge(0)] | None = None  # constant: blocks that take part; null: all but the head
+        drop_period: Annotated[int, Ge(1)] | None = None  # rounds between drops; null: equally many for each depth
+        depth: Annotated[int, Ge(0)] | None = None  # constant: blocks that take part; null: all except for the head
         knowledge: Literal["per_sample", "per_class", "smoothing"] = "per_sample"  # what is exchanged
         epsilon: Annotated[float, Gt(0), Lt(1)] = 0.1  # of knowledge=smoothing
         student: Literal["local_head", "global_head"] = "local_head"  # what learns from the federation
         head_arch: Literal["tail", "flat"] = "tail"  # of local and global heads
-        head_up: bool = False  # clients report their heads, from whose mean the global head starts
+        head_up: bool = False  # clients report their heads; the global head starts from the mean of these
         exchange: Literal["fused", "two_step"] = "fused"  # train and report at once, or report and then train
-        hetero: Literal["group", "adapter"] = "group"  # a head an architecture and tap, or one behind adapters
-        tap_pool: Annotated[int, Ge(0)] = 0  # taps are averaged to so many fields a side; 0: as they are
+        hetero: Literal["group", "adapter"] = "group"  # one head per architecture and tap, or one behind adapters
+        tap_pool: Annotated[int, Ge(0)] = 0  # taps are pooled to this many fields per side; 0: not pooled
         temperature: Annotated[float, Gt(0)] = 3.0  # T, both ways
-        lambda_s: Annotated[float, Ge(0)] = 1.0  # weight of the clients' logits where a head is taught
-        server_epochs: Annotated[int, Ge(1)] = 2  # passes over all that was reported, a round
+        lambda_s: Annotated[float, Ge(0)] = 1.0  # weight of the clients' logits when a head is trained
+        server_epochs: Annotated[int, Ge(1)] = 2  # passes over all reported rows per round
         server_batch: Annotated[int, Ge(1)] = 64
-        server_lr: Annotated[float, Gt(0)] = 0.01  # SGD, its momentum afresh each round
+        server_lr: Annotated[float, Gt(0)] = 0.01  # of SGD, whose momentum starts afresh each round
         server_momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
         server_weight_decay: Annotated[float, Ge(0), Le(1)] = 5e-4
 
@@ -145,28 +145,28 @@ class FedD2S(Strategy[State]):
         return layer_dropping.depth(config.drop_mode, round, problem.rounds, blocks, *schedule)
 
     def _key(self, problem: Problem, client: ClientId, depth: int) -> str:
-        """A head's name: clients of one architecture share it at one tap; all share it behind adapters."""
+        """A head's name: clients of one architecture share a head per tap; behind adapters, all clients share one."""
         if self.config.hetero == "adapter":
             return "adapter"
         architecture, tap = problem.architecture(client), heads.tap(problem.of(client).shape, depth)
         return f"{architecture}:{tap}" if architecture else tap
 
     def _distil(self, state: State, reports: Sequence[Reply], stream: Stream) -> tuple[State, Findings]:
-        """Teach one head a group; then each says what it thinks of its clients' rows."""
+        """Train one head per group; each head then gives logits on its clients' rows."""
         groups: dict[str, list[Reply]] = {}
         for reply in reports:
             groups.setdefault(self._key(state.problem, reply.client, _reported_depth(reply)), []).append(reply)
-        found: list[Mapping[str, float]] = []
+        numbers: list[Mapping[str, float]] = []
         taught: dict[str, Weights] = {}
         tables: dict[ClientId, Tensor] = {}
         for key, members in sorted(groups.items()):
             head, data = self._start(state, key, members), _dataset(members)
-            found.append(self._teach(head, data, stream.child("lesson", key)))
-            said = forward.logits(head, data.taps)
-            if all(state_values.is_finite(entry) for entry in (said, *head.weights.values())):
+            numbers.append(self._teach(head, data, stream.child("lesson", key)))
+            logits = forward.logits(head, data.taps)
+            if all(state_values.is_finite(entry) for entry in (logits, *head.weights.values())):
                 taught[key] = head.weights
                 sizes = [len(_samples(reply)["labels"]) for reply in members]
-                parts = (part.clone() for part in said.split(sizes))
+                parts = (part.clone() for part in logits.split(sizes))
                 tables |= dict(zip((reply.client for reply in members), parts, strict=True))
         counts = {
             "restored": len(groups) - len(taught),
@@ -174,10 +174,10 @@ class FedD2S(Strategy[State]):
             "rows": sum(len(_samples(reply)["labels"]) for reply in reports),
         }
         after = replace(state, heads={**state.heads, **taught}, tables={**state.tables, **tables})
-        return after, {**metrics.mean_by_name(found), **_judge(tables, reports), **counts}
+        return after, {**metrics.mean_by_name(numbers), **_judge(tables, reports), **counts}
 
     def _start(self, state: State, key: str, members: Sequence[Reply]) -> Student:
-        """The head as it enters the round: the mean of the clients', the one there is, or a new one."""
+        """The head at the start of the round: the mean of the clients' heads, the existing head, or a new one."""
         client, depth = members[0].client, _reported_depth(members[0])
         problem, shape = state.problem.of(client), _shape(state, client, depth)
         stream = seeds.stream(problem.seed, "global head").child(key)
@@ -190,11 +190,11 @@ class FedD2S(Strategy[State]):
         config = self.config
         sgd = Sgd(list(head.parameters()), config.server_lr, config.server_momentum, config.server_weight_decay)
         how = config.server_epochs, config.server_batch, config.temperature, config.lambda_s
-        found = heads.teach(head, data, sgd, stream, *how)
-        return {f"head_{name}": value for name, value in found.items() if torch.isfinite(torch.tensor(value))}
+        means = heads.teach(head, data, sgd, stream, *how)
+        return {f"head_{name}": value for name, value in means.items() if torch.isfinite(torch.tensor(value))}
 
     def _check_samples(self, reply: Reply, shape: tuple[int, ...], classes: int) -> None:
-        """Raises border.Refused for rows that are not those that were asked for."""
+        """Raises border.Refused for rows other than the expected ones."""
         samples, by_class = _samples(reply), self.config.knowledge == "per_class"
         rows, label_type = len(samples.get("labels", ())), torch.uint8 if classes <= 256 else torch.int64
         with torch.device("meta"):
@@ -212,7 +212,7 @@ class FedD2S(Strategy[State]):
             raise checks.Refused("shape", f"samples: of {counted} samples, expected {reply.num_examples}")
 
     def _check(self) -> None:
-        """What no single key can tell. Raises ConfigError."""
+        """Checks keys against each other. Raises ConfigError."""
         config = self.config
         if config.tap_pool and config.head_arch == "tail":
             raise ConfigError(
@@ -230,7 +230,7 @@ class FedD2S(Strategy[State]):
 
 
 def _shape(state: State, client: ClientId, depth: int) -> tuple[int, ...]:
-    """Of one sample's tap as the client reports it."""
+    """Shape of one sample's tap, as the client reports it."""
     return state.shapes[state.problem.architecture(client)][heads.tap(state.problem.of(client).shape, depth)]
 
 
@@ -243,7 +243,7 @@ def _samples(reply: Reply) -> Weights:
 
 
 def _dataset(reports: Sequence[Reply]) -> HeadDataset:
-    """All rows, each with the weight of its samples."""
+    """All reported rows; a row's weight is its number of samples, scaled to a mean of 1."""
     rows = {name: torch.cat([_samples(r)[name] for r in reports]) for name in ("taps", "logits", "labels")}
     counts = [_samples(r).get("counts", torch.ones(len(_samples(r)["labels"]))).float() for r in reports]
     weight = torch.cat(counts)
@@ -251,7 +251,7 @@ def _dataset(reports: Sequence[Reply]) -> HeadDataset:
 
 
 def _judge(tables: Mapping[ClientId, Tensor], reports: Sequence[Reply]) -> Findings:
-    """How good a head's logits are beside the clients' own, on their own rows; means over clients."""
+    """Compares a head's logits with the clients' own logits on their own rows; means over clients."""
     found = []
     for reply in reports:
         if reply.client in tables:

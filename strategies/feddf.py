@@ -1,4 +1,4 @@
-"""FedDF, server half: averages weights, then teaches the average what all received students say of public images.
+"""FedDF, server half: averages weights, then trains the average on the received students' mean logits on public images.
 
 Source: Lin et al., NeurIPS 2020, Algorithms 1 and 3, and the authors' code; docs/strategies/feddf.md,
 equations 1 to 4. Client half: feddf.
@@ -28,12 +28,12 @@ from fedkd.student import Student
 from fedkd.training import forward, optimisers, public_set
 from fedkd.training.optimisers import LocalOptimiser
 
-NOTHING = 1e-9  # nats from the teacher below which there is nothing to learn: rounding, which Adam would magnify
+NOTHING = 1e-9  # nats from the teacher; below this the gap is rounding, which Adam would magnify
 
 
 @dataclass(frozen=True)
 class State:
-    """The averaged and taught entries of each architecture (the empty name, if all clients are alike)."""
+    """The averaged and distilled entries of each architecture; the name is empty if all clients share one."""
 
     problem: Problem = field(metadata=state_values.CONSTANT)
     weights: Mapping[str, Weights]
@@ -51,12 +51,12 @@ class FedDF(Strategy[State]):
     class Config(Strategy.Config):
         weighting: fusion.Weighting = "examples"  # of the average
         teachers: fusion.Weighting = "uniform"  # of clients in the mean of logits, the teacher. Paper: uniform
-        distil_steps: Annotated[int, Ge(0), Off("FedAvg")] = 100  # Adam's, a round. Code: up to 10000, stopped early
-        distil_batch: Annotated[int, Ge(1)] = 128  # public images a step
+        distil_steps: Annotated[int, Ge(0), Off("FedAvg")] = 100  # Adam's, per round. Code: up to 10000, stopped early
+        distil_batch: Annotated[int, Ge(1)] = 128  # public images per step
         distil_lr: Annotated[float, Gt(0)] = 1e-3  # Adam's, annealed to 0 along a cosine within the round
         distil_clip: Annotated[float, Gt(0)] | None = 5.0  # the gradient's norm is at most this; null: not clipped
         statistics: Literal["frozen", "moving"] = (
-            "frozen"  # BatchNorm's while the student learns: the average's, or of public batches (train mode)
+            "frozen"  # BatchNorm's while the student learns: the average's, or those of public batches (train mode)
         )
 
     def init(self, problem: Problem, stream: Stream) -> State:
@@ -69,7 +69,7 @@ class FedDF(Strategy[State]):
         return {client: payloads[state.problem.architecture(client)] for client in cohort}
 
     def inspect(self, state: State, job: Job, reply: Reply) -> None:
-        """`samples` are the statistics that do not travel with the weights, as one row each."""
+        """`samples` are the statistics that are not averaged with the weights, one row each."""
         sent, travels = reply.payload.samples or {}, job.payload.weights or {}
         statistics = state.problem.of(job.client).shape.statistics
         wanted = {name: value for name, value in statistics.items() if name not in travels}
@@ -82,7 +82,7 @@ class FedDF(Strategy[State]):
                 raise Refused("range", f"samples: '{name}' has negative variances")
 
     def aggregate(self, state: State, replies: Sequence[Reply], stream: Stream) -> tuple[State, Findings]:
-        """A group without replies stays as it is."""
+        """Averages, then distils, each group; a group without replies keeps its entries."""
         groups = by_architecture(state.problem, replies)
         weights = {name: self._average(theirs) for name, theirs in groups.items()}
         findings: dict[str, Any] = dict(fusion.describe(self._trust(replies)))
@@ -98,7 +98,7 @@ class FedDF(Strategy[State]):
     def evaluation_payload(self, state: State, client: ClientId | None) -> Payload | None:
         if client is not None:
             return Payload(weights=state.weights[state.problem.architecture(client)])
-        # A student for each architecture is none for all.
+        # With one student per architecture there is no global student.
         return None if state.problem.assigned else Payload(weights=state.weights[""])
 
     def _trust(self, replies: Sequence[Reply]) -> Tensor:
@@ -121,7 +121,7 @@ class FedDF(Strategy[State]):
         teacher_NC: Tensor,
         stream: Stream,
     ) -> tuple[dict[str, Weights], Numbers]:
-        """Every group's average, taught by the same teacher; numbers are means over the groups."""
+        """Each group's average, distilled from the same teacher; numbers are means over the groups."""
         taught, numbers = {}, []
         for name, theirs in groups.items():
             student = problem.alike(name).initial().load(averages[name], mean_statistics(theirs))
@@ -138,7 +138,7 @@ class FedDF(Strategy[State]):
         return taught, metrics.mean_by_name(numbers)
 
     def _distil(self, student: Student, x: Tensor, teacher_NC: Tensor, stream: Stream) -> None:
-        """Trains the student in place."""
+        """Train the student in place."""
         config = self.config
         student.train(config.statistics == "moving")
         settings = TrainConfig(optimiser="adam", lr=config.distil_lr, clip=config.distil_clip)
@@ -156,20 +156,20 @@ class FedDF(Strategy[State]):
 def judged(student: Student, x: Tensor, teacher_NC: Tensor, y_N: Tensor | None) -> dict[str, float]:
     """gap: KL(teacher || student) in nats, mean over public images; accuracy, if they have labels.
 
-    In float64, so that the gap between equals is 0.
+    In float64, so that the gap between equal distributions is 0.
     """
     logits_NC = forward.logits(student, x).double()
-    found = {"gap": float(losses.kl(teacher_NC, logits_NC).clamp(min=0))}
+    measures = {"gap": float(losses.kl(teacher_NC, logits_NC).clamp(min=0))}
     if y_N is not None and bool((kept_N := y_N >= 0).any()):
-        found["accuracy"] = float((logits_NC.argmax(1) == y_N)[kept_N].double().mean())
-    return found
+        measures["accuracy"] = float((logits_NC.argmax(1) == y_N)[kept_N].double().mean())
+    return measures
 
 
 def movement(average: Weights, taught: Weights, replies: Sequence[Reply]) -> dict[str, float]:
-    """moved: L2 distance from the average to the student it became; moved_ratio: divided by the clients' mean distance.
+    """moved: L2 distance from the average to the distilled student; moved_ratio: divided by the clients' mean distance.
 
-    The clients' distances are from the average, too. A ratio above 1 means that distilling moved the average further
-    than training has moved the clients apart. If all clients are alike there is no ratio.
+    The clients' distances are from the average, too. A ratio above 1 means that distillation moved the average further
+    than training moved the clients apart. If all clients are equal, there is no ratio.
     """
     moved = metrics.distance(taught, average)
     apart = [metrics.distance(reply.payload.weights or {}, average) for reply in replies]
@@ -210,6 +210,6 @@ def statistics_of(reply: Reply) -> Weights:
 
 
 def mean_statistics(replies: Sequence[Reply]) -> Weights:
-    """Their mean over clients of one architecture: what the average starts to learn with."""
+    """Mean statistics over clients of one architecture: distillation starts with them."""
     each = [statistics_of(reply) for reply in replies]
     return metrics.mean_statistics(each, tuple(each[0]))

@@ -1,4 +1,4 @@
-"""FedDistill (FD), server half: the mean over clients of their students' outputs by label; no weights cross.
+"""FedDistill (FD), server half: averages the clients' mean outputs by label; no weights cross.
 
 Source: Jeong et al., arXiv 1811.11479, and FedGen's code; docs/strategies/feddistill.md, equation 2. Client
 half: feddistill.
@@ -34,9 +34,9 @@ class FedDistill(Strategy[State]):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Strategy.Config):
-        leave_one_out: bool = False  # clients of the last round get the mean without their own table; paper: true
+        leave_one_out: bool = False  # a client of the last round gets the mean without its own table; paper: true
         mean: Literal["holders", "examples", "senders"] = (
-            "holders"  # of a label's rows: over who has it, alike or by samples; FedGen's code: over all, zeros too
+            "holders"  # of a label's rows: over its holders, equal or by samples; FedGen's code: over all, zeros too
         )
 
     def init(self, problem: Problem, stream: Stream) -> State:
@@ -45,7 +45,7 @@ class FedDistill(Strategy[State]):
     def plan(self, state: State, cohort: Cohort) -> Mapping[ClientId, Payload]:
         if not len(state.tables.clients):
             return dict.fromkeys(cohort, Payload())
-        return class_tables.tell(
+        return class_tables.payloads(
             state.tables,
             cohort,
             self.config.leave_one_out,

@@ -34,10 +34,10 @@ class FedDistillPlus(Strategy[State]):
     @dataclass(frozen=True, kw_only=True)
     class Config(Strategy.Config):
         share: Literal["all", "head"] = "all"  # which weights travel; the rest stays with each client
-        weighting: Literal["examples", "uniform"] = "examples"  # of weights: by size of the client's data, or alike
-        leave_one_out: bool = False  # clients of the last round get the mean without their own table
+        weighting: Literal["examples", "uniform"] = "examples"  # of weights: by size of the client's data, or equal
+        leave_one_out: bool = False  # a client of the last round gets the mean without its own table
         mean: Literal["holders", "examples", "senders"] = (
-            "holders"  # of a label's rows: over who has it, alike or by samples; FedGen's code: over all, zeros too
+            "holders"  # of a label's rows: over its holders, equal or by samples; FedGen's code: over all, zeros too
         )
 
     def init(self, problem: Problem, stream: Stream) -> State:
@@ -46,7 +46,7 @@ class FedDistillPlus(Strategy[State]):
     def plan(self, state: State, cohort: Cohort) -> Mapping[ClientId, Payload]:
         if not len(state.tables.clients):
             return dict.fromkeys(cohort, Payload(weights=state.weights))
-        return class_tables.tell(
+        return class_tables.payloads(
             state.tables,
             cohort,
             self.config.leave_one_out,

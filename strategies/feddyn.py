@@ -1,7 +1,7 @@
-"""FedDyn, server half: the mean of the clients' weights, moved on by what they have been pulled from so far.
+"""FedDyn, server half: the mean of the clients' weights, plus the clients' accumulated movement.
 
 Source: Acar et al., ICLR 2021, Algorithm 1; docs/strategies/feddyn.md, equations 4 and 5. Client half: feddyn.
-h is kept divided by -alpha, as in the authors' code: then alpha is the clients' alone, and its 0 divides nothing.
+The state holds -h / alpha, as the authors' code does: only the clients need alpha, and alpha = 0 divides nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,12 +21,12 @@ from fedkd.strategy import Cohort, Strategy
 
 @dataclass(frozen=True)
 class State:
-    """Global entries, the mean of the last cohort's, and what the clients have moved in all."""
+    """Global entries, the mean of the last cohort's, and the clients' total movement."""
 
     weights: Weights  # what clients get
     mean: Weights
     moved: Weights  # -h / alpha, of the learnable entries: (1/K) sum over rounds and clients of w_k - w
-    sizes: Mapping[str, int]  # n_k of the clients heard so far, by number
+    sizes: Mapping[str, int]  # n_k of the clients that have replied so far, by number
     clients: int  # K
 
 
@@ -37,7 +37,7 @@ class FedDyn(Strategy[State]):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Strategy.Config):
-        server_memory: Annotated[float, Ge(0), Le(1)] = 1.0  # how much of h moves the mean on; paper: 1; 0: plain mean
+        server_memory: Annotated[float, Ge(0), Le(1)] = 1.0  # share of h added to the mean; paper: 1; 0: plain mean
         serve: Literal["corrected", "mean"] = "corrected"  # which global student is evaluated; clients get `corrected`
         weighting: Literal["uniform", "examples"] = "uniform"  # of clients' losses; examples: alpha_k = alpha / omega_k
 
@@ -55,7 +55,7 @@ class FedDyn(Strategy[State]):
     def aggregate(self, state: State, replies: Sequence[Reply], stream: Stream) -> tuple[State, Numbers]:
         trust_1K1 = fusion.uniformly(replies)
         mean = fusion.fuse_weights(replies, trust_1K1)
-        share = len(replies) / state.clients  # K in the denominator, not the cohort: the others have not moved
+        share = len(replies) / state.clients  # divided by K, not by the cohort: the other clients have not moved
         moved = {n: value + share * (mean[n] - state.weights[n]) for n, value in state.moved.items()}
         weights = dict(mean)
         if factor := self.config.server_memory:

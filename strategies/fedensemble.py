@@ -1,4 +1,4 @@
-"""FedEnsemble, server half: FedAvg whose prediction is that of all clients' students together.
+"""FedEnsemble, server half: FedAvg that predicts with the ensemble of all clients' students.
 
 Source: FedGen's baseline (Zhu, Hong, Zhou, ICML 2021, authors' code); docs/strategies/fedensemble.md. Client
 half: fedensemble.
@@ -17,15 +17,15 @@ from fedkd.problem import Problem
 from fedkd.seeds import Stream
 from fedkd.strategy import Cohort, Strategy
 
-COPIES = "copies"  # beside the members' entries, which all have a dot in their names
+COPIES = "copies"  # a name without a dot, so it differs from all entries of members
 
 
 @dataclass(frozen=True)
 class State:
     """FedAvg's global entries and the ensemble of the last round.
 
-    Members are stacked: each entry (M, ...), and how many clients hold that member, `copies` (M,). BatchNorm's
-    statistics that are each client's own: (K, ...) by name, a row a client.
+    Members are stacked: each entry (M, ...), and `copies` (M,), how many clients hold each member. BatchNorm
+    statistics that stay with clients: (K, ...) by name, one row per client.
     """
 
     weights: Weights
@@ -44,14 +44,14 @@ class FedEnsemble(Strategy[State]):
         weighting: Literal["examples", "uniform"] = "examples"  # of the weights' mean; the ensemble has none
 
     def init(self, problem: Problem, stream: Stream) -> State:
-        """With BatchNorm statistics of the clients' own, all members begin with the initial ones."""
+        """If clients keep their BatchNorm statistics, all members start with the initial ones."""
         entries = problem.initial().weights
         shared = problem.shared(entries)
         own = {n: v.expand(problem.clients, *v.shape).clone() for n, v in entries.items() if n not in shared}
         return State(shared, own, {}, problem.clients)
 
     def plan(self, state: State, cohort: Cohort) -> Mapping[ClientId, Payload]:
-        """One payload for all; or each gets back its own statistics, so that those of all clients come up."""
+        """One payload for all; or each client gets its own statistics back, so that all clients report theirs."""
         if not state.statistics:
             return dict.fromkeys(cohort, Payload(weights=state.weights))
         own = {client: {name: rows[client] for name, rows in state.statistics.items()} for client in cohort}
@@ -66,12 +66,12 @@ class FedEnsemble(Strategy[State]):
         return State(weights, statistics, members, state.clients), fusion.describe(trust_1K1)
 
     def evaluation_payload(self, state: State, client: ClientId | None) -> Payload | None:
-        """The same for all; before the first round the global student."""
+        """The same payload for all clients; before the first round, the global student."""
         return Payload(samples=state.members) if state.members else Payload(weights=state.weights)
 
 
 def updated(statistics: Weights, replies: Sequence[Reply]) -> Weights:
-    """The rows of those who replied, as they sent them."""
+    """The statistics, with the rows of the clients that replied set to what they sent."""
     if not statistics:
         return {}
     who = torch.tensor([reply.client for reply in replies])
@@ -80,9 +80,9 @@ def updated(statistics: Weights, replies: Sequence[Reply]) -> Weights:
 
 
 def gathered(state: State, statistics: Weights, replies: Sequence[Reply]) -> Weights:
-    """The students that clients hold now: those who replied what they trained, all others what was broadcast.
+    """The students that clients hold now: a client that replied holds its trained student, others the broadcast one.
 
-    A student that several clients hold to the last entry is one member with so many copies.
+    Clients that hold equal students share one member, and `copies` counts them.
     """
     fresh, idle = _stacked(state.weights, replies), state.clients - len(replies)
     broadcast = {name: torch.cat([fresh[name], sent[None]]) for name, sent in state.weights.items()}

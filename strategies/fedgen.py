@@ -28,7 +28,7 @@ FIDELITY_SAMPLES = 256  # latents on which the ledger's fidelity is measured
 
 @dataclass(frozen=True)
 class State:
-    """Global entries, generator, its optimiser's memory, and labels drawn so far by all clients (C,) int64."""
+    """Global entries, generator, its optimiser's memory, and how often clients drew each label so far, (C,) int64."""
 
     weights: Weights
     generator: Weights
@@ -58,16 +58,16 @@ class FedGen(Strategy[State]):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Strategy.Config):
-        share: Literal["all", "head"] = "all"  # what travels: everything, or the prediction layer alone
+        share: Literal["all", "head"] = "all"  # what travels: all entries, or only the prediction layer
         weighting: Literal["examples", "uniform"] = "examples"  # of the average; paper: uniform
         noise: Annotated[int, Ge(1)] = 32  # width of the generator's noise
         hidden: Annotated[int, Ge(1)] = 256  # width of the generator's hidden layer
         noise_law: Literal["uniform", "normal"] = "uniform"  # U[0, 1) as in the code; paper: N(0, 1)
         warmup_rounds: Annotated[int, Ge(0)] = 1  # first rounds without generator at the clients; paper: 0
-        generator_steps: Annotated[int, Ge(0)] = 50  # a round; paper's Algorithm 1: 1
-        generator_batch: Annotated[int, Ge(2)] = 32  # latents a step
+        generator_steps: Annotated[int, Ge(0)] = 50  # per round; paper's Algorithm 1: 1
+        generator_batch: Annotated[int, Ge(2)] = 32  # latents per step
         generator_lr: Annotated[float, Gt(0)] = 3e-4  # Adam's
-        generator_decay: Annotated[float, Gt(0), Le(1)] = 0.98  # of the learning rate, a round
+        generator_decay: Annotated[float, Gt(0), Le(1)] = 0.98  # factor on the learning rate per round
         generator_weight_decay: Annotated[float, Ge(0)] = 1e-2  # classical L2
         generator_labels: Literal["uniform", "proportional"] = "uniform"  # over labels drawn; paper: by count
         teacher: Literal["per_label", "per_client", "mean_logits"] = "per_label"  # code's slip; Eq. 4
@@ -117,9 +117,9 @@ class FedGen(Strategy[State]):
     def _train_generator(
         self, state: State, heads: Heads, counts_KC: Tensor, stream: Stream
     ) -> tuple[Weights, Mapping[str, Any], Numbers]:
-        """Adam on the generator alone; the heads are constants. Gives it, its moments, and means of the last steps."""
+        """Adam on the generator; heads are constant. Returns generator, moments, and mean terms of the last steps."""
         config, draws = self.config, stream.child("generator").torch()
-        labels_C = label_law(counts_KC, config.generator_labels)
+        labels_C = label_distribution(counts_KC, config.generator_labels)
 
         def terms(entries: Weights) -> Iterator[tuple[str, Tensor]]:
             y_B = torch.multinomial(labels_C, config.generator_batch, replacement=True, generator=draws)
@@ -155,7 +155,7 @@ class FedGen(Strategy[State]):
 
     @torch.no_grad()
     def _fidelity(self, generator: Weights, heads: Heads, labels_C: Tensor, draws: torch.Generator) -> Numbers:
-        """How often the clients' heads give a generated latent its label: each head trusted by label, and all alike."""
+        """How often the clients' heads give a generated latent its label: with trust by label, and with equal trust."""
         y_B = torch.multinomial(labels_C, FIDELITY_SAMPLES, replacement=True, generator=draws)
         noise_BN = generators.draw_noise((len(y_B), self.config.noise), draws, self.config.noise_law)
         right_KB = heads.logits(generators.generate(generator, y_B, noise_BN)).argmax(2) == y_B
@@ -166,7 +166,7 @@ class FedGen(Strategy[State]):
 
 
 def teacher_loss(form: str, logits_KBC: Tensor, y_B: Tensor, trust_KC: Tensor) -> Tensor:
-    """How badly heads recognise generated latents, in one of three forms (docs/strategies/fedgen.md, equation 3)."""
+    """The heads' loss on generated latents, in one of three forms (docs/strategies/fedgen.md, equation 3)."""
     if form == "per_label":
         return losses.ensemble_cross_entropy(logits_KBC, y_B, trust_KC)
     if form == "per_client":
@@ -187,12 +187,12 @@ def stack_heads(replies: Sequence[Reply], counts_KC: Tensor) -> Heads:
     return Heads(weight_KCd, bias_KC, fusion.by_label_counts(counts_KC)[0])
 
 
-def label_law(counts_KC: Tensor, law: str) -> Tensor:
-    """Probabilities (C,) of the labels generated: over Q, those that someone drew this round, alike or by count.
+def label_distribution(counts_KC: Tensor, kind: str) -> Tensor:
+    """Probabilities (C,) of generated labels over Q, the labels drawn by a client this round: uniform or by count.
 
-    If nobody reports a draw (all counts 1), every label is as likely: the teacher then has nothing to say.
+    If no client reports a draw (all counts are 1), all labels are equally likely.
     """
     drawn_C = (counts_KC - 1).sum(0).double()
     if not bool(drawn_C.any()):
         return torch.full_like(drawn_C, 1 / len(drawn_C))
-    return drawn_C / drawn_C.sum() if law == "proportional" else (drawn_C > 0) / (drawn_C > 0).sum()
+    return drawn_C / drawn_C.sum() if kind == "proportional" else (drawn_C > 0) / (drawn_C > 0).sum()

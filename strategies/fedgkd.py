@@ -1,4 +1,4 @@
-"""FedGKD, server half: averages weights, and sends the mean of the last global students along as a teacher.
+"""FedGKD, server half: averages weights, and also sends the mean of the last global students as a teacher.
 
 Source: Yao et al., arXiv 2107.00051; docs/strategies/fedgkd.md, equation 1. Client half: fedgkd.
 """
@@ -20,7 +20,7 @@ from fedkd.strategy import Cohort, Strategy
 
 @dataclass(frozen=True)
 class State:
-    """Global entries, and the learnable ones of the global students before, oldest first: (at most M - 1, ...)."""
+    """Global entries, and the learnable entries of earlier global students, oldest first: (at most M - 1, ...)."""
 
     weights: Weights
     past: Weights
@@ -35,7 +35,7 @@ class FedGKD(Strategy[State]):
     @dataclass(frozen=True, kw_only=True)
     class Config(Strategy.Config):
         buffer: Annotated[int, Ge(1)] = 5  # paper: M. Global students whose mean teaches; 1: the received one teaches
-        weighting: Literal["examples", "uniform"] = "examples"  # by size of the client's data, or alike
+        weighting: Literal["examples", "uniform"] = "examples"  # by size of the client's data, or equal
 
     def init(self, problem: Problem, stream: Stream) -> State:
         student = problem.initial()
@@ -43,7 +43,7 @@ class FedGKD(Strategy[State]):
         return State(entries, {name: entries[name][None][:0] for name in student.learnable})
 
     def plan(self, state: State, cohort: Cohort) -> Mapping[ClientId, Payload]:
-        """The teacher travels where it differs from the weights. It has no BatchNorm statistics of the past."""
+        """The server sends the teacher if it differs from the weights. A teacher has no past BatchNorm statistics."""
         payload = Payload(weights=state.weights, reference=teacher(state))
         return dict.fromkeys(cohort, payload)
 
@@ -64,7 +64,7 @@ def students(state: State) -> Weights:
 
 
 def teacher(state: State) -> Weights | None:
-    """Mean of the buffered students, entry by entry; None if there is one only: clients have it already."""
+    """Mean of the buffered students, entry by entry; None if there is only one, which clients already receive."""
     if not len(next(iter(state.past.values()))):
         return None
     return {name: value.double().mean(0).to(value.dtype) for name, value in students(state).items()}

@@ -25,7 +25,7 @@ from fedkd.training import public_set
 
 @dataclass(frozen=True)
 class State:
-    """What the clients of the last round said on average, (N, C) logits; empty before the first."""
+    """The mean logits (N, C) of the last round's clients; empty before the first round."""
 
     problem: Problem = field(metadata=state_values.CONSTANT)
     consensus: Tensor
@@ -43,9 +43,9 @@ class FedMD(Strategy[State]):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Strategy.Config):
-        public_size: Annotated[int, Ge(1)] = 500  # public images a round, chosen afresh; at most all. Paper: 5000
+        public_size: Annotated[int, Ge(1)] = 500  # public images per round, chosen afresh; at most all. Paper: 5000
         public_epochs: Annotated[int, Ge(0)] = 0  # on the public set, before a client's first round; 0: none. Paper: 20
-        private_epochs: Annotated[int, Ge(0)] = 0  # on its own data, after these; 0: none. Paper: 25
+        private_epochs: Annotated[int, Ge(0)] = 0  # then on the client's own data; 0: none. Paper: 25
 
     def init(self, problem: Problem, stream: Stream) -> State:
         proxy = public_set.required(problem)

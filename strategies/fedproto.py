@@ -1,4 +1,4 @@
-"""FedProto, server half: the mean over clients of their mean latents by label; no weights cross.
+"""FedProto, server half: averages the clients' mean latents by label; no weights cross.
 
 Source: Tan et al., AAAI 2022, equation 6 with weights that sum to 1. Client half: fedproto.
 """
@@ -21,7 +21,7 @@ from fedkd.training import class_tables
 
 @dataclass(frozen=True)
 class State:
-    """A prototype a label, and how many samples or clients it is the mean of; 0: nobody ever sent one."""
+    """One prototype per label, and how many samples or clients it averages; 0: no client has sent one."""
 
     prototypes: Tensor  # (C, d)
     counts: Tensor  # (C,) int64
@@ -55,7 +55,7 @@ class FedProto(Strategy[State]):
         return dict.fromkeys(cohort, self._payload(state))
 
     def aggregate(self, state: State, replies: Sequence[Reply], stream: Stream) -> tuple[State, Findings]:
-        """A label that no client of this round has keeps its prototype of an earlier one."""
+        """A label that no client of this round has keeps its earlier prototype."""
         sent = [r.payload.prototypes for r in replies if r.payload.prototypes is not None]
         counts_KC = torch.stack([r.payload.label_counts for r in replies if r.payload.label_counts is not None])
         rule: class_tables.Mean = "examples" if self.config.aggregation == "examples" else "holders"
@@ -76,7 +76,7 @@ class FedProto(Strategy[State]):
         return Payload(prototypes=state.prototypes, label_counts=state.counts)
 
     def _describe(self, after: State, sent_KCd: Tensor, counts_KC: Tensor) -> Findings:
-        """How many labels have a prototype, and the mean distance of the clients' prototypes to it."""
+        """How many labels have a prototype, and the mean distance of the clients' prototypes to these."""
         distance_KC = (sent_KCd - after.prototypes).norm(dim=2).double()
         held_KC = counts_KC > 0
         spread = float(distance_KC[held_KC].mean()) if bool(held_KC.any()) else 0.0

@@ -1,7 +1,7 @@
-"""FedRep and FedPer, server half: the mean of the clients' bodies; heads stay with them.
+"""FedRep and FedPer, server half: averages the clients' bodies; heads stay with the clients.
 
 Sources: Collins et al., ICML 2021; Arivazhagan et al. 2019 (arXiv 1912.00818); docs/strategies/fedrep.md,
-equation 4. Client half: fedrep, which says in what order body and head are trained.
+equation 4. Client half: fedrep, which determines the order in which body and head train.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from fedkd.strategy import Cohort, Strategy
 
 @dataclass(frozen=True)
 class State:
-    """The body: all entries but the head's."""
+    """The body: all entries except for the head's."""
 
     weights: Weights
 
@@ -32,7 +32,7 @@ class FedRep(Strategy[State]):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Strategy.Config):
-        weighting: Literal["examples", "uniform"] = "examples"  # by size of the client's data, or alike
+        weighting: Literal["examples", "uniform"] = "examples"  # by size of the client's data, or equal
 
     def init(self, problem: Problem, stream: Stream) -> State:
         entries = problem.shared(problem.initial().weights)

@@ -1,7 +1,7 @@
-"""Flower's own strategies as server halves: FedAvg, its adaptive and momentum kin, and its robust means.
+"""Flower's own strategies as server halves: FedAvg, its adaptive and momentum variants, and its robust means.
 
-They run through Flower's public hooks, a fresh object for each round with its memory put back, and give bit for bit
-the weights that Flower gives for the same replies in the same order. Client half: any that sends weights.
+They run through Flower's public hooks. Each round makes a fresh Flower object and restores its memory. The weights
+equal Flower's bit for bit, given the same replies in the same order. Client half: any that sends weights.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from fedkd.problem import Problem
 from fedkd.seeds import Stream
 from fedkd.strategy import Cohort, Strategy
 
-if TYPE_CHECKING:  # flwr takes a second to import; `fedkd list` must not wait for it
+if TYPE_CHECKING:  # importing flwr takes a second; `fedkd list` must not wait for it
     from flwr.app import ArrayRecord, Message
 
 _KEYWORDS = {  # our name of a hyper-parameter: Flower's names
@@ -41,11 +41,11 @@ _OPTIMISERS = frozenset({"FedAvgM", "FedAdam", "FedYogi", "FedAdagrad"})  # step
 
 @dataclass(frozen=True)
 class State:
-    """Global entries, and what the stock strategy remembers."""
+    """Global entries, and the memory of Flower's strategy."""
 
-    weights: Weights  # entries the stock strategy aggregates, as clients get them
-    statistics: Weights  # BatchNorm's, where they are averaged beside it
-    exact: Weights  # of `weights`, those that Flower holds in another dtype (float64 after its FedAdam), so held
+    weights: Weights  # entries that Flower's strategy aggregates, as clients get them
+    statistics: Weights  # BatchNorm's, if they are averaged separately
+    exact: Weights  # entries of `weights` that Flower holds in another dtype (float64 after its FedAdam), in that dtype
     memory: Mapping[str, Weights]  # moment -> entry -> value
 
 
@@ -77,7 +77,7 @@ class FlowerStrategy(Strategy[State]):
         malicious: Annotated[int, Ge(0)] | None = None  # Krum, MultiKrum, Bulyan: clients that may lie
         selected: Annotated[int, Ge(1)] | None = None  # MultiKrum: clients that are averaged
         statistics: Literal["average", "optimise"] = (
-            "average"  # BatchNorm's; optimise: step along them too, as Flower does; variances can turn negative
+            "average"  # BatchNorm's; optimise: step along them too, as Flower does; variances can become negative
         )
 
     def notes(self, problem: Problem) -> Iterator[str]:
@@ -108,7 +108,7 @@ class FlowerStrategy(Strategy[State]):
         _recall(stock, state)
         with _quiet_flwr():
             found, _ = stock.aggregate_train(replies[0].round, [_message(reply, state.weights) for reply in replies])
-        if found is None:  # fewer replies than the algorithm can work with
+        if found is None:  # too few replies for the algorithm
             return replace(state, statistics=statistics), {"skipped": 1.0}
         arrays = {name: torch.from_numpy(array.numpy()) for name, array in found.items()}
         weights = {name: arrays[name].to(before.dtype) for name, before in state.weights.items()}
@@ -124,7 +124,7 @@ def _served(state: State) -> Payload:
 
 
 def _make(config: FlowerStrategy.Config) -> Any:
-    """The stock strategy with the hyper-parameters that were given. Raises ConfigError for those it does not have."""
+    """Flower's strategy with the given hyper-parameters. Raises ConfigError for those that it does not have."""
     from flwr.serverapp import strategy as flower
 
     cls = getattr(flower, config.algorithm)
@@ -147,11 +147,11 @@ def _make(config: FlowerStrategy.Config) -> Any:
 
 
 def _recall(stock: Any, state: State) -> None:
-    """Put back what Flower's object would remember had it lived since the first round."""
+    """Restore the memory that Flower's object has when it lives for the whole run."""
     from flwr.app import ConfigRecord
 
     arrays = {**state.weights, **state.exact}
-    stock.fraction_train = 0.0  # the hook notes the arrays and asks no grid for nodes: whom to ask is decided already
+    stock.fraction_train = 0.0  # the hook stores the arrays and samples no nodes: the cohort is already drawn
     stock.configure_train(0, _record(arrays), ConfigRecord(), None)
     for moment, entries in state.memory.items():
         values = {name: entries[name].numpy() for name in arrays}
@@ -159,7 +159,7 @@ def _recall(stock: Any, state: State) -> None:
 
 
 def _memory(stock: Any, names: Sequence[str]) -> dict[str, Weights]:
-    """The moments of a stock strategy as entries by name."""
+    """The moments of Flower's strategy as entries by name."""
     memory: dict[str, Weights] = {}
     for moment in _MOMENTS:
         found = getattr(stock, moment, None)
@@ -215,7 +215,7 @@ def _message(reply: Reply, entries: Weights) -> "Message":
 
 @contextlib.contextmanager
 def _quiet_flwr() -> Iterator[None]:
-    """Hold back Flower's line for every aggregation: the ledger has it."""
+    """Suppress Flower's log line for every aggregation: the ledger records it."""
     logger = logging.getLogger("flwr")
     level = logger.level
     logger.setLevel(logging.ERROR)

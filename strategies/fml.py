@@ -1,4 +1,4 @@
-"""FML, server half: the plain mean of the memes, small students that travel while the clients' own ones stay.
+"""FML, server half: the plain mean of the memes, small students that travel; the clients' own students stay.
 
 Source: Shen et al. 2020 (arXiv 2006.16765); docs/strategies/fml.md, equation 3. Client half: fml.
 """
@@ -33,7 +33,7 @@ class FML(Strategy[State]):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Strategy.Config):
-        weighting: Literal["examples", "uniform"] = "uniform"  # of the memes: alike, or by size of the client's data
+        weighting: Literal["examples", "uniform"] = "uniform"  # of the memes: equal, or by size of the client's data
 
     def init(self, problem: Problem, stream: Stream) -> State:
         entries = problem.initial().weights
@@ -48,8 +48,8 @@ class FML(Strategy[State]):
         return State(fusion.fuse_weights(replies, trust_1K1), state.is_whole), fusion.describe(trust_1K1)
 
     def evaluation_payload(self, state: State, client: ClientId | None) -> Payload | None:
-        """To a client nothing: it uses its own, private student.
+        """None for a client: it uses its private student.
 
-        Nor is there a global student where statistics stay with the clients: those they keep are of their own students.
+        There is no global student if statistics stay with the clients: kept statistics belong to their own students.
         """
         return Payload(weights=state.weights) if client is None and state.is_whole else None

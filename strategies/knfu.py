@@ -1,4 +1,4 @@
-"""KnFu, server half, a reconstruction: a teacher for each client, fused from the knowledge of those near to it.
+"""KnFu (reconstruction), server half: a teacher for each client, fused from the knowledge of similar clients.
 
 Source: Seyedmohammadi et al., arXiv 2403.11892, of which only the abstract was found;
 docs/strategies/knfu.md, equations 1 to 5. Client half: knfu.
@@ -23,12 +23,12 @@ from fedkd.seeds import Stream
 from fedkd.strategy import Cohort, Strategy
 from fedkd.training import public_set
 
-SAMPLES_AT_ONCE = 64  # of weights by sample: their distances are (samples, K, K, C) in memory
+SAMPLES_AT_ONCE = 64  # for weights by sample: distances take (samples, K, K, C) in memory
 
 
 @dataclass(frozen=True)
-class Heard:
-    """What a client last said: N transfer samples, C classes."""
+class LastReply:
+    """What a client last sent: N transfer samples, C classes."""
 
     round: int
     logits: Tensor  # (N, C)
@@ -38,13 +38,13 @@ class Heard:
 
 @dataclass(frozen=True)
 class State:
-    """Between exchanges: teachers. Between rounds: what the configuration wants remembered."""
+    """Between exchanges: teachers. Between rounds: what the configuration needs from earlier rounds."""
 
     problem: Problem = field(metadata=state_values.CONSTANT)
-    round: int  # rounds heard of
-    beta: float | None  # chosen in the first round, if it is `auto`
-    laws: Mapping[int, Tensor]  # by client: its first estimate, where that is to stay
-    heard: Mapping[int, Heard]  # by client: for rounds in which it is absent
+    round: int  # the last aggregated round
+    beta: float | None  # the value chosen in the first round, for beta=auto
+    laws: Mapping[int, Tensor]  # by client: its first estimated label distribution, for epd_when=first
+    heard: Mapping[int, LastReply]  # by client: for rounds in which it is absent
     teachers: Mapping[int, Tensor]  # by client: log F_k (N, C); equal ones are one tensor
 
 
@@ -62,22 +62,22 @@ class KnFu(Strategy[State]):
     class Config(Strategy.Config):
         order: Literal["two_phase", "distill_first"] = "two_phase"  # fine-tune at once, or before the next training
         epd: Literal["mean_soft", "argmax_hist", "reported", "class_table"] = (
-            "mean_soft"  # a client's label law: mean prediction, share of decisions, its counts, means by public label
+            "mean_soft"  # a client's label distribution: mean prediction, shares of decisions, counts, means by label
         )
         epd_when: Literal["every", "first"] = "every"  # round; first: before any fine-tuning, then kept
         pseudo_count: Annotated[int, Ge(0), Le(1)] = 0  # added to each reported count
-        divergence: Literal["kl", "kl_rev", "js", "l1", "l2", "cos"] = "kl"  # of label laws; kl: receiver || sender
+        divergence: Literal["kl", "kl_rev", "js", "l1", "l2", "cos"] = "kl"  # of distributions; kl: receiver || sender
         beta: Annotated[float, Ge(0)] | Literal["inf", "auto"] = 10.0  # paper: 10, of an unknown distance; 0: FedMD
         beta_senders: Annotated[float, Ge(1)] = 3.0  # mean effective senders that beta=auto aims at, in round 1
         include_self: bool = True  # whether a client's own knowledge is part of its teacher
-        size_prior: bool = False  # weights also by the size of the sender's data
-        top_m: Annotated[int, Ge(1)] | None = None  # only the nearest senders count; null: all
-        min_samples: Annotated[int, Ge(0)] = 0  # clients with fewer receive and are nobody's source
+        size_prior: bool = False  # whether weights also grow with the size of the sender's data
+        top_m: Annotated[int, Ge(1)] | None = None  # only this many nearest senders count; null: all
+        min_samples: Annotated[int, Ge(0)] = 0  # a client with fewer samples receives, but is not a source
         stale: Annotated[int, Ge(0)] = 0  # rounds for which an absent client's knowledge still counts
-        weight_level: Literal["client", "sample"] = "client"  # one weight a pair, or one for each transfer sample
+        weight_level: Literal["client", "sample"] = "client"  # one weight per pair, or per pair and transfer sample
         fuse: Literal["prob", "logit"] = "prob"  # mean of probabilities, or of logits
-        temperature: Annotated[float, Gt(0)] = 1.0  # of teacher and student; the label laws stay at 1
-        fine_tune_ce: Literal["none", "private", "transfer"] = "none"  # beside distilling: on own or on public labels
+        temperature: Annotated[float, Gt(0)] = 1.0  # of teacher and student; label distributions stay at 1
+        fine_tune_ce: Literal["none", "private", "transfer"] = "none"  # cross entropy on private or public labels too
 
     def init(self, problem: Problem, stream: Stream) -> State:
         wants_labels = self.config.fine_tune_ce == "transfer" or self.config.epd == "class_table"
@@ -110,7 +110,7 @@ class KnFu(Strategy[State]):
         checks.check_rows(reply, public_set.size(state.problem))
 
     def aggregate(self, state: State, replies: Sequence[Reply], stream: Stream) -> tuple[State, Findings]:
-        if replies[0].exchange == 1:  # they have taken what was fused
+        if replies[0].exchange == 1:  # these clients have taken their teachers
             return replace(state, teachers={}), {}
         heard = self._heard(state, replies)
         logits_KNC = torch.stack([said.logits for said in heard.values()]).double()
@@ -137,29 +137,29 @@ class KnFu(Strategy[State]):
     def evaluation_payload(self, state: State, client: ClientId | None) -> Payload | None:
         return None  # each client has a student of its own
 
-    def _heard(self, state: State, replies: Sequence[Reply]) -> dict[int, Heard]:
-        """All whose knowledge counts now, by client ascending: those who replied, and absent ones not too old."""
+    def _heard(self, state: State, replies: Sequence[Reply]) -> dict[int, LastReply]:
+        """The replies that count now, in order of client: new ones, and recent ones of absent clients."""
         now = replies[0].round
         recent = {client: said for client, said in state.heard.items() if now - said.round <= self.config.stale}
         fresh = {reply.client: of_reply(reply) for reply in replies}
         return dict(sorted((recent | fresh).items()))
 
-    def _laws(self, state: State, heard: Mapping[int, Heard], logits_KNC: Tensor) -> dict[int, Tensor]:
-        """The estimated label law of each client, (C,), or its mean predictions by public label, (C, C)."""
+    def _laws(self, state: State, heard: Mapping[int, LastReply], logits_KNC: Tensor) -> dict[int, Tensor]:
+        """Each client's estimated label distribution (C,), or its mean predictions by public label (C, C)."""
         if self.config.epd == "mean_soft":
-            found = affinity.epd(logits_KNC.softmax(-1))
+            estimates = affinity.epd(logits_KNC.softmax(-1))
         elif self.config.epd == "argmax_hist":
-            found = affinity.label_shares(logits_KNC.argmax(-1), logits_KNC.shape[-1])
+            estimates = affinity.label_shares(logits_KNC.argmax(-1), logits_KNC.shape[-1])
         elif self.config.epd == "reported":
             counts_KC = torch.stack([said.counts for said in heard.values()])
-            found = affinity.reported(counts_KC, self.config.pseudo_count)
+            estimates = affinity.reported(counts_KC, self.config.pseudo_count)
         else:
-            found = by_public_label(logits_KNC.softmax(-1), public_set.required(state.problem).samples.y)
-        laws = dict(zip(heard, found, strict=True))
-        return {**laws, **state.laws} if self.config.epd_when == "first" else laws
+            estimates = by_public_label(logits_KNC.softmax(-1), public_set.required(state.problem).samples.y)
+        distributions = dict(zip(heard, estimates, strict=True))
+        return {**distributions, **state.laws} if self.config.epd_when == "first" else distributions
 
     def _distance(self, state: State, laws: Tensor, logits_KNC: Tensor) -> Tensor:
-        """D (K, K) between those heard, or (N, K, K) where it differs by sample."""
+        """D (K, K) between the clients in `heard`, or (N, K, K) if it differs by sample."""
         kind = self.config.divergence
         if self.config.weight_level == "sample":
             parts = logits_KNC.softmax(-1).movedim(1, 0).split(SAMPLES_AT_ONCE)
@@ -170,8 +170,8 @@ class KnFu(Strategy[State]):
             return affinity.table_distance(laws, has_label_C.expand(len(laws), -1), kind)
         return affinity.distance(laws, kind)
 
-    def _rule(self, heard: Mapping[int, Heard]) -> dict[str, Any]:
-        """Who may be whose source, beside the distance: arguments of `affinity.weights`."""
+    def _rule(self, heard: Mapping[int, LastReply]) -> dict[str, Any]:
+        """Besides the distance, which clients may be sources: arguments of `affinity.weights`."""
         examples_K = torch.tensor([said.examples for said in heard.values()])
         return {
             "include_self": self.config.include_self,
@@ -192,15 +192,15 @@ class KnFu(Strategy[State]):
         return affinity.mix(W_RK, (logits_KNC / self.config.temperature).softmax(-1))
 
 
-def of_reply(reply: Reply) -> Heard:
-    """What a reply says, for this and later rounds."""
+def of_reply(reply: Reply) -> LastReply:
+    """The content of a reply, for this and later rounds."""
     logits, counts = reply.payload.probe_logits, reply.payload.label_counts
     assert logits is not None
-    return Heard(reply.round, logits, reply.num_examples, torch.empty(0) if counts is None else counts)
+    return LastReply(reply.round, logits, reply.num_examples, torch.empty(0) if counts is None else counts)
 
 
 def waiting(state: State, replies: Sequence[Reply]) -> dict[int, Tensor]:
-    """Teachers that clients absent now have not taken yet (`order: distill_first`)."""
+    """Teachers that absent clients have not taken yet (`order: distill_first`)."""
     present = {reply.client for reply in replies}
     return {client: teacher for client, teacher in state.teachers.items() if client not in present}
 
@@ -213,6 +213,6 @@ def by_public_label(probs_KNC: Tensor, y_N: Tensor) -> Tensor:
 
 
 def against_own(problem: Problem, W_RK: Tensor, own_RNC: Tensor, fused_RNC: Tensor) -> Findings:
-    """How the teachers of those who have one differ from their own knowledge; labels are for this measure only."""
+    """How teachers differ from their receivers' own knowledge, over clients with a teacher; only this uses labels."""
     taught_R = W_RK.sum(-1).reshape(-1, len(own_RNC)).amax(0) > 0
     return diagnostics.of_fused(own_RNC[taught_R], fused_RNC[taught_R], public_set.labels(problem))

@@ -1,4 +1,4 @@
-"""KnFu without a public set, server half: generated latents stand for the public images, and heads never hear of them.
+"""KnFu without a public set, server half: generated latents take the place of the public images.
 
 Our design (docs/strategies/knfu-generated.md) on what is known of Seyedmohammadi et al., arXiv 2403.11892, with
 FedGen's generator (Zhu et al., ICML 2021): nothing of it is in the paper. Client half: knfu-generated.
@@ -23,19 +23,19 @@ from fedkd.problem import Problem
 from fedkd.seeds import Stream
 from fedkd.strategy import Cohort, Strategy
 
-COMPARED = 200  # latents by whose pairs a collapse of the generator is recognised
+COMPARED = 200  # latents that are compared pairwise to detect a collapsed generator
 
 
 @dataclass(frozen=True)
 class State:
-    """Every client's head, the generator with its optimiser's memory, and what waits for the next round."""
+    """Each client's head, the generator with its optimiser's memory, and the next round's latents and teachers."""
 
-    first: Weights  # the head that all start from
-    heads: Mapping[int, Weights]  # by client, of those heard: they have only that one copy
+    first: Weights  # the head that all clients start from
+    heads: Mapping[int, Weights]  # by client that has replied; the server holds the only copy
     generator: Weights
     adam: Mapping[str, Any]
     labels_seen: Tensor  # (C,) int64: labels drawn so far by all clients
-    latents: Weights  # "z" (N, d) and "y" (N,): they play the public set; empty before the first
+    latents: Weights  # "z" (N, d) and "y" (N,), in place of a public set; empty before the first round
     teachers: Mapping[int, Tensor]  # by client: log F_k (N, C); equal ones are one tensor
     round: int  # rounds aggregated
 
@@ -51,19 +51,19 @@ class KnFuGenerated(Strategy[State]):
     @dataclass(frozen=True, kw_only=True)
     class Config(Strategy.Config):
         divergence: Literal["kl", "kl_rev", "js", "l1", "l2", "cos"] = "kl"  # kl: receiver || sender
-        beta: Annotated[float, Ge(0)] | Literal["inf"] = 10.0  # paper: 10, of an unknown distance; 0: all alike
+        beta: Annotated[float, Ge(0)] | Literal["inf"] = 10.0  # paper: 10, of an unknown distance; 0: all equal
         include_self: bool = True  # whether a client's own head is part of its teacher
-        top_m: Annotated[int, Ge(1)] | None = None  # only the nearest senders count; null: all
+        top_m: Annotated[int, Ge(1)] | None = None  # only this many nearest senders count; null: all
         temperature: Annotated[float, Gt(0)] = 1.0  # of teacher and student
-        latents: Annotated[int, Ge(1)] = 1000  # generated a round, as many of each label seen so far
-        least_variety: Annotated[float, Ge(0), Le(1)] = 0.05  # total variation below which latents teach nothing
+        latents: Annotated[int, Ge(1)] = 1000  # generated per round, equally many of each label seen so far
+        least_variety: Annotated[float, Ge(0), Le(1)] = 0.05  # total variation below which the generator has collapsed
         noise: Annotated[int, Ge(1)] = 32  # width of the generator's noise
         hidden: Annotated[int, Ge(1)] = 256  # width of the generator's hidden layer
-        generator_steps: Annotated[int, Ge(0)] = 50  # a round
-        generator_batch: Annotated[int, Ge(2)] = 32  # latents a step
+        generator_steps: Annotated[int, Ge(0)] = 50  # per round
+        generator_batch: Annotated[int, Ge(2)] = 32  # latents per step
         generator_lr: Annotated[float, Gt(0)] = 3e-4  # Adam's
         generator_weight_decay: Annotated[float, Ge(0)] = 1e-2  # classical L2
-        diversity_weight: Annotated[float, Ge(0)] = 1.0  # of noise that tells in the latents; 0: none
+        diversity_weight: Annotated[float, Ge(0)] = 1.0  # of the term that makes latents vary with the noise; 0 = off
 
     def init(self, problem: Problem, stream: Stream) -> State:
         widths = {name: problem.alike(name).latent for name in problem.architectures}
@@ -84,7 +84,7 @@ class KnFuGenerated(Strategy[State]):
         return State(first, {}, generator, {"step": 0, "mean": {}, "square": {}}, seen, {}, {}, 0)
 
     def plan(self, state: State, cohort: Cohort) -> Mapping[ClientId, Payload]:
-        """Heads come down too: the server has them anyway, and they start alike whatever the students are."""
+        """The server also sends each head: it has the heads anyway, and all start equal for any student."""
         new = Payload(weights=state.first)
         payloads = {}
         for client in cohort:
@@ -125,7 +125,7 @@ class KnFuGenerated(Strategy[State]):
         return None if client is None else Payload(weights=state.heads.get(client, state.first))
 
     def _weights(self, probs_KNC: Tensor, is_here_K: Tensor) -> tuple[Tensor, Findings]:
-        """W (K, K) over those who are here. While the generator is collapsed, everybody is its own source."""
+        """W (K, K) with this round's clients as sources. With a collapsed generator, each client is its own source."""
         config = self.config
         D_KK = affinity.distance(affinity.epd(probs_KNC), config.divergence)
         beta = math.inf if config.beta == "inf" else config.beta
@@ -136,7 +136,7 @@ class KnFuGenerated(Strategy[State]):
         return W_KK, {**affinity.describe(W_KK, torch.arange(len(D_KK))), "head_variety": spread}
 
     def _generate(self, generator: Weights, seen_C: Tensor, stream: Stream) -> Weights:
-        """Z and its labels, as many of each label seen so far."""
+        """Latents and their labels, equally many of each label seen so far."""
         draws = stream.child("latents").torch()
         labels = seen_C.nonzero().flatten() if bool(seen_C.any()) else torch.arange(len(seen_C))
         y_N = labels[torch.arange(self.config.latents) % len(labels)]
@@ -146,7 +146,7 @@ class KnFuGenerated(Strategy[State]):
     def _train_generator(
         self, state: State, heads: tuple[Tensor, Tensor], counts_KC: Tensor, stream: Stream
     ) -> tuple[Weights, Mapping[str, Any], Findings]:
-        """FedGen's: latents that the heads, trusted by label, recognise, and that noise spreads."""
+        """Train FedGen's generator: heads, trusted by label, must recognise its latents, and noise must spread them."""
         config, draws = self.config, stream.child("generator").torch()
         trust_KC = fusion.by_label_counts(counts_KC.clamp(min=1))[0]
         drawn_C = counts_KC.sum(0) > 0
@@ -184,7 +184,7 @@ def head_logits(heads: tuple[Tensor, Tensor], z_Nd: Tensor) -> Tensor:
 
 
 def variety(probs_KNC: Tensor) -> float:
-    """Mean total variation between two latents' predictions of the same head; 0: a collapsed generator."""
+    """Mean total variation between a head's predictions on two latents; 0: a collapsed generator."""
     samples = probs_KNC.shape[1]
     if samples < 2:
         return 0.0
@@ -193,7 +193,7 @@ def variety(probs_KNC: Tensor) -> float:
 
 
 def measure(latents: Weights, own_KNC: Tensor, fused_KNC: Tensor, W_KK: Tensor) -> Findings:
-    """Latents against their labels, and teachers against own heads, for those who have a teacher."""
+    """Compares latents with their labels, and teachers with own heads, over clients with a teacher."""
     taught_K = W_KK.sum(1) > 0
     generated = diagnostics.of_generated(latents["z"], latents["y"], own_KNC.mean(0))
     return {**generated, **diagnostics.of_fused(own_KNC[taught_K], fused_KNC[taught_K], latents["y"])}

@@ -1,4 +1,4 @@
-"""KnFu without a public set, server half: tables of mean logits by label, fused for each client from near owners.
+"""KnFu without a public set, server half: tables of mean logits by label, fused for each client from similar owners.
 
 Our design (docs/strategies/knfu-table.md) on what is known of Seyedmohammadi et al., arXiv 2403.11892: nothing of it is
 in the paper. Client half: knfu-table.
@@ -25,13 +25,13 @@ from fedkd.strategy import Cohort, Strategy
 class Teacher:
     """What one client is taught in its next round. C classes."""
 
-    logits: Tensor  # (C, C): log F_k, rows by true label; rows that nobody may teach are 0
-    owners: Tensor  # (C,) int64: from how many clients a row comes; 0 = there is none
+    logits: Tensor  # (C, C): log F_k, rows by true label; rows without a source are 0
+    owners: Tensor  # (C,) int64: how many clients contribute to a row; 0: none
 
 
 @dataclass(frozen=True)
 class State:
-    """By client: what waits for its next participation."""
+    """By client: what it receives in its next participation."""
 
     teachers: Mapping[int, Teacher]
     round: int  # rounds aggregated
@@ -50,10 +50,10 @@ class KnFuTable(Strategy[State]):
         epd: Literal["reported", "class_table"] = "reported"  # what clients are compared by: counts, or tables
         pseudo_count: Annotated[int, Ge(0), Le(1)] = 1  # added to each reported count
         divergence: Literal["kl", "kl_rev", "js", "l1", "l2", "cos"] = "kl"  # kl: receiver || sender
-        beta: Annotated[float, Ge(0)] | Literal["inf"] = 10.0  # paper: 10, of an unknown distance; 0: all owners alike
+        beta: Annotated[float, Ge(0)] | Literal["inf"] = 10.0  # paper: 10, of an unknown distance; 0: all owners equal
         include_self: bool = False  # whether a client's own table is part of its teacher
-        top_m: Annotated[int, Ge(1)] | None = None  # only the nearest owners of a label count; null: all
-        min_owned: Annotated[int, Ge(1)] = 1  # samples of a label from which on a client has a say on it
+        top_m: Annotated[int, Ge(1)] | None = None  # only this many nearest owners of a label count; null: all
+        min_owned: Annotated[int, Ge(1)] = 1  # a client needs this many samples of a label to teach it
         temperature: Annotated[float, Gt(0)] = 1.0  # of teacher and student
 
     def init(self, problem: Problem, stream: Stream) -> State:
@@ -80,7 +80,7 @@ class KnFuTable(Strategy[State]):
         return None  # each client has a student of its own
 
     def _weights(self, tables_KCC: Tensor, counts_KC: Tensor, owns_KC: Tensor) -> Tensor:
-        """W (C, K, K): for each label, whom a receiver trusts among those who own it."""
+        """W (C, K, K): for each label, a receiver's trust in each owner of the label."""
         config = self.config
         if config.epd == "reported":
             law_KC = affinity.reported(counts_KC, config.pseudo_count)
@@ -104,9 +104,9 @@ def stack(replies: Sequence[Reply]) -> tuple[Tensor, Tensor]:
 
 
 def fuse(tables_KCC: Tensor, owns_KC: Tensor, W_CKK: Tensor, temperature: float) -> Tensor:
-    """F (K, C, C) float64: row y of receiver k is sum_j W[y, k, j] softmax(M[j, y] / T); 0 where nobody may teach.
+    """F (K, C, C) float64: row y of receiver k is sum_j W[y, k, j] softmax(M[j, y] / T); 0 without a source.
 
-    Rows of labels that a sender does not own are put aside first: weight 0 times NaN would be NaN.
+    Rows of labels that a sender does not own are zeroed first: weight 0 times NaN would be NaN.
     """
     S_KCC = (tables_KCC.double() / temperature).softmax(-1)
     S_KCC = torch.where(owns_KC[..., None], S_KCC, 0.0)
@@ -114,7 +114,7 @@ def fuse(tables_KCC: Tensor, owns_KC: Tensor, W_CKK: Tensor, temperature: float)
 
 
 def teachers(clients: Sequence[int], W_CKK: Tensor, fused_KCC: Tensor) -> dict[int, Teacher]:
-    """What each client is taught next; receivers with the same weights share one teacher."""
+    """Each client's next teacher; receivers with equal weights share one teacher."""
     of_row: dict[bytes, Teacher] = {}
     found = {}
     for row, client in enumerate(clients):
@@ -125,7 +125,7 @@ def teachers(clients: Sequence[int], W_CKK: Tensor, fused_KCC: Tensor) -> dict[i
 
 
 def measure(W_CKK: Tensor, fused_KCC: Tensor, owns_KC: Tensor) -> Findings:
-    """taught: share of the labels that clients own for which they have a teacher; and how often that is right."""
+    """taught: of the labels that clients own, the share with a teacher; and how often that teacher is right."""
     has_KC = (W_CKK.sum(-1) > 0).T & owns_KC
     right_KC = fused_KCC.argmax(-1) == torch.arange(owns_KC.shape[1])
     taught = int(has_KC.sum())

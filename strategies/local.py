@@ -1,6 +1,6 @@
-"""Local, server half: no server. Every client trains alone, in the rounds in which it would be selected.
+"""Local, server half: nothing crosses. Each client trains alone, in the rounds in which it is selected.
 
-The floor that any exchange of knowledge must beat. Client half: supervised.
+The baseline that any exchange of knowledge must beat. Client half: supervised.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from fedkd.strategy import Cohort, Strategy
 
 @dataclass(frozen=True)
 class State:
-    """Rounds over: all else stays with the clients."""
+    """The number of rounds done: all else stays with the clients."""
 
     round: int
 

@@ -1,4 +1,4 @@
-"""SCAFFOLD, server half: averages weights, and the control variates that tell clients where the others pull.
+"""SCAFFOLD, server half: averages weights, and the control variates that estimate the global gradient.
 
 Source: Karimireddy et al., ICML 2020, Algorithm 1; docs/strategies/scaffold.md, equations 6 and 7. Client half:
 scaffold.
@@ -22,11 +22,11 @@ from fedkd.strategy import Cohort, Strategy
 
 @dataclass(frozen=True)
 class State:
-    """Global entries, and the sum of all clients' variates, each times the size of its data if sizes count."""
+    """Global entries, and the sum of all clients' variates, each times the client's data size if sizes count."""
 
     weights: Weights
     total: Weights  # sum_k a_k c_k over all clients, of the learnable entries; a_k = 1 or n_k
-    sizes: Mapping[str, int]  # n_k of the clients heard so far, by number
+    sizes: Mapping[str, int]  # n_k of the clients that have replied so far, by number
     clients: int  # K
 
 
@@ -76,12 +76,12 @@ class Scaffold(Strategy[State]):
         return Payload(weights=state.weights)
 
     def _control(self, state: State) -> Weights:
-        """c, the mean of all clients' variates; of those never heard it is 0."""
+        """c, the mean of all clients' variates; the variate of a client that never replied is 0."""
         scale = fusion.mean_size(state.sizes) if self.config.weighting == "examples" else 1.0
         return {name: total / (state.clients * scale) for name, total in state.total.items()}
 
     def _step(self, state: State, mean: Weights) -> Weights:
-        """w + eta_g (mean of the clients' w - w); for eta_g = 1 the mean to the last bit."""
+        """w + eta_g (mean of the clients' w - w); for eta_g = 1 the mean itself, bit for bit."""
         lr = self.config.server_lr
         if lr == 1:
             return mean

@@ -1,8 +1,8 @@
 """Image distillation: a generator of images, trained at a server against clients' frozen students.
 
-What comes out is a transfer set when there is no public one (docs/strategies/fedfuse.md). Whoever does
-this holds the clients' weights and draws what they hold: a matter of trust, said in the docs of who uses it.
-Shapes: K witnesses, B images, N noise width or images of a set, C classes.
+Its images are a transfer set if there is no public one (docs/strategies/fedfuse.md). The server holds the clients'
+weights and draws images like their data: the docs of a strategy that uses this say what trust it needs.
+Shapes: K client models, B images, N noise width or images of a set, C classes.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,17 +27,17 @@ from fedkd.training import forward
 Norms = nn.BatchNorm1d | nn.BatchNorm2d
 BETAS = (0.5, 0.999)  # of the generator's Adam
 CHUNK = 250  # images made at once
-LOOKED_AT = 200  # images on which variation and diversity are measured: pairs grow with the square
+LOOKED_AT = 200  # images for measures over pairs, whose number grows with the square
 
 
 @dataclass(frozen=True)
-class Witness:
-    """A client's student as the generator meets it: frozen, in eval mode."""
+class ClientModel:
+    """A client's student, frozen and in eval mode, as the generator's training uses it."""
 
     architecture: str  # of the problem
-    weights: Weights  # all entries, BatchNorm statistics among them
-    law_C: Tensor  # probabilities of the labels that it is asked about, float64
-    log_prior_C: Tensor  # added to its logits; zeros where its logits hold its prior already
+    weights: Weights  # all entries, including BatchNorm statistics
+    distribution_C: Tensor  # probabilities of the labels of its images, float64
+    log_prior_C: Tensor  # added to its logits; zeros if its logits already include its prior
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +45,11 @@ class Recipe:
     """How the generator is trained (docs/strategies/fedfuse.md, equations 10 to 12)."""
 
     steps: int
-    batch: int  # images a witness and step
-    witnesses: int  # drawn each step
+    batch: int  # images per client model and step
+    clients: int  # drawn per step
     lr: float
     noise: int
-    statistics_weight: float  # of the distance to the witnesses' BatchNorm statistics; 0: off
+    statistics_weight: float  # of the distance to the client models' BatchNorm statistics; 0: off
     diversity_weight: float  # 0: off
     diversity_cap: float
 
@@ -67,20 +67,20 @@ def train(
     problem: Problem,
     generator: Weights,
     adam: Mapping[str, Any],
-    witnesses: Sequence[Witness],
+    models: Sequence[ClientModel],
     recipe: Recipe,
     draw: Stream,
 ) -> Trained:
-    """Adam on the generator alone. Each step a few witnesses are drawn, each judges images of labels of its own law.
+    """Adam on the generator alone. Each step draws a few client models and, for each, labels from its distribution.
 
-    So a witness's statistics are compared with those of images of its own mixture.
+    So a model's statistics are compared with those of images whose label mixture is the model's own.
     """
     draws, students = draw.torch(), _Students(problem)
-    asked = min(recipe.witnesses, len(witnesses))
+    asked = min(recipe.clients, len(models))
 
     def terms(entries: Weights) -> Iterator[tuple[str, Tensor]]:
-        chosen = [witnesses[k] for k in torch.randperm(len(witnesses), generator=draws)[:asked].tolist()]
-        y_KB = torch.stack([_labels(witness.law_C, recipe.batch, draws) for witness in chosen])
+        chosen = [models[k] for k in torch.randperm(len(models), generator=draws)[:asked].tolist()]
+        y_KB = torch.stack([_labels(model.distribution_C, recipe.batch, draws) for model in chosen])
         noise_BN = torch.randn(y_KB.numel(), recipe.noise, generator=draws)
         x = image_generators.generate(entries, y_KB.flatten(), noise_BN, problem.input_shape, training=True)
         return _terms(students, chosen, x, y_KB, noise_BN, recipe)
@@ -93,7 +93,7 @@ def train(
         steps=recipe.steps,
         lr=recipe.lr,
         betas=BETAS,
-        skip_non_finite=True,  # a student may be finite on noise and not here: no client stops the others
+        skip_non_finite=True,  # a student may be finite on noise, but not here: one client must not stop the others
     )
     return Trained(found.generator, found.adam, _means(found.recent))
 
@@ -109,17 +109,16 @@ def draw_images(generator: Weights, y_N: Tensor, noise: int, problem: Problem, d
     return image_generators.to_bytes(torch.cat(parts)).clone()
 
 
-def ask(problem: Problem, witnesses: Sequence[Witness], x: Tensor) -> Tensor:
-    """Logits (K, N, C) of the witnesses on images as bytes, without their priors: what the clients would answer."""
+def ask(problem: Problem, models: Sequence[ClientModel], x: Tensor) -> Tensor:
+    """Logits (K, N, C) of the models on images as bytes, without priors: the answers of the clients themselves."""
     students, scaled = _Students(problem), image_generators.from_bytes(x)
-    return torch.stack([students.answer(witness, scaled) for witness in witnesses])
+    return torch.stack([students.answer(model, scaled) for model in models])
 
 
 def check_upload(problem: Problem, client: int, entries: Weights) -> None:
-    """Whether `samples` of a reply hold a student of the client's architecture, each entry below a first axis of 1.
+    """Checks that `samples` hold a student of the client's architecture, each entry with a first axis of 1.
 
-    Finite numbers were checked at the border; a student of them that answers noise with none is refused too. Raises
-    border.Refused.
+    The border has checked that entries are finite; logits on noise must be finite too. Raises border.Refused.
     """
     shape = problem.of(client).shape
     wanted = shape.learnable | shape.statistics
@@ -133,14 +132,14 @@ def check_upload(problem: Problem, client: int, entries: Weights) -> None:
         if name.endswith("running_var") and bool((entries[name] < 0).any()):
             raise checks.Refused("range", f"samples: '{name}' has negative variances")
     nothing = torch.zeros(problem.classes)
-    student = Witness(problem.architecture(client), {n: e[0] for n, e in entries.items()}, nothing, nothing)
+    student = ClientModel(problem.architecture(client), {n: e[0] for n, e in entries.items()}, nothing, nothing)
     noise = 2 * torch.rand(8, *problem.input_shape, generator=stream(problem.seed, "noise images").torch()) - 1
     if not bool(_Students(problem).answer(student, noise).isfinite().all()):
         raise checks.Refused("non_finite", "samples: this student's logits on noise are not finite")
 
 
 def balanced(held_C: Tensor, count: int) -> Tensor:
-    """Labels (count,) in turn over those that somebody holds: equally many of each, to one."""
+    """Labels (count,), in turn over the held ones: their counts differ by at most 1."""
     labels = held_C.nonzero().flatten()
     return labels[torch.arange(count) % len(labels)]
 
@@ -162,11 +161,11 @@ def diversity(x: Tensor, y_B: Tensor, noise_BN: Tensor) -> Tensor:
 
 
 def describe(x: Tensor, y_N: Tensor, log_KNC: Tensor, fused_RNC: Tensor) -> dict[str, Any]:
-    """Whether the images are worth anything, for the ledger; `x` as bytes.
+    """Quality of the images, for the ledger; `x` as bytes.
 
-    fidelity: share of images that the fused teachers give the label they were made for, also by label (-1: none made).
-    spread: mean pairwise distance of images within a label, of 2. variation: mean pairwise total variation between
-    rows of what each witness answers, mean over witnesses; near 0, all images look the same to them.
+    fidelity: share of images to which the fused teachers give the intended label, also by label (-1: none made).
+    spread: mean pairwise distance of images within a label, at most 2. variation: mean pairwise total variation between
+    a model's answers, mean over models; near 0, the models cannot tell the images apart.
     """
     right_N = (fused_RNC.argmax(2) == y_N).double().mean(0)
     classes = fused_RNC.shape[2]
@@ -192,31 +191,31 @@ def variation(log_KNC: Tensor) -> float:
 
 
 class _Students:
-    """One module an architecture, for all witnesses of it: building one costs more than lending it their entries."""
+    """One module per architecture, shared by its models: building a module costs more than loading entries."""
 
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
         self._modules: dict[str, Student] = {}
 
     def module(self, architecture: str) -> Student:
-        """Frozen and in eval mode, with initial entries."""
+        """The module of an architecture, frozen and in eval mode, with initial entries."""
         if architecture not in self._modules:
             module = self._problem.alike(architecture).initial()
             self._modules[architecture] = module.requires_grad_(False).eval()
         return self._modules[architecture]
 
-    def answer(self, witness: Witness, x: Tensor) -> Tensor:
+    def answer(self, model: ClientModel, x: Tensor) -> Tensor:
         """Logits (N, C) without gradient, for any number of images."""
-        return forward.logits(self.module(witness.architecture).load(witness.weights), x)
+        return forward.logits(self.module(model.architecture).load(model.weights), x)
 
-    def judge(self, witness: Witness, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Logits (B, C), and how far the images' statistics lie from the student's at each BatchNorm.
+    def judge(self, model: ClientModel, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Logits (B, C), and the distance of the images' statistics from the student's at each BatchNorm.
 
-        The module borrows the witness's own tensors: copied into it, the next witness would spoil this one's graph.
+        The call uses the model's own tensors: loading the next model into the module would break this one's graph.
         """
-        module = self.module(witness.architecture)
-        with _watch(module, witness.weights) as distances:
-            logits = torch.func.functional_call(module, dict(witness.weights), (x,))
+        module = self.module(model.architecture)
+        with _watch(module, model.weights) as distances:
+            logits = torch.func.functional_call(module, dict(model.weights), (x,))
         return logits, distances
 
 
@@ -245,27 +244,27 @@ def _watch(module: nn.Module, weights: Weights) -> Iterator[list[Tensor]]:
 
 
 def _terms(
-    students: _Students, chosen: Sequence[Witness], x: Tensor, y_KB: Tensor, noise_BN: Tensor, recipe: Recipe
+    students: _Students, chosen: Sequence[ClientModel], x: Tensor, y_KB: Tensor, noise_BN: Tensor, recipe: Recipe
 ) -> Iterator[tuple[str, Tensor]]:
-    """Named summands of the generator's loss: means over the witnesses, statistics over those that have any."""
+    """Named summands of the generator's loss: means over the models, for statistics over models with BatchNorm."""
     recognised, distances = [], []
-    for witness, images, y_B in zip(chosen, x.split(y_KB.shape[1]), y_KB, strict=True):
-        logits, its = students.judge(witness, images)
-        recognised.append(losses.cross_entropy(logits + witness.log_prior_C, y_B))
-        if its:
-            distances.append(torch.stack(its).sum())
+    for model, images, y_B in zip(chosen, x.split(y_KB.shape[1]), y_KB, strict=True):
+        logits, norms = students.judge(model, images)
+        recognised.append(losses.cross_entropy(logits + model.log_prior_C, y_B))
+        if norms:
+            distances.append(torch.stack(norms).sum())
     yield "recognised", torch.stack(recognised).mean()
     if recipe.statistics_weight and distances:
         yield "statistics", recipe.statistics_weight * torch.stack(distances).mean()
     if recipe.diversity_weight:
-        # Only pairs of one witness's batch: among all of them they are many more and tell no more.
+        # Pairs within one model's batch suffice: pairs across batches are many more and add no information.
         apart_KB = y_KB + y_KB.max().add(1) * torch.arange(len(y_KB))[:, None]
         found = diversity(x, apart_KB.flatten(), noise_BN)
         yield "diversity", -recipe.diversity_weight * found.clamp(max=recipe.diversity_cap)
 
 
-def _labels(law_C: Tensor, count: int, draws: torch.Generator) -> Tensor:
-    return torch.multinomial(law_C, count, replacement=True, generator=draws)
+def _labels(distribution_C: Tensor, count: int, draws: torch.Generator) -> Tensor:
+    return torch.multinomial(distribution_C, count, replacement=True, generator=draws)
 
 
 def _means(recent: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:

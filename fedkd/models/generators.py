@@ -16,7 +16,7 @@ from fedkd.payload import Weights
 from fedkd.seeds import Stream
 
 Conditioning = Literal["one_hot", "embedding"]
-Law = Literal["uniform", "normal"]
+NoiseDistribution = Literal["uniform", "normal"]
 
 MOMENTUM = 0.1  # share of a batch in the running statistics: BatchNorm1d's default
 EPSILON = 1e-5  # added to the variance, likewise
@@ -72,9 +72,9 @@ def learnable(weights: Weights) -> tuple[str, ...]:
     return tuple(name for name in weights if not name.startswith("norm.running_"))
 
 
-def draw_noise(shape: Sequence[int], generator: torch.Generator, law: Law = "uniform") -> Tensor:
+def draw_noise(shape: Sequence[int], generator: torch.Generator, distribution: NoiseDistribution = "uniform") -> Tensor:
     """Noise of FedGen's code, U[0, 1), or of its paper, N(0, 1)."""
-    draw = torch.rand if law == "uniform" else torch.randn
+    draw = torch.rand if distribution == "uniform" else torch.randn
     return draw(tuple(shape), generator=generator)
 
 

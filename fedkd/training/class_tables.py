@@ -1,7 +1,7 @@
-"""Tables: one row a label, the mean of what a client's student says of its samples, and which rows anybody knows.
+"""Tables: one row per label, the mean of a student's outputs on that label's samples, and which rows are known.
 
-K clients, C classes, m columns (C logits, or the d coordinates of a latent), S samples. A row that nobody knows has
-weight 0 and holds zeros; it is to be left out, never taken for knowledge.
+K clients, C classes, m columns (C logits, or the d coordinates of a latent), S samples. An unknown row has weight 0 and
+holds zeros; users leave it out.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,18 +18,18 @@ from fedkd.participation import Batch, LocalBatches, Outcome, Site
 from fedkd.payload import Payload
 from fedkd.student import Student
 
-Mean = Literal["holders", "examples", "senders"]  # a row is the mean over whom, and whether by their samples
+Mean = Literal["holders", "examples", "senders"]  # which clients a row averages, and whether by their samples
 
 
 @dataclass
-class Heard:
-    """What passed through a student's head while it trained, without gradient: the first pass of each step."""
+class HeadOutputs:
+    """Inputs and outputs of a student's head during training, without gradient: the first pass of each step."""
 
     passes: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # z (B, d) and logits (B, C) by step
     step: int = 0
 
     def attend(self, batch: Batch) -> None:
-        """What comes next belongs to this step. Later passes of it are others': of parts, on images of their own."""
+        """Start a step: its first pass is recorded. Later passes are those of parts, on other images."""
         self.step = batch.step
         self.passes.pop(batch.step, None)
 
@@ -43,30 +43,30 @@ class Heard:
 
 
 @contextmanager
-def listening(student: Student) -> Iterator[Heard]:
-    """Note what passes through the head while open: terms stay pure, and nothing is computed twice."""
-    heard = Heard()
+def recording(student: Student) -> Iterator[HeadOutputs]:
+    """Record passes through the head while open: terms stay pure, and nothing is computed twice."""
+    outputs = HeadOutputs()
 
     def note(head: torch.nn.Module, given: tuple[Tensor, ...], said: Tensor) -> None:
-        heard.passes.setdefault(heard.step, (given[0].detach(), said.detach()))
+        outputs.passes.setdefault(outputs.step, (given[0].detach(), said.detach()))
 
     handle = student.get_submodule("head").register_forward_hook(note)
     try:
-        yield heard
+        yield outputs
     finally:
         handle.remove()
 
 
-def descend(client: Client, site: Site, job: Job, student: Student, drawn: LocalBatches) -> tuple[Outcome, Heard]:
-    """The default participation, `Site.fit`, with an ear at the student's head; `report` is still to be completed."""
-    with listening(student) as heard:
+def descend(client: Client, site: Site, job: Job, student: Student, drawn: LocalBatches) -> tuple[Outcome, HeadOutputs]:
+    """The default local update, `Site.fit`, and the recorded outputs of the head; callers complete the payload."""
+    with recording(student) as outputs:
 
         def terms(batch: Batch) -> Iterator[tuple[str, Tensor]]:
-            heard.attend(batch)
+            outputs.attend(batch)
             return client.terms(student, batch, job)
 
         outcome = site.fit(client, job, student, batches=drawn, terms=terms)
-    return outcome, heard
+    return outcome, outputs
 
 
 def sums(values_Sm: Tensor, y_S: Tensor, classes: int) -> tuple[Tensor, Tensor]:
@@ -76,15 +76,15 @@ def sums(values_Sm: Tensor, y_S: Tensor, classes: int) -> tuple[Tensor, Tensor]:
 
 
 def means(sums_Cm: Tensor, counts_C: Tensor, first_count: float = 0.0) -> Tensor:
-    """Sums over counts (C, m), each count `first_count` higher than it is; zeros where nothing was counted."""
+    """Sums divided by count + `first_count`, (C, m); zeros where the count is 0."""
     known_C1 = counts_C[:, None] > 0
     return torch.where(known_C1, sums_Cm / (counts_C[:, None].clamp(min=1).to(sums_Cm.dtype) + first_count), 0.0)
 
 
 def weigh(counts_KC: Tensor, mean: Mean) -> Tensor:
-    """What a client's row counts in a mean, (K, C) int64: alike or by samples among those that have any, or alike.
+    """The weight of a client's row in a mean, (K, C) int64: equal (`holders`) or by samples (`examples`) over holders.
 
-    `senders`: rows of clients without such a sample, zeros, count too; a label without any holder stays unknown.
+    `senders`: equal over all clients, including zero rows of non-holders; a label without a holder stays unknown.
     """
     if mean == "examples":
         return counts_KC
@@ -93,14 +93,14 @@ def weigh(counts_KC: Tensor, mean: Mean) -> Tensor:
 
 
 def combine(values_KCm: Tensor, weights_KC: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean row of each label (C, m), and the sum of its weights (C,); 0 marks a row that nobody knows."""
+    """The mean row of each label (C, m), and the sum of its weights (C,); 0 marks an unknown row."""
     total_Cm = (values_KCm.double() * weights_KC[..., None]).sum(0)
     weight_C = weights_KC.sum(0)
     return means(total_Cm, weight_C).to(values_KCm.dtype), weight_C
 
 
 def without_own(values_KCm: Tensor, weights_KC: Tensor) -> tuple[Tensor, Tensor]:
-    """`combine` for each client of the tables of all others: (K, C, m) and (K, C)."""
+    """For each client, `combine` over the tables of all others: (K, C, m) and (K, C)."""
     weighted_KCm = values_KCm.double() * weights_KC[..., None]
     total_KCm = weighted_KCm.sum(0) - weighted_KCm
     weight_KC = weights_KC.sum(0) - weights_KC
@@ -110,7 +110,7 @@ def without_own(values_KCm: Tensor, weights_KC: Tensor) -> tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Tables:
-    """The tables of the clients of one round, side by side; empty before the first."""
+    """The tables of one round's clients, stacked; empty before the first round."""
 
     clients: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # (K,) ascending
     values: Tensor = field(default_factory=lambda: torch.empty(0))  # (K, C, m)
@@ -118,23 +118,23 @@ class Tables:
 
 
 def gather(replies: Sequence[Reply], mean: Mean) -> Tables:
-    """The tables of class logits that came back; replies are in the order of clients."""
+    """The tables of class logits in the replies, which are in order of client."""
     tables = [(r.client, r.payload.class_logits, r.payload.label_counts) for r in replies]
     values_KCC = torch.stack([value for _, value, _ in tables if value is not None])
     counts_KC = torch.stack([counts for _, _, counts in tables if counts is not None])
     return Tables(torch.tensor([client for client, _, _ in tables]), values_KCC, weigh(counts_KC, mean))
 
 
-def tell(
+def payloads(
     tables: Tables, cohort: Iterable[ClientId], leave_one_out: bool, make: Callable[[Tensor, Tensor], Payload]
 ) -> Mapping[ClientId, Payload]:
-    """Payloads of the mean table (C, m) and its weights (C,), for those that sent one without their own share in it."""
+    """Payloads of the mean table (C, m) and its weights (C,); with `leave_one_out`, each without the client's own."""
     everybodys = make(*combine(tables.values, tables.weights))
     if not leave_one_out:
         return dict.fromkeys(cohort, everybodys)
     others_KCm, weights_KC = without_own(tables.values, tables.weights)
     place = {client: k for k, client in enumerate(tables.clients.tolist())}
-    # Cloned: sent to a worker, a view would take the tables of all clients along.
+    # Cloned: a view sent to a worker carries the tables of all clients with it.
     return {
         client: make(others_KCm[place[client]].clone(), weights_KC[place[client]].clone())
         if client in place
@@ -144,7 +144,7 @@ def tell(
 
 
 def describe(tables: Tables) -> dict[str, float]:
-    """For the ledger: labels known, and how many of their rows are largest at their own label, as a share."""
+    """For the ledger: the number of known labels, and the share of their rows that are largest at their own label."""
     table_CC, weight_C = combine(tables.values, tables.weights)
     known_C = weight_C > 0
     right_C = table_CC.argmax(1) == torch.arange(len(table_CC))

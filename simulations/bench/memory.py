@@ -86,7 +86,7 @@ def crowd(config: RunConfig, plan: Plan) -> tuple[Experiment, LocalSite]:
         train_index=_deal(plan.clients, SAMPLES, len(made.site.train)),
         test_index=_deal(plan.clients, SAMPLES // 4, len(made.site.test)),
     )
-    experiment = replace(made.experiment, config=few, problem=problem, label_laws=None)
+    experiment = replace(made.experiment, config=few, problem=problem, label_distributions=None)
     tests = (SAMPLES // 4,) * plan.clients
     return replace(experiment, sizes=(SAMPLES,) * plan.clients, num_tests=tests), site
 

@@ -100,7 +100,7 @@ def test_the_label_law_of_the_holder_is_everybodys():
     assembly = assemble.assemble(algorithms.configure(("strategy=centralised",)))
     train = assembly.dataset.train.y[assembly.site.train_index[0]]
     expected = torch.bincount(train, minlength=10).double() / len(train)
-    torch.testing.assert_close(assembly.experiment.label_laws[0], expected)
+    torch.testing.assert_close(assembly.experiment.label_distributions[0], expected)
 
 
 def test_students_that_differ_are_refused_even_by_groups():

@@ -75,7 +75,7 @@ def test_per_label_and_per_client_losses_coincide_for_one_client_and_for_equal_c
 def test_generated_labels_are_those_that_someone_drew(rows, law):
     counts = torch.tensor(rows)
     drawn = (counts > 1).any(0)
-    law_C = fedgen.label_law(counts, law)
+    law_C = fedgen.label_distribution(counts, law)
     assert law_C.sum() == pytest.approx(1)
     if drawn.any():
         assert ((law_C > 0) == drawn).all()

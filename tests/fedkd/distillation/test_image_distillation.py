@@ -11,14 +11,14 @@ from torch.testing import assert_close
 from fedkd import seeds
 from fedkd.border import checks
 from fedkd.distillation import image_distillation
-from fedkd.distillation.image_distillation import Recipe, Witness
+from fedkd.distillation.image_distillation import ClientModel, Recipe
 from fedkd.models import image_generators, students
 from fedkd.problem import Problem
 
 STREAM = seeds.stream(3, "test")
 SHAPE = (1, 8, 8)
 RECIPE = Recipe(
-    steps=4, batch=8, witnesses=2, lr=2e-3, noise=4, statistics_weight=0.3, diversity_weight=2.0, diversity_cap=0.35
+    steps=4, batch=8, clients=2, lr=2e-3, noise=4, statistics_weight=0.3, diversity_weight=2.0, diversity_cap=0.35
 )
 EMPTY = {"step": 0, "mean": {}, "square": {}}
 
@@ -30,9 +30,11 @@ def problem(*names: str) -> Problem:
     return replace(first, mixture=mixture, assigned=names)
 
 
-def witness(posed: Problem, client: int, law=(1.0, 1.0, 1.0)) -> Witness:
+def client_model(posed: Problem, client: int, distribution=(1.0, 1.0, 1.0)) -> ClientModel:
     weights = posed.of(client).student(seeds.stream(client, "weights")).weights
-    return Witness(posed.architecture(client), weights, torch.tensor(law, dtype=torch.float64), torch.zeros(3))
+    return ClientModel(
+        posed.architecture(client), weights, torch.tensor(distribution, dtype=torch.float64), torch.zeros(3)
+    )
 
 
 def generator():
@@ -46,50 +48,50 @@ def train(posed, judges, **changes):
 MIXED = problem("knfu-cnn-bn", "mlp")
 
 
-def test_the_witnesses_come_to_recognise_what_is_generated():
+def test_the_client_models_come_to_recognise_what_is_generated():
     posed = problem("mlp")
-    drawn = witness(posed, 0)
-    witnesses = [replace(drawn, weights={n: 3 * entry for n, entry in drawn.weights.items()})]  # of some opinion
-    short = train(posed, witnesses, steps=2, diversity_weight=0)
-    long = train(posed, witnesses, steps=120, diversity_weight=0)
+    drawn = client_model(posed, 0)
+    models = [replace(drawn, weights={n: 3 * entry for n, entry in drawn.weights.items()})]  # of some opinion
+    short = train(posed, models, steps=2, diversity_weight=0)
+    long = train(posed, models, steps=120, diversity_weight=0)
     assert long.numbers["recognised"] < 0.3 * short.numbers["recognised"]
     y = image_distillation.balanced(torch.ones(3, dtype=torch.bool), 60)
     x = image_distillation.draw_images(long.generator, y, 4, posed, STREAM)
-    assert (image_distillation.ask(posed, witnesses, x)[0].argmax(1) == y).double().mean() > 0.9
+    assert (image_distillation.ask(posed, models, x)[0].argmax(1) == y).double().mean() > 0.9
 
 
-def test_training_changes_neither_the_generator_given_nor_the_witnesses():
-    given, witnesses = generator(), [witness(MIXED, k) for k in range(2)]
-    before = tiny.canonical([given, witnesses, EMPTY])
-    image_distillation.train(MIXED, given, EMPTY, witnesses, RECIPE, STREAM)
-    tiny.assert_same(tiny.canonical([given, witnesses, EMPTY]), before)
+def test_training_changes_neither_the_generator_given_nor_the_client_models():
+    given, models = generator(), [client_model(MIXED, k) for k in range(2)]
+    before = tiny.canonical([given, models, EMPTY])
+    image_distillation.train(MIXED, given, EMPTY, models, RECIPE, STREAM)
+    tiny.assert_same(tiny.canonical([given, models, EMPTY]), before)
 
 
 def test_the_same_stream_gives_the_same_bytes_and_moments_go_on():
-    witnesses = [witness(MIXED, k) for k in range(2)]
-    one, other = (train(MIXED, witnesses) for _ in range(2))
+    models = [client_model(MIXED, k) for k in range(2)]
+    one, other = (train(MIXED, models) for _ in range(2))
     tiny.assert_same(tiny.canonical(one), tiny.canonical(other))
     assert one.adam["step"] == 4
-    again = image_distillation.train(MIXED, one.generator, one.adam, witnesses, RECIPE, STREAM)
+    again = image_distillation.train(MIXED, one.generator, one.adam, models, RECIPE, STREAM)
     assert again.adam["step"] == 8
 
 
 @pytest.mark.parametrize(("switch", "term"), [("statistics_weight", "statistics"), ("diversity_weight", "diversity")])
 def test_a_term_of_weight_zero_is_not_computed(switch, term):
-    witnesses = [witness(MIXED, k) for k in range(2)]
-    assert term in train(MIXED, witnesses).numbers
-    assert term not in train(MIXED, witnesses, **{switch: 0.0}).numbers
+    models = [client_model(MIXED, k) for k in range(2)]
+    assert term in train(MIXED, models).numbers
+    assert term not in train(MIXED, models, **{switch: 0.0}).numbers
 
 
 def test_where_no_student_has_statistics_their_weight_has_no_effect():
     posed = problem("mlp")
-    on, off = (train(posed, [witness(posed, 0)], statistics_weight=weight) for weight in (0.3, 0.0))
+    on, off = (train(posed, [client_model(posed, 0)], statistics_weight=weight) for weight in (0.3, 0.0))
     tiny.assert_same(tiny.canonical(on), tiny.canonical(off))
 
 
 def test_statistics_are_averaged_over_the_students_that_have_any():
     """A second student without BatchNorm does not halve the term."""
-    with_bn, without = witness(MIXED, 0), witness(MIXED, 1)
+    with_bn, without = client_model(MIXED, 0), client_model(MIXED, 1)
     students_ = image_distillation._Students(MIXED)
     y_KB, noise = torch.tensor([[0, 1, 2, 0]]), torch.randn(4, 4, generator=STREAM.torch())
     x = image_generators.generate(generator(), y_KB[0], noise, SHAPE)
@@ -101,7 +103,7 @@ def test_statistics_are_averaged_over_the_students_that_have_any():
 
 def test_the_statistics_term_is_the_distance_at_the_input_of_each_norm():
     posed = problem("knfu-cnn-bn")
-    its = witness(posed, 0)
+    its = client_model(posed, 0)
     weights = {**its.weights, "conv1.norm.running_mean": torch.full((16,), 0.5)}
     its = replace(its, weights=weights)
     x = torch.rand(6, *SHAPE, generator=STREAM.torch())
@@ -120,18 +122,18 @@ def test_a_label_of_probability_zero_is_never_drawn_nor_made():
     assert set(drawn.tolist()) == {0, 2}
 
 
-def test_the_prior_of_a_witness_counts():
+def test_the_prior_of_a_client_counts():
     posed = problem("mlp")
-    plain = witness(posed, 0)
+    plain = client_model(posed, 0)
     skewed = replace(plain, log_prior_C=torch.tensor([0.0, -5.0, -5.0]))
     assert train(posed, [plain], steps=1).numbers["recognised"] != train(posed, [skewed], steps=1).numbers["recognised"]
 
 
 def test_a_student_that_answers_nan_changes_nothing_but_its_own_steps():
     posed = problem("mlp", "mlp")
-    good = witness(posed, 0)
+    good = client_model(posed, 0)
     bad = replace(good, weights={**good.weights, "head.bias": torch.full((3,), torch.nan)})
-    trained = train(posed, [good, bad], witnesses=1, steps=12)
+    trained = train(posed, [good, bad], clients=1, steps=12)
     assert all(bool(entry.isfinite().all()) for entry in trained.generator.values())
     assert 0 < trained.adam["step"] < 12
 
@@ -151,7 +153,9 @@ def test_diversity_is_the_mean_ratio_over_pairs_of_one_label():
 
 def test_variety_beyond_the_cap_is_not_rewarded():
     posed = problem("mlp")
-    assert train(posed, [witness(posed, 0)], steps=1, diversity_cap=1e-6).numbers["diversity"] == pytest.approx(-2e-6)
+    assert train(posed, [client_model(posed, 0)], steps=1, diversity_cap=1e-6).numbers["diversity"] == pytest.approx(
+        -2e-6
+    )
 
 
 def test_constant_answers_vary_by_nothing_and_opposite_ones_by_half():
@@ -174,7 +178,7 @@ def test_what_is_said_of_images_is_right_where_it_can_be_counted():
 
 
 def upload(posed, client):
-    return {name: entry[None] for name, entry in witness(posed, client).weights.items()}
+    return {name: entry[None] for name, entry in client_model(posed, client).weights.items()}
 
 
 @pytest.mark.parametrize("client", [0, 1])

@@ -93,7 +93,7 @@ def payload(table: torch.Tensor, weights: torch.Tensor) -> Payload:
 def told(leave_one_out: bool) -> dict[int, Payload]:
     rows = torch.tensor([[[2.0, 0.0]], [[0.0, 4.0]], [[4.0, 2.0]]])
     its = class_tables.Tables(torch.tensor([1, 4, 6]), rows, torch.ones(3, 1, dtype=torch.int64))
-    return dict(class_tables.tell(its, (0, 1, 2), leave_one_out, payload))
+    return dict(class_tables.payloads(its, (0, 1, 2), leave_one_out, payload))
 
 
 def test_only_who_sent_a_table_is_told_a_mean_of_its_own():
@@ -120,22 +120,22 @@ def test_a_hundred_clients_with_a_hundred_classes_are_fused_in_a_moment():
 
 def test_the_ear_hears_the_first_pass_of_each_step_and_is_taken_away(problem, site, job):
     student, drawn = problem.initial(), site.draw(job)
-    with class_tables.listening(student) as heard:
+    with class_tables.recording(student) as outputs:
         for batch in site.batches(site.client, job, drawn):
-            heard.attend(batch)
+            outputs.attend(batch)
             expected = student(batch.x)
             student(batch.x + 1)
-    assert len(heard.logits()) == len(drawn.y)
-    assert torch.equal(heard.logits()[-4:], expected)
-    assert heard.latents(start=2).shape == (4, tiny.LATENT)
-    assert not heard.logits().requires_grad
-    before = len(heard.passes)
+    assert len(outputs.logits()) == len(drawn.y)
+    assert torch.equal(outputs.logits()[-4:], expected)
+    assert outputs.latents(start=2).shape == (4, tiny.LATENT)
+    assert not outputs.logits().requires_grad
+    before = len(outputs.passes)
     student(drawn.x)
-    assert len(heard.passes) == before
+    assert len(outputs.passes) == before
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_listening_changes_no_byte_of_training(site, job, seed):
+def test_recording_changes_no_byte_of_training(site, job, seed):
     site = replace(site, problem=replace(site.problem, seed=seed))
     drawn = site.draw(job)
     outcome, _ = class_tables.descend(Supervised(), site, job, site.student(job).train(), drawn)
