@@ -1,4 +1,4 @@
-"""Client: the client half of an algorithm, as code. Whom it acts for stands in the job, its memory in ClientState."""
+"""Client: the client half of an algorithm, as code. A job names the client that it acts for; memory is ClientState."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ from fedkd.student import Student, copied
 
 
 class Client:
-    """A loss of named terms, and what is reported afterwards. Train loop, device and bytes are not its business."""
+    """A loss of named terms, and a report after training. It does not deal with train loop, device or bytes."""
 
     sends: ClassVar[frozenset[str]] = frozenset({"weights"})
-    # Kinds of these whose rows are not by label although other halves' are: noise on label counts may go with them.
+    # Kinds in `sends` whose rows are not by label here, although other halves' are: label noise remains possible.
     not_by_label: ClassVar[frozenset[str]] = frozenset()
-    # Whether `predictor` looks at whose job it is (`job.client`, `job.state`). If not, clients that have one student
-    # are judged in one pass. A class that overrides `predictor` is taken to look, unless it says no.
+    # Whether `predictor` depends on the client (`job.client`, `job.state`). If not, clients that share one student are
+    # evaluated in one pass. A class that overrides `predictor` depends on it by default.
     personal_predictor: bool = False
 
     @dataclass(frozen=True, kw_only=True)
@@ -41,14 +41,14 @@ class Client:
         self.config: Any = config if config is not None else self.Config()
 
     def notes(self, problem: Problem) -> Iterator[str]:
-        """Sentences for the start of a run: settings that make this another algorithm, or less than its name says.
+        """Sentences for the start of a run: settings that reduce this to another algorithm.
 
-        By default what the Config marks as `Off`.
+        By default, one for each value that the Config marks as `Off`.
         """
         return off.notes(self.config)
 
     def init(self, problem: Problem, stream: Stream) -> Mapping[str, Any]:
-        """The algorithm's own memory before a client's first participation."""
+        """The algorithm's memory before a client's first participation."""
         return {}
 
     def draw(self, job: Job, y: Tensor, step: int, generator: torch.Generator) -> Mapping[str, Tensor]:
@@ -64,7 +64,7 @@ class Client:
         return {}
 
     def terms(self, student: Student, batch: Batch, job: Job) -> Iterator[tuple[str, Tensor]]:
-        """Named summands of the loss, weighted. They draw nothing and change nothing; weight 0 = not yielded."""
+        """Named summands of the loss, weighted. They draw and change nothing; a term of weight 0 is not yielded."""
         raise NotImplementedError
 
     def next_memory(self, trained: Trained, job: Job) -> Mapping[str, Any]:
@@ -72,7 +72,7 @@ class Client:
         return trained.memory
 
     def report(self, trained: Trained, job: Job) -> Payload:
-        """What goes up. By default the entries that came down, as trained."""
+        """The payload for the server. By default the received entries, as trained."""
         received = job.payload.weights
         if received is None:
             return Payload()
@@ -80,7 +80,7 @@ class Client:
         return Payload(weights=copied({name: entries[name] for name in received}))
 
     def predictor(self, job: Job) -> Predictor:
-        """What the student of an evaluation job is judged by, and exported with."""
+        """How an evaluation job, and an export, turn a student into predictions."""
         return SingleModel()
 
     def train(self, site: Site, job: Job) -> Outcome:

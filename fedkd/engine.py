@@ -11,11 +11,11 @@ from torch import Tensor
 from fedkd import plain_text
 from fedkd.payload import Numbers, Payload, Weights
 
-LONGEST_WORDS = 2000  # characters of what an exception says
+LONGEST_WORDS = 2000  # characters of an exception's text
 ClientId = int
 Task = Literal["train", "evaluate", "evaluate_common", "evaluate_pooled", "evaluate_shared"]
 UNANSWERED = frozenset({"raised", "late", "lost", "no_data"})  # causes of failures: no reply came
-# A reply came and was refused. `unsettled`: nothing finite could be made of its round (settling.py).
+# A reply came and was refused. `unsettled`: no subset of the round's replies gave a finite state (settling.py).
 REFUSED = frozenset(
     {"stale", "kinds", "names", "shape", "dtype", "range", "non_finite", "size", "unreadable", "unsettled"}
 )
@@ -24,14 +24,14 @@ CAUSES = UNANSWERED | REFUSED
 
 @dataclass(frozen=True, kw_only=True)
 class ClientState:
-    """A client's memory between its rounds: tensors, numbers, text and dictionaries of these, nothing else."""
+    """A client's memory between its rounds: only tensors, numbers, text and dictionaries of these."""
 
-    kept: Weights = field(default_factory=dict)  # entries of its student that stay with it (all that is not shared)
+    kept: Weights = field(default_factory=dict)  # entries of its student that stay with it (all except for shared ones)
     memory: Mapping[str, Any] = field(default_factory=dict)  # what its algorithm remembers
-    optimiser: Mapping[str, Any] = field(default_factory=dict)  # Adam's moments, where they stay with the client
-    epoch: int = 0  # which pass over its data it is in
+    optimiser: Mapping[str, Any] = field(default_factory=dict)  # Adam's moments, if they stay with the client
+    epoch: int = 0  # the current pass over its data
     position: int = 0  # samples of that pass already drawn
-    last_round: int = 0  # the last round it took part in, in a job of training: before this one; 0 = never
+    last_round: int = 0  # the last round it took part in; in a training job, an earlier round; 0 = never
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +39,8 @@ class Job:
     """One task for one client.
 
     Evaluation: `evaluate` takes the client's student on its own test split, `evaluate_common` the same student on
-    images of the pooled test set that are the same for all, `evaluate_pooled` the global student on a part of that set
-    (`client` is the number of the part). `evaluate_shared` is `evaluate` for all of `clients`, who have one student.
+    pooled test images that are the same for all, `evaluate_pooled` the global student on a part of the pooled test set
+    (`client` is the number of the part). `evaluate_shared` is `evaluate` for all of `clients`, which share one student.
     """
 
     task: Task
@@ -49,12 +49,12 @@ class Job:
     payload: Payload
     state: ClientState = field(default_factory=ClientState)
     exchange: int = 0  # counts from 0 within the round
-    clients: tuple[ClientId, ...] = ()  # of evaluate_shared, whose samples are all in reach; `client` is the first
+    clients: tuple[ClientId, ...] = ()  # of evaluate_shared, which runs where all their samples are; `client` is first
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """What a job gave. Untrusted until `border.admit` has seen it."""
+    """The result of a job. Untrusted until `border.admit` has checked it."""
 
     client: ClientId
     round: int
@@ -65,24 +65,22 @@ class Reply:
     num_examples: int = 0  # training: size of the client's data; evaluation: samples classified
     numbers: Numbers = field(default_factory=dict)
     probe: Tensor | None = (
-        None  # (N,) uint8: labels the trained student gives the probe images; a diagnostic, not knowledge
+        None  # (N,) uint8: the trained student's labels of the probe images; a diagnostic, not knowledge
     )
-    by_label: Tensor | None = (
-        None  # (2, C) int64: of each label, images classified and how many of them rightly; of common and pooled images
-    )
-    judged: Tensor | None = None  # evaluate_shared: (K, 3) float64, a client: samples, how many right, sum of losses
-    seconds: float = 0.0  # a machine fact, kept out of the ledger
+    by_label: Tensor | None = None  # (2, C) int64: by label, images and correct ones; for common and pooled images
+    judged: Tensor | None = None  # evaluate_shared: (K, 3) float64, per client: samples, correct ones, sum of losses
+    seconds: float = 0.0  # a machine fact, not in the ledger
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """A job that gave no usable reply: a value, not an exception; the round goes on."""
+    """A job that gave no usable reply: a value, not an exception; the round continues."""
 
     client: ClientId
     round: int
     what: str  # a sentence: `weights: 'head.bias' has shape (9,), expected (10,)`
     cause: str  # a word of CAUSES
-    detail: str = ""  # the traceback, if there is one
+    detail: str = ""  # the traceback, if any
     task: Task = "train"
     exchange: int = 0
 
@@ -96,32 +94,32 @@ Result = Reply | Failure
 
 
 class Engine(ABC):
-    """Runs jobs. Replies come in any order; every job gives exactly one Reply or Failure."""
+    """Runs jobs. Results come in any order; every job gives exactly one Reply or Failure."""
 
     name: str
 
     @abstractmethod
     def run(self, jobs: Sequence[Job], deadline: float | None = None) -> Iterator[Result]:
-        """Run the jobs; after `deadline` seconds those unanswered are Failures with cause `late`."""
+        """Run the jobs; after `deadline` seconds, unanswered ones are Failures with cause `late`."""
 
     def close(self) -> None:
-        """Give back processes and memory. May be called twice."""
+        """Free processes and memory. May be called twice."""
 
     def facts(self) -> Mapping[str, Any]:
         """What `run.json` records of the machine side: workers, address, replacements."""
         return {}
 
 
-# What a round does now, for people: its phase, and how many of how many jobs are done; 0 of 0: it asks for none.
+# Progress of a round, for people: its phase, jobs done and jobs in all; 0 of 0: the phase has no jobs.
 Watch = Callable[[str, int, int], None]
 
 
 def unwatched(phase: str, done: int, asked: int) -> None:
-    """The Watch where nobody looks."""
+    """A Watch that shows nothing."""
 
 
 def results(runner: Engine, jobs: Sequence[Job], deadline: float | None, phase: str, watch: Watch) -> list[Result]:
-    """What an engine gives for jobs, while `watch` counts them."""
+    """An engine's results for jobs, while `watch` counts them."""
     found: list[Result] = []
     watch(phase, 0, len(jobs))
     for result in runner.run(jobs, deadline):
@@ -133,8 +131,8 @@ def results(runner: Engine, jobs: Sequence[Job], deadline: float | None, phase: 
 def pair(jobs: Sequence[Job], results: Sequence[Result]) -> list[tuple[Job, Result]]:
     """Jobs with their results, in the order of the jobs.
 
-    Only the first result for a job counts, and a result that no job asked for is ignored: a reply itself says
-    whom it is from, and that may be wrong.
+    Only the first result for a job counts, and a result without a job is ignored: a reply names its own client, and
+    may lie.
     """
     by_key: dict[tuple[str, ClientId], Result] = {}
     for result in results:

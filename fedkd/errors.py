@@ -1,4 +1,4 @@
-"""Errors a user can mend: each says what, where and how, and carries its exit code."""
+"""Errors that a user can mend: each says what, where and how, and carries its exit code."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,17 +6,17 @@ from typing import Any
 
 from fedkd import plain_text
 
-_LONGEST = 100_000  # characters of an error; those of a comparison name its runs
+_LONGEST = 100_000  # characters of an error; an error of a comparison names all its runs
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """One thing that is wrong: what (`rounds = 0`), where (`my.yaml:4`), how to mend it."""
+    """One mistake: what (`rounds = 0`), where (`my.yaml:4`), how to mend it."""
 
     what: str
     where: str = ""
     mend: str = ""
-    add: str = ""  # a word that mends it when it is added to the command line
+    add: str = ""  # an override that mends it, to add to the command line
 
 
 class FedkdError(Exception):
@@ -32,11 +32,11 @@ class FedkdError(Exception):
 
     @property
     def headline(self) -> str:
-        """What is wrong and where, in a line: what a record keeps of it."""
+        """What is wrong and where, on one line, for a record."""
         return "; ".join(f"{each.what} ({each.where})" if each.where else each.what for each in self.mistakes)
 
     def message(self) -> str:
-        """The text for people: one problem as a sentence, several as a table. Quoted text cannot steer a terminal."""
+        """The text for people: one mistake as a sentence, several as a table. Quoted text cannot steer a terminal."""
         return plain_text.printable(self._message(), _LONGEST, keep="\n\t")
 
     def _message(self) -> str:
@@ -57,7 +57,7 @@ class ConfigError(FedkdError):
 
 
 def refuse(mistakes: Iterable[Mistake]) -> None:
-    """Raises ConfigError with all mistakes, each once, if there are any."""
+    """Raises ConfigError with all mistakes, without duplicates, if there are any."""
     if found := tuple(dict.fromkeys(mistakes)):
         raise ConfigError(found[0].what, where=found[0].where, mend=found[0].mend, mistakes=found)
 
@@ -75,7 +75,7 @@ class EngineError(FedkdError):
 
 
 class RunError(FedkdError):
-    """The run cannot go on: quorum, divergence. `failures` are the engine.Failure values behind it."""
+    """The run cannot continue: quorum, divergence. `failures` are the engine.Failure values behind it."""
 
     topic, code = "run", 4
 

@@ -1,4 +1,4 @@
-"""Experiment: what a run does, fixed before its first round. RunState: all that changes from round to round."""
+"""Experiment: all that is fixed before the first round. RunState: all that changes from round to round."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from fedkd.strategy import Strategy
 
 @dataclass(frozen=True)
 class Experiment:
-    """What a run does: configuration, problem and the server half."""
+    """The fixed parts of a run: configuration, problem and the server half."""
 
     config: RunConfig
     problem: Problem
@@ -23,16 +23,16 @@ class Experiment:
     num_pooled: int  # samples of the pooled test set; 0: there is none
     probe_labels: Tensor | None = None  # (N,) int64: true labels of the probe images
     label_distributions: Tensor | None = None  # (K, C): of each client's training data; for measures only
-    num_tests: Sequence[int] | None = None  # test samples of each client; None: devices hold them, nobody knows
+    num_tests: Sequence[int] | None = None  # test samples of each client; None: unknown, only devices know them
     personal_predictor: bool = True  # of the client half
-    sizes: tuple[int, ...] | None = None  # training samples of each client; None: devices hold them, nobody else knows
+    sizes: tuple[int, ...] | None = None  # training samples of each client; None: unknown, only devices know them
 
 
 @dataclass(frozen=True)
 class RunState:
-    """All that a run is between two rounds."""
+    """The whole state of a run between two rounds."""
 
     round: int  # rounds done
     server: Any
     clients: Mapping[ClientId, ClientState]  # of those that have trained
-    standing: Standing = field(default_factory=Standing)  # who was refused, and who is left out for it
+    standing: Standing = field(default_factory=Standing)  # refusals, and clients excluded for them

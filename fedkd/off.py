@@ -1,4 +1,4 @@
-"""Off marks the value of a hyper-parameter that switches its method off, so that a run can say so at its start.
+"""Off marks the value of a hyper-parameter that switches its method off; a run reports such values at its start.
 
 mu: Annotated[float, Ge(0), Off("FedAvg")] = 0.01
 """
@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 
 @dataclass(frozen=True)
 class Off:
-    """`left`: what the algorithm is then, to follow `what is left is`. `at`: the value."""
+    """`left`: the remaining algorithm, printed after `what is left is`. `at`: the value."""
 
     left: str
     at: float = 0

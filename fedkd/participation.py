@@ -1,4 +1,4 @@
-"""Participation: what one client's local update takes, gives and reports."""
+"""Participation: the inputs and results of one client's local update."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,22 +21,22 @@ class Batch:
     x: Tensor
     y: Tensor
     step: int  # counts from 0 within the participation
-    size: int  # the configured batch size: a pass ends with a batch shorter than that
+    size: int  # the configured batch size; the last batch of a pass may be shorter
     drawn: Mapping[str, Tensor] = field(default_factory=dict)
     per_sample: Mapping[str, Tensor] = field(default_factory=dict)  # from `precompute`: tensors whose first axis is B
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What local training left behind, for `report`."""
+    """The result of local training, for `report` and `next_memory`."""
 
     student: Student
     labels_drawn: Tensor  # (C,) int64: how often each label was drawn in this participation
     num_examples: int
     memory: Mapping[str, Any]
-    site: "Site"  # where the client's samples are, for reports that need to look at them again
+    site: "Site"  # gives access to the client's samples, for reports that need them again
     steps: int  # SGD steps done
-    lr: float  # at which they were done
+    lr: float  # learning rate of these steps
 
 
 Terms = Callable[[Batch], Iterator[tuple[str, Tensor]]]  # of one step: named summands of the loss
@@ -44,13 +44,13 @@ Terms = Callable[[Batch], Iterator[tuple[str, Tensor]]]  # of one step: named su
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one participation gave."""
+    """The result of one participation."""
 
     payload: Payload
     state: ClientState
     numbers: Mapping[str, float]
-    student: Student | None = None  # as trained: the site takes its labels of the probe images
-    num_examples: int | None = None  # what the client says of its size; None: the truth (privacy.py)
+    student: Student | None = None  # as trained: the site lets it label the probe images
+    num_examples: int | None = None  # the size that the client reports; None: the true size (privacy.py)
 
 
 @dataclass(frozen=True)
@@ -60,15 +60,15 @@ class LocalBatches:
     x: Tensor  # (S, channels, height, width) float32
     y: Tensor  # (S,) int64
     position: Tensor  # (S,) int64: in the client's training data
-    sizes: tuple[int, ...]  # a step: how many samples
+    sizes: tuple[int, ...]  # samples per step
     epoch: int  # where the next participation begins
     offset: int
 
 
 class Site(Protocol):
-    """What a client half may ask of the place where it trains: fedkd.training.site.site.LocalSite.
+    """What a client half may use of the site on which it trains: fedkd.training.site.LocalSite.
 
-    `client` is the client half itself, given on so that a wrapper around it is asked too.
+    `client` is the client half itself, passed so that a wrapper's methods are called too.
     """
 
     @property

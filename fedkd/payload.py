@@ -1,7 +1,7 @@
 """Payload: all that crosses between the server and one client in one direction.
 
-At most one of each *kind of knowledge*. A new kind is the only reason to touch this file: it needs a field here,
-a check in `border.py` and a word in docs.
+It has at most one of each *kind of knowledge*. A new kind needs a field here, a check in `border/checks.py` and a line
+in docs.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from torch import Tensor
 
 Weights = Mapping[str, Tensor]  # named tensors; learnable entries and, where they travel, buffers
 Numbers = Mapping[str, float]  # named scalars for the ledger
-Findings = Mapping[str, Any]  # the same, and nested lists of numbers: a matrix of who trusts whom
+Findings = Mapping[str, Any]  # Numbers, and nested lists of numbers, such as a trust matrix
 
 NUMBER_BYTES = 8  # a number travels as a double or a 64-bit integer
 
@@ -22,7 +22,7 @@ NUMBER_BYTES = 8  # a number travels as a double or a 64-bit integer
 class Payload:
     """Knowledge by kind; absent kinds are None. C classes, d latent width, N probe samples.
 
-    Payloads are compared by identity: equal knowledge for many clients is one object, stored and sent once a worker.
+    Payloads are compared by identity: equal knowledge for many clients is one object, sent once per worker.
     """
 
     weights: Weights | None = None  # entries of a student
@@ -33,7 +33,7 @@ class Payload:
     label_counts: Tensor | None = None  # (C,) int64
     probe_logits: Tensor | None = None  # (N, C) float: logits on an agreed probe set
     samples: Weights | None = None  # named tensors that share their first axis: samples, or members of an ensemble
-    numbers: Numbers | None = None  # facts of this exchange: scalars a half tells the other
+    numbers: Numbers | None = None  # facts of this exchange: scalars that one half tells the other
 
     __hash__ = object.__hash__
 
@@ -45,11 +45,11 @@ class Payload:
         return frozenset(kind for kind in KINDS if getattr(self, kind) is not None)
 
     def number(self, name: str) -> float:
-        """One of `numbers`; 0 where it was not sent."""
+        """One of `numbers`; 0 if it was not sent."""
         return (self.numbers or {}).get(name, 0.0)
 
     def num_bytes(self) -> Mapping[str, int]:
-        """Bytes on the wire by kind: elements times their size; encoding adds about 1.6 kB a message (flower.py)."""
+        """Bytes on the wire by kind: elements times their size; Flower's encoding adds about 1.6 kB per message."""
         present = ((kind, getattr(self, kind)) for kind in KINDS)
         return MappingProxyType({kind: _num_bytes(value) for kind, value in present if value is not None})
 

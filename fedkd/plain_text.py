@@ -1,7 +1,7 @@
-"""Text that somebody else has chosen: what may be in a configuration, and how it is shown.
+"""Untrusted text: which characters a configuration may hold, and how text is shown.
 
-Control characters steer terminals and end renderers, marks of direction make a line read as another, and half a
-surrogate pair cannot be written as UTF-8.
+Control characters steer terminals and break renderers, direction marks disguise a line, and half a surrogate pair
+cannot be written as UTF-8.
 """
 
 import re
@@ -15,7 +15,7 @@ _STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u
 
 
 def printable(text: str, most: int | None = None, keep: str = "") -> str:
-    """Text as it may be shown: at most `most` characters; what cannot be printed, and is not in `keep`, as its code."""
+    """Safe text for display: at most `most` characters; unprintable ones that are not in `keep` become their codes."""
     cut = text[:most]
     if cut.isprintable():
         return cut
@@ -24,7 +24,7 @@ def printable(text: str, most: int | None = None, keep: str = "") -> str:
 
 
 def shown(value: Any) -> Any:
-    """The same for all text in nested dictionaries and lists; long text ends with an ellipsis."""
+    """`printable` for all text in nested dictionaries and lists; long text ends with an ellipsis."""
     if isinstance(value, str):
         text = printable(value, LONGEST_NAME + 1)
         return text if len(text) <= LONGEST_NAME else text[: LONGEST_NAME - 1] + "…"
@@ -36,7 +36,7 @@ def shown(value: Any) -> Any:
 
 
 def problem(text: str) -> str:
-    """How to mend a text that no configuration may hold; empty if it may."""
+    """How to mend a text that no configuration may hold; empty if the text is allowed."""
     if len(text) > LONGEST:
         return f"must have at most {LONGEST} characters, not {len(text)}"
     if found := _STEERING.search(text):

@@ -1,4 +1,4 @@
-"""Problem: what both halves of an algorithm are told about the task before the first round."""
+"""Problem: the facts of the task that both halves of an algorithm know before the first round."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,7 +18,7 @@ from fedkd.student import Student
 class Problem:
     """The task: how many clients and classes, how students are made and trained.
 
-    Clients may have students of different architectures: `make` is then the one that a server would train.
+    Clients may have students of different architectures; `make` then makes the server's own student.
     """
 
     seed: int
@@ -29,8 +29,8 @@ class Problem:
     make: Callable[[], Student]  # must be picklable: workers get it
     statistics: str  # of BatchNorm: `average` (travel with the weights), `local` (stay with each client)
     train: TrainConfig
-    mixture: Mapping[str, Callable[[], Student]] = field(default_factory=dict)  # by architecture; empty: all alike
-    assigned: tuple[str, ...] = ()  # a client's architecture, if they are mixed
+    mixture: Mapping[str, Callable[[], Student]] = field(default_factory=dict)  # by architecture; empty: one for all
+    assigned: tuple[str, ...] = ()  # each client's architecture, in a mixture
     common_init: bool = True  # whether clients of one architecture start from the same weights
     proxy: Proxy | None = None
 
@@ -39,7 +39,7 @@ class Problem:
         return student.build(self.make, stream)
 
     def initial(self, client: int | None = None) -> Student:
-        """The student that a client, or a server (None), of this run starts from."""
+        """The initial student of a client, or of the server (None)."""
         streams = stream(self.seed, "init")
         if client is None or self.common_init:
             return self.of(client).student(streams)
@@ -52,19 +52,19 @@ class Problem:
 
     @property
     def architectures(self) -> list[str]:
-        """Those of clients, ascending; an empty name alone if all are alike."""
+        """The clients' architectures, ascending; only the empty name if all are alike."""
         return sorted(set(self.assigned)) or [""]
 
     def architecture(self, client: int | None) -> str:
-        """The name of a client's architecture; empty text if all are alike, and for the server's own (None)."""
+        """The name of a client's architecture; empty if all are alike, and for the server's own (None)."""
         return self.assigned[client] if client is not None and self.assigned else ""
 
     def of(self, client: int | None) -> "Problem":
-        """The same problem as if all students were like this client's: its `latent`, `shared`, `statistic_names`."""
+        """The same problem with this client's architecture for all: its `latent`, `shared`, `statistic_names`."""
         return self.alike(self.architecture(client))
 
     def alike(self, architecture: str) -> "Problem":
-        """The same problem with students of one architecture; empty text: that of a server."""
+        """The same problem with students of one architecture; empty: the server's own."""
         if architecture not in self._alike:
             make = self.mixture[architecture] if architecture else self.make
             self._alike[architecture] = replace(self, make=make, mixture={}, assigned=())

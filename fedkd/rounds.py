@@ -1,7 +1,7 @@
-"""The life of a round: one loop for all algorithms and all engines.
+"""A round: one loop for all algorithms and all engines.
 
-A round is a transaction: state in, admitted replies in, state out. Nothing outside the RunState is remembered, so
-resuming, repeating and parallel runs are the same thing.
+A round is a transaction: state in, admitted replies in, state out. Only the RunState carries memory, so resuming,
+repeating and parallel runs need no special care.
 """
 
 import time
@@ -27,18 +27,18 @@ from fedkd.wrappers import privacy
 
 @dataclass(frozen=True)
 class Round:
-    """A round played: the state after it and what it leaves for the ledger."""
+    """A finished round: the state after it, and its rows for the ledger."""
 
     state: RunState
     row: dict[str, Any]  # deterministic: the same bytes for the same configuration
-    clients: list[dict[str, Any]]  # a row a client, deterministic
+    clients: list[dict[str, Any]]  # one row per client, deterministic
     failures: list[Failure]
     timings: dict[str, float]  # seconds, machine facts
 
 
 @dataclass
 class _Tally:
-    """What the exchanges of one round add up to."""
+    """Sums over the exchanges of one round."""
 
     down: dict[str, int] = field(default_factory=dict)
     up: dict[str, int] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class _Tally:
     numbers: dict[str, Any] = field(default_factory=dict)
     local_accuracy: dict[str, float] = field(default_factory=dict)
     drift: dict[str, float] = field(default_factory=dict)
-    is_unsettled: bool = False  # nothing finite could be made of an exchange
+    is_unsettled: bool = False  # an exchange gave no finite state
     timings: dict[str, float] = field(
         default_factory=lambda: {"clients": 0.0, "server": 0.0, "evaluation": 0.0, "busy": 0.0}
     )
@@ -60,7 +60,7 @@ def begin(experiment: Experiment) -> RunState:
 
 
 def play(experiment: Experiment, runner: Engine, state: RunState, watch: engine.Watch = engine.unwatched) -> Round:
-    """Play the next round. Raises RunError if fewer clients than the quorum reply usefully; `state` is untouched."""
+    """Run the next round. Raises RunError if fewer clients than the quorum reply usefully; `state` stays unchanged."""
     start = time.perf_counter()
     number = state.round + 1
     tally = _Tally()
@@ -70,7 +70,7 @@ def play(experiment: Experiment, runner: Engine, state: RunState, watch: engine.
     for exchange in range(experiment.strategy.num_exchanges(number)):
         part = Cohort(cohort, number, exchange)
         server, cohort = _exchange(experiment, runner, server, clients, state, part, tally, watch)
-        if tally.is_unsettled:  # the round leaves the state as it was
+        if tally.is_unsettled:  # the round does not change the state
             server, clients = state.server, dict(state.clients)
             break
     after = RunState(number, server, clients, _judged(experiment, state.standing, number, tally))
@@ -84,7 +84,7 @@ def play(experiment: Experiment, runner: Engine, state: RunState, watch: engine.
 def draw_cohort(config: RunConfig, number: int, absent: frozenset[ClientId] = frozenset()) -> tuple[ClientId, ...]:
     """The clients of a round, ascending, without the `absent` ones. Raises RunError if all are absent.
 
-    They follow from (seed, round) alone, so all strategies have the same cohorts.
+    They depend on (seed, round) alone, so all strategies have the same cohorts.
     """
     here = [client for client in range(config.clients) if client not in absent]
     if not here:
@@ -99,9 +99,9 @@ def draw_cohort(config: RunConfig, number: int, absent: frozenset[ClientId] = fr
 def remembered(
     client: ClientId, now: Mapping[ClientId, ClientState], before: Mapping[ClientId, ClientState]
 ) -> ClientState:
-    """A client's memory in an exchange: as the last one left it, but with the clock of before the round.
+    """A client's memory in an exchange: that of the previous exchange, with `last_round` as before this round.
 
-    In all exchanges of a round the client's last round is an earlier one, so that all have the same learning rate.
+    So all exchanges of a round have the same learning rate.
     """
     last_round = before.get(client, ClientState()).last_round
     return replace(now.get(client, ClientState()), last_round=last_round)
@@ -117,7 +117,7 @@ def _exchange(
     tally: _Tally,
     watch: engine.Watch,
 ) -> tuple[Any, tuple[ClientId, ...]]:
-    """One trip down and up; gives the server's next state and the clients that go on."""
+    """One trip down and up. Returns the server's next state and the clients of the next exchange."""
     strategy, config = experiment.strategy, experiment.config
     start = time.perf_counter()
     payloads = strategy.plan(server, cohort)
@@ -137,7 +137,7 @@ def _exchange(
     answered = time.perf_counter()
     watch("server", 0, 0)
     admitted = admission.admit(experiment, server, cohort, jobs, results)
-    quorum = 1 if strategy.pools_data else config.quorum  # one client trains for all
+    quorum = 1 if strategy.pools_data else config.quorum  # with pooled data, one client trains for all
     admission.check_quorum(quorum, cohort, len(jobs), admitted)
     stream = seeds.stream(config.seed, "aggregate", round=cohort.round).child(cohort.exchange)
     settled = settling.settle(
@@ -165,7 +165,7 @@ def _exchange(
 def _following(
     experiment: Experiment, cohort: Cohort, replied: tuple[ClientId, ...], standing: Standing
 ) -> Cohort | None:
-    """Who is asked after an exchange; None after the last one of a run."""
+    """The cohort after this exchange; None after the last one of a run."""
     number = cohort.round
     if cohort.exchange + 1 < experiment.strategy.num_exchanges(number):
         return Cohort(replied, number, cohort.exchange + 1)
@@ -175,7 +175,7 @@ def _following(
 
 
 def _judged(experiment: Experiment, standing: Standing, number: int, tally: _Tally) -> Standing:
-    """What is held against clients after a round. Where one client trains for all, it cannot be left out."""
+    """The clients' standing after a round. With pooled data, the only training client is never excluded."""
     config, replied = experiment.config, {client for client, row in tally.rows.items() if row["state"] == "ok"}
     after = standing.unsettled_once_more(number, tally.failures) if tally.is_unsettled else standing.settled()
     if experiment.strategy.pools_data:
@@ -184,7 +184,7 @@ def _judged(experiment: Experiment, standing: Standing, number: int, tally: _Tal
 
 
 def _count(tally: _Tally, jobs: Mapping[ClientId, Job], replies: Sequence[Reply], failures: Sequence[Failure]) -> None:
-    """Bytes by kind and a row a client. Up counts admitted replies: the size of what was refused is only a claim."""
+    """Count bytes by kind and add client rows. Up counts only admitted replies: a refused one's size is a claim."""
     for client, job in jobs.items():
         row = tally.rows.setdefault(client, {"state": "ok", "bytes_down": 0, "bytes_up": 0})
         for kind, size in job.payload.num_bytes().items():
@@ -206,15 +206,15 @@ def _count(tally: _Tally, jobs: Mapping[ClientId, Job], replies: Sequence[Reply]
 def _measure_drift(
     experiment: Experiment, tally: _Tally, jobs: Mapping[ClientId, Job], replies: Sequence[Reply]
 ) -> None:
-    """How far clients stand apart after training and, after the first exchange, how they do on their own labels."""
+    """Measure the drift between clients after training and, after the first exchange, accuracy on own labels."""
     probed = [reply for reply in replies if reply.probe is not None]
     probes = [reply.probe for reply in probed if reply.probe is not None]
-    labels, laws = experiment.probe_labels, experiment.label_distributions
+    labels, distributions = experiment.probe_labels, experiment.label_distributions
     if probes:
         tally.drift["function"] = metrics.function_drift(torch.stack(probes), experiment.problem.classes)
-    if probes and labels is not None and laws is not None and not tally.local_accuracy:
-        its = laws[[reply.client for reply in probed]]
-        tally.local_accuracy = metrics.local_accuracy(torch.stack(probes), labels, its)
+    if probes and labels is not None and distributions is not None and not tally.local_accuracy:
+        chosen = distributions[[reply.client for reply in probed]]
+        tally.local_accuracy = metrics.local_accuracy(torch.stack(probes), labels, chosen)
     pairs = [(jobs[r.client].payload.weights, r.payload.weights) for r in replies]
     full = [(sent, back) for sent, back in pairs if sent and back and sent.keys() == back.keys()]
     if full and all(_shapes(sent) == _shapes(full[0][0]) for sent, _ in full):
@@ -228,7 +228,7 @@ def _shapes(weights: Weights) -> dict[str, torch.Size]:
 def _evaluate(
     experiment: Experiment, runner: Engine, state: RunState, tally: _Tally, watch: engine.Watch
 ) -> dict[str, Any]:
-    """Accuracy of the served students; what concerns a client alone goes to its row."""
+    """Accuracy of the current students; values of a single client go to its row."""
     start = time.perf_counter()
     found = evaluation.evaluate(experiment, runner, state, watch)
     tally.timings["evaluation"] = time.perf_counter() - start

@@ -1,6 +1,6 @@
-"""Every random stream of a run derives from (seed, purpose, round, client): nothing else draws.
+"""Every random stream of a run derives from (seed, purpose, round, client); there is no other randomness.
 
-A stream is a key, not a position: the same for 1 and 16 workers, and after a resume.
+A stream is a key, not a position, so it is the same for 1 and 16 workers, and after a resume.
 """
 
 import hashlib

@@ -1,7 +1,8 @@
-"""Standing: which clients were refused, round after round, and which are left out for it. Part of a RunState.
+"""Standing: how often each client was refused in a row, and which clients are excluded. Part of a RunState.
 
-A client that is refused for its values again and again wastes the work of every round and puts it at risk. After
-`border.quarantine_after` such refusals in a row it is left out, for `border.quarantine_rounds` rounds or for the rest.
+Repeated refusals of a client's values waste the work of every round and put it at risk. After
+`border.quarantine_after` such refusals in a row, the client is excluded for `border.quarantine_rounds` rounds, or for
+the rest of the run.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ class Absence:
     """The rounds in which a client gets no jobs."""
 
     first: int
-    last: int | None  # None: to the end
+    last: int | None  # None: to the end of the run
 
     def covers(self, number: int) -> bool:
         return self.first <= number and (self.last is None or number <= self.last)
@@ -28,26 +29,26 @@ class Absence:
 
 @dataclass(frozen=True)
 class Standing:
-    """Empty in a run in which nobody was refused."""
+    """Refusals and absences; empty in a run without refusals."""
 
     refusals: Mapping[ClientId, int] = field(default_factory=dict)  # in a row, for COUNTED causes
     absences: Mapping[ClientId, Absence] = field(default_factory=dict)
     unsettled: int = 0  # rounds in a row that gave no finite state
 
     def absent(self, number: int) -> frozenset[ClientId]:
-        """Who is left out of a round."""
+        """The clients excluded from a round."""
         return frozenset(client for client, absence in self.absences.items() if absence.covers(number))
 
     def without(self, clients: Iterable[ClientId], first: int) -> "Standing":
-        """With some left out from a round on, for good."""
+        """The standing with some clients excluded from round `first` to the end."""
         return replace(self, absences={**self.absences, **{client: Absence(first, None) for client in clients}})
 
     def settled(self) -> "Standing":
-        """After a round that gave a finite state."""
+        """The standing after a round that gave a finite state."""
         return replace(self, unsettled=0) if self.unsettled else self
 
     def unsettled_once_more(self, number: int, failures: Sequence[Failure]) -> "Standing":
-        """After a round that gave none. Raises RunError after MOST_UNSETTLED in a row: training has diverged."""
+        """The standing after a round without one. Raises RunError after MOST_UNSETTLED in a row: it diverged."""
         if self.unsettled + 1 < MOST_UNSETTLED:
             return replace(self, unsettled=self.unsettled + 1)
         what = next(f.what for f in failures if f.cause == "unsettled")
@@ -66,7 +67,7 @@ class Standing:
         clients: int,
         quorum: int,
     ) -> "Standing":
-        """After a round: who was refused once more, and who is left out for it. Enough clients stay for a round."""
+        """The standing after a round: counts refusals and excludes clients, but leaves enough for a round."""
         refused = {f.client for f in failures if f.task == "train" and f.cause in COUNTED}
         counts = {client: n for client, n in self.refusals.items() if client not in replied}
         counts |= {client: self.refusals.get(client, 0) + 1 for client in sorted(refused)}
@@ -79,7 +80,7 @@ class Standing:
 
 
 def newly(before: Standing, after: Standing) -> Iterator[tuple[ClientId, Absence]]:
-    """Who is left out after a round that was not before it."""
+    """The clients that this round has excluded, with their absence."""
     for client, absence in after.absences.items():
         if before.absences.get(client) != absence:
             yield client, absence

@@ -1,8 +1,8 @@
 """Values of a state as tensors and plain JSON, and back: dataclasses, tensors, numbers, text, lists, dictionaries.
 
-The plain part names no type. `restore` takes dataclass types from a template (a state as our code makes it) and, where
-the template has nothing yet, from the annotations of the dataclass around it. What follows from the configuration alone
-(a Problem) need not be stored: the template has it, and the field is declared `field(metadata=values.CONSTANT)`.
+The plain part names no type. `restore` takes dataclass types from a template (a state that our code makes) and, if the
+template has no value yet, from the annotations of the enclosing dataclass. A value that follows from the configuration
+alone (a Problem) is not stored: the template has it, and the field is `field(metadata=state_values.CONSTANT)`.
 """
 
 import math
@@ -14,22 +14,22 @@ from typing import Any, get_args, get_type_hints
 import torch
 from torch import Tensor
 
-CONSTANT = {"is_stored": False}  # metadata of a field that every state of a run has alike
+CONSTANT = {"is_stored": False}  # metadata of a field that is equal in all states of a run
 
 
 _SCALARS: dict[type, tuple[type, ...]] = {bool: (bool,), int: (int, float), float: (float, int), str: (str,)}
 
 
 class Misfit(Exception):
-    """Stored values that our code has no place for."""
+    """Stored values that do not fit our code."""
 
 
 @dataclass
 class _Tensors:
-    """Tensors by name; one that occurs twice is stored once."""
+    """Tensors by name; a tensor that occurs twice is stored once."""
 
     by_name: dict[str, Tensor] = field(default_factory=dict)
-    names: dict[int, str] = field(default_factory=dict)  # by identity; `kept` lets no identity be used again
+    names: dict[int, str] = field(default_factory=dict)  # by identity; `kept` prevents the reuse of an identity
     kept: list[Tensor] = field(default_factory=list)
 
     def add(self, tensor: Tensor, path: str) -> str:
@@ -44,9 +44,9 @@ class _Tensors:
 
 
 def flatten(value: Any) -> tuple[dict[str, Tensor], Any]:
-    """Tensors by name, and everything else as JSON that refers to them. Raises TypeError for what a state may not hold.
+    """Tensors by name, and all else as JSON that refers to them. Raises TypeError for types that a state may not hold.
 
-    The tensors are the value's own, and may share memory with each other.
+    The tensors are not copied, and may share memory with each other.
     """
     tensors = _Tensors()
     plain = _plain(value, "", tensors)
@@ -80,7 +80,7 @@ def _key(key: Any, path: str) -> str | int:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether no value is infinite or NaN. Where the sum is finite all values are: one pass, and no copy."""
+    """Whether no value is infinite or NaN. A finite sum proves it in one pass, without a copy."""
     if not tensor.is_floating_point():
         return True
     return math.isfinite(float(tensor.sum())) or bool(torch.isfinite(tensor).all())
@@ -89,7 +89,7 @@ def is_finite(tensor: Tensor) -> bool:
 def restore(template: Any, plain: Any, tensors: Mapping[str, Tensor], *, hint: Any = None) -> Any:
     """The value whose `flatten` gave `plain` and `tensors`, with the dataclass types of `template`, else of `hint`.
 
-    Raises Misfit if fields, named tensors, shapes or dtypes differ from the template's, where it has any.
+    Raises Misfit if fields, named tensors, shapes or dtypes differ from those of the template.
     """
     return _value(template, hint, plain, tensors, "")
 
@@ -121,7 +121,7 @@ def _value(template: Any, hint: Any, plain: Any, tensors: Mapping[str, Tensor], 
 
 
 def _scalar(template: Any, plain: Any, path: str) -> Any:
-    """A number where the template has one, and text where it has text; None may stand for any of them."""
+    """A number if the template has a number, text if it has text; None is allowed in both cases."""
     if isinstance(plain, list):
         raise Misfit(f"'{path}' is a bare list, which we never write")
     wanted = type(template)
@@ -146,7 +146,7 @@ def _dataclass(template: Any, hint: Any, content: Mapping[str, Any], tensors: Ma
         if type(template) is not matching[0]:
             raise Misfit(f"'{path}' has no '{name}', which is not stored, and the template neither")
         parts[name] = getattr(template, name)
-    made: Any = object.__new__(matching[0])  # as it was: neither defaults nor __post_init__ run again
+    made: Any = object.__new__(matching[0])  # restored exactly: neither defaults nor __post_init__ run
     for name, part in parts.items():
         object.__setattr__(made, name, part)
     return made
@@ -170,7 +170,7 @@ def _hints(kind: type) -> dict[str, Any]:
 
 
 def _tensor(template: Any, tensor: Tensor, path: str) -> Tensor:
-    # Empty tensors are placeholders for what the first rounds will bring, of any shape.
+    # Empty tensors are placeholders for values of any shape that the first rounds bring.
     if isinstance(template, Tensor) and template.numel():
         got, wanted = (tuple(tensor.shape), tensor.dtype), (tuple(template.shape), template.dtype)
         if got != wanted:

@@ -1,4 +1,4 @@
-"""Strategy: the server half of an algorithm, as hyper-parameters and transitions of a state that it does not own."""
+"""Strategy: the server half of an algorithm, as hyper-parameters and transitions of a state that the run owns."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,21 +32,21 @@ class Cohort:
 class Strategy(ABC, Generic[S]):
     """Transitions of a server state S: a frozen dataclass of tensors, numbers, text and dictionaries of these.
 
-    What it needs of the Problem when it trains students itself, its state holds too: `field(metadata=values.CONSTANT)`.
+    A strategy that trains students keeps the Problem in its state: `field(metadata=state_values.CONSTANT)`.
 
-    An instance holds its frozen `config` and nothing else, so that resuming, repeating and parallel runs need no care.
+    An instance holds only its frozen `config`, so resuming, repeating and parallel runs need no special care.
     """
 
     needs: ClassVar[frozenset[str]]  # kinds of knowledge it may take from clients
     gives: ClassVar[frozenset[str]]  # kinds of knowledge it may send to clients
     exchanges: ClassVar[int] = 1  # the most exchanges that a round may have
-    # What `fedkd list strategies` says, read from the source without an import: plain literals.
+    # Plain literals: `fedkd list strategies` reads them from the source without an import.
     knowledge: ClassVar[str] = "weights"  # in a few words: what crosses
     proxy: ClassVar[str] = "no"  # whether it takes a public set: no, yes (it must), optional
     works_across_students: ClassVar[bool] = False  # whether clients may differ in architecture
-    serves: ClassVar[str] = "global"  # what it is for: a global student, personal ones, or both
+    serves: ClassVar[str] = "global"  # its purpose: a global student, personal ones, or both
     paper: ClassVar[str] = ""
-    pools_data: ClassVar[bool] = False  # whether client 0 holds everybody's data: the centralised bound, no federation
+    pools_data: ClassVar[bool] = False  # whether client 0 holds all data: the centralised bound, no federation
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -60,9 +60,9 @@ class Strategy(ABC, Generic[S]):
         self.config: Any = config if config is not None else self.Config()
 
     def notes(self, problem: Problem) -> Iterator[str]:
-        """Sentences for the start of a run: settings that make this another algorithm, or less than its name says.
+        """Sentences for the start of a run: settings that reduce this to another algorithm.
 
-        By default what the Config marks as `Off`.
+        By default, one for each value that the Config marks as `Off`.
         """
         return off.notes(self.config)
 
@@ -72,7 +72,7 @@ class Strategy(ABC, Generic[S]):
 
     @abstractmethod
     def plan(self, state: S, cohort: Cohort) -> Mapping[ClientId, Payload]:
-        """What each client of the cohort receives; equal payloads are one object."""
+        """The payload of each client of the cohort; equal payloads are one object."""
 
     def num_exchanges(self, round: int) -> int:
         """How many exchanges the round `round` has; a configuration may need fewer than `exchanges`."""
@@ -83,11 +83,11 @@ class Strategy(ABC, Generic[S]):
         return self.needs
 
     def inspect(self, state: S, job: Job, reply: Reply) -> None:
-        """Look at a reply that the border lets pass; raises `border.Refused` for what only the algorithm can judge."""
+        """Check what only the algorithm can judge in a reply that passed the border. Raises `border.Refused`."""
 
     @abstractmethod
     def aggregate(self, state: S, replies: Sequence[Reply], stream: Stream) -> tuple[S, Findings]:
-        """The next state, and what the ledger is to know. Replies are admitted and in ascending order of client."""
+        """The next state, and findings for the ledger. Replies are admitted and in ascending order of client."""
 
     @abstractmethod
     def evaluation_payload(self, state: S, client: ClientId | None) -> Payload | None:

@@ -1,4 +1,4 @@
-"""JSON that somebody else may have written: whatever is wrong with it is a ValueError, nothing else."""
+"""Untrusted JSON: every defect is a ValueError."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def parse(text: str | bytes) -> Any:
-    """The value. Raises ValueError, also where it is nested deeper than Python's stack."""
+    """The value. Raises ValueError, also for nesting deeper than Python's stack."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -14,7 +14,7 @@ def parse(text: str | bytes) -> Any:
 
 
 def mapping(text: str | bytes) -> dict[str, Any]:
-    """The same where only an object will do."""
+    """`parse` for text that must hold an object."""
     found = parse(text)
     if not isinstance(found, dict):
         raise ValueError(f"a {type(found).__name__}, expected an object")

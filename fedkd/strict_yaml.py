@@ -1,4 +1,4 @@
-"""YAML without surprises: plain values, each with its line. No tags, anchors, duplicate keys or interpolation.
+"""Strict YAML: plain values, each with its line. No tags, anchors, duplicate keys or interpolation.
 
 Scalars follow YAML 1.2: `1e-3` is a number; `on`, `yes`, `1:30` and dates are text.
 """
@@ -31,7 +31,7 @@ LONGEST = 1 << 20  # characters; a configuration is a page, not a data set
 
 @dataclass(frozen=True)
 class Value:
-    """A value of a document and the line (from 1) on which it or its key stands; mappings hold further Values."""
+    """A value of a document, and the line (from 1) of it or its key; mappings hold further Values."""
 
     content: Any  # None, bool, int, float, str, a list of plain values, or dict[str, Value]
     line: int
@@ -45,7 +45,7 @@ class Value:
 
 
 class _Scalars(yaml.resolver.BaseResolver):
-    """What an unquoted scalar means: YAML 1.2 core, without octal and hexadecimal numbers."""
+    """The types of unquoted scalars: YAML 1.2 core, without octal and hexadecimal numbers."""
 
 
 for _tag, (_pattern, _first) in _SCALARS.items():
@@ -82,7 +82,7 @@ class _Dumper(yaml.emitter.Emitter, yaml.serializer.Serializer, yaml.representer
 
 
 def _text(dumper: _Dumper, text: str) -> ScalarNode:
-    # Quoted unless it is a plain word: what we write is read back as the same text, on one line.
+    # Quoted unless it is a plain word: `read` gives back the same text, on one line.
     plain = re.fullmatch(r"[A-Za-z_][\w./-]*", text, re.ASCII) and text not in _WORDS
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else '"')
 
@@ -97,7 +97,7 @@ _Dumper.add_representer(float, _number)
 
 @lru_cache(maxsize=128)  # a comparison reads the same files for each of its cells
 def read(text: str, where: str) -> Value:
-    """The one document in `text`, not to be changed. `where` (a file name) heads the errors.
+    """The one document in `text`; callers must not change it. Errors begin with `where`, a file name.
 
     Raises ConfigError with `where:line`.
     """
@@ -118,7 +118,7 @@ def read(text: str, where: str) -> Value:
 
 def scalar(text: str, where: str) -> Any:
     """A value of the command line. Raises ConfigError."""
-    if "${" in text:  # asked before parsing: `${a}` is no YAML
+    if "${" in text:  # before parsing: `${a}` is no YAML
         raise _interpolation(text, where)
     try:
         return read(text, where).plain if text.strip() else None
@@ -129,7 +129,7 @@ def scalar(text: str, where: str) -> Any:
 
 
 def write(value: Any) -> str:
-    """A value on one line that `read` gives back exactly."""
+    """A value on one line, which `read` gives back exactly."""
     return yaml.dump(value, Dumper=_Dumper).removesuffix("\n").removesuffix("...").strip()
 
 

@@ -1,4 +1,4 @@
-"""Student: the classifier being trained, as ordered named blocks from shallow to deep."""
+"""Student: the trained classifier, as ordered named blocks from shallow to deep."""
 
 import math
 from collections import OrderedDict
@@ -15,9 +15,8 @@ from fedkd.seeds import Stream
 class Student(nn.Sequential):
     """Blocks in order; the last is called `head` and maps the latent z (B, d) to logits (B, C).
 
-    Entries of its weights are named `block.path.to.parameter`, so `head.` prefixes the head's. `layout` is how its
-    convolutions' entries lie in memory while it is used: a matter of speed and of last bits. What leaves it is
-    contiguous.
+    Entries of its weights are named `block.path.to.parameter`, so `head.` prefixes the head's. `layout` is the memory
+    layout of its convolutions' entries in use, which affects speed and last bits. Entries that leave it are contiguous.
     """
 
     def __init__(
@@ -32,7 +31,7 @@ class Student(nn.Sequential):
         self._extractor = tuple(block for name, block in blocks.items() if name != "head")
 
     def features(self, x: Tensor) -> Tensor:
-        """All blocks but the last: images (B, ...) -> z (B, d)."""
+        """All blocks except for the last: images (B, ...) -> z (B, d)."""
         for block in self._extractor:
             x = block(x)
         return x
@@ -83,7 +82,7 @@ class Student(nn.Sequential):
         return copied(self.entries)
 
     def load(self, *layers: Weights) -> "Student":
-        """Copy entries in; later layers win. Names and shapes were checked at the border."""
+        """Copy entries in; later layers win. The border has checked names and shapes."""
         entries = self.entries
         with torch.no_grad():
             for layer in layers:
@@ -98,9 +97,9 @@ def copied(entries: Weights) -> Weights:
 
 
 def build(make: Callable[[], Student], stream: Stream) -> Student:
-    """Make a student whose initial weights come from `stream` alone: no global generator is read.
+    """Make a student whose initial weights come from `stream` alone, without a global generator.
 
-    Same laws as torch's defaults: convolutions and linear layers Kaiming-uniform with a = sqrt(5), their biases
+    Distributions are torch's defaults: convolutions and linear layers Kaiming-uniform with a = sqrt(5), their biases
     U(-1/sqrt(fan_in), 1/sqrt(fan_in)), norms 1 and 0.
     """
     with torch.device("meta"):
@@ -114,14 +113,14 @@ def build(make: Callable[[], Student], stream: Stream) -> Student:
 
 
 def lay_out(student: Student) -> None:
-    """Lay its convolutions out in memory as its architecture computes fastest; last bits depend on it."""
+    """Give its convolutions the fastest memory layout for its architecture; last bits depend on it."""
     for parameter in student.parameters():
         if parameter.dim() == 4:
             parameter.data = parameter.data.to(memory_format=student.layout)
 
 
 def materialise(student: Student) -> None:
-    """Give all entries memory, not values. `Module.to_empty` would import sympy: half a second in every process."""
+    """Give all entries memory, not values. `Module.to_empty` imports sympy: half a second in every process."""
     for module in student.modules():
         for name, parameter in module.named_parameters(recurse=False):
             module.register_parameter(name, nn.Parameter(torch.empty(parameter.shape)))
@@ -139,6 +138,6 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
     elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.GroupNorm):
         module.reset_parameters()  # constants: draws nothing
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            module.num_batches_tracked = None  # momentum is fixed: a counter would only be one more thing to average
+            module.num_batches_tracked = None  # momentum is fixed, so no counter is needed, and none is averaged
     elif [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
-        raise TypeError(f"no initial law for a {type(module).__name__}; add it to student.initialise")
+        raise TypeError(f"no initial distribution for a {type(module).__name__}; add it to student.initialise")
