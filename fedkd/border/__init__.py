@@ -1,1 +1,1 @@
-"""The border: all that a reply passes before an algorithm sees it, and before it becomes state."""
+"""The border: the checks of a reply before an algorithm sees it, and before it becomes state."""

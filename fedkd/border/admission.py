@@ -1,4 +1,4 @@
-"""Admission: which answers of an exchange count. Each passes the border by itself, then the guard beside the others."""
+"""Admission: which replies of an exchange count. The border checks each alone, then the guard compares them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ from fedkd.strategy import Cohort
 
 @dataclass(frozen=True)
 class Admitted:
-    """Replies that count, by client: float sums must not depend on who answered first; and failures of the others."""
+    """Admitted replies in order of client, so that float sums do not depend on arrival, and the others' failures."""
 
     replies: list[Reply]
     failures: list[Failure]
-    ratios: Mapping[ClientId, float]  # how far each reply stands out (guard.py)
+    ratios: Mapping[ClientId, float]  # how much each reply stands out (guard.py)
 
 
 def admit(
@@ -29,7 +29,7 @@ def admit(
     jobs: Mapping[ClientId, Job],
     results: Sequence[Reply | Failure],
 ) -> Admitted:
-    """Sort the answers to the jobs of one exchange."""
+    """Sort the results of one exchange's jobs into admitted replies and failures."""
     problem, strategy, config = experiment.problem, experiment.strategy, experiment.config
     kinds, labels = strategy.expected_kinds(cohort), experiment.probe_labels
     probe = len(labels) if labels is not None else 0
@@ -51,7 +51,7 @@ def admit(
 
 
 def check_quorum(quorum: int, cohort: Cohort, asked: int, admitted: Admitted) -> None:
-    """Raises RunError if fewer replies than the quorum count."""
+    """Raises RunError if there are fewer admitted replies than the quorum."""
     replies, failures = admitted.replies, admitted.failures
     if len(replies) >= quorum:
         return

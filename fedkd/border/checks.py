@@ -1,6 +1,6 @@
-"""The border: every reply is checked once, here, before an algorithm sees it. A client's mistake is a Failure.
+"""The border checks every reply once, before an algorithm sees it. A client's mistake is a Failure.
 
-What is checked is what is admitted: the border first takes the values (`taken`), so that nobody can change them later.
+The border first detaches the values (`detached.py`), so that nothing changes them between check and use.
 """
 
 import math
@@ -18,26 +18,26 @@ from fedkd.payload import Payload, Weights
 
 MAX_EXAMPLES = 10**9
 MAX_NUMBERS = 256  # scalars a reply may carry
-MAX_NAME = 200  # characters of a name that a client chooses: the ledger keeps those of numbers
+MAX_NAME = 200  # characters of a name that a client chooses: the ledger records names of numbers
 MAX_SAMPLES = 100_000  # rows of `samples` and `probe_logits` a reply may carry
-MAX_REASON = 500  # characters of a refusal: the ledger keeps it, and a client chooses what it quotes
+MAX_REASON = 500  # characters of a refusal: the ledger records it, and it quotes text of the client
 MAX_DETAIL = 20_000  # characters of a traceback
 
 
 @dataclass(frozen=True, kw_only=True)
 class Expectation:
-    """What a usable reply to one training job looks like. C classes, d latent width."""
+    """The form of a usable reply to one training job. C classes, d latent width."""
 
-    kinds: frozenset[str]  # kinds of knowledge the strategy needs: all must come, no others may
+    kinds: frozenset[str]  # kinds of knowledge that must come; no others may
     classes: int
     latent: int
-    weights: Weights | None = None  # the entries sent, whose names, shapes and dtypes must come back
+    weights: Weights | None = None  # the sent entries; a reply must have the same names, shapes and dtypes
     reference: Weights | None = None  # as `weights`
     probe: int = 0  # probe images
 
 
 class Refused(Exception):
-    """Why a reply is of no use. `cause` is a word of `engine.Failure`."""
+    """Why a reply is refused. `cause` is one of `engine.CAUSES`."""
 
     def __init__(self, cause: str, what: str) -> None:
         self.cause, self.what = cause, printable(what)
@@ -45,14 +45,14 @@ class Refused(Exception):
 
 
 def printable(text: str, most: int = MAX_REASON, keep: str = "") -> str:
-    """Words that a client may have chosen, as they may be shown: what could steer a terminal is escaped."""
+    """Text of a client, safe for display: characters that could steer a terminal are escaped."""
     return plain_text.printable(text, most, keep)
 
 
 def admit(
     result: Result, job: Job, expected: Expectation, inspect: Callable[[Reply], None] = lambda reply: None
 ) -> Result:
-    """The reply, taken, if it is usable, else a Failure that says what is wrong with it.
+    """The detached reply, if it is usable, else a Failure that says what is wrong.
 
     `inspect` comes last: it checks what only the algorithm can judge, and raises Refused.
     """
@@ -69,7 +69,7 @@ def admit(
 
 
 def admit_evaluation(job: Job, result: Result, classes: int) -> Result:
-    """The same for a reply to an evaluation job: counts that fit, numbers that are finite."""
+    """`admit` for an evaluation job: counts must fit, numbers must be finite."""
 
     def check(reply: Reply) -> None:
         correct, loss_sum = reply.numbers.get("correct"), reply.numbers.get("loss_sum")
@@ -81,7 +81,7 @@ def admit_evaluation(job: Job, result: Result, classes: int) -> Result:
 
 
 def admit_shared(job: Job, result: Result) -> list[Result]:
-    """The same for a job that is for many clients: a result for each of them, from its row of the table."""
+    """`admit` for a job of many clients: one result per client, from its row of the table."""
 
     def check(reply: Reply) -> None:
         judged: Any = reply.judged
@@ -100,7 +100,7 @@ def _of(job: Job, client: ClientId) -> Job:
 
 
 def _scored(job: Job, client: ClientId, row: list[float], payload: Payload, state: ClientState) -> Result:
-    """The reply that a row is. Payload and state are empty and the same for all: making them would cost most."""
+    """The reply for a row. All share one empty payload and state: making them costs most."""
     count, correct, loss_sum = row
     what = f"judged: {correct} correct of {count}, loss_sum {loss_sum}"
     if not all(map(math.isfinite, row)):
@@ -130,20 +130,20 @@ def _admit(result: Result, job: Job, check: Callable[[Reply], None]) -> Result:
         check(reply)
     except Refused as refusal:
         return engine.failed(job, refusal.what, refusal.cause)
-    except Exception as error:  # noqa: BLE001  # what no check foresaw must not stop the other clients
+    except Exception as error:  # noqa: BLE001  # an unforeseen error must not stop the other clients
         return _bounded(engine.failure(job, error, "unreadable"), job)
     return reply
 
 
 def _bounded(failure: Failure, job: Job) -> Failure:
-    """A failure of this job whose words fit on a screen and in a file: an exception may quote whatever it likes."""
+    """A failure of this job with bounded text: an exception may quote any text."""
     what = plain_text.printable(str(failure.what), MAX_REASON, keep="\n")
     detail = plain_text.printable(str(failure.detail), MAX_DETAIL, keep="\n")
     return engine.failed(job, what, failure.cause if failure.cause in engine.CAUSES else "raised", detail)
 
 
 def check_rows(reply: Reply, rows: int) -> None:
-    """Whether `probe_logits` are of as many samples as were asked for. Raises Refused."""
+    """Checks that `probe_logits` have `rows` rows. Raises Refused."""
     got = reply.payload.probe_logits
     if got is not None and len(got) != rows:
         raise Refused("shape", f"probe_logits has {len(got)} rows, expected {rows}")
@@ -180,7 +180,7 @@ def _check_kinds(reply: Reply, expected: Expectation) -> None:
 
 
 def _check_state(state: Any) -> None:
-    """A client's memory: what a checkpoint can hold, and finite, because the client trains on from it."""
+    """Checks a client's memory: a checkpoint can hold it, and it is finite, because the client trains from it."""
     if type(state) is not ClientState or not isinstance(state.kept, dict):
         raise Refused("dtype", f"state is a {type(state).__name__}, expected a client's memory")
     for name in ("epoch", "position", "last_round"):

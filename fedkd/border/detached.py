@@ -1,8 +1,8 @@
-"""What the border takes from a reply: values of exactly our types that nobody else can change, without a graph.
+"""Detached values of a reply: of exactly our types, without a graph, and safe from later changes.
 
-A reply of another process is like that already. A plugin in this process may hand over tensors that require gradients,
-mappings that change later, numbers of other types. Tensors that are detached, contiguous and alone in their memory
-are taken as they are: a copy of everything would cost the hot path a tenth of a round.
+A reply of another process has such values already. A plugin in this process may return tensors that require gradients,
+mappings that change later, or numbers of other types. Tensors that are detached, contiguous and alone in their memory
+are not copied: copying all of them costs the hot path a tenth of a round.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from fedkd.payload import KINDS, Payload
 
 
 def reply(given: Reply) -> Reply:
-    """The same reply, taken. What is of no type of ours stays as it is, for the checks to refuse."""
+    """The reply with detached values. A value of a foreign type stays, and the checks refuse it."""
     payload, state = given.payload, given.state
     return replace(
         given,
@@ -34,7 +34,7 @@ def reply(given: Reply) -> Reply:
 
 
 def value(given: Any) -> Any:
-    """Tensors, numbers, text, lists and mappings at any depth."""
+    """Detached tensors, numbers, text, lists and mappings, at any depth."""
     if isinstance(given, Tensor):
         return tensor(given)
     if isinstance(given, Mapping):
@@ -50,7 +50,7 @@ def value(given: Any) -> Any:
 
 
 def tensor(given: Tensor) -> Tensor:
-    """Detached, contiguous, of torch's own class, and not a part of something larger."""
+    """The tensor, detached, contiguous, of torch's own class, and no view of a larger one."""
     plain = given if type(given) is Tensor else Tensor.as_subclass(given, Tensor)
     plain = (plain.detach() if plain.requires_grad else plain).contiguous()
     size = plain.numel() * plain.element_size()

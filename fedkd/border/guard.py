@@ -1,10 +1,10 @@
-"""The guard refuses what is well-formed but cannot be honest: it compares replies with each other and counts with data.
+"""The guard refuses well-formed replies that cannot be honest: it compares replies with each other and with data sizes.
 
-Each float tensor of a reply has a size: its largest absolute value; of weights that came down, of their change. It is
-compared with the median of the other replies' sizes of the same tensor. A reply over `border.limit` times as large is
-refused; for variances, which grow with the square of what they describe, the square root of that ratio counts. It is
-the median of the others, not of all, so of two replies the larger one is found. A lone reply is compared with what was
-sent to it, or with LONE. No history is needed, so a resumed run refuses the same as an unbroken one.
+The size of a float tensor in a reply is its largest absolute value; for weights that the server sent, that of their
+change. The guard compares it with the median size of the same tensor in the other replies. It refuses a reply over
+`border.limit` times as large; for variances, which grow quadratically, it uses the square root of the ratio. The median
+is that of the others, not of all, so of two replies it finds the larger one. It compares a lone reply with what it was
+sent, or with LONE. The guard needs no history, so a resumed run refuses the same replies as an unbroken one.
 """
 
 from bisect import bisect_left
@@ -19,9 +19,9 @@ from fedkd.config import RunConfig
 from fedkd.engine import ClientId, Failure, Job, Reply
 from fedkd.wrappers import privacy
 
-FLOOR = 0.1  # smaller medians count as this: entries that hardly move must not make others look large
+FLOOR = 0.1  # smaller medians count as this: else entries that hardly move make others look large
 LONE = 100.0  # a lone tensor is compared with this, or with what was sent if that is larger
-FEW = 1000  # smaller medians of counts count as this, where only devices know how much data they have
+FEW = 1000  # smaller medians of counts count as this, if only devices know their data sizes
 SLACK = 10  # an algorithm may count this many times the samples that its client has or draws
 _UPDATES = ("weights", "reference")  # kinds whose entries come back changed
 
@@ -30,7 +30,7 @@ Name = tuple[str, str]  # kind of knowledge, and the entry in it; empty for a ki
 
 @dataclass(frozen=True)
 class Judged:
-    """The replies that pass, failures in the place of the others, and how far each reply stands out."""
+    """The replies that pass, failures for the others, and how much each reply stands out."""
 
     replies: list[Reply]
     failures: list[Failure]
@@ -39,7 +39,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class _Finding:
-    """The tensor of a reply that stands out most: its size divided by what it is compared with, and that in words."""
+    """The tensor of a reply that stands out most: its relative size, and a sentence about it."""
 
     ratio: float = 0.0
     what: str = ""
@@ -48,7 +48,7 @@ class _Finding:
 def judge(
     config: RunConfig, classes: int, sizes: Sequence[int] | None, jobs: Mapping[ClientId, Job], replies: Sequence[Reply]
 ) -> Judged:
-    """Sort the replies of one exchange. `sizes`: training samples by client, where this process knows them."""
+    """Sort the replies of one exchange. `sizes`: training samples by client, if this process knows them."""
     found, limit = _compare(jobs, replies), config.border.limit
     kept, failures = [], []
     for reply in replies:
@@ -106,7 +106,7 @@ def _finding(name: Name, size: float, ranked: Sequence[float], job: Job) -> _Fin
         ratio = size / max(median, FLOOR)
         return _Finding(ratio**0.5 if entry.endswith("_var") else ratio, f"{does}, the others' {median:.3g} (median)")
     if kind == "numbers":
-        return _Finding()  # checksums and counts among them: by itself a number has no size
+        return _Finding()  # includes checksums and counts: a number alone has no expected size
     sent = getattr(job.payload, kind)
     part = sent.get(entry) if isinstance(sent, Mapping) else sent
     expected = largest(part) if isinstance(part, Tensor) and part.numel() and part.is_floating_point() else 0.0
@@ -114,7 +114,7 @@ def _finding(name: Name, size: float, ranked: Sequence[float], job: Job) -> _Fin
 
 
 def without(ranked: Sequence[float], own: float) -> float:
-    """The median of sorted values without one of them; the lower one of two."""
+    """The median of sorted values without one of them; of two middle values, the lower one."""
     middle = (len(ranked) - 2) // 2
     return ranked[middle] if middle < bisect_left(ranked, own) else ranked[middle + 1]
 
@@ -125,13 +125,13 @@ def without(ranked: Sequence[float], own: float) -> float:
 def _over_count(
     config: RunConfig, classes: int, sizes: Sequence[int] | None, reply: Reply, replies: Sequence[Reply]
 ) -> str:
-    """What is wrong with the counts of a reply; empty text: nothing."""
+    """What is wrong with the counts of a reply; empty if nothing is."""
     labels, train = reply.payload.label_counts, config.train
     told, total = reply.num_examples, 0 if labels is None else int(labels.sum())
     caps = {"border.max_examples": config.border.max_examples}
     if sizes is not None:
         caps["the partition"] = sizes[reply.client]
-    step = config.privacy.size_step  # an honest client tells its size in these steps, perhaps rounded up
+    step = config.privacy.size_step  # an honest client reports its size in these steps, perhaps rounded up
     known = {source: privacy.in_steps(cap, step) for source, cap in caps.items() if cap is not None}
     if not known:
         return _over_others(config, reply, replies)
@@ -141,13 +141,13 @@ def _over_count(
         return f"num_examples = {told}, at most {cap} by {source}"
     drawn = train.steps * train.batch if train.steps is not None else train.epochs * cap
     most = SLACK * (max(cap, drawn) + classes)
-    if total > most and len(replies) > 1:  # noise that an algorithm adds to its counts is in all of them
+    if total > most and len(replies) > 1:  # noise that an algorithm adds is in all clients' counts
         most = max(most, SLACK * int(without(sorted(map(_labels, replies)), _labels(reply))))
     return f"label_counts: {total} in all, at most {most} where {source} gives {cap} samples" if total > most else ""
 
 
 def _over_others(config: RunConfig, reply: Reply, replies: Sequence[Reply]) -> str:
-    """The same where only devices know how much data they have: compared with the others' counts, as values are."""
+    """`_over_count` if only devices know their data sizes: compares counts with the others', like values."""
     for name, count in (("num_examples", _examples), ("label_counts in all", _labels)):
         ranked = sorted(map(count, replies))
         if len(ranked) < 2 or not config.border.limit:

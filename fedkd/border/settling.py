@@ -1,7 +1,7 @@
 """Settling an exchange: replies become the server's next state, which is always finite.
 
-If all replies together lead to values that are not finite, the round is aggregated again without the few that stand
-out most; if that does not help either, it is not aggregated at all. Either way the run continues from a good state.
+If the replies together lead to non-finite values, the round is aggregated again without the few that stand out most.
+If that does not help, the round is not aggregated. In both cases the run continues from a finite state.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,16 +16,16 @@ from fedkd.payload import KINDS, Findings, Payload
 from fedkd.seeds import Stream
 from fedkd.strategy import Cohort, Strategy
 
-MOST_CULPRITS = 4  # replies that are left out at most: each costs up to three more aggregations
-# What arithmetic on bad values raises, in torch, numpy and Python. Other errors are bugs, and pass.
+MOST_CULPRITS = 4  # the most replies to leave out: each costs up to three more aggregations
+# Exceptions of arithmetic on bad values in torch, numpy and Python. Other errors are bugs, and pass.
 _OF_VALUES = (ArithmeticError, ValueError, RuntimeError, IndexError)
 
-Following = Callable[[tuple[ClientId, ...]], Cohort | None]  # who is asked next, after those that replied
+Following = Callable[[tuple[ClientId, ...]], Cohort | None]  # from the clients that replied to the next cohort
 
 
 @dataclass(frozen=True)
 class Settled:
-    """What an exchange came to. `replies` are those that count; none: nothing finite came of any."""
+    """The result of an exchange. `replies` are those that count; none: no subset gave a finite state."""
 
     server: Any
     findings: Findings
@@ -37,7 +37,7 @@ class Settled:
 class _Attempt:
     server: Any
     findings: Findings
-    wrong: str = ""  # where the state is not finite, or what was raised
+    wrong: str = ""  # where the state is not finite, or the raised error
     error: Exception | None = None
 
 
@@ -51,7 +51,7 @@ def settle(
     stream: Stream,
     following: Following,
 ) -> Settled:
-    """Aggregate the replies, or as many of them as give a good state. `ratios` say how far each reply stands out."""
+    """Aggregate the replies, or a subset that gives a finite state. `ratios`: how much each reply stands out."""
 
     def attempt(chosen: Sequence[Reply]) -> _Attempt:
         return _attempt(strategy, server, chosen, stream, following)
@@ -68,12 +68,12 @@ def settle(
             failures = [_refused(jobs[reply.client], first.wrong) for reply in out]
             return Settled(found.server, found.findings, _less(replies, out), failures)
     if first.error is not None and all(found.error is not None for found in tried):
-        raise first.error  # with any replies left out: the fault is not in a reply
+        raise first.error  # leaving out replies did not help: no reply is at fault
     return Settled(server, {}, [], [_unsettled(jobs[reply.client], first.wrong) for reply in replies])
 
 
 def _without_whom(suspects: list[Reply], most: int) -> Iterator[list[Reply]]:
-    """Who is left out, one attempt after the other: each of the first suspects alone, then more and more together."""
+    """The replies to leave out in each attempt: first each suspect alone, then more and more together."""
     if most > 0:
         yield from ([reply] for reply in suspects[:MOST_CULPRITS])
     yield from (suspects[:number] for number in range(2, min(most, MOST_CULPRITS) + 1))
@@ -82,7 +82,7 @@ def _without_whom(suspects: list[Reply], most: int) -> Iterator[list[Reply]]:
 def _spared(
     replies: Sequence[Reply], out: list[Reply], found: _Attempt, attempt: Callable[[Sequence[Reply]], _Attempt]
 ) -> tuple[list[Reply], _Attempt]:
-    """Those who were only left out on the way to the culprit are taken back."""
+    """Take back the replies that were left out without being a culprit."""
     for reply in out[:-1]:
         fewer = [other for other in out if other is not reply]
         again = attempt(_less(replies, fewer))
@@ -108,7 +108,7 @@ def _attempt(
 
 
 def _wrong(strategy: Strategy[Any], server: Any, cohort: Cohort | None) -> str:
-    """Where a state, or what it would send next, is not finite; empty text: nowhere."""
+    """Where a state, or its next payloads, are not finite; empty if they are finite."""
     tensors, _ = state_values.flatten(server)
     for name, tensor in tensors.items():
         if not state_values.is_finite(tensor):

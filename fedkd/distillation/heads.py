@@ -1,8 +1,8 @@
-"""Heads on taps: what turns the output of a block into logits, at a client and at a server.
+"""Heads on taps: they turn the output of a block into logits, at a client and at a server.
 
-A tap of depth j is the output of block j; a head there is a student of its own, whose last block is called `head` too:
-`tail` a second copy of blocks j+1..L, `flat` one linear layer on the flattened tap. An adapter before a `flat` head
-brings taps of any shape to one width, so that students of all architectures can share a head.
+A tap of depth j is the output of block j; its head is a separate student, whose last block is called `head` too:
+`tail` is a second copy of blocks j+1..L, `flat` one linear layer on the flattened tap. An adapter before a `flat` head
+maps taps of any shape to one width, so that students of all architectures can share a head.
 Suffixes: N samples, B of a batch, C classes, P labels that occur.
 """
 
@@ -24,12 +24,12 @@ from fedkd.seeds import Stream
 from fedkd.student import Student
 from fedkd.training.optimisers import Sgd
 
-ADAPTED = 128  # values to which an adapter brings a tap
+ADAPTED = 128  # width of an adapter's output
 
 
 @dataclass(frozen=True)
 class HeadDataset:
-    """What a head is taught: taps (N, ...), the clients' logits (N, C), labels (N,) int64, weights (N,) of mean 1."""
+    """A head's training data: taps (N, ...), the clients' logits (N, C), labels (N,) int64, weights (N,) of mean 1."""
 
     taps: Tensor
     logits: Tensor
@@ -47,9 +47,9 @@ def tap(student: Student, depth: int) -> str:
 
 
 def features(tap: Tensor, side: int, entries: Weights | None = None) -> Tensor:
-    """What a head takes of a tap (B, ...): averaged over side x side fields, then through the adapter of `entries`.
+    """A head's input from a tap (B, ...): pooled to side x side fields, then mapped by the adapter in `entries`.
 
-    A side of 0, or a tap without space, leaves it as it is; so do entries without an adapter.
+    A side of 0, or a tap without spatial axes, skips the pooling; entries without an adapter skip the mapping.
     """
     pooled = F.adaptive_avg_pool2d(tap, side) if side and tap.dim() == 4 else tap
     if entries is None or "adapter.weight" not in entries:
@@ -67,7 +67,7 @@ def shapes(problem: Problem, side: int = 0) -> dict[str, tuple[int, ...]]:
 
 
 def make(problem: Problem, depth: int, kind: str, shape: Sequence[int]) -> Student:
-    """A head without entries, on the meta device, for the tap at `depth` of one architecture, of `shape` a sample."""
+    """A head without entries, on the meta device, for one architecture's tap at `depth`, of `shape` per sample."""
     blocks = list(problem.shape.named_children())
     if kind == "tail":
         tail = blocks[min(depth, len(blocks) - 1) :]
@@ -77,12 +77,12 @@ def make(problem: Problem, depth: int, kind: str, shape: Sequence[int]) -> Stude
 
 
 def build(problem: Problem, depth: int, kind: str, shape: Sequence[int], stream: Stream) -> Student:
-    """The same with initial entries from `stream`."""
+    """`make` with initial entries from `stream`."""
     return students.build(partial(make, problem, depth, kind, shape), stream)
 
 
 def adapter(shape: Sequence[int], stream: Stream) -> Weights:
-    """Initial entries of a linear layer from a tap of `shape` a sample to the common width, drawn from `stream`."""
+    """Initial entries of a linear layer from a tap of `shape` per sample to the common width, drawn from `stream`."""
     size = torch.Size(shape).numel()
     built = students.build(lambda: Student(OrderedDict(head=nn.Linear(size, ADAPTED, device="meta"))), stream)
     return {name.replace("head.", "adapter."): entry for name, entry in built.weights.items()}
@@ -91,7 +91,7 @@ def adapter(shape: Sequence[int], stream: Stream) -> Weights:
 def logits(
     student: Student, depth: int, kind: str, entries: Weights, tap: Tensor, *, side: int = 0, training: bool
 ) -> Tensor:
-    """Logits (B, C) of the head with these entries on a tap; of `student` only the make of its blocks counts."""
+    """Logits (B, C) of the head with these entries on a tap; only the structure of `student`'s blocks matters."""
     x = features(tap, side, entries)
     if kind == "flat":
         return F.linear(x.flatten(1), entries["head.weight"], entries["head.bias"])
@@ -106,12 +106,12 @@ def logits(
 
 
 def trainable(entries: Weights) -> dict[str, Tensor]:
-    """A copy of a head's entries that may be trained; of BatchNorm's statistics no gradient is kept."""
+    """A trainable copy of a head's entries; BatchNorm's statistics take no gradient."""
     return {n: e.detach().clone().requires_grad_(".running_" not in n) for n, e in entries.items()}
 
 
 def terms(data: HeadDataset, logits: Tensor, temperature: float, weight: float) -> Iterator[tuple[str, Tensor]]:
-    """What a head minimises: docs/strategies/fedd2s.md, equation 3."""
+    """A head's loss: docs/strategies/fedd2s.md, equation 3."""
     yield "ce", (data.weight * F.cross_entropy(logits, data.y, reduction="none")).mean()
     if weight:
         target = (data.logits / temperature).softmax(1)
@@ -129,9 +129,9 @@ def teach(
     temperature: float,
     weight: float,
 ) -> Mapping[str, float]:
-    """Passes over the shuffled data, in place; `sgd` holds the head's parameters. Gives the means of its terms.
+    """Train a head in place, in passes over the shuffled data; `sgd` holds its parameters. Returns mean terms.
 
-    `weight` is that of the clients' logits. A last batch of a single sample is left out if the head has BatchNorm.
+    `weight` is that of the clients' logits. A head with BatchNorm skips a last batch of a single sample.
     """
     shuffles, least = stream.torch(), 2 if head.statistics else 1
     seen: dict[str, list[Tensor]] = {}

@@ -1,8 +1,8 @@
 """Dropping: which blocks of a student take part in a federation, by round. Integers only.
 
-Blocks count from 1 (shallow) to L (the head). At depth m blocks 1..m take part and blocks m+1..L are *dropped*: trained
-and used by their owner, but out of the exchange of knowledge. m = L: nothing is dropped; m = 0: everything. A dropping
-set D = (e_1 > e_2 > ... > e_q) names the blocks that are dropped in turn, each with all deeper ones.
+Blocks count from 1 (shallow) to L (the head). At depth m blocks 1..m take part and blocks m+1..L are *dropped*: their
+owner trains and uses them, but they exchange no knowledge. m = L: no block is dropped; m = 0: all are. A dropping set
+D = (e_1 > e_2 > ... > e_q) names the blocks to drop in turn, each with all deeper ones.
 Source: docs/strategies/fedd2s.md, equations 5 and 6.
 """
 
@@ -16,12 +16,12 @@ Mode = Literal["fixed", "none", "reverse", "stop"]
 
 
 def default_set(blocks: int) -> tuple[int, ...]:
-    """All blocks but the first, deepest first: (L, ..., 2)."""
+    """All blocks except for the first, deepest first: (L, ..., 2)."""
     return tuple(range(blocks, 1, -1))
 
 
 def check(drops: Sequence[int], blocks: int, whose: str = "the student") -> None:
-    """Whether a dropping set fits a student of L blocks. Raises ConfigError."""
+    """Checks that a dropping set fits a student of L blocks. Raises ConfigError."""
     if blocks < 2:
         raise ConfigError(f"{whose} has one block, so there is no tap before its head", where="students")
     falls = all(one > other for one, other in itertools.pairwise(drops))
@@ -36,10 +36,9 @@ def check(drops: Sequence[int], blocks: int, whose: str = "the student") -> None
 def depth(mode: Mode, round: int, rounds: int, blocks: int, drops: Sequence[int], size: int, period: int | None) -> int:
     """m, the depth that takes part in a round, counted from 1, of a student of L blocks with its dropping set.
 
-    Each period one of the `size` entries that the deepest student's set has is dropped; a smaller set drops as large a
-    share of its own, rounded down. Without a period each depth gets as many of a run's rounds: R / (q + 1), rounded up.
-    `reverse` visits the depths in rising order, `stop` leaves the federation where the last drop would be and `none`
-    never drops.
+    Each period drops one of the `size` entries of the deepest student's set; a smaller set drops an equal share of its
+    own entries, rounded down. Without a period each depth gets equally many rounds: R / (q + 1), rounded up. `reverse`
+    visits the depths in rising order, `stop` leaves the federation in place of the last drop, and `none` never drops.
     """
     if mode == "none" or not drops:
         return blocks

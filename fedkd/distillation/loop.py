@@ -1,4 +1,4 @@
-"""Distillation at a server: a generator of latents or images is trained against what clients sent."""
+"""Distillation at a server: trains a generator of latents or images against the clients' replies."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,7 +11,7 @@ from torch import Tensor
 from fedkd.payload import Weights
 from fedkd.training.optimisers import Adam
 
-RECENT = 10  # steps whose terms are reported
+RECENT = 10  # last steps, whose terms are reported
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Optimised:
     recent: Sequence[Mapping[str, Tensor]]
 
     def means(self) -> dict[str, float]:
-        """Of each term over those steps."""
+        """Mean of each term over these steps."""
         names = self.recent[0] if self.recent else ()
         return {name: float(torch.stack([terms[name] for terms in self.recent]).mean()) for name in names}
 
@@ -40,9 +40,9 @@ def optimise(
     betas: tuple[float, float] = (0.9, 0.999),
     skip_non_finite: bool = False,
 ) -> Optimised:
-    """Adam on the `learnable` entries of a copy of the generator, along the sum of the terms that its entries give.
+    """Adam on the `learnable` entries of a copy of the generator, along the sum of its terms.
 
-    A step without terms ends it: all are switched off. `skip_non_finite` passes over steps whose loss is not finite.
+    A step without terms ends the loop, because all are switched off. `skip_non_finite` skips non-finite losses.
     """
     entries = {name: entry.clone() for name, entry in generator.items()}
     optimiser = Adam({name: entries[name].requires_grad_() for name in learnable}, adam, betas)

@@ -1,7 +1,7 @@
-"""Affinity: how near clients' knowledge lies to each other, and the trust that follows from it.
+"""Affinity: how similar clients' knowledge is, and the trust that follows.
 
-K clients, N probe samples, C classes; row = receiver, column = sender. All in float64: float32 leaves
-divergences of a distribution from itself at 2e-7. `...` are further leading axes: a matrix per class or per sample.
+K clients, N probe samples, C classes; row = receiver, column = sender. All in float64: in float32 the divergence of a
+distribution from itself is up to 2e-7. `...` are further leading axes: a matrix per class or per sample.
 """
 
 import math
@@ -16,28 +16,28 @@ from fedkd.payload import Findings
 Divergence = Literal["kl", "kl_rev", "js", "l1", "l2", "cos"]
 
 TIE = 1e-12  # distances that differ by less are ties
-LEAST, MOST = 1.2, 0.95  # effective senders, and their share of all, outside which affinity plays no part
-MAX_BETA = 1e6  # where the search for beta ends
-LOWEST = 1e-38  # of a fused probability that travels as a logarithm
+LEAST, MOST = 1.2, 0.95  # effective senders, and their share of all, outside which affinity has no effect
+MAX_BETA = 1e6  # the end of the search for beta
+LOWEST = 1e-38  # smallest fused probability whose logarithm is sent
 
 
 def epd(probs_KNC: Tensor) -> Tensor:
-    """Label laws (K, C), estimated: each client's mean prediction (docs/strategies/knfu.md, equation 1)."""
+    """Estimated label distributions (K, C): each client's mean prediction (docs/strategies/knfu.md, equation 1)."""
     probs_KNC = probs_KNC.double()
     return (probs_KNC / probs_KNC.sum(-1, keepdim=True)).mean(-2)
 
 
 def label_shares(labels_KN: Tensor, classes: int) -> Tensor:
-    """Shares (K, C) of the samples that a client gives each label: `epd=argmax_hist`."""
+    """Share (K, C) of the samples to which a client gives each label: `epd=argmax_hist`."""
     clients, samples = labels_KN.shape
     hits_KC = torch.zeros(clients, classes, dtype=torch.float64)
     return hits_KC.scatter_add_(1, labels_KN, torch.ones_like(labels_KN, dtype=torch.float64)) / samples
 
 
 def reported(counts_KC: Tensor, pseudo: float = 0.0) -> Tensor:
-    """Label laws (K, C) from label counts, `pseudo` of each label added: `epd=reported`.
+    """Label distributions (K, C) from label counts, each plus `pseudo`: `epd=reported`.
 
-    A client without samples has the uniform law.
+    A client without samples has the uniform distribution.
     """
     counts_KC = counts_KC.double() + pseudo
     total_K1 = counts_KC.sum(-1, keepdim=True)
@@ -45,9 +45,9 @@ def reported(counts_KC: Tensor, pseudo: float = 0.0) -> Tensor:
 
 
 def distance(P_KC: Tensor, kind: Divergence = "kl", eps: float = 1e-6) -> Tensor:
-    """D (..., K, K) >= 0 between distributions (..., K, C), in nats where that has a meaning; the diagonal is 0.
+    """D (..., K, K) >= 0 between distributions (..., K, C), for divergences in nats; the diagonal is 0.
 
-    `kl`: D[k, j] = KL(P_k || P_j), large where j lacks a class that k has. The laws are smoothed by
+    `kl`: D[k, j] = KL(P_k || P_j), large if j lacks a class that k has. Distributions are smoothed by
     (P + eps) / (1 + C eps) (docs/strategies/knfu.md, equations 2 and 3). Raises ValueError for an unknown kind.
     """
     P_KC = (P_KC.double() + eps) / (1 + P_KC.shape[-1] * eps)
@@ -71,10 +71,10 @@ def distance(P_KC: Tensor, kind: Divergence = "kl", eps: float = 1e-6) -> Tensor
 
 
 def table_distance(P_KCC: Tensor, defined_KC: Tensor, kind: Divergence = "kl", eps: float = 1e-6) -> Tensor:
-    """D (K, K) between conditional tables: the mean over the labels that both have: `epd=class_table`.
+    """D (K, K) between conditional tables, the mean over labels that both clients have: `epd=class_table`.
 
-    P[k, y] is what client k predicts for label y; rows outside `defined_KC` are not looked at. Clients with no label
-    in common lie at an infinite distance.
+    P[k, y] is client k's prediction for label y; rows outside `defined_KC` are ignored. The distance of clients without
+    a common label is infinite.
     """
     both_CKK = (defined_KC[:, None] & defined_KC[None]).movedim(-1, 0)
     uniform = torch.full((), 1 / P_KCC.shape[-1], dtype=torch.float64)
@@ -93,11 +93,11 @@ def weights(
     top: int | None = None,
     allowed: Tensor | None = None,
 ) -> Tensor:
-    """W (..., K, K) = softmax over senders of -beta * D, rows summing to 1 (docs/strategies/knfu.md, equation 4).
+    """W (..., K, K) = softmax over senders of -beta * D; rows sum to 1 (docs/strategies/knfu.md, equation 4).
 
-    `prior_K` multiplies before normalising; `top` keeps the nearest (ties: the lower client); `allowed`, broadcast
-    against D, says who may be a sender of whom: (C, 1, K) gives weights by label. beta = inf shares equally among the
-    nearest. A row without a sender is 0.
+    `prior_K` multiplies before normalisation; `top` keeps the nearest senders (ties: the lower client); `allowed`,
+    broadcast against D, says which clients may send to which: (C, 1, K) gives weights by label. beta = inf shares
+    equally among the nearest. A row without a sender is 0.
     """
     permitted = D_KK.isfinite()
     if prior_K is not None:
@@ -130,9 +130,9 @@ def effective_senders(W_KK: Tensor) -> Tensor:
 def describe(W_RK: Tensor, own_R: Tensor) -> Findings:
     """For the ledger: weights (R, K) to 4 digits and effective senders; `own_R` is the column of each receiver itself.
 
-    is_local = 1: every teacher is the client's own knowledge, fusion is local training. is_untested = 1: so few or so
-    many senders count that the run says nothing about affinity. Weights by sample or by label
-    (..., R, K) are averaged. Receivers without a sender count for `without_sender` alone.
+    is_local = 1: every teacher is the client's own knowledge, so fusion is local training. is_untested = 1: with so few
+    or so many effective senders, the run says nothing about affinity. Weights by sample or by label (..., R, K) are
+    averaged. Receivers without a sender count only for `without_sender`.
     """
     rows, columns = W_RK.shape[-2:]
     own_WR = W_RK[..., torch.arange(rows), own_R]
@@ -159,12 +159,12 @@ def mix(W_RK: Tensor, values_KNC: Tensor) -> Tensor:
 
 
 def as_logits(probs: Tensor) -> Tensor:
-    """Fused probabilities as they travel: float32 logarithms, all of them finite."""
+    """Fused probabilities for sending: float32 logarithms, all finite."""
     return probs.clamp(min=LOWEST).log().float()
 
 
 def teachers(clients: Sequence[int], W_RK: Tensor, fused_RNC: Tensor) -> dict[int, Tensor]:
-    """log F_k (N, C) by client, of those who have a teacher; receivers with the same weights share one tensor.
+    """log F_k (N, C) by client with a teacher; receivers with equal weights share one tensor.
 
     Weights may differ by sample: (N, R, K).
     """
@@ -178,10 +178,10 @@ def teachers(clients: Sequence[int], W_RK: Tensor, fused_RNC: Tensor) -> dict[in
 
 
 def beta_for(D_KK: Tensor, target: float, **rule: Any) -> float:
-    """The beta at which clients have `target` effective senders on average: `beta=auto`.
+    """The beta that gives clients `target` effective senders on average: `beta=auto`.
 
-    Found by bisection, since the mean falls as beta grows: 0 if there are no more than `target` senders anyway,
-    at most 1e6. `rule` is for `weights`.
+    Bisection finds it, because the mean falls as beta grows. The result is 0 if there are at most `target` senders
+    anyway, and at most 1e6. `rule` goes to `weights`.
     """
 
     def senders(beta: float) -> float:

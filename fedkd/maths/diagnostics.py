@@ -1,7 +1,7 @@
-"""What knowledge is worth: fused against own predictions, and generated samples against their labels.
+"""Quality of knowledge: fused against own predictions, and generated samples against their labels.
 
-Numbers for the ledger, never input of training. K clients that own, R that receive (R = K, or 1 if all receive the
-same), N probe samples, C classes, B generated samples of width D. All are finite, whatever comes in.
+The results go to the ledger, never into training, and are finite for any input. K owners, R receivers (R = K, or 1 if
+all receive the same), N probe samples, C classes, B generated samples of width D.
 """
 
 import torch
@@ -14,13 +14,13 @@ _DIGITS = 4  # of the numbers in lists
 
 
 def of_fused(own_KNC: Tensor, fused_RNC: Tensor, y_N: Tensor | None = None) -> Findings:
-    """How the knowledge that clients receive differs from their own: probabilities both, of the same samples.
+    """How received knowledge differs from a client's own; both are probabilities on the same samples.
 
     teacher_agreement: how often both have the same most likely label. teacher_entropy: mean, in nats. With labels also
     teacher_accuracy and own_accuracy, filter_gain (their difference, mean over clients), harmed (share of clients that
     receive less accurate knowledge than their own), calibration (expected calibration error of the fused) and
-    coverage (accuracy of the fused by true label; 0 for a label without samples). Samples labelled below 0 have no
-    label. Nothing is found in nothing: no clients or no samples give no numbers. Raises ValueError if R fits neither.
+    coverage (accuracy of the fused by true label; 0 for a label without samples). A label below 0 means no label.
+    Without clients or samples the result is empty. Raises ValueError if R is neither 1 nor K.
     """
     if len(fused_RNC) not in {1, len(own_KNC)} or own_KNC.shape[1:] != fused_RNC.shape[1:]:
         raise ValueError(f"fused is {tuple(fused_RNC.shape)}, own {tuple(own_KNC.shape)}: not the same clients")
@@ -44,10 +44,10 @@ def calibration(probs_MC: Tensor, y_M: Tensor) -> float:
 
 
 def of_generated(z_BD: Tensor, y_B: Tensor, probs_BC: Tensor) -> Findings:
-    """Whether generated samples are what they were asked to be, and whether they differ among themselves.
+    """Whether generated samples match their labels, and whether they differ from each other.
 
-    fidelity: how often the teacher gives a sample its label. variety: mean squared distance to the mean of its label,
-    over that to the mean of all; 0 = one sample a label (mode collapse), 1 = labels make no difference.
+    fidelity: how often the teacher gives a sample its label. variety: mean squared distance to the label's mean,
+    divided by that to the mean of all; 0 = one sample per label (mode collapse), 1 = labels make no difference.
     """
     if not len(y_B):
         return {}
@@ -66,7 +66,7 @@ def _with_labels(own_KN: Tensor, said_RN: Tensor, fused_RNC: Tensor, y_N: Tensor
         return {}
     y_N, own_KN, said_RN, fused_RNC = y_N[kept_N], own_KN[:, kept_N], said_RN[:, kept_N], fused_RNC[:, kept_N]
     right_RN, own_right_KN = said_RN == y_N, own_KN == y_N
-    # Counts, not means: two clients that are right equally often must not differ in the last bit.
+    # Counts, not means: clients with equally many correct samples must agree to the last bit.
     gain_K = right_RN.sum(1).expand(len(own_KN)) - own_right_KN.sum(1)
     classes, receivers = fused_RNC.shape[2], len(fused_RNC)
     right_C = torch.bincount(y_N, right_RN.sum(0).double(), classes)
@@ -86,5 +86,5 @@ def _mean(values: Tensor) -> float:
 
 
 def _clean(probs: Tensor) -> Tensor:
-    """Probabilities as they should be: finite, from 0 to 1."""
+    """The probabilities, made finite and clamped to 0..1."""
     return torch.nan_to_num(probs, 0.0, 1.0, 0.0).clamp(0, 1)

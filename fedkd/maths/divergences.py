@@ -1,8 +1,8 @@
-"""Divergences of a teacher and a student: pure functions of logits. B samples, C classes.
+"""Divergences between a teacher and a student: pure functions of logits. B samples, C classes.
 
-Those of distributions are means over the batch, in nats, at a temperature tau and times tau^2, so that their gradients
-keep their size; they are 0 if and only if both logits are equal up to a constant a sample. Nothing here detaches the
-teacher: give it without gradient.
+Divergences of distributions are means over the batch, in nats, at a temperature tau and times tau^2, which preserves
+the size of gradients. They are 0 if and only if both logits are equal up to a constant per sample. The functions do not
+detach the teacher: pass it without gradient.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,23 +10,23 @@ from collections.abc import Callable, Mapping
 import torch.nn.functional as F
 from torch import Tensor
 
-_SMALLEST = 1e-12  # of a probability whose logarithm is taken: a teacher may say exactly 0
+_SMALLEST = 1e-12  # smallest probability in a logarithm: a teacher's may be exactly 0
 
 
 def forward_kl(teacher_BC: Tensor, student_BC: Tensor, tau: float = 1.0) -> Tensor:
-    """tau^2 KL(teacher || student): covers all that the teacher holds possible."""
+    """tau^2 KL(teacher || student): mode covering."""
     return tau**2 * _forward((teacher_BC / tau).softmax(1), (student_BC / tau).log_softmax(1))
 
 
 def l1(teacher_BC: Tensor, student_BC: Tensor, tau: float = 1.0) -> Tensor:
-    """Mean absolute difference of logits over samples and classes; the temperature does not count."""
+    """Mean absolute difference of logits over samples and classes; the temperature has no effect."""
     return (student_BC - teacher_BC).abs().mean()
 
 
 def mse(teacher_BC: Tensor, student_BC: Tensor, tau: float = 1.0) -> Tensor:
     """Mean squared difference of logits over samples and classes; half of it is forward_kl's limit for large tau.
 
-    The limit holds for logits of mean 0 a sample. The temperature does not count.
+    The limit holds for logits of mean 0 per sample. The temperature has no effect.
     """
     return (student_BC - teacher_BC).square().mean()
 

@@ -1,7 +1,7 @@
 """Fusion: how far receivers trust senders, and means under that trust.
 
-R receivers, K senders, C classes. A trust `trust_RKC[r, k, y]` says how far receiver r trusts sender k on label y;
-over k it sums to 1. Axes of size 1 mean "the same for all": `(1, K, 1)` is one mean for everybody. Rules compose by
+R receivers, K senders, C classes. `trust_RKC[r, k, y]` is receiver r's trust in sender k on label y; it sums to 1 over
+k. An axis of size 1 means "the same for all": `(1, K, 1)` is one mean for all receivers and labels. Rules compose by
 product and renormalisation.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from fedkd.engine import Reply
 from fedkd.payload import Numbers, Weights
 
-Weighting = Literal["examples", "uniform"]  # of senders: by the size of their data, or alike
+Weighting = Literal["examples", "uniform"]  # of senders: by the size of their data, or equal
 
 
 def by_examples(replies: Sequence[Reply]) -> Tensor:
@@ -28,19 +28,19 @@ def uniformly(replies: Sequence[Reply]) -> Tensor:
 
 
 def by_weighting(weighting: Weighting, replies: Sequence[Reply]) -> Tensor:
-    """The rule of these two that a configuration names: (1, K, 1)."""
+    """The configured one of these two rules: (1, K, 1)."""
     return by_examples(replies) if weighting == "examples" else uniformly(replies)
 
 
 def mean_size(sizes: Mapping[str, int]) -> float:
-    """Mean number of training samples of the clients heard so far, n_k by number; 1 if there are none."""
+    """Mean number of training samples of the clients that have replied, n_k by number; 1 if there are none."""
     return sum(sizes.values()) / len(sizes) if sizes else 1.0
 
 
 def by_label_counts(counts_KC: Tensor) -> Tensor:
-    """Trust by what the sender saw of each label, counts[k, y] / sum over senders: (1, K, C). FedGen's rule.
+    """Trust by the sender's count of each label, counts[k, y] / sum over senders: (1, K, C). FedGen's rule.
 
-    Counts start at 1 (docs/strategies/fedgen.md, equation 2), so that a label nobody drew is trusted to all alike.
+    Counts start at 1 (docs/strategies/fedgen.md, equation 2), so that on a label without draws all are trusted equally.
     """
     return normalise(counts_KC.float()[None])
 
@@ -59,8 +59,8 @@ def fuse(values_KC: Tensor, trust_RKC: Tensor) -> Tensor:
 def fuse_weights(replies: Sequence[Reply], trust_1K1: Tensor) -> Weights:
     """Mean of the senders' weights, entry by entry, for all receivers.
 
-    Summed in float64 in the order of the replies: the result must not depend on who answered first, and equal models
-    average to themselves to the last bit.
+    Sums in float64 in the order of the replies, so that the result does not depend on arrival, and equal models average
+    to themselves bit for bit.
     """
     weights = [reply.payload.weights or {} for reply in replies]
     trust_K = trust_1K1.double().flatten().tolist()
@@ -69,7 +69,7 @@ def fuse_weights(replies: Sequence[Reply], trust_1K1: Tensor) -> Weights:
     for name, entry in weights[0].items():
         total = torch.zeros_like(entry, dtype=torch.float64)
         for share, sent in zip(shares, weights, strict=True):
-            total.add_(sent[name].double(), alpha=share)  # not stacked: the models together may not fit in memory
+            total.add_(sent[name].double(), alpha=share)  # not stacked: all models may not fit in memory
         fused[name] = total.to(entry.dtype)
     return fused
 
@@ -84,11 +84,11 @@ def describe(trust_RKC: Tensor) -> Numbers:
 
 
 def by_holders(counts_KC: Tensor, cap: float = 1.0) -> Tensor:
-    """Trust by how much of a label the sender holds, (1, K, C) float64: T[k, y] = n_ky / sum_j n_jy.
+    """Trust by the sender's share of a label, (1, K, C) float64: T[k, y] = n_ky / sum_j n_jy.
 
-    docs/strategies/fedfuse.md, equation 3. The column of a label that nobody holds is 0: it is undefined, and the rules
-    below leave that label out. `cap` bounds what one sender weighs where others hold the label too: counts are a claim.
-    Towards 0: all holders alike.
+    docs/strategies/fedfuse.md, equation 3. The column of a label without holders is 0: it is undefined, and the rules
+    below leave that label out. `cap` bounds one sender's weight on a label that others hold too, because counts are
+    claims. As `cap` falls to 0, all holders become equal.
     """
     counts_KC = counts_KC.double()
     trust_KC = counts_KC / counts_KC.sum(0).clamp(min=1)
@@ -99,7 +99,7 @@ def _capped(trust_KC: Tensor, cap: float) -> Tensor:
     """min(cap, scale * T) with the scale that makes columns sum to 1; with m holders `cap` is at least 1/m."""
     cap_C = (1 / (trust_KC > 0).sum(0).clamp(min=1)).clamp(min=cap)
     sorted_KC = trust_KC.sort(0, descending=True).values
-    rest_KC = sorted_KC.flip(0).cumsum(0).flip(0)  # what the k-th largest and all smaller ones weigh together
+    rest_KC = sorted_KC.flip(0).cumsum(0).flip(0)  # the sum of the k-th largest and all smaller ones
     above_K1 = torch.arange(len(trust_KC), dtype=trust_KC.dtype)[:, None]
     scale_KC = (1 - above_K1 * cap_C) / rest_KC.clamp(min=1e-300)  # if the k largest are at the cap
     fits_KC = (scale_KC * sorted_KC <= cap_C * (1 + 1e-12)) & (rest_KC > 0)
@@ -112,18 +112,18 @@ def _capped(trust_KC: Tensor, cap: float) -> Tensor:
 def with_affinity(trust_1KC: Tensor, D_RK: Tensor, beta: float) -> Tensor:
     """w[r, k, y] proportional to exp(-beta D[r, k]) T[k, y], over senders (R, K, C).
 
-    docs/strategies/fedfuse.md, equation 4. In logarithms: where only a sender at a great distance holds a label, it is
-    still trusted fully.
+    docs/strategies/fedfuse.md, equation 4. Computed in logarithms: the only holder of a label is fully trusted even at
+    a great distance.
     """
     score_RKC = trust_1KC.double().log() - beta * D_RK.double()[:, :, None]
-    return torch.nan_to_num(score_RKC.softmax(1), nan=0.0)  # NaN: the column of a label that nobody holds
+    return torch.nan_to_num(score_RKC.softmax(1), nan=0.0)  # NaN: the column of a label without holders
 
 
 def log_prior(counts_C: Tensor, smoothing: float) -> Tensor:
     """log pi + a constant, (C,) float32, pi_y = (n_y + a) / (n + a C), a = `smoothing` > 0.
 
-    docs/strategies/fedfuse.md, equation 1. The constant makes the largest 0: it changes no softmax, and where counts
-    are equal all entries are exactly 0.
+    docs/strategies/fedfuse.md, equation 1. The constant makes the largest 0: it changes no softmax, and equal counts
+    give entries of exactly 0.
     """
     log_C = (counts_C.double() + smoothing).log()
     return (log_C - log_C.max()).float()
@@ -132,9 +132,9 @@ def log_prior(counts_C: Tensor, smoothing: float) -> Tensor:
 def trust_logit(log_KNC: Tensor, trust_RKC: Tensor) -> Tensor:
     """F[r, i] = softmax_y(sum_k w[r, k, y] log S[k, i, y]), (R, N, C): a geometric mean, label by label.
 
-    As in all three rules: `log_KNC` are the senders' log-probabilities, rows of F sum to 1, and labels that nobody is
-    trusted on have probability 0, which says nothing about them: look at `held`. Senders trusted on nothing are not
-    looked at, so that theirs may be NaN.
+    For all three rules: `log_KNC` are the senders' log-probabilities, and rows of F sum to 1. Labels on which no sender
+    is trusted have probability 0, which says nothing about them: see `held`. Senders without any trust are ignored, so
+    theirs may be NaN.
     """
     log_KNC, trust_RKC = _heard(log_KNC, trust_RKC)
     score_RNC = torch.einsum("rky,kny->rny", trust_RKC, log_KNC)
@@ -148,7 +148,7 @@ def trust_prob(log_KNC: Tensor, trust_RKC: Tensor) -> Tensor:
 
 
 def confident(log_KNC: Tensor, trust_RKC: Tensor) -> Tensor:
-    """F[r, i] = sum_k v S[k, i] / sum_k v, v = sum_y w[r, k, y] S[k, i, y]: senders by the trust in what they say."""
+    """F[r, i] = sum_k v S[k, i] / sum_k v, v = sum_y w[r, k, y] S[k, i, y]: by the trust in their prediction."""
     log_KNC, trust_RKC = _heard(log_KNC, trust_RKC)
     prob_KNC = log_KNC.exp()
     v_RKN = torch.einsum("rky,kny->rkn", trust_RKC, prob_KNC)
@@ -159,12 +159,12 @@ RULES = {"trust_logit": trust_logit, "trust_prob": trust_prob, "confident": conf
 
 
 def held(trust_RKC: Tensor) -> Tensor:
-    """Whether anybody is trusted on a label, (R, C)."""
+    """Whether any sender is trusted on a label, (R, C)."""
     return (trust_RKC > 0).any(1)
 
 
 def _heard(log_KNC: Tensor, trust_RKC: Tensor) -> tuple[Tensor, Tensor]:
-    """Only the senders that somebody trusts on something, for 0 * NaN is NaN; one trust for all labels is expanded."""
+    """Only the senders with some trust, because 0 * NaN is NaN; a trust of one label axis is expanded."""
     trust_RKC = trust_RKC.to(log_KNC.dtype).expand(-1, -1, log_KNC.shape[2])
     senders_K = (trust_RKC > 0).any(2).any(0)
     return log_KNC[senders_K], trust_RKC[:, senders_K]

@@ -15,7 +15,7 @@ def cross_entropy(logits_BC: Tensor, y_B: Tensor) -> Tensor:
 
 
 def proximal(learnable: Mapping[str, Tensor], received: Weights) -> Tensor:
-    """Half the squared distance between learnable entries and those received (Li et al., MLSys 2020, equation 2).
+    """Half the squared distance between learnable and received entries (Li et al., MLSys 2020, equation 2).
 
     Entries not received (a private extractor) and buffers are left out.
     """
@@ -45,7 +45,7 @@ def ensemble_cross_entropy(logits_KBC: Tensor, y_B: Tensor, trust_KC: Tensor) ->
 
 
 def ensemble_cross_entropy_per_client(logits_KBC: Tensor, y_B: Tensor, trust_KC: Tensor) -> Tensor:
-    """The same with the weights averaged over the batch's labels first: the slip of FedGen's code."""
+    """`ensemble_cross_entropy` with trust averaged over the batch's labels first: the slip of FedGen's code."""
     return (trust_KC[:, y_B].mean(1) * heads_cross_entropy(logits_KBC, y_B).mean(1)).sum()
 
 
@@ -63,7 +63,7 @@ def diversity(noise_Bn: Tensor, z_Bd: Tensor) -> Tensor:
     """exp(-mean over all pairs of D2(noise_i, noise_j) * D1(z_i, z_j)), in (0, 1].
 
     docs/strategies/fedgen.md, equation 4. D2 is the mean squared, D1 the mean absolute coordinate difference; the B*B
-    ordered pairs include the diagonal. Minimised: it falls as latents of different noise spread apart.
+    ordered pairs include the diagonal. Minimising it spreads the latents of different noise apart.
     """
     d2_BB = torch.cdist(noise_Bn, noise_Bn, compute_mode="donot_use_mm_for_euclid_dist").square() / noise_Bn.shape[1]
     d1_BB = (z_Bd[:, None] - z_Bd[None]).abs().mean(-1)
@@ -76,23 +76,23 @@ def kl_elementwise(student_BC: Tensor, target_BC: Tensor) -> Tensor:
 
 
 def linear(learnable: Mapping[str, Tensor], slope: Weights, start: Weights) -> Tensor:
-    """Inner product of `slope` with the way from `start`: its gradient is `slope`, wherever the entries are.
+    """Inner product of `slope` with the displacement from `start`: its gradient is `slope` everywhere.
 
-    Corrections of the gradient are written so (SCAFFOLD, FedDyn). Only entries that have a slope count.
+    SCAFFOLD and FedDyn correct gradients with it. Only entries that have a slope count.
     """
     way = _flat({name: learnable[name] for name in slope}) - _flat({name: start[name] for name in slope})
     return way @ _flat(slope)
 
 
 def _flat(entries: Mapping[str, Tensor]) -> Tensor:
-    """All entries end to end: an entry at a time, a sum over them costs a small student a third of its step."""
+    """All entries, concatenated: summing entry by entry costs a small student a third of its step."""
     return torch.cat([entry.flatten() for entry in entries.values()])
 
 
 def softened_kl(teacher_BC: Tensor, logits_BC: Tensor, temperature: float) -> Tensor:
     """T^2 KL(softmax(teacher / T) || softmax(logits / T)), mean over the batch; both are logits, the first a constant.
 
-    T^2 keeps the gradient's size where T changes (Hinton et al., 2015).
+    T^2 preserves the gradient's size when T changes (Hinton et al., 2015).
     """
     target_BC = (teacher_BC.detach() / temperature).softmax(1)
     return temperature**2 * kl(target_BC, logits_BC / temperature)

@@ -12,7 +12,8 @@ from fedkd.payload import Weights
 def over_clients(correct: Sequence[float], counts: Sequence[int]) -> dict[str, float]:
     """Accuracy of clients on their own test splits: mean, std (population), worst tenth, and pooled.
 
-    Worst tenth is the mean of the ceil(K/10) lowest; `pooled` is all correct over all samples, FedGen's round accuracy.
+    Worst tenth is the mean of the ceil(K/10) lowest; `pooled` is all correct samples divided by all samples, which is
+    FedGen's round accuracy.
     """
     each = sorted(c / n for c, n in zip(correct, counts, strict=True))
     mean = math.fsum(each) / len(each)
@@ -26,11 +27,11 @@ def over_clients(correct: Sequence[float], counts: Sequence[int]) -> dict[str, f
 
 
 def weight_drift(sent: Sequence[Weights], returned: Sequence[Weights]) -> dict[str, float]:
-    """How far the clients' updates stand apart: mean distance to their mean, and mean cosine with it.
+    """How far the clients' updates are apart: mean distance to their mean, and mean cosine with it.
 
-    Over the learnable entries both ways carry; BatchNorm statistics are left out. Cosine 1 = all pull the same way;
-    that of an update or a mean of 0 is 0. Updates are computed one after the other, and twice: all at once would
-    take gigabytes for large students.
+    Covers the learnable entries that go down and come up, without BatchNorm statistics. Cosine 1: all updates have one
+    direction; the cosine of a zero update or mean is 0. Updates are computed twice and one by one: all at once take
+    gigabytes for large students.
     """
     names = [name for name in sent[0] if ".running_" not in name]
 
@@ -98,8 +99,8 @@ def by_class(counts: Sequence[Tensor]) -> list[float | None]:
 def summarise(by_round: Mapping[int, float]) -> dict[str, float]:
     """The last value, the mean of those of the last 10 rounds, the mean of the 5 highest, the highest.
 
-    Rounds without a value were not evaluated. `top5` picks rounds by what it reports: FedGen's rule,
-    for comparison with its figures only.
+    Rounds without a value were not evaluated. `top5` selects rounds by the value that it reports: FedGen's rule, only
+    for comparison with its figures.
     """
     values, end = list(by_round.values()), max(by_round)
     last10 = [value for number, value in by_round.items() if number > end - 10]
@@ -113,7 +114,7 @@ def summarise(by_round: Mapping[int, float]) -> dict[str, float]:
 
 
 def mean_statistics(kept: Sequence[Weights], names: Sequence[str]) -> Weights:
-    """Mean over clients of the statistics they keep (those that have any), for a student that all share."""
+    """Mean over clients of their kept statistics, if they have any, for a student that all share."""
     holders = [weights for weights in kept if all(name in weights for name in names)]
     if not holders:
         return {}
@@ -121,6 +122,6 @@ def mean_statistics(kept: Sequence[Weights], names: Sequence[str]) -> Weights:
 
 
 def mean_by_name(numbers: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Mean of each named number over those that have it, in order of first appearance."""
+    """Mean of each named number over the mappings that have it, in order of first appearance."""
     names = dict.fromkeys(name for row in numbers for name in row)
     return {n: math.fsum(v := [row[n] for row in numbers if n in row]) / len(v) for n in names}

@@ -1,7 +1,7 @@
-"""An exported student: images as stored in, logits out, and the safetensors file that holds one. No pickle.
+"""An exported student, from stored images to logits, and its safetensors file. No pickle.
 
-Needs torch and safetensors only. `load` trusts nothing in a file: names, shapes and types are compared with what its
-architecture has before memory is taken, and the bytes with their SHA-256, which finds damage but proves no origin.
+Needs only torch and safetensors. `load` does not trust a file: it compares names, shapes and types with those of the
+architecture before it allocates memory, and the bytes with their SHA-256, which detects damage but proves no origin.
 """
 
 import hashlib
@@ -20,9 +20,9 @@ from fedkd.models import students
 from fedkd.models.predictors import PREDICTORS, Predictor
 from fedkd.student import Student, lay_out
 
-FORMAT = "fedkd-student 1"  # another number cannot be read
+FORMAT = "fedkd-student 1"  # this version reads no other number
 LARGEST = 1 << 32  # bytes of a file that `load` opens
-_MOST_CLASSES, _MOST_PIXELS = 100_000, 1 << 24  # far above what a student here is made for
+_MOST_CLASSES, _MOST_PIXELS = 100_000, 1 << 24  # far above those of any student here
 
 
 class Exported(nn.Module):
@@ -41,19 +41,19 @@ class Exported(nn.Module):
         self.register_buffer("offset", torch.tensor(offset).view(-1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        # As Samples.take does it: other operations would round otherwise.
+        # The same operations as Samples.take: others round differently.
         return self.rule(self.members, images.float() * self.scale + self.offset)
 
     @property
     def entries(self) -> dict[str, Tensor]:
-        """All that makes it what it is, by name; contiguous, however the student lays out its convolutions."""
+        """All entries by name; contiguous for any memory layout of the student."""
         return {name: value.contiguous() for name, value in self.state_dict().items()}
 
 
 def load(path: str | Path) -> tuple[Exported, tuple[str, ...]]:
     """The student of a safetensors file that `fedkd export` wrote, in eval mode, and the names of its labels.
 
-    Raises DataError if it is missing, damaged or something else.
+    Raises DataError if the file is missing, damaged or of another kind.
     """
     place = Path(path)
     about, entries = _read(place)
@@ -64,14 +64,14 @@ def load(path: str | Path) -> tuple[Exported, tuple[str, ...]]:
     _check(place, module.entries, entries)
     if about.get("sha256") != digest(about, entries):
         raise _broken(place, "its SHA-256 differs from what was written")
-    module.load_state_dict(entries, strict=False, assign=True)  # strict, torch would ask for BatchNorm's counters
+    module.load_state_dict(entries, strict=False, assign=True)  # strict=True requires BatchNorm's counters
     for member in module.members:
-        lay_out(cast(Student, member))  # as in the run, whose last bits it gives
+        lay_out(cast(Student, member))  # the layout of the run, for the same last bits
     return module.requires_grad_(False).eval(), labels
 
 
 def metadata(path: str | Path) -> dict[str, str]:
-    """What a safetensors file says of itself; empty if it says nothing or cannot be read."""
+    """The metadata of a safetensors file; empty if it has none or cannot be read."""
     try:
         with safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})
@@ -80,7 +80,7 @@ def metadata(path: str | Path) -> dict[str, str]:
 
 
 def digest(about: Mapping[str, str], entries: Mapping[str, Tensor]) -> str:
-    """SHA-256 (hex) of all entries and of all that is said of them, but itself."""
+    """SHA-256 (hex) of all entries and of the metadata, except for itself."""
     sha = hashlib.sha256(json.dumps(sorted((k, v) for k, v in about.items() if k != "sha256")).encode())
     for name, value in sorted(entries.items()):
         sha.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
@@ -109,7 +109,7 @@ def _count_members(entries: Mapping[str, Tensor]) -> int:
 
 
 def _form(about: Mapping[str, str], num_members: int) -> tuple[Exported, tuple[str, ...]]:
-    """The module without entries, on the meta device: whatever a file says takes no memory yet."""
+    """The module without entries, on the meta device, so that no claim of a file takes memory yet."""
     form, labels = json.loads(about["architecture"]), tuple(map(str, json.loads(about["labels"])))
     rule, options = about["rule"], json.loads(about["rule_options"])
     name, shape, classes = str(form["name"]), tuple(map(int, form["shape"])), int(form["classes"])

@@ -25,7 +25,7 @@ EPSILON = 1e-5  # added to the variance, likewise
 def init(
     stream: Stream, *, noise: int, hidden: int, latent: int, classes: int, conditioning: Conditioning = "one_hot"
 ) -> Weights:
-    """Fresh entries by torch's laws, all from `stream`. `latent` is the student's latent_width.
+    """Fresh entries with torch's default distributions, all from `stream`. `latent` is the student's latent_width.
 
     An embedding is as wide as the noise, so that the first layer has 2N inputs instead of N + C.
     """
@@ -48,9 +48,9 @@ def init(
 def generate(weights: Weights, y_B: Tensor, noise_BN: Tensor, *, training: bool = False) -> Tensor:
     """Latents z (B, d) for labels `y_B` (int64) and noise.
 
-    In training the batch's own statistics normalise, and `norm.running_mean` and `norm.running_var` in `weights` are
-    moved IN PLACE towards them (momentum 0.1, unbiased variance): hand in copies of whatever must not change. Else the
-    running statistics normalise and nothing changes.
+    In training the batch's statistics normalise, and `norm.running_mean` and `norm.running_var` in `weights` move
+    IN PLACE towards them (momentum 0.1, unbiased variance): pass copies of what must not change. Otherwise the running
+    statistics normalise, and nothing changes.
     """
     label_BL = _label_table(weights, noise_BN).index_select(0, y_B)
     hidden_BH = F.linear(torch.cat([noise_BN, label_BL], 1), weights["hidden.weight"], weights["hidden.bias"])
@@ -68,7 +68,7 @@ def generate(weights: Weights, y_B: Tensor, noise_BN: Tensor, *, training: bool 
 
 
 def learnable(weights: Weights) -> tuple[str, ...]:
-    """Names of the entries an optimiser steps: all but the running statistics."""
+    """Names of the entries that an optimiser updates: all except for the running statistics."""
     return tuple(name for name in weights if not name.startswith("norm.running_"))
 
 
@@ -79,7 +79,7 @@ def draw_noise(shape: Sequence[int], generator: torch.Generator, distribution: N
 
 
 def _label_table(weights: Weights, noise_BN: Tensor) -> Tensor:
-    """What each label feeds in (C, L): its learned embedding, or its row of the identity, which is the one-hot."""
+    """Each label's input (C, L): its learned embedding, or its row of the identity, the one-hot vector."""
     if "embedding.weight" in weights:
         return weights["embedding.weight"]
     classes = weights["hidden.weight"].shape[1] - noise_BN.shape[1]
@@ -87,7 +87,7 @@ def _label_table(weights: Weights, noise_BN: Tensor) -> Tensor:
 
 
 def _linear(name: str, inputs: int, outputs: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """A Linear's entries by torch's default law, U(-1/sqrt(inputs), 1/sqrt(inputs)) for both."""
+    """A Linear's entries, both with torch's default distribution U(-1/sqrt(inputs), 1/sqrt(inputs))."""
     bound = 1 / math.sqrt(inputs)
     return {
         f"{name}.weight": torch.empty(outputs, inputs).uniform_(-bound, bound, generator=generator),

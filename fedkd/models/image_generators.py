@@ -1,8 +1,8 @@
 """A conditional generator of images, as pure functions on named tensors, for docs/strategies/fedfuse.md.
 
 x = tanh(Conv(LReLU(BN(Conv(up(LReLU(BN(Conv(up(BN(Linear(concat(noise, one-hot label)))))))))))), images in [-1, 1].
-It starts on a grid of a quarter of the image's side, rounded up, and cuts off what is too much: 8 x 8, 28 x 28 and
-32 x 32 alike. Shapes: B images, N noise width, C classes, H height, W width.
+It starts on a grid of a quarter of the image's side, rounded up, and crops the result, so any size works: 8 x 8,
+28 x 28, 32 x 32. Shapes: B images, N noise width, C classes, H height, W width.
 """
 
 import math
@@ -17,13 +17,13 @@ from fedkd.seeds import Stream
 WIDE, NARROW = 32, 16  # channels before and after the second convolution
 SLOPE = 0.2  # of LeakyReLU below 0
 MOMENTUM, EPSILON = 0.1, 1e-5  # of BatchNorm: torch's defaults
-LEVELS = 255  # steps between -1 and 1 of an image that travels as bytes
+LEVELS = 255  # steps between -1 and 1 of an image sent as bytes
 
 Shape = tuple[int, int, int]  # channels, height, width
 
 
 def init(stream: Stream, *, noise: int, classes: int, shape: Shape) -> Weights:
-    """Fresh entries by torch's laws, all from `stream`. 132 thousand for noise 64 and images of 1 x 28 x 28."""
+    """Fresh entries with torch's defaults, all from `stream`: 132 thousand for noise 64 and images of 1 x 28 x 28."""
     channels, rows, columns = shape[0], *_grid(shape)
     draw = stream.torch()
     return {
@@ -40,12 +40,12 @@ def init(stream: Stream, *, noise: int, classes: int, shape: Shape) -> Weights:
 def generate(weights: Weights, y_B: Tensor, noise_BN: Tensor, shape: Shape, *, training: bool = False) -> Tensor:
     """Images (B, channels, H, W) in (-1, 1) for labels `y_B` (int64) and noise.
 
-    In training the batch's own statistics normalise, and the running ones in `weights` are moved IN PLACE: hand in
-    copies of whatever must not change. Else the running statistics normalise and nothing changes.
+    In training the batch's statistics normalise, and the running ones in `weights` move IN PLACE: pass copies of what
+    must not change. Otherwise the running statistics normalise, and nothing changes.
     """
     label_BC = torch.eye(weights["hidden.weight"].shape[1] - noise_BN.shape[1], dtype=noise_BN.dtype)[y_B]
     x = F.linear(torch.cat([noise_BN, label_BC], 1), weights["hidden.weight"], weights["hidden.bias"])
-    # Channels last: two thirds of the time.
+    # Channels last takes two thirds of the time.
     x = x.view(len(y_B), WIDE, *_grid(shape)).contiguous(memory_format=torch.channels_last)
     x = _normalise(weights, "norm1", x, training)
     for conv, norm in (("conv1", "norm2"), ("conv2", "norm3")):
@@ -55,17 +55,17 @@ def generate(weights: Weights, y_B: Tensor, noise_BN: Tensor, shape: Shape, *, t
 
 
 def learnable(weights: Weights) -> tuple[str, ...]:
-    """Names of the entries an optimiser steps: all but the running statistics."""
+    """Names of the entries that an optimiser updates: all except for the running statistics."""
     return tuple(name for name in weights if ".running_" not in name)
 
 
 def to_bytes(x: Tensor) -> Tensor:
-    """Images in [-1, 1] as uint8 for the wire: 0 is -1, 255 is 1, whatever the data set's own top byte is."""
+    """Images in [-1, 1] as uint8 for the wire: 0 is -1, 255 is 1, for any top byte of the data set."""
     return ((x + 1) * (LEVELS / 2)).round().clamp(0, LEVELS).to(torch.uint8)
 
 
 def from_bytes(x: Tensor) -> Tensor:
-    """The images in [-1, 1] (float32) that `to_bytes` made bytes of, to half a step."""
+    """The inverse of `to_bytes`, to half a step: images in [-1, 1], float32."""
     return x.float() * (2 / LEVELS) - 1
 
 
@@ -84,7 +84,7 @@ def _convolve(weights: Weights, name: str, x: Tensor) -> Tensor:
 
 
 def _affine(name: str, size: tuple[int, ...], draw: torch.Generator) -> dict[str, Tensor]:
-    """Entries of a linear or convolutional layer by torch's default law: U(-1/sqrt(f), 1/sqrt(f)), f its fan-in."""
+    """Entries of a linear or convolutional layer with torch's default U(-1/sqrt(f), 1/sqrt(f)), f its fan-in."""
     bound = 1 / math.sqrt(math.prod(size[1:]))
     return {
         f"{name}.weight": torch.empty(size).uniform_(-bound, bound, generator=draw),

@@ -1,4 +1,4 @@
-"""Predictors: how a client's student, or several, become the logits that a run judges and that an export carries.
+"""Predictors: from one or several students to the logits that a run evaluates and an export carries.
 
 B samples, C classes, d latent width, M members.
 """
@@ -13,17 +13,17 @@ from torch import Tensor, nn
 from fedkd.payload import Weights
 from fedkd.student import Student
 
-FAR = -1e9  # the logit of a label without prototype: it is infinitely far, and a loss must be finite
+FAR = -1e9  # the logit of a label without prototype: finite, because a loss must be finite
 
 
 class Predictor(nn.Module):
-    """Students in eval mode and scaled images -> logits (B, C). Whatever it needs besides lies in its buffers."""
+    """Students in eval mode and scaled images -> logits (B, C). Its buffers hold all else that it needs."""
 
     name: ClassVar[str] = "own"  # in files; a safetensors file can only be read if it is one of this module's
 
     @property
     def options(self) -> dict[str, Any]:
-        """What `empty` needs beside the students: JSON."""
+        """Arguments of `empty` besides the students, as JSON."""
         return {}
 
     @classmethod
@@ -32,7 +32,7 @@ class Predictor(nn.Module):
         return cls(**options)
 
     def members(self, student: Student) -> list[Student]:
-        """The students it asks: the one of the job, unless it says otherwise."""
+        """The students that it uses; by default the job's."""
         return [student]
 
 
@@ -47,7 +47,7 @@ class SingleModel(Predictor):
 
 
 class PriorAdjusted(Predictor):
-    """One student that speaks without its prior, with the log prior (C,) of the client it is for."""
+    """One student whose logits exclude its prior, plus the log prior (C,) of its client."""
 
     name = "prior"
     log_prior: Tensor
@@ -66,7 +66,7 @@ class PriorAdjusted(Predictor):
 
 
 class Prototypes(Predictor):
-    """Minus the squared distance of one student's latent to each prototype (C, d); FAR where there is none."""
+    """Minus the squared distance of one student's latent to each prototype (C, d); FAR for labels without one."""
 
     name = "prototypes"
     prototypes: Tensor
@@ -93,9 +93,9 @@ class Prototypes(Predictor):
 
 
 class Ensemble(Predictor):
-    """Mean of the members' logits, whose largest is their sum's, or log of the mean of their probabilities.
+    """Mean of the members' logits, which has the argmax of their sum, or log of their mean probability.
 
-    Each counts by its share (M,). `entries` are the members': what one lacks is the job's student's.
+    Shares (M,) weigh the members. `entries` are the members'; the job's student supplies those that a member lacks.
     """
 
     name = "ensemble"
@@ -121,7 +121,7 @@ class Ensemble(Predictor):
     def members(self, student: Student) -> list[Student]:
         made = [deepcopy(student) for _ in self.entries]
         for member, entries in zip(made, self.entries, strict=True):
-            member.load_state_dict(dict(entries), strict=False, assign=True)  # not copied: as they lie in memory
+            member.load_state_dict(dict(entries), strict=False, assign=True)  # not copied: keeps the memory layout
         return made
 
     def forward(self, members: Iterable[Student], x: Tensor) -> Tensor:

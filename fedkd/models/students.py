@@ -1,7 +1,7 @@
 """Students by name: blocks from shallow to deep, the last one a single Linear called `head`.
 
-No block is free of parameters, and none hides an operation between blocks: taps are what FedD2S may drop.
-How each adapts to the shape of the data is told in docs/students.md.
+Each block has parameters, and no operation lies between blocks, because FedD2S may drop any block.
+docs/students.md says how each student adapts to the shape of the data.
 """
 
 import difflib
@@ -20,26 +20,26 @@ from fedkd.student import Student
 
 Shape = tuple[int, int, int]  # channels, height, width
 Norm = Literal["batch", "group"]
-Extractor = tuple[OrderedDict[str, nn.Module], int]  # all blocks but the head, and the width of their output
+Extractor = tuple[OrderedDict[str, nn.Module], int]  # all blocks except for the head, and the width of their output
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """How to make the blocks before the head, and what they demand."""
+    """How to make the blocks before the head, and what images they need."""
 
     extractor: Callable[[Shape, Norm], Extractor]
-    least_side: int = 1  # pixels; below it a feature map would vanish, or BatchNorm see one value in a batch of one
+    least_side: int = 1  # pixels; below it a feature map vanishes, or BatchNorm gets one value in a batch of one
     has_norms: bool = False
-    # Channels last where that is faster in training and in evaluation (docs/benchmark.md): large convolutions are,
-    # strided ones of few channels are slower.
+    # Channels last if it is faster in training and evaluation (docs/benchmark.md): true for large convolutions, not
+    # for strided ones of few channels.
     layout: torch.memory_format = torch.contiguous_format
 
 
 def make(name: str, shape: Shape, classes: int, norm: Norm = "batch") -> Student:
     """The student `name` for images of `shape`. Its weights are torch's; `student.build` draws them from a stream.
 
-    Raises ConfigError for an unknown name, for images that are too small, and for norm="group" where nothing is
-    normalised ("batch", the default, then means nothing).
+    Raises ConfigError for an unknown name, for images that are too small, and for norm="group" if the student has no
+    normalisation layer (the default "batch" then has no effect).
     """
     architecture = _known(name, "students.name")
     _check_fit(name, architecture, shape, norm)
@@ -49,7 +49,7 @@ def make(name: str, shape: Shape, classes: int, norm: Norm = "batch") -> Student
 
 
 def names() -> tuple[str, ...]:
-    """All students, simplest first. The same names, free of torch: the files of conf/students."""
+    """All students, simplest first. The files of conf/students have the same names, for use without torch."""
     return tuple(_ARCHITECTURES)
 
 
@@ -81,7 +81,7 @@ def _check_fit(name: str, architecture: Architecture, shape: Shape, norm: Norm) 
 
 
 def make_any(name: str, shape: Shape, classes: int, norm: Norm = "batch") -> Student:
-    """As `make`, for mixtures: `norm` counts where the architecture has normalisation layers."""
+    """`make` for mixtures: `norm` applies to architectures that have normalisation layers."""
     has_norms = name in _ARCHITECTURES and _ARCHITECTURES[name].has_norms
     return make(name, shape, classes, norm if has_norms else "batch")
 
@@ -101,13 +101,15 @@ def assign(chosen: StudentsConfig, sizes: Sequence[int], clients: int, rng: np.r
         if len(mix) != clients:
             what = f"students.mix names {len(mix)} students for {clients} clients"
             raise ConfigError(
-                what, where="students.mix", mend="name one a client, or shares: '{mlp: 0.5, lenet5: 0.5}'"
+                what, where="students.mix", mend="name one per client, or shares: '{mlp: 0.5, lenet5: 0.5}'"
             )
         return tuple(mix)
     shares = np.array([float(share) for share in mix.values()])
     if not len(shares) or not np.isfinite(shares).all() or not (shares > 0).all():
         what = f"the shares of students.mix must be positive numbers: {dict(mix)}"
-        raise ConfigError(what, where="students.mix", mend="leave out who has none, as in '{mlp: 0.5, lenet5: 0.5}'")
+        raise ConfigError(
+            what, where="students.mix", mend="leave out students without a share: '{mlp: 0.5, lenet5: 0.5}'"
+        )
     quota = shares / shares.sum() * clients
     counts = np.floor(quota).astype(int)
     counts[np.argsort(counts - quota, kind="stable")[: clients - counts.sum()]] += 1
@@ -173,7 +175,7 @@ def _fedd2s_cnn(shape: Shape, norm: Norm) -> Extractor:
 
 
 def _lenet5(shape: Shape, norm: Norm) -> Extractor:
-    """LeCun et al. 1998 with ReLU and max pooling, as is usual now. Made for 32 x 32: smaller images are padded."""
+    """LeCun et al. 1998 with ReLU and max pooling, as usual today. Made for 32 x 32; smaller images are padded."""
     channels, height, width = shape
     padding = [max(0, -(-(32 - side) // 2)) for side in (height, width)]
     rows, columns = (((side + 2 * pad - 4) // 2 - 4) // 2 for side, pad in zip((height, width), padding, strict=True))

@@ -1,1 +1,1 @@
-"""Parts: terms that any strategy's loss can be given, by configuration (docs/parts.md). One a file."""
+"""Parts: terms that a configuration can add to any strategy's loss (docs/parts.md). One per file."""

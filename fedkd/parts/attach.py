@@ -1,7 +1,7 @@
-"""Parts at a client: a class made from the client half's own, so that it keeps its phases, its reports and its name.
+"""Parts at a client: a class derived from the client half's, which keeps its phases, its reports and its name.
 
-The only place where parts meet a client half. `train` works on a copy of the client that knows the site and what parts
-remembered; the client itself, which serves all clients of a worker, stays as it was.
+Only this module combines parts with a client half. `train` works on a copy of the client half that knows the site and
+the parts' memory; the client half itself, which serves all clients of a worker, does not change.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,15 +36,15 @@ from fedkd.training import forward
 if TYPE_CHECKING:
     from fedkd.participation import Outcome, Site
 
-Taps = Mapping[str, Mapping[str, tuple[str, ...]]]  # architecture -> frozen teacher -> blocks it is compared in
+Taps = Mapping[str, Mapping[str, tuple[str, ...]]]  # architecture -> frozen teacher -> compared blocks
 
-MEMORY = "parts"  # where in a client's memory parts keep theirs: {"own": entries, "ema": entries}
+MEMORY = "parts"  # the parts' entry in a client's memory: {"own": entries, "ema": entries}
 
 
 def attach(client: Client, config: RunConfig, problem: Problem, strategy: Strategy[Any]) -> Client:
-    """The client half with the parts that the configuration names; itself if there are none, or all are off.
+    """The client half with the configured parts; the client half itself if there are none, or all are off.
 
-    Raises ConfigError where a part does not fit the strategy, the client half or a student.
+    Raises ConfigError if a part does not fit the strategy, the client half or a student.
     """
     parts = tuple(made for made in make(config.part, problem.seed) if made.name in config.parts and made.is_on)
     if not parts:
@@ -85,12 +85,12 @@ def make(config: PartsConfig, seed: int) -> tuple[Part, ...]:
 
 @dataclass(frozen=True)
 class Acting:
-    """What the copy of a client that does one participation knows besides."""
+    """What a copy of the client half knows during one participation."""
 
     site: "Site"
-    job: Job  # as it came; phases of a client half may change theirs
+    job: Job  # the original one; phases of a client half may change theirs
     memory: Mapping[str, Weights]  # of parts
-    loaded: dict[str, Student] = field(default_factory=dict)  # frozen teachers, each loaded once a participation
+    loaded: dict[str, Student] = field(default_factory=dict)  # frozen teachers, each loaded once per participation
 
     def frozen(self, source: str) -> Student | None:
         """A frozen teacher; None if there is none yet."""
@@ -104,11 +104,11 @@ class Acting:
 
 
 class WithParts(Client):
-    """A client half with parts. A class of its own for each client half: see `_class_of`."""
+    """A client half with parts. Each client half has its own derived class: see `_class_of`."""
 
     inner: ClassVar[type[Client]]
     parts: tuple[Part, ...] = ()
-    decay: float = 1.0  # of the moving average, a step
+    decay: float = 1.0  # of the moving average, per step
     taps: Taps = MappingProxyType({})
     acting: Acting | None = None
 
@@ -126,10 +126,10 @@ class WithParts(Client):
 
     def draw(self, job: Job, y: Tensor, step: int, generator: torch.Generator) -> Mapping[str, Tensor]:
         drawn = dict(super().draw(job, y, step, generator))
-        for its in self.parts:
-            # Not from `generator`: what the client half draws must not depend on which parts are on.
-            own = seeds.stream(generator.initial_seed(), f"part {its.name}", round=step)
-            drawn |= its.draw(len(y), own.numpy())
+        for each_part in self.parts:
+            # Not from `generator`: the client half's draws must not depend on which parts are on.
+            stream = seeds.stream(generator.initial_seed(), f"part {each_part.name}", round=step)
+            drawn |= each_part.draw(len(y), stream.numpy())
         return drawn
 
     def terms(self, student: Student, batch: Batch, job: Job) -> Iterator[tuple[str, Tensor]]:
@@ -142,9 +142,9 @@ class WithParts(Client):
         per_sample = batch.per_sample
         if not any(name.startswith(PREFIX) for name in per_sample):  # a phase that called no `precompute`
             per_sample = self._precompute(batch.x, batch.y)
-        for its in self.parts:
-            ask = partial(self._ask, its.teacher)
-            for name, value in its.terms(Seen(student, batch, job, outputs, per_sample, ask)):
+        for each_part in self.parts:
+            ask = partial(self._ask, each_part.teacher)
+            for name, value in each_part.terms(Seen(student, batch, job, outputs, per_sample, ask)):
                 yield (f"{name}_part" if name in taken else name), value
 
     def next_memory(self, trained: Trained, job: Job) -> Mapping[str, Any]:
@@ -161,15 +161,15 @@ class WithParts(Client):
 
     @property
     def _sources(self) -> dict[str, list[Part]]:
-        """The frozen teachers that are asked, and the parts that ask each."""
-        found: dict[str, list[Part]] = {}
-        for its in self.parts:
-            if its.teacher is not None:
-                found.setdefault(its.teacher, []).append(its)
-        return found
+        """Each frozen teacher in use, with the parts that use it."""
+        sources: dict[str, list[Part]] = {}
+        for each_part in self.parts:
+            if each_part.teacher is not None:
+                sources.setdefault(each_part.teacher, []).append(each_part)
+        return sources
 
     def _precompute(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        """What the frozen teachers say of all these images, each asked once."""
+        """The frozen teachers' outputs on all these images, in one pass each."""
         per_sample: dict[str, Tensor] = {}
         if not self._sources:
             return per_sample
@@ -180,8 +180,8 @@ class WithParts(Client):
             if teacher is None:
                 continue
             per_sample |= part.answers(source, teacher, x, taps.get(source, ()), forward.EVALUATION_BATCH)
-            for its in parts:
-                per_sample |= its.prepare(teacher, per_sample[part.logits_of(source)], y)
+            for each_part in parts:
+                per_sample |= each_part.prepare(teacher, per_sample[part.logits_of(source)], y)
         return per_sample
 
     def _ask(self, source: str | None, x: Tensor) -> Tensor | None:
@@ -189,13 +189,13 @@ class WithParts(Client):
         return forward.logits(teacher, x) if teacher is not None else None
 
     def _kept(self, trained: Trained) -> dict[str, Weights]:
-        """What parts remember: the student as it was left, and the moving average, which a participation moves once."""
+        """The parts' next memory: the trained student, and the moving average, updated once per participation."""
         kept = dict(self._acting.memory)
         if not trained.steps:
             return kept
         if "ema" in self._sources:
             start = self._acting.frozen("ema")
-            assert start is not None  # it begins as the received student
+            assert start is not None  # it starts as the received student
             kept["ema"] = average(start.weights, trained.student.weights, self.decay**trained.steps)
         if "own" in self._sources:
             kept["own"] = trained.student.weights
@@ -204,37 +204,38 @@ class WithParts(Client):
     @property
     def _acting(self) -> Acting:
         if self.acting is None:
-            raise RuntimeError("parts know their teachers only within a participation: call train")
+            raise RuntimeError("parts have teachers only during a participation: call train")
         return self.acting
 
 
 def average(old: Weights, new: Weights, decay: float) -> Weights:
-    """decay * old + (1 - decay) * new, entry by entry; at decay 1 and 0 the very bytes of one of them."""
+    """decay * old + (1 - decay) * new, entry by entry; at decay 1 and 0, exactly one of them."""
     if decay in (0.0, 1.0):
         return dict(old if decay else new)
     return {name: decay * old[name] + (1 - decay) * value for name, value in new.items()}
 
 
 def _bare(batch: Batch) -> Batch:
-    """A client half must not find in a batch what it did not put there: some ask whether anything was drawn."""
+    """The batch without the parts' entries: some client halves test whether anything was drawn."""
     drawn, per_sample = (
-        {name: value for name, value in its.items() if not name.startswith(PREFIX)}
-        for its in (batch.drawn, batch.per_sample)
+        {name: value for name, value in values.items() if not name.startswith(PREFIX)}
+        for values in (batch.drawn, batch.per_sample)
     )
     return replace(batch, drawn=drawn, per_sample=per_sample)
 
 
 def _without(memory: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Nor in its memory."""
+    """The client's memory without the parts' entry."""
     return {key: value for key, value in memory.items() if key != MEMORY}
 
 
 def _taps(parts: Sequence[Part], problem: Problem) -> dict[str, tuple[str, ...]]:
-    found: dict[str, tuple[str, ...]] = {}
-    for its in parts:
-        if its.teacher is not None:
-            found[its.teacher] = tuple(dict.fromkeys((*found.get(its.teacher, ()), *its.taps(problem))))
-    return found
+    taps: dict[str, tuple[str, ...]] = {}
+    for each_part in parts:
+        if each_part.teacher is not None:
+            blocks = (*taps.get(each_part.teacher, ()), *each_part.taps(problem))
+            taps[each_part.teacher] = tuple(dict.fromkeys(blocks))
+    return taps
 
 
 def _rebuild(base: type[Client], config: Any, parts: Sequence[Part], decay: float, taps: Taps) -> WithParts:

@@ -1,6 +1,6 @@
 """Guards against drift: a moving average of the client's students as a teacher, and a pull to the received weights.
 
-Source: Brahma, Rai, CVPR 2023 (PETAL), where labels are there and the variance v is 1 (docs/parts.md).
+Source: Brahma, Rai, CVPR 2023 (PETAL), with labels and with variance v = 1 (docs/parts.md).
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from fedkd.parts.part import Part, Seen, logits_of
 
 
 class Ema(Part):
-    """weight * CE(softmax of the average's logits, student): soft, so it is not 0 where both agree."""
+    """weight * CE(softmax of the average's logits, student); the target is soft, so the term is not 0 on agreement."""
 
     name = "ema"
 

@@ -1,7 +1,7 @@
-"""Hidden layers like those of a frozen teacher of the same architecture.
+"""Matches hidden layers to those of a frozen teacher of the same architecture.
 
 Source: Yu, Wen, Mou 2025 (docs/parts.md). L_hid = sum_l MSE(F_S[l], F_T[m(l)]); projectors are the identity,
-maps are pooled to the smaller side, and layers of different width are refused.
+maps are pooled to the smaller side, and layers of different width are an error.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ class Layers(Part):
 
     def __init__(self, config: object, seed: int = 0) -> None:
         super().__init__(config)
-        self.seed = seed  # of the run: mapping `random` stays the same throughout
+        self.seed = seed  # of the run, so that mapping `random` stays the same
 
     @property
     def is_on(self) -> bool:
@@ -63,7 +63,7 @@ class Layers(Part):
 
 
 def mapping(kind: str, own: int, its: int, rng: np.random.Generator) -> list[int]:
-    """For each of `own` layers of the student which of the teacher's `its` layers answers it; both count from 0.
+    """For each of the student's `own` layers, the index of one of the teacher's `its` layers; both count from 0.
 
     forward: round((l + 1) * its / own) - 1. reverse: the same from the other end. all_to_one: the last. random: a
     permutation, repeated if the student has more. none: an empty list.
@@ -80,7 +80,7 @@ def mapping(kind: str, own: int, its: int, rng: np.random.Generator) -> list[int
 
 
 def distance(own: Tensor, its: Tensor) -> Tensor:
-    """Mean squared difference of two outputs: maps pooled to the smaller side, or to one place beside vectors."""
+    """Mean squared difference of two outputs: maps are pooled to the smaller side, or to vectors if one is a vector."""
     if own.dim() == its.dim() == 4:
         side = (min(own.shape[2], its.shape[2]), min(own.shape[3], its.shape[3]))
         return F.mse_loss(pool(own, side), pool(its, side))
@@ -92,5 +92,5 @@ def _vector(value: Tensor) -> Tensor:
 
 
 def pool(maps: Tensor, side: tuple[int, int]) -> Tensor:
-    """Mean-pooled to `side`; the very same tensor where nothing is to do."""
+    """The maps, mean-pooled to `side`; the same tensor if they already have that size."""
     return maps if tuple(maps.shape[2:]) == side else F.adaptive_avg_pool2d(maps, side)

@@ -1,8 +1,8 @@
-"""Partial mixup with distillation: on a share of the batch, images, labels and the teacher's question are mixed.
+"""Partial mixup with distillation: mixes images and labels of a share of the batch, and asks the teacher about these.
 
-Source: Choi et al., WACV 2023 (docs/parts.md). Beside the client's own terms on the whole batch come, over the
-mixed images (n of B) and with logits scaled to unit deviation instead of a temperature,
-weight * n / B * (gamma CE(s', y') + alpha KL(softmax t' || softmax s')). Images mix within one client only.
+Source: Choi et al., WACV 2023 (docs/parts.md). It adds to the client's own terms, over the mixed images (n of B) and
+with logits scaled to unit deviation instead of a temperature,
+weight * n / B * (gamma CE(s', y') + alpha KL(softmax t' || softmax s')). Images mix only within one client.
 """
 
 from collections.abc import Iterator, Mapping
@@ -63,9 +63,8 @@ class Mixup(Part):
 def mixed_rows(size: int, fraction: float, rng: np.random.Generator, how: str = "exact") -> np.ndarray:
     """Which rows of a batch are mixed, ascending.
 
-    exact: round(fraction * size) of them, but at least one. reference: those that floor((1 - fraction) * size) draws
-    with replacement leave out, as in the authors' code: about 41 % at fraction 0.1, not 10 %. A batch of one has no
-    partner.
+    exact: round(fraction * size) rows, at least one. reference: the rows that floor((1 - fraction) * size) draws with
+    replacement leave out, as in the authors' code: about 41 % at fraction 0.1, not 10 %. A batch of one has no partner.
     """
     if size < 2:
         return np.empty(0, dtype=np.int64)
@@ -86,7 +85,7 @@ def mix(
 
 
 def scale(logits_BC: Tensor) -> Tensor:
-    """Each sample's logits over their (unbiased) standard deviation: any positive factor is gone."""
+    """Each sample's logits divided by their (unbiased) standard deviation, which cancels any positive factor."""
     if logits_BC.shape[1] < 2:
         return logits_BC
     return logits_BC / logits_BC.std(1, keepdim=True).clamp(min=_FLATTEST)
@@ -94,7 +93,7 @@ def scale(logits_BC: Tensor) -> Tensor:
 
 @contextmanager
 def settled(student: Student) -> Iterator[None]:
-    """In eval mode, if it has BatchNorm: a few mixed images are no batch, and must not move the statistics."""
+    """The student in eval mode, if it has BatchNorm: a few mixed images must not change the statistics."""
     was_training = student.training
     if student.statistics:
         student.eval()

@@ -1,4 +1,4 @@
-"""What a part is: a term beside those of a client half, and what it needs a frozen teacher for."""
+"""The base of all parts: a term beside those of a client half, often with a frozen teacher."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,19 +14,19 @@ from fedkd.participation import Batch
 from fedkd.problem import Problem
 from fedkd.student import Student
 
-PREFIX = "part:"  # of all that parts put beside what a client half draws and knows
+PREFIX = "part:"  # of all names that parts add to `drawn` and `per_sample`
 
 
 @dataclass(frozen=True)
 class Seen:
-    """One step as a part sees it."""
+    """A part's view of one step."""
 
     student: Student
     batch: Batch
     job: Job
     outputs: Mapping[str, Tensor]  # of the student's blocks on the batch; `head` gives the logits
     per_sample: Mapping[str, Tensor]  # rows of this batch: what `logits_of`, `tap_of` and Part.prepare name
-    ask: Callable[[Tensor], Tensor | None]  # logits that the part's frozen teacher gives other images
+    ask: Callable[[Tensor], Tensor | None]  # the frozen teacher's logits on other images
 
     @property
     def logits(self) -> Tensor:
@@ -43,52 +43,52 @@ class Part:
 
     @property
     def is_on(self) -> bool:
-        """Whether it does anything at all; a part that is off costs nothing and moves no random stream."""
+        """Whether it has any effect; a part that is off costs nothing and draws nothing."""
         return bool(self.config.weight)
 
     @property
     def teacher(self) -> str | None:
-        """The frozen teacher it needs: `broadcast`, `own`, `ema`, or None."""
+        """The frozen teacher that it needs: `broadcast`, `own`, `ema`, or None."""
         found: str | None = getattr(self.config, "teacher", None)
         return found
 
     @property
     def needs_weights(self) -> bool:
-        """Whether it means nothing under a strategy that sends no weights."""
+        """Whether it needs a strategy that sends weights."""
         return self.teacher == "broadcast"
 
     def check(self, problem: Problem) -> None:
-        """Raises ConfigError if the students of `problem`, which are all alike, do not fit."""
+        """Raises ConfigError if the students of `problem`, all of one architecture, do not fit."""
 
     def taps(self, problem: Problem) -> tuple[str, ...]:
-        """Blocks of the teacher whose outputs it compares."""
+        """The teacher's blocks whose outputs it compares."""
         return ()
 
     def prepare(self, teacher: Student, logits_SC: Tensor, y_S: Tensor) -> Mapping[str, Tensor]:
-        """What it makes of the teacher's answers to all samples at once: tensors of first axis S, by full name."""
+        """What it computes from the teacher's logits on all samples at once: tensors of first axis S, by full name."""
         return {}
 
     def draw(self, size: int, rng: np.random.Generator) -> Mapping[str, Tensor]:
-        """Random tensors for one step, from a stream of the part's own: other draws stay as they are."""
+        """Random tensors for one step, from the part's own stream, so that other draws do not change."""
         return {}
 
     def terms(self, seen: Seen) -> Iterator[tuple[str, Tensor]]:
-        """Named summands, weighted; none where its teacher is not there yet."""
+        """Named summands, weighted; none if there is no teacher yet."""
         raise NotImplementedError
 
 
 def logits_of(source: str) -> str:
-    """The name of a frozen teacher's logits in `Seen.per_sample`."""
+    """The name of the frozen teacher's logits in `Seen.per_sample`."""
     return f"{PREFIX}{source}:logits"
 
 
 def tap_of(source: str, block: str) -> str:
-    """The name of a block's output of a frozen teacher in `Seen.per_sample`."""
+    """The name of a frozen teacher's block output in `Seen.per_sample`."""
     return f"{PREFIX}{source}:tap:{block}"
 
 
 def shapes(problem: Problem) -> dict[str, tuple[int, ...]]:
-    """Shape of what each block of a student gives for one image, from shallow to deep."""
+    """Shape of each block's output for one image, from shallow to deep."""
     student, names = problem.shape.eval(), [name for name, _ in problem.shape.named_children()]
     with torch.no_grad():
         _, found = student.taps(torch.empty(1, *problem.input_shape, device="meta"), names)
@@ -97,9 +97,9 @@ def shapes(problem: Problem) -> dict[str, tuple[int, ...]]:
 
 @dataclass
 class Watch:
-    """Notes what a student's blocks give for one batch, whoever runs it: no second forward, BatchNorm moves once.
+    """Records the outputs of a student's blocks on one batch during any run: no second forward, BatchNorm moves once.
 
-    Only a run with gradient counts, and the first one; each block must be given what the one before it gave.
+    It records the first run with gradient; each block's input must be the previous block's output.
     """
 
     student: Student
@@ -116,7 +116,7 @@ class Watch:
             handle.remove()
 
     def complete(self) -> Mapping[str, Tensor]:
-        """The outputs of all blocks; the student is run if nobody did."""
+        """The outputs of all blocks; runs the student if no recorded run did."""
         if "head" not in self.outputs:
             _, self.outputs = self.student.taps(self.x, [name for name, _ in self.student.named_children()])
         return self.outputs
@@ -131,7 +131,7 @@ class Watch:
 
 @torch.no_grad()
 def answers(source: str, teacher: Student, x: Tensor, taps: Iterable[str], rows: int) -> dict[str, Tensor]:
-    """What a frozen teacher says of images, `rows` at a time: its logits, and the outputs of some blocks."""
+    """A frozen teacher's logits and outputs of some blocks on images, `rows` at a time."""
     taps = tuple(taps)
     parts = [teacher.taps(part, taps) for part in x.split(rows)]
     found = {tap_of(source, name): torch.cat([tapped[name] for _, tapped in parts]) for name in taps}

@@ -1,4 +1,4 @@
-"""Distillation from a frozen teacher, of which a view may keep a part only: what is it that teaches?
+"""Distillation from a frozen teacher; a view may keep only a part of its knowledge, to find which part teaches.
 
 Source: Tang et al. 2020 (docs/parts.md). The term is weight * tau^2 * divergence(view of teacher, student).
 """
@@ -16,7 +16,7 @@ from fedkd.problem import Problem
 from fedkd.student import Student
 
 SIMILARITY_TEMPERATURE = 0.3  # eta of view `sim`, on cosines
-SIMILARITY_SHARE = 0.3  # of the target that class similarity makes up
+SIMILARITY_SHARE = 0.3  # share of class similarity in the target
 
 _TARGET = f"{PREFIX}teacher:target"
 
@@ -54,11 +54,11 @@ class Teacher(Part):
 
 
 def view(kind: str, p_SC: Tensor, y_S: Tensor, *, topk: int | None = None, head_Cd: Tensor | None = None) -> Tensor:
-    """What a view keeps of the teacher's probabilities, (S, C): rows are >= 0 and sum to 1.
+    """The part of the teacher's probabilities that a view keeps, (S, C): rows are >= 0 and sum to 1.
 
-    full: all. ls: label smoothing as strong as the teacher is unsure. class: the teacher's mean by label, relations of
-    classes alone. sim: cosines of the head's rows. instance: its confidence in the label alone. topk: its `topk` most
-    likely labels, the rest alike.
+    full: all. ls: label smoothing as strong as the teacher's uncertainty. class: the teacher's mean by label, so only
+    relations of classes. sim: cosines of the head's rows. instance: only its confidence in the label. topk: its `topk`
+    most likely labels, the rest equal.
     """
     classes = p_SC.shape[1]
     if kind == "ls":
@@ -83,7 +83,7 @@ def smoothed(y_S: Tensor, epsilon: float, classes: int) -> Tensor:
 
 
 def by_label(p_SC: Tensor, y_S: Tensor) -> Tensor:
-    """Mean probabilities by label, (C, C): FedDistill's shared object. Rows of labels that are not there are 0."""
+    """Mean probabilities by label, (C, C), as FedDistill shares them. Rows of absent labels are 0."""
     classes = p_SC.shape[1]
     sums_CC = torch.zeros(classes, classes).index_add_(0, y_S, p_SC)
     return sums_CC / torch.bincount(y_S, minlength=classes).clamp(min=1)[:, None]
@@ -97,7 +97,7 @@ def similar(head_Cd: Tensor) -> Tensor:
 
 
 def most_likely(p_SC: Tensor, k: int) -> Tensor:
-    """The k largest probabilities of each row as they are, the rest shared alike."""
+    """The k largest probabilities of each row, unchanged; the others share the rest equally."""
     classes = p_SC.shape[1]
     if k >= classes:
         return p_SC

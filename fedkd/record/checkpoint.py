@@ -1,7 +1,7 @@
 """Checkpoints: a run's state between two rounds, committed by one rename. No pickle: tensors and plain JSON.
 
 checkpoints/round-0017/server.safetensors   tensors of the server's state, by name
-                       clients.safetensors  tensors of all clients' states, packed: one flat tensor a dtype
+                       clients.safetensors  tensors of all clients' states, packed: one flat tensor per dtype
                        state.json           everything else, and the lengths of the ledger at that moment
                        manifest.json        SHA-256 of each file and itself, versions, configuration; written last
 """
@@ -28,31 +28,31 @@ from fedkd.errors import CheckpointError
 from fedkd.experiment import Experiment, RunState
 from fedkd.standing import Standing
 
-SCHEMA = 1  # of the files; another number cannot be read
+SCHEMA = 1  # of the files; this version reads no other
 FILES = ("server.safetensors", "clients.safetensors", "state.json")
 MANIFEST = "manifest.json"
 LONGEST_MANIFEST = 1 << 16  # bytes; ours have 600
 _NAME = re.compile(r"round-(\d{4,})")
-# What reading values raises where the bytes are whole and make no sense.
+# Exceptions of reading values from intact bytes that make no sense.
 _UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, OverflowError, SafetensorError)
 
 
 @dataclass(frozen=True)
 class Commit:
-    """What a checkpoint holds: the state, and how long each file of the ledger was (bytes)."""
+    """The content of a checkpoint: the state, and the length of each file of the ledger in bytes."""
 
     state: RunState
     lengths: Mapping[str, int]
 
 
 class _Damaged(Exception):
-    """A checkpoint that is not what was committed: other bytes, or bytes that no commit of ours can have."""
+    """A damaged checkpoint: its bytes differ from the committed ones, or no commit of ours can have them."""
 
 
 def commit(folder: Path, state: RunState, lengths: Mapping[str, int], digest: str, score: float | None = None) -> Path:
-    """Write the state below `folder` (`checkpoints/`) so that it is there whole or not at all.
+    """Write the state below `folder` (`checkpoints/`), completely or not at all.
 
-    `digest` is that of the configuration, `score` what `prune` calls the best. Raises OSError if the disk is full.
+    `digest` is that of the configuration; `prune` keeps the highest `score`. Raises OSError if the disk is full.
     """
     final = folder / f"round-{state.round:04d}"
     temporary = folder / f".{final.name}"
@@ -60,7 +60,7 @@ def commit(folder: Path, state: RunState, lengths: Mapping[str, int], digest: st
     temporary.mkdir(parents=True)
     try:
         _write(temporary, _contents(state, lengths), _head(state.round, digest, score))
-        _clear(final)  # only ever a damaged one, from which a resume fell back
+        _clear(final)  # always a damaged commit that a resume has skipped
         temporary.rename(final)
         _sync(folder)
     except OSError:
@@ -70,10 +70,10 @@ def commit(folder: Path, state: RunState, lengths: Mapping[str, int], digest: st
 
 
 def load(folder: Path, experiment: Experiment, digest: str, warn: Callable[[str], None]) -> Commit | None:
-    """The newest commit that is whole; None if nothing was ever committed.
+    """The newest intact commit; None if there is no commit.
 
-    Damaged ones are passed over with a warning: results stay identical, some rounds are played again. Raises
-    CheckpointError if none is whole, or if it belongs to another configuration or version.
+    Skips damaged ones with a warning: some rounds run again, results stay identical. Raises CheckpointError if none is
+    intact, or if it belongs to another configuration or version.
     """
     damaged: list[str] = []
     for path in reversed(committed(folder)):
@@ -100,16 +100,16 @@ def committed(folder: Path) -> list[Path]:
 
 
 def forget(folder: Path, after: int) -> None:
-    """Remove all commits of later rounds than `after`."""
+    """Remove all commits of rounds later than `after`."""
     for path in committed(folder):
         if _number(path) > after:
             _clear(path)
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove all commits but the `keep` newest and the best, which is the earliest of those with the highest score.
+    """Remove all commits except for the `keep` newest and the best, the earliest with the highest score.
 
-    A folder whose name is not its round's is somebody's copy: it is not counted and not removed.
+    A folder whose name differs from its round is a user's copy: it is not counted and not removed.
     """
     said = {path: _said(path) for path in committed(folder)}
     paths = [path for path, head in said.items() if head.get("round", _number(path)) == _number(path)]
@@ -141,7 +141,7 @@ def _contents(state: RunState, lengths: Mapping[str, int]) -> dict[str, bytes]:
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous on the CPU, none sharing memory with another: what the format demands."""
+    """The tensors, contiguous, on the CPU and without shared memory, as the format requires."""
     found, seen = {}, set()
     for name, tensor in tensors.items():
         stored = tensor.cpu().contiguous()
@@ -152,7 +152,7 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _pack(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[tuple[str, str, list[int]]]]:
-    """One flat tensor a dtype, and (name, dtype, shape) of what is in it: 15 times faster than thousands of entries."""
+    """One flat tensor per dtype, and (name, dtype, shape) of its parts: 15 times faster than thousands of entries."""
     parts: dict[str, list[Tensor]] = {}
     index = []
     for name, tensor in tensors.items():
@@ -167,7 +167,7 @@ def _unpack(packed: Mapping[str, Tensor], index: list[tuple[str, str, list[int]]
     for name, dtype, shape in index:
         start = position[dtype]
         position[dtype] = stop = start + torch.Size(shape).numel()
-        # Cloned: sent to a worker, a view would take the tensors of all clients along.
+        # Cloned: a view sent to a worker carries the tensors of all clients with it.
         tensors[name] = packed[dtype][start:stop].clone().view(shape)
     return tensors
 
@@ -193,7 +193,7 @@ def _write(folder: Path, contents: Mapping[str, bytes], head: Mapping[str, Any])
 
 
 def _read(folder: Path, digest: str) -> dict[str, bytes]:
-    """The bytes of the files, checked: first that they are what was written, then that it is meant for us."""
+    """The bytes of the files, after two checks: that they are intact, and that this run wrote them."""
     manifest = _manifest(folder)
     _check_compatible(manifest, digest, folder)
     if manifest.get("round") != _number(folder):
@@ -217,7 +217,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def _checked(path: Path, digest: Any) -> bytes:
-    """The bytes of a file; hashed before they are taken into memory, since a damaged file may have any size."""
+    """The bytes of a file, hashed before they are read into memory, because a damaged file may have any size."""
     try:
         with path.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != digest:
@@ -244,7 +244,7 @@ def _check_compatible(manifest: Mapping[str, Any], digest: str, folder: Path) ->
 
 
 def _restore(contents: Mapping[str, bytes], experiment: Experiment, folder: Path) -> Commit:
-    """The values themselves. Types come from our code: from a state as it is before the first round."""
+    """The values themselves. Their types come from our code: from the state before the first round."""
     template = rounds.begin(experiment).server
     try:
         plain = strict_json.mapping(contents["state.json"])
@@ -259,13 +259,13 @@ def _restore(contents: Mapping[str, bytes], experiment: Experiment, folder: Path
         raise CheckpointError(
             f"does not fit this code: {error}", where=str(folder), mend="resume with the code that wrote it"
         ) from error
-    except _UNREADABLE as error:  # the hashes are right, so somebody wrote this who is not us
+    except _UNREADABLE as error:  # the hashes are right, so another program wrote this
         raise _Damaged(f"it cannot be read: {type(error).__name__}") from None
     return Commit(RunState(plain["round"], server, clients, standing), plain["ledger"])
 
 
 def _check_shape(plain: Mapping[str, Any], number: int, is_state: bool, clients: Any) -> None:
-    """Raises ValueError for what no commit holds."""
+    """Raises ValueError for content that no commit holds."""
     lengths = plain["ledger"]
     if type(plain["round"]) is not int or plain["round"] != number or not is_state:
         raise ValueError("another round, or no state of this strategy")

@@ -1,7 +1,7 @@
-"""Ledger: the append-only record of a run, a row a line of JSON. Free of torch, so that reports read it at once.
+"""Ledger: the append-only record of a run, one JSON row per line. Free of torch, so that reports read it at once.
 
-`metrics.jsonl` (a row a round) and `clients.jsonl` (a row a round and client) hold no machine facts: the same
-configuration gives the same bytes. `timings.jsonl` has their wall times, `events.jsonl` what befell the process.
+`metrics.jsonl` (one row per round) and `clients.jsonl` (one row per round and client) hold no machine facts: the same
+configuration gives the same bytes. `timings.jsonl` has their wall times, `events.jsonl` the events of the process.
 """
 
 import json
@@ -16,8 +16,8 @@ from typing import Any, BinaryIO
 from fedkd import strict_json
 from fedkd.errors import CheckpointError, ConfigError, FolderError
 
-SCHEMA = 1  # of the rows; stands in run.json
-PLAYED = ("metrics.jsonl", "clients.jsonl", "timings.jsonl")  # belong to rounds: a resume cuts them to the last commit
+SCHEMA = 1  # of the rows; recorded in run.json
+PLAYED = ("metrics.jsonl", "clients.jsonl", "timings.jsonl")  # rows of rounds: a resume cuts them to the last commit
 PLAN = "plan.yaml"  # of a comparison, whose runs are in a folder beside it
 _RUNS = ("run.json", "*/run.json", "runs/*/run.json", "*/runs/*/run.json")  # of a run, a folder of runs, comparisons
 EVENTS = "events.jsonl"  # history: a resume adds to it
@@ -43,7 +43,7 @@ class Ledger:
         self._files[name].flush()
 
     def sync(self) -> dict[str, int]:
-        """Force everything to the disk; the lengths that a checkpoint records."""
+        """Force everything to the disk. Returns the lengths that a checkpoint records."""
         for file in self._files.values():
             os.fsync(file.fileno())
         return self.lengths()
@@ -53,7 +53,7 @@ class Ledger:
         return {name: self._files[name].tell() for name in PLAYED}
 
     def cut(self, lengths: Mapping[str, int]) -> None:
-        """Back to the rows that a commit knows. Raises CheckpointError if there are fewer."""
+        """Cut the files to the lengths of a commit. Raises CheckpointError if a file is shorter."""
         for name in PLAYED:
             wanted, actual = lengths.get(name, 0), self._files[name].seek(0, os.SEEK_END)
             if actual < wanted:
@@ -66,16 +66,16 @@ class Ledger:
             self._files[name].seek(wanted)
 
     def close(self) -> None:
-        """Close the files; a full disk that shows only now loses what was not yet synced."""
+        """Close the files; if the disk is full only now, unsynced rows are lost."""
         for file in self._files.values():
             with suppress(OSError):
                 file.close()
 
 
 def encode(row: Mapping[str, Any]) -> bytes:
-    """One line: keys as inserted, floats as the shortest text that reads back the same, non-finite ones as null.
+    """One line: keys as inserted, floats as the shortest exact text, non-finite ones as null.
 
-    Half a surrogate pair, as in a file's name that is not UTF-8, is written as its code.
+    Half a surrogate pair, as in a file name that is not UTF-8, becomes its code.
     """
     return f"{_JSON.encode(_finite(row))}\n".encode(errors="backslashreplace")
 
@@ -92,7 +92,7 @@ def _finite(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Records:
-    """A run folder, read. Rows are as written; `tidy` makes flat ones."""
+    """The content of a run folder. Rows are as written; `tidy` makes flat ones."""
 
     folder: Path
     run: Row  # run.json
@@ -103,7 +103,7 @@ class Records:
 
 
 def read(folder: Path | str) -> Records:
-    """What a run has recorded so far, also while it is running. Raises FolderError if there is no run."""
+    """The records of a run so far, also while it runs. Raises FolderError if there is no run."""
     path = Path(folder)
     run = info(path)
     metrics, clients, timings, events = (rows(path / name) for name in (*PLAYED, EVENTS))
@@ -111,7 +111,7 @@ def read(folder: Path | str) -> Records:
 
 
 def info(folder: Path) -> Row:
-    """run.json, with what older versions did not write. Raises FolderError if there is no run."""
+    """run.json, completed for older versions. Raises FolderError if there is no run."""
     try:
         run = strict_json.mapping((folder / "run.json").read_bytes())
     except (OSError, ValueError):
@@ -125,7 +125,7 @@ def info(folder: Path) -> Row:
 
 def configuration(folder: Path) -> Row:
     """config.yaml of a run: dotted key -> value, `strategy.setting` among them. Raises FolderError."""
-    from fedkd import strict_yaml  # 0.2 s that a device does not have
+    from fedkd import strict_yaml  # late: takes 0.2 s, which a device saves
     from fedkd.configuration import compose
 
     try:
@@ -139,7 +139,7 @@ def configuration(folder: Path) -> Row:
 
 
 def rows(path: Path) -> list[Row]:
-    """The rows of one file; a half-written last line is not one. Raises FolderError for any other line that is none."""
+    """The rows of one file, without a half-written last line. Raises FolderError for any other bad line."""
     if not path.exists():
         return []
     lines = path.read_bytes().split(b"\n")[:-1]
@@ -155,7 +155,7 @@ def rows(path: Path) -> list[Row]:
 
 
 def _renamed(row: Row) -> Row:
-    """A row with the names of today: `local_accuracy` was called `forgetting`, which it is not."""
+    """A row with current names: older versions called `local_accuracy` `forgetting`, which it does not measure."""
     if not isinstance(row.get("forgetting"), dict):
         return row
     names = {"inside": "in", "outside": "out"}
@@ -164,7 +164,7 @@ def _renamed(row: Row) -> Row:
 
 
 def load_runs(folder: Path | str, table: str = "metrics") -> list[Row]:
-    """Tidy rows of one run, or of all runs below a folder, those of comparisons included; trials of --tune are not.
+    """Tidy rows of one run, or of all runs below a folder, including those of comparisons, without trials of --tune.
 
     Columns: `run, comparison, strategy, seed, state`, then those of the row, dotted, then the configuration's:
     `config.partition.alpha`. `table` is metrics, clients, timings or events. Ready for
@@ -181,7 +181,7 @@ def tidy(records: Records, table: str = "metrics") -> list[Row]:
     head = {"run": records.folder.name, "comparison": above.parent.name if (above.parent / PLAN).exists() else None}
     head |= {key: records.run.get(key) for key in ("strategy", "seed", "state")}
     config: Row = {}
-    with suppress(FolderError):  # the rows are worth having without
+    with suppress(FolderError):  # rows are useful without the configuration, too
         config = {f"config.{key}": value for key, value in configuration(records.folder).items()}
     return [head | flat(row) | config for row in getattr(records, table)]
 
@@ -198,7 +198,7 @@ def flat(row: Mapping[str, Any], prefix: str = "") -> Row:
 
 
 def _drop_half_line(path: Path) -> None:
-    """A killed process may leave half a row; without this, the next row would be glued to it."""
+    """Remove the half row that a killed process may leave, so that the next row starts on its own line."""
     if not path.exists():
         return
     with path.open("rb+") as file:

@@ -1,4 +1,4 @@
-"""Evaluation: whose students a round judges, on which images, and what comes of it."""
+"""Evaluation: which students a round evaluates, on which images, and the resulting accuracy."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,17 +20,17 @@ _KINDS = attrgetter(*KINDS)
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What an evaluation gave."""
+    """The result of an evaluation."""
 
     accuracy: dict[str, Any]  # of clients, on common images, global
-    clients: dict[ClientId, dict[str, float]] = field(default_factory=dict)  # what each client's row says of it
+    clients: dict[ClientId, dict[str, float]] = field(default_factory=dict)  # values for each client's row
     failures: list[Failure] = field(default_factory=list)
 
 
 def evaluate(
     experiment: Experiment, runner: Engine, state: RunState, watch: engine.Watch = engine.unwatched
 ) -> Evaluated:
-    """Accuracy of the served students: each client's on its own test split, the global one on the pooled test set."""
+    """Accuracy of the current students: each client's on its own test split, the global one on the pooled test set."""
     jobs = [*_due(experiment, state)]
     deadline = experiment.config.engine.deadline
     results = engine.results(runner, jobs, deadline, "evaluation", watch) if jobs else []
@@ -47,9 +47,9 @@ def _admitted(job: Job, result: Result, classes: int) -> list[Result]:
 
 
 def with_statistics(problem: Problem, served: Payload, state: RunState) -> Payload:
-    """The global student with the mean of the clients' BatchNorm statistics, where these stay with the clients.
+    """The global student with the mean of the clients' BatchNorm statistics, if these stay with the clients.
 
-    A student that the server trained has its own, which fit it.
+    A student that the server trained has statistics of its own.
     """
     missing = [name for name in problem.statistic_names if name not in (served.weights or {})]
     if problem.statistics != "local" or not missing:
@@ -60,7 +60,7 @@ def with_statistics(problem: Problem, served: Payload, state: RunState) -> Paylo
 
 
 def num_pooled_parts(num_samples: int) -> int:
-    """Jobs that one evaluation on the pooled test set takes."""
+    """How many jobs one evaluation on the pooled test set takes."""
     return -(-num_samples // forward.POOLED_PART)
 
 
@@ -85,7 +85,7 @@ def _is_due(number: int, every: int, rounds: int) -> bool:
 
 
 def judged_clients(config: RunConfig, num_tests: Sequence[int] | None) -> Sequence[ClientId]:
-    """Whose students are judged: all, or a sample of those with test samples, the same in every round."""
+    """The evaluated clients: all, or a sample of those with test samples, the same in every round."""
     size, everybody = config.evaluate.clients, range(config.clients)
     able = [client for client in everybody if num_tests is None or num_tests[client]]
     if not 0 < size < len(able):
@@ -95,12 +95,12 @@ def judged_clients(config: RunConfig, num_tests: Sequence[int] | None) -> Sequen
 
 
 def _has_tests(experiment: Experiment, client: ClientId) -> bool:
-    """Whether a client has test samples of its own; devices, of which nobody knows, are asked."""
+    """Whether a client has test samples of its own; True for devices, whose data the server does not know."""
     return experiment.num_tests is None or experiment.num_tests[client] > 0
 
 
 class _Own(NamedTuple):
-    """What makes up the student of a client."""
+    """The payload and the state that make up a client's student."""
 
     client: ClientId
     payload: Payload
@@ -108,7 +108,7 @@ class _Own(NamedTuple):
 
 
 def _own(experiment: Experiment, state: RunState) -> list[_Own]:
-    """The students of the clients that are judged."""
+    """The students of the evaluated clients."""
     fresh, same = ClientState(), dict[tuple[Any, ...], Payload]()
     found = []
     for client in judged_clients(experiment.config, experiment.num_tests):
@@ -118,9 +118,9 @@ def _own(experiment: Experiment, state: RunState) -> list[_Own]:
 
 
 def _one_of(same: dict[tuple[Any, ...], Payload], served: Payload) -> Payload:
-    """An earlier payload made of the same objects, if there is one, else this one: so it is sent to a worker once.
+    """An earlier payload made of the same objects, if any, else this one, so that a worker gets it only once.
 
-    `same` keeps what it knows alive, so that no identity is given twice.
+    `same` keeps its payloads alive, so that no identity is reused.
     """
     kinds = _KINDS(served)
     shallow = tuple(map(id, kinds))
@@ -137,9 +137,9 @@ def _identities(kind: Any) -> Any:
 
 
 def _together(experiment: Experiment, number: int, students: Sequence[_Own]) -> Iterator[Job]:
-    """Students on their own test splits, in few jobs: one loaded once classifies many clients' images in one pass.
+    """Jobs for students on their own test splits: a shared student classifies many clients' images in one job.
 
-    Which clients share a job follows from their data alone, so all engines classify the same batches.
+    The data alone decide which clients share a job, so all engines classify the same batches.
     """
     problem, num_tests = experiment.problem, experiment.num_tests
     groups: dict[tuple[str, Payload], list[ClientId]] = {}
@@ -154,14 +154,14 @@ def _together(experiment: Experiment, number: int, students: Sequence[_Own]) -> 
 
 
 def _is_shared(problem: Problem, own: _Own) -> bool:
-    """Whether the student has nothing of the client's own: all of its architecture with its payload have the same."""
+    """Whether the student has no entry of the client's own: all clients of its architecture and payload share it."""
     if problem.common_init and not own.state.kept:
         return True
     return problem.of(own.client).entry_names <= (own.payload.weights or {}).keys()
 
 
 def _parts(clients: Sequence[ClientId], num_tests: Sequence[int]) -> Iterator[list[ClientId]]:
-    """Consecutive clients whose images are about as many as a part of the pooled test set: work for several workers."""
+    """Consecutive clients with about as many images as a part of the pooled test set, to share work among workers."""
     part, images = list[ClientId](), 0
     for client in clients:
         part.append(client)
@@ -174,9 +174,9 @@ def _parts(clients: Sequence[ClientId], num_tests: Sequence[int]) -> Iterator[li
 
 
 def _accuracy(done: Sequence[Reply], num_pooled: int, trained: Collection[ClientId]) -> dict[str, Any]:
-    """By client, of all and of those that have trained yet; and pooled.
+    """Accuracy by client, over all clients and over those that have trained, and pooled.
 
-    There is no pooled accuracy unless all of the pooled test set was classified: its parts differ.
+    Pooled accuracy needs all parts of the pooled test set, because the parts differ.
     """
     accuracy: dict[str, Any] = {}
     of_trained: dict[str, Any] = {}

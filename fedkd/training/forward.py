@@ -1,11 +1,11 @@
-"""Forward passes over any number of images, in parts whose size is fixed: float sums depend on it."""
+"""Forward passes over any number of images, in parts of fixed size, because float sums depend on the size."""
 
 import torch
 from torch import Tensor
 
 from fedkd.student import Student
 
-EVALUATION_BATCH = 250  # larger batches leave the cache
+EVALUATION_BATCH = 250  # larger batches exceed the cache
 
 
 @torch.no_grad()
@@ -22,7 +22,7 @@ def logits(student: Student, x: Tensor) -> Tensor:
     return torch.cat([student(part) for part in x.split(EVALUATION_BATCH)])
 
 
-POOLED_PART = 2500  # samples of the pooled test set a job evaluates
+POOLED_PART = 2500  # samples of the pooled test set per job
 
 
 def pooled_part(part: int, num_samples: int) -> Tensor:

@@ -1,7 +1,7 @@
-"""SGD and Adam over lists of tensors: torch.optim's functions, with a memory that is a value a State can hold.
+"""SGD and Adam over lists of tensors: torch.optim's functions, with memory as a value that a State can hold.
 
-The classes of torch.optim are not used: making the first one of a process imports torch._dynamo, 2.6 s on two cores in
-each worker, more than the first rounds take.
+This module avoids the classes of torch.optim: the first instance in a process imports torch._dynamo, which takes each
+worker 2.6 s on two cores, longer than the first rounds.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,7 +30,7 @@ class Sgd:
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor | None]) -> None:
-        """One update; a parameter without gradient stays as it is."""
+        """One update; a parameter without gradient does not change."""
         reached = _reached(self.parameters, gradients)
         velocity = [self._velocity[i] for i in reached]
         parameters, given = [self.parameters[i] for i in reached], list(reached.values())
@@ -48,7 +48,7 @@ class Adam:
         memory: Mapping[str, Any] | None = None,
         betas: tuple[float, float] = (0.9, 0.999),
     ) -> None:
-        """`memory` is what `memory()` gave earlier: {"step", "mean": named, "square": named}; it is not changed."""
+        """`memory` is an earlier result of `memory()`: {"step", "mean": named, "square": named}; it does not change."""
         self.names, self.parameters, self.betas = list(parameters), list(parameters.values()), betas
         memory = memory or {"step": 0, "mean": {}, "square": {}}
         self.count = int(memory["step"])
@@ -65,7 +65,7 @@ class Adam:
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor | None], lr: float, weight_decay: float = 0.0) -> None:
-        """One update; a parameter without gradient, and its moments, stay as they are (the count is common to all)."""
+        """One update; a parameter without gradient, and its moments, do not change (all share one count)."""
         reached = _reached(self.parameters, gradients)
         parameters, mean, square = ([of[i] for i in reached] for of in (self.parameters, self._mean, self._square))
         steps = list(torch.full((len(reached),), float(self.count)).unbind())  # torch counts each parameter's own
@@ -76,12 +76,12 @@ class Adam:
 
 
 class LocalOptimiser:
-    """SGD or Adam, as a configuration says, on named parameters of a client's student, over one participation."""
+    """The configured SGD or Adam on named parameters of a client's student, for one participation."""
 
     def __init__(
         self, config: TrainConfig, learnable: Mapping[str, Tensor], lr: float, memory: Mapping[str, Any] | None = None
     ) -> None:
-        """`memory` is what `memory()` gave in an earlier participation, where moments are kept."""
+        """`memory` is the result of `memory()` in the client's last participation, if moments are kept."""
         self.config, self.lr, self.parameters = config, lr, list(learnable.values())
         self._sgd = self._adam = None
         if config.optimiser == "sgd":
@@ -90,7 +90,7 @@ class LocalOptimiser:
             self._adam = Adam(learnable, memory or None)
 
     def step(self, loss: Tensor) -> None:
-        """One update along the gradient of a scalar; parameters that the loss does not reach stay as they are."""
+        """One update along the gradient of a scalar; parameters that the loss does not reach do not change."""
         gradients: Sequence[Tensor | None] = torch.autograd.grad(loss, self.parameters, allow_unused=True)
         if self.config.clip is not None:
             gradients = clipped(gradients, self.config.clip)
@@ -100,7 +100,7 @@ class LocalOptimiser:
             self._adam.step(gradients, self.lr, self.config.weight_decay)
 
     def memory(self) -> dict[str, Any]:
-        """Adam's moments, if they are to be kept; else nothing."""
+        """Adam's moments, if the configuration keeps them; else nothing."""
         return self._adam.memory() if self._adam is not None and self.config.moments == "keep" else {}
 
 
@@ -113,12 +113,12 @@ def clipped(gradients: Sequence[Tensor | None], most: float) -> tuple[Tensor | N
 
 
 def _reached(parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> dict[int, Tensor]:
-    """The gradients that there are, by place."""
+    """The existing gradients, by index."""
     return {i: g for i, (_, g) in enumerate(zip(parameters, gradients, strict=True)) if g is not None}
 
 
 def descend(optimiser: LocalOptimiser, batches: Iterable[Batch], terms: Terms) -> dict[str, float]:
-    """One update a batch, along the sum of its terms. Gives the mean of each term over the steps."""
+    """One update per batch, along the sum of its terms. Returns the mean of each term over the steps."""
     sums: dict[str, Tensor] = {}
     count = 0
     for batch in batches:
@@ -134,7 +134,7 @@ def descend(optimiser: LocalOptimiser, batches: Iterable[Batch], terms: Terms) -
 
 
 def learning_rate(config: TrainConfig, job: Job) -> float:
-    """lr * decay^t, t counted from 0: of this round, or of the client's last one (FedGen's code)."""
+    """lr * decay^t, t counted from 0: t of this round, or of the client's last round (FedGen's code)."""
     if config.lr_clock == "round":
         return config.lr * config.lr_decay ** (job.round - 1)
     return config.lr * config.lr_decay ** max(job.state.last_round - 1, 0)

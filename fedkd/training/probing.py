@@ -1,4 +1,4 @@
-"""How many probe images students are compared on: as many as cost little beside local training."""
+"""The number of probe images for comparing students: so many that they cost little beside local training."""
 
 import torch
 from torch import nn
@@ -7,15 +7,15 @@ from fedkd.config import RunConfig
 from fedkd.models import students
 from fedkd.student import materialise
 
-FREE = 1_000_000_000  # multiplications of a probe that nobody feels: about 20 ms of a core
-TRAINED = 3  # training images of a participation for each probe image beyond these: a step costs three forward passes
+FREE = 1_000_000_000  # multiplications that every probe may take: about 20 ms of a core
+TRAINED = 3  # beyond FREE, training images per probe image: a training step costs three forward passes
 
 
 def num_images(config: RunConfig, shape: students.Shape, classes: int, available: int) -> int:
-    """`evaluate.probe`, but for a large student that trains for few steps no more than a ninth of its training costs.
+    """`evaluate.probe`, reduced for a large student with few steps to a ninth of its training's cost.
 
-    From configuration and shapes alone, so that simulations and devices agree. Whole epochs bound nothing: how many
-    images they are is known to the client.
+    The number depends on configuration and shapes alone, so that simulations and devices agree. Whole epochs give no
+    bound: only the client knows how many images they have.
     """
     asked, train = min(config.evaluate.probe, available), config.train
     if train.steps is None or asked * TRAINED <= train.batch * train.steps:
@@ -26,7 +26,7 @@ def num_images(config: RunConfig, shape: students.Shape, classes: int, available
 
 
 def multiplications(name: str, shape: students.Shape, classes: int) -> int:
-    """Of one image's way through a student's convolutions and linear layers."""
+    """Multiplications of one image's pass through a student's convolutions and linear layers."""
     counts = list[int]()
 
     def add(layer: nn.Module, _: object, out: torch.Tensor) -> None:
@@ -35,7 +35,7 @@ def multiplications(name: str, shape: students.Shape, classes: int) -> int:
 
     with torch.device("meta"):
         student = students.make_any(name, shape, classes)
-    materialise(student)  # a pass on the meta device imports two seconds of torch
+    materialise(student)  # a pass on the meta device takes two seconds of imports
     for layer in student.eval().modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             layer.register_forward_hook(add)

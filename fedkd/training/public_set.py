@@ -1,6 +1,6 @@
-"""Public: what both ends do with a public set of images: agree on a round's part of it, and pass over it in batches.
+"""A public set of images at both ends: agreeing on a round's part of it, and passing over it in batches.
 
-N images of the part. Nobody sends indices: each end derives them from (seed, round), and the server sends a checksum.
+N images of the part. No indices cross: each end derives them from (seed, round), and the server sends a checksum.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,14 +17,14 @@ from fedkd.seeds import Stream
 
 
 def required(problem: Problem) -> Proxy:
-    """The public set of a problem. Assembling a run has refused one without where an algorithm needs it."""
+    """The public set of a problem. Assembly refuses a run whose algorithm needs a public set and has none."""
     if problem.proxy is None:
         raise ValueError("there is no public set")
     return problem.proxy
 
 
 def size(problem: Problem, most: int | None = None) -> int:
-    """How many images a round's part has: `most`, if there are as many; else, or without a bound, all."""
+    """How many images a round's part has: at most `most`; all without that bound."""
     count = len(required(problem))
     return count if most is None else min(most, count)
 
@@ -36,7 +36,7 @@ def images(problem: Problem, index: Tensor | None = None) -> Tensor:
 
 
 def labels(problem: Problem, index: Tensor | None = None) -> Tensor | None:
-    """True labels (N,) of the same, by which knowledge is measured; None if the set has no labels of the task."""
+    """True labels (N,) of these images, for measures; None if the set has no labels of the task."""
     proxy = required(problem)
     if not proxy.is_labelled:
         return None
@@ -44,9 +44,9 @@ def labels(problem: Problem, index: Tensor | None = None) -> Tensor | None:
 
 
 def part(problem: Problem, size: int, round: int) -> Tensor:
-    """The images (N,) int64 of one round, ascending: `size` of them, as many of each label as there are labels.
+    """The indices (N,) int64 of one round's `size` images, ascending, with equally many of each label.
 
-    Without labels all count as one; what is odd, or missing of a rare label, goes to random others.
+    Without labels all images count as one label. Remainders and shortfalls of rare labels are filled at random.
     """
     y = required(problem).samples.y
     order = torch.randperm(len(y), generator=seeds.stream(problem.seed, "public", round=round).torch())
@@ -56,12 +56,12 @@ def part(problem: Problem, size: int, round: int) -> Tensor:
 
 
 def describe(problem: Problem, size: int) -> Numbers:
-    """What the server tells of the public set and of a round's part of it."""
+    """The server's description of the public set and of a round's part of it."""
     return {"checksum": float(required(problem).checksum), "samples": float(size)}
 
 
 def look(problem: Problem, numbers: Numbers | None, round: int) -> Tensor:
-    """The images (N, channels, height, width), scaled, that the server means. Raises ValueError if it has others."""
+    """The round's images (N, channels, height, width), scaled. Raises ValueError if the server's set differs."""
     proxy, numbers = required(problem), numbers or {}
     if numbers.get("checksum") != float(proxy.checksum):
         raise ValueError(f"the server's public set is not this one: checksum {numbers.get('checksum')}")
@@ -71,7 +71,7 @@ def look(problem: Problem, numbers: Numbers | None, round: int) -> Tensor:
 def batches(
     x: Tensor, per_sample: Mapping[str, Tensor], size: int, stream: Stream, *, epochs: int = 0, steps: int | None = None
 ) -> Iterator[Batch]:
-    """Shuffled passes over images and what is known of each: so many epochs, or steps. Labels are -1: there are none.
+    """Shuffled passes over images and their rows of `per_sample`, for so many epochs or steps. All labels are -1.
 
     A pass ends with a short batch.
     """
@@ -82,5 +82,5 @@ def batches(
         if not len(order):
             order = torch.randperm(len(x), generator=generator)
         rows, order = order[:size], order[size:]
-        its = {name: value[rows] for name, value in per_sample.items()}
-        yield Batch(x[rows], torch.full((len(rows),), -1), step, size, per_sample=its)
+        chosen = {name: value[rows] for name, value in per_sample.items()}
+        yield Batch(x[rows], torch.full((len(rows),), -1), step, size, per_sample=chosen)

@@ -1,4 +1,4 @@
-"""Passes over a client's training samples: which come in which step, whoever trains and however often it resumes."""
+"""Passes over a client's training samples: their order is the same for any worker and after any resume."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from fedkd.engine import Job
 def draw_batches(seed: int, config: TrainConfig, job: Job, num_samples: int) -> tuple[list[Tensor], int, int]:
     """Index batches of one participation, and the epoch and position where the next begins.
 
-    Passes continue where the last participation stopped; a pass ends with a short batch, never dropped. The order of
+    Passes continue where the last participation stopped; the short batch at the end of a pass is kept. The order in
     epoch e depends on (seed, client, e) alone, so all strategies see the same batches.
     """
     epoch, position = job.state.epoch, job.state.position

@@ -25,9 +25,9 @@ from fedkd.training.optimisers import LocalOptimiser
 
 @dataclass(frozen=True)
 class LocalSite:
-    """Where jobs run: the problem, the client half and the samples in reach.
+    """Runs jobs: it has the problem, the client half and the samples in reach.
 
-    Train and test indices are by client; a site on a device has its own client's only, and no pooled test set.
+    Train and test indices are by client; a site on a device has only its own client's, and no pooled test set.
     """
 
     problem: Problem
@@ -37,10 +37,10 @@ class LocalSite:
     train_index: Mapping[int, Tensor]
     test_index: Mapping[int, Tensor]
     probe: Tensor | None = None  # (N, channels, height, width) float: images on which function drift is measured
-    common: Tensor | None = None  # (N,) int64: test images that every client's own student is tried on
+    common: Tensor | None = None  # (N,) int64: test images on which every client's own student is evaluated
 
     def run(self, job: Job) -> Result:
-        """Do one job. Whatever the algorithm raises becomes a Failure; interrupts pass."""
+        """Do one job. An exception of the algorithm becomes a Failure; interrupts pass."""
         start = time.perf_counter()
         try:
             reply = self._train(job) if job.task == "train" else self._evaluate(job)
@@ -48,7 +48,7 @@ class LocalSite:
             return engine.failure(job, error)
         return reply if isinstance(reply, Failure) else replace(reply, seconds=time.perf_counter() - start)
 
-    # --- what a participation is made of: algorithms with phases of their own put it together anew -----------------
+    # --- the steps of a participation, which algorithms with several phases combine themselves ---------------------
 
     def fit(
         self,
@@ -62,8 +62,8 @@ class LocalSite:
     ) -> Outcome:
         """Local training, then the client's report: the default participation.
 
-        The job's student on all its parameters, along the client's terms on the batches of this participation, unless
-        others are given; a given `student` is in train mode.
+        By default it trains all parameters of the job's student, along the client's terms, on the batches of this
+        participation. A given `student` is in train mode.
         """
         trained = self.student(job).train() if student is None else student
         drawn = self.draw(job) if batches is None else batches
@@ -74,7 +74,7 @@ class LocalSite:
         return self.close(client, job, trained, drawn, numbers, optimiser)
 
     def draw(self, job: Job, train: TrainConfig | None = None) -> LocalBatches:
-        """The training samples of this participation; `train` where not as many as the configuration says."""
+        """The training samples of this participation; `train` replaces the configured steps and batch size."""
         index = self.train_index[job.client]
         steps, epoch, offset = sample_order.draw_batches(
             self.problem.seed, train or self.problem.train, job, len(index)
@@ -86,22 +86,22 @@ class LocalSite:
     def batches(
         self, client: Client, job: Job, drawn: LocalBatches, per_sample: Mapping[str, Tensor] | None = None
     ) -> Iterator[Batch]:
-        """The steps of `drawn`, each with what the client draws for it and its rows of `per_sample`."""
+        """The steps of `drawn`, each with the client's random tensors for it and its rows of `per_sample`."""
         noise = seeds.stream(self.problem.seed, "noise", round=job.round, client=job.client).child(job.exchange).torch()
         start, per_sample = 0, per_sample or {}
         for step, size in enumerate(drawn.sizes):
             rows = slice(start, start + size)
             y = drawn.y[rows]
-            its = {name: value[rows] for name, value in per_sample.items()}
-            yield Batch(drawn.x[rows], y, step, self.problem.train.batch, client.draw(job, y, step, noise), its)
+            chosen = {name: value[rows] for name, value in per_sample.items()}
+            yield Batch(drawn.x[rows], y, step, self.problem.train.batch, client.draw(job, y, step, noise), chosen)
             start += size
 
     def optimiser(
         self, job: Job, learnable: Mapping[str, Tensor], memory: Mapping[str, Any] | None = None
     ) -> LocalOptimiser:
-        """The configured optimiser on some parameters; with the client's moments, where these are kept.
+        """The configured optimiser on some parameters, with the client's moments if these are kept.
 
-        `memory` are other moments to go on with; empty: none.
+        `memory` replaces these moments; empty: no moments.
         """
         config = self.problem.train
         moments = job.state.optimiser if memory is None else memory
@@ -118,7 +118,7 @@ class LocalSite:
     ) -> Outcome:
         """State and report after training; `drawn` is None for a phase that drew no training samples.
 
-        Without `numbers`, the means of the terms, nothing was trained: there is no student for the probe images.
+        `numbers` are the means of the terms. Empty ones mean that nothing was trained: the probe images get no labels.
         """
         trained = self.trained(client, job, student, drawn)
         received, state = job.payload.weights or {}, job.state
@@ -133,7 +133,7 @@ class LocalSite:
         return Outcome(client.report(trained, job), after, numbers, student if numbers else None)
 
     def trained(self, client: Client, job: Job, student: Student, drawn: LocalBatches | None) -> Trained:
-        """What `Client.next_memory` and `Client.report` are told."""
+        """The argument of `Client.next_memory` and `Client.report`."""
         problem = self.problem.of(job.client)
         labels = drawn.y if drawn is not None else torch.empty(0, dtype=torch.int64)
         memory = job.state.memory or client.init(problem, seeds.stream(problem.seed, "memory", client=job.client))
@@ -156,7 +156,7 @@ class LocalSite:
         return self.train.take(self.train_index[client])
 
     def student(self, job: Job) -> Student:
-        """The student of a job: initial entries, over them what the client kept, over them what it received.
+        """The student of a job: initial entries, overwritten by the client's kept entries, then by the received ones.
 
         One module serves all clients of an architecture: building one costs more than loading its entries.
         """
@@ -165,14 +165,14 @@ class LocalSite:
         return module.load(self.initial(client), job.state.kept, job.payload.weights or {})
 
     def frozen(self, client: int | None, *layers: Weights, role: str = "frozen") -> Student:
-        """A second student of the client's architecture in eval mode: initial entries, over them `layers`.
+        """A second student of the client's architecture in eval mode: initial entries, overwritten by `layers`.
 
         The next call with the same `role` overwrites it; `student` does not.
         """
         return self._module(self.problem.architecture(client), role).load(self.initial(client), *layers).eval()
 
     def beside(self, *layers: Weights) -> Student:
-        """A student of the server's architecture to train beside the client's own: initial entries, over them `layers`.
+        """A trainable student of the server's architecture: initial entries, overwritten by `layers`.
 
         The next call overwrites it; `student` and `frozen` do not.
         """
@@ -188,7 +188,7 @@ class LocalSite:
         return self._initial[architecture]
 
     def score(self, client: Client, student: Student, job: Job) -> float:
-        """Accuracy of a student on the client's own test split, as an evaluation job would find it."""
+        """Accuracy of a student on the client's own test split, equal to that of an evaluation job."""
         student.eval()
         index = self.test_index[job.client]
         return int(self._classify(client, student, job, index)[0].sum()) / len(index)
@@ -242,7 +242,7 @@ class LocalSite:
         if not len(index):
             return engine.failed(job, f"client {job.client} has no test samples", "no_data")
         right_C, loss_sum = self._classify(self.client, self.student(job).eval(), job, index)
-        by_label = None  # a client's own test split would show its labels
+        by_label = None  # on a client's own test split it would reveal the labels
         if job.task != "evaluate":
             by_label = torch.stack([torch.bincount(self.test.y[index], minlength=self.problem.classes), right_C])
         return Reply(
@@ -273,7 +273,7 @@ class LocalSite:
         return forward.pooled_part(job.client, len(self.test))
 
     def _classify(self, client: Client, student: Student, job: Job, index: Tensor) -> tuple[Tensor, float]:
-        """How many test samples of each label it gets right, (C,) int64, and the sum of all losses."""
+        """Correct test samples by label, (C,) int64, and the sum of all losses."""
         right_C, loss_sum = torch.zeros(self.problem.classes, dtype=torch.int64), 0.0
         for logits, y in self.predict(client, student, job, index):
             right_C += torch.bincount(y[logits.argmax(1) == y], minlength=self.problem.classes)

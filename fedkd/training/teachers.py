@@ -1,4 +1,4 @@
-"""Teachers: what a frozen student says about the samples of a participation, in the order they will be drawn.
+"""Teachers: a frozen student's outputs on the samples of a participation, in the order in which they are drawn.
 
 For `Client.precompute`. A sample that is drawn several times is predicted once: no teacher changes in between.
 """
@@ -15,12 +15,12 @@ from fedkd.training import forward
 
 
 def logits(site: Site, job: Job, position: Tensor, *layers: Weights) -> Tensor:
-    """Logits (S, C) of the job's student with `layers` over what it received, in eval mode, without gradient."""
+    """Logits (S, C) of the job's student, overwritten by `layers`, in eval mode, without gradient."""
     return _ask(forward.logits, site, job, position, layers)
 
 
 def latents(site: Site, job: Job, position: Tensor, *layers: Weights) -> Tensor:
-    """Latents z (S, d) of the same."""
+    """Latents z (S, d) of the same student."""
     return _ask(forward.latents, site, job, position, layers)
 
 

@@ -1,7 +1,7 @@
-"""Groups: a strategy that averages weights, played once for each architecture among students that differ.
+"""Groups: runs a strategy that averages weights once for each architecture of a mixture.
 
-Asked for by `students.mixed=groups`; knowledge then crosses within a group only. A group is a federation of its own:
-to the inner strategy its clients are as many as they are, and have the numbers from 0 on.
+`students.mixed=groups` chooses it; knowledge then crosses only within a group. The inner strategy sees each group as a
+whole federation, with its own number of clients, numbered from 0.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,11 +29,11 @@ class State:
 
     def members(self, name: str) -> tuple[ClientId, ...]:
         """The clients of a group, by their number within it."""
-        return tuple(client for client, its in enumerate(self.assigned) if its == name)
+        return tuple(client for client, architecture in enumerate(self.assigned) if architecture == name)
 
 
 class Grouped(Strategy[State]):
-    """`inner`, a federation for each architecture. It serves no global student."""
+    """`inner`, with one federation per architecture. It has no global student."""
 
     works_across_students = True
     serves = "personal"
@@ -71,8 +71,8 @@ class Grouped(Strategy[State]):
         self.inner.inspect(inner, replace(job, client=number), replace(reply, client=number))
 
     def aggregate(self, state: State, replies: Sequence[Reply], stream: Stream) -> tuple[State, Findings]:
-        """Findings are means over the groups that had replies; what is no number is left out."""
-        groups, found = dict(state.groups), []
+        """Findings are means over the groups that had replies, for plain numbers only."""
+        groups, numbers = dict(state.groups), []
         for name, inner in state.groups.items():
             theirs = [
                 replace(reply, client=state.number(reply.client))
@@ -81,8 +81,8 @@ class Grouped(Strategy[State]):
             ]
             if theirs:
                 groups[name], findings = self.inner.aggregate(inner, theirs, stream.child(name))
-                found.append({key: value for key, value in findings.items() if isinstance(value, int | float)})
-        return State(groups, state.assigned), metrics.mean_by_name(found)
+                numbers.append({key: value for key, value in findings.items() if isinstance(value, int | float)})
+        return State(groups, state.assigned), metrics.mean_by_name(numbers)
 
     def evaluation_payload(self, state: State, client: ClientId | None) -> Payload | None:
         if client is None:

@@ -1,6 +1,6 @@
-"""Privacy: what a client tells of its data beside knowledge. Noise on label counts, sizes in steps (docs/privacy.md).
+"""Privacy of what a client reveals besides knowledge: noise on label counts, sizes in steps (docs/privacy.md).
 
-`attach` wraps a client half: the algorithm trains and reports as always, and its counts are replaced on their way out.
+`attach` wraps a client half: the algorithm trains and reports as usual, and the wrapper replaces its counts.
 """
 
 import math
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 
 Draw = Callable[[Tensor, float, Stream], Tensor]  # counts (C,) int64, epsilon, the client's stream -> with noise
 
-MEMORY = "privacy"  # where in a client's memory its release is: {"label_epsilon": spent, "label_counts": noisy}
+MEMORY = "privacy"  # the release's entry in a client's memory: {"label_epsilon": spent, "label_counts": noisy}
 SILENT = frozenset({"weights", "reference", "generator", "label_counts", "probe_logits", "numbers"})
 
 
 def attach(client: Client, config: RunConfig, problem: Problem, draw: Draw) -> Client:
-    """The client half under the configuration's privacy; itself if all is off. To be called after parts are attached.
+    """The client half with the configured privacy; itself if all is off. Attach parts first.
 
     `draw` is `simulated`, or `secret()` on a device. Raises ConfigError if the algorithm sends rows by label, which
-    show what noise on counts should hide.
+    reveal what noise on counts hides.
     """
     chosen = config.privacy
     if chosen == PrivacyConfig():
@@ -48,22 +48,22 @@ def attach(client: Client, config: RunConfig, problem: Problem, draw: Draw) -> C
 def noisy_histogram(counts_C: Tensor, epsilon: float, draw: Draw, stream: Stream) -> Tensor:
     """Counts (C,) int64 with discrete Laplace noise, P(k) proportional to exp(-epsilon |k|), none below 0.
 
-    epsilon-differentially private where a sample more or less changes one count by one.
+    epsilon-differentially private if neighbours differ by one sample, which changes one count by one.
     """
     return draw(counts_C, epsilon, stream).clamp(min=0)
 
 
 def simulated(counts_C: Tensor, epsilon: float, stream: Stream) -> Tensor:
-    """The noise of a simulation, the same in every run of a seed. It protects nobody: who knows the seed knows it."""
+    """The noise of a simulation, the same in every run of a seed. It protects nothing: the seed reveals it."""
     drawn_2C = stream.numpy().geometric(-math.expm1(-epsilon), size=(2, len(counts_C)))
     # The difference of two geometric numbers is discrete Laplace.
     return counts_C + torch.from_numpy(drawn_2C[0] - drawn_2C[1])
 
 
 def secret() -> Draw:
-    """The noise of a device: OpenDP's, whose randomness nobody knows. Raises EngineError if it is not installed."""
+    """A real device's noise, from OpenDP: it must not come from the run's seed. Raises EngineError without OpenDP."""
     try:
-        import opendp.measurements  # noqa: F401  # here, so that a device says so before it trains
+        import opendp.measurements  # noqa: F401  # here, so that a device fails before it trains
     except ImportError as error:
         raise EngineError(
             f"privacy.label_epsilon takes its noise from OpenDP, which is not installed ({error})",
@@ -86,9 +86,9 @@ def _secret(counts_C: Tensor, epsilon: float, stream: Stream) -> Tensor:
 
 
 def scaled(histogram_C: Tensor, total: int) -> Tensor:
-    """Whole numbers (C,) int64 that sum to `total` and are as near to the histogram's shares as these can be.
+    """Whole numbers (C,) int64 that sum to `total`, as near as possible to the histogram's shares.
 
-    Largest remainders; of equal ones the lower label comes first. A histogram of zeros says nothing: all alike.
+    By largest remainders; ties go to the lower label. A histogram of zeros gives equal numbers.
     """
     parts = histogram_C.tolist() if bool(histogram_C.any()) else [1] * len(histogram_C)
     quotas = [divmod(part * total, sum(parts)) for part in parts]
@@ -103,7 +103,7 @@ def in_steps(size: int, step: int) -> int:
 
 
 def row(config: PrivacyConfig, clients: Mapping[ClientId, ClientState]) -> dict[str, Any]:
-    """What the ledger says of a round, and how many clients have spent their epsilon; nothing if counts are exact."""
+    """The ledger's entry for a round, with the number of clients that have spent epsilon; empty for exact counts."""
     if config.label_epsilon is None:
         return {}
     spent = sum(MEMORY in state.memory for state in clients.values())
@@ -112,7 +112,7 @@ def row(config: PrivacyConfig, clients: Mapping[ClientId, ClientState]) -> dict[
 
 
 class Private(Client):
-    """A client half whose label counts and size leave it covered. The half itself never sees what is remembered."""
+    """Replaces label counts and data size by private values before upload. The wrapped half never sees the release."""
 
     def __init__(self, inner: Client, privacy: PrivacyConfig, seed: int, draw: Draw) -> None:
         super().__init__(inner.config)
@@ -132,7 +132,7 @@ class Private(Client):
         return self.inner.predictor(_without(job))
 
     def _cover(self, site: "Site", job: Job, payload: Payload) -> tuple[Mapping[str, Any] | None, Payload]:
-        """What the client has released so far, and the payload with counts that follow from it alone."""
+        """The client's release so far, and the payload with counts that depend on the release alone."""
         release, epsilon, counts_C = job.state.memory.get(MEMORY), self.privacy.label_epsilon, payload.label_counts
         if epsilon is None or counts_C is None or not bool(counts_C.any()):
             return release, payload
@@ -140,7 +140,7 @@ class Private(Client):
             stream = seeds.stream(self.seed, "privacy", client=job.client)
             noisy_C = noisy_histogram(site.label_counts(job.client), epsilon, self.draw_noise, stream)
             release = {"label_epsilon": epsilon, "label_counts": noisy_C}
-        # As many as the algorithm means to report: how many that are follows from the size, so it is told in steps too.
+        # The algorithm's total, which depends on the size, so it is rounded to steps too.
         total = in_steps(int(counts_C.sum()), self.privacy.size_step)
         return release, replace(payload, label_counts=scaled(release["label_counts"], total))
 
@@ -157,7 +157,7 @@ def _check(client: Client, strategy: Mapping[str, Any]) -> None:
 
 
 def _without(job: Job) -> Job:
-    """The job as the algorithm may see it."""
+    """The job without the release in the client's memory."""
     memory = job.state.memory
     if MEMORY not in memory:
         return job
