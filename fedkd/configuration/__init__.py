@@ -1,1 +1,1 @@
-"""A configuration: found, composed, checked, shown."""
+"""Finds, composes, checks and shows a configuration."""

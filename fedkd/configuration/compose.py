@@ -1,8 +1,8 @@
-"""Composing a configuration from groups, presets, files and the command line: later wins, each value knows its source.
+"""Composes a configuration from groups, presets, files and the command line: later wins, each value has its source.
 
 All of these share one grammar, a list of entries `key: value`:
-- `strategy: fedgen` takes conf/strategy/fedgen.yaml as the new base of that group; so does a mapping that has a `name`
-- `preset: fedgen-mnist` puts the entries of conf/preset/fedgen-mnist.yaml in its place
+- `strategy: fedgen` makes conf/strategy/fedgen.yaml the new base of that group; a mapping with a `name` is a base too
+- `preset: fedgen-mnist` inserts the entries of conf/preset/fedgen-mnist.yaml in its place
 - any other key, dotted or nested, sets a value
 """
 
@@ -28,7 +28,7 @@ COMMAND_LINE = "command line"
 _STUDENT_KEYS = {field.name for field in fields(StudentsConfig)}
 _VARIANT = ("strategy", "variant")
 _SETTING = ("strategy", "setting")
-_MOST_PRESETS = 20  # within each other: more is a circle
+_MOST_PRESETS = 20  # nested; more is a circle
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Entry:
     """One `key: value` as written."""
 
     path: validate.Path
-    value: Any  # plain; a mapping without a name has been taken apart
+    value: Any  # plain; a mapping without a name is split into entries
     source: str
 
     @property
@@ -45,12 +45,12 @@ class Entry:
         return len(self.path) == 1 and self.path[0] in GROUPS
 
 
-Layer = list[Entry]  # what is written in one place: in it groups are chosen first, then the variant, then values
+Layer = list[Entry]  # the entries of one place, applied in this order: groups, the variant, values
 
 
 @dataclass
 class _Tree:
-    """The configuration as it grows; a leaf is (value, source)."""
+    """The configuration under construction; a leaf is (value, source)."""
 
     conf: Path
     leaves: dict[validate.Path, tuple[Any, str]] = field(default_factory=dict)
@@ -72,7 +72,7 @@ class _Tree:
 
 @dataclass(frozen=True)
 class Composed:
-    """What words describe, checked as far as that needs no torch; `resolve` checks the rest."""
+    """The configuration of some overrides, checked as far as possible without torch; `resolve` checks the rest."""
 
     draft: validate.Draft
     config: Any  # a RunConfig whose strategy is unchecked, or None
@@ -97,53 +97,53 @@ class Composed:
 
 
 def resolve(args: Sequence[str], *, conf: Path | None = None, announce: Callable[[], None] = lambda: None) -> Resolved:
-    """The configuration that the words of a command line describe, on top of conf/config.yaml.
+    """The configuration of a command line's overrides, on top of conf/config.yaml.
 
-    Errors: ConfigError with all mistakes at once; those of the strategy's own keys may need torch and come last:
-    `announce` is called when all else is right and the seconds of that import begin.
+    Errors: ConfigError with all mistakes at once. Mistakes in the strategy's own keys may need torch and come last:
+    `announce` is called before that import, which takes seconds.
     """
     return _checked(_compose(args, conf or CONF)).resolve(announce)
 
 
 def draft(args: Sequence[str], *, conf: Path | None = None) -> validate.Draft:
-    """The same before it is checked: groups chosen, values as written. Raises ConfigError where that fails."""
+    """`resolve` without checks: groups are chosen, values as written. Raises ConfigError if composing fails."""
     tree = _compose(args, conf or CONF)
     _raise(tree.mistakes)
     return _draft(tree)
 
 
 def check(args: Sequence[str], *, conf: Path | None = None) -> Composed:
-    """What words compose. Raises ConfigError for all that is wrong and can be told without torch."""
+    """`resolve` without torch. Raises ConfigError with all mistakes that need no torch."""
     composed = _checked(_compose(args, conf or CONF))
     _raise(composed.mistakes)
     return composed
 
 
 def from_yaml_file(path: Path, *, conf: Path | None = None) -> Resolved:
-    """The configuration that a run has written: complete, so conf/config.yaml has no say in it."""
+    """The configuration that a run has written: complete, so conf/config.yaml does not apply."""
     conf = conf or CONF
     return _checked(_grow(_of_file(path, str(path), conf), _Tree(conf))).resolve()
 
 
 def from_yaml(text: str, name: str, *, conf: Path | None = None) -> Resolved:
-    """The same from the text of such a file; `name` is what errors call it."""
+    """`from_yaml_file` for the text of such a file; errors call it `name`."""
     conf = conf or CONF
     return _checked(_grow(_layers(_parsed(text, name), name, conf), _Tree(conf))).resolve()
 
 
 def options(group: str, *, conf: Path | None = None) -> tuple[str, ...]:
-    """The names that a group, or `preset`, offers."""
+    """The options of a group, or of `preset`."""
     return tuple(sorted(path.stem for path in ((conf or CONF) / group).glob("*.yaml")))
 
 
 def node(group: str, name: str, *, conf: Path | None = None) -> dict[str, Any]:
-    """The keys of one option of a group, as its file has them; without variants."""
+    """The keys of one option of a group, as in its file, without variants."""
     leaves, _ = _group(conf or CONF, group, name)
     return {leaf.path[-1]: leaf.value for leaf in leaves if len(leaf.path) == 2}
 
 
 def setting_of(strategy: Mapping[str, Any], chosen: str = "", *, conf: Path | None = None) -> str:
-    """The name that people know a strategy by, also where a file or an older run does not say it."""
+    """The setting's name of a strategy, also if a file or an older run does not record it."""
     return naming.setting_of(strategy, _settings(conf or CONF, options("strategy", conf=conf)), chosen)
 
 
@@ -171,7 +171,7 @@ def _grow(layers: list[Layer], tree: _Tree) -> _Tree:
 
 
 def _draft(tree: _Tree) -> validate.Draft:
-    """What was written, except for values of an option that does not exist: nobody can tell whether they are right."""
+    """The written values, except for those of an option that does not exist, which cannot be checked."""
     if unshowable := list(_unshowable(tree)):
         _raise([*unshowable, *tree.mistakes])
     leaves = {path: leaf for path, leaf in tree.leaves.items() if path[0] not in tree.failed or _is_of_conf(leaf[1])}
@@ -183,7 +183,7 @@ def _is_of_conf(source: str) -> bool:
 
 
 def _unshowable(tree: _Tree) -> Iterator[Mistake]:
-    """Names and values that hold what no screen, picture or file should be handed."""
+    """Names and values with characters that are unsafe for screens, pictures and files."""
     for path, (value, source) in tree.leaves.items():
         mends = (plain_text.problem(text) for part in (*path, value) for text in plain_text.texts(part))
         if mend := next(filter(None, mends), ""):
@@ -192,26 +192,26 @@ def _unshowable(tree: _Tree) -> Iterator[Mistake]:
 
 
 def _checked(tree: _Tree) -> Composed:
-    """All but the values of the strategy's own keys against the schema, and all that is wrong up to here."""
+    """Checks all except for the values of the strategy's own keys against the schema, and collects the mistakes."""
     draft = _draft(tree)
     config, mistakes = validate.check_run(draft)
     if draft.sources.get(_SETTING) == COMMAND_LINE:
         mistakes.append(draft.mistake(_SETTING, f"is chosen by strategy={draft.show(_SETTING).rpartition(' ')[2]}"))
-    known = {group: options(group) for group in ("students", "proxy")}  # of our own: they are named after the code
+    known = {group: options(group) for group in ("students", "proxy")}  # of our own conf, which matches the code
     return Composed(draft, config, [*tree.mistakes, *mistakes, *validate.unknown_options(draft, known)], tree.conf)
 
 
 def _has_own_strategy_values(draft: validate.Draft, mistakes: Sequence[Mistake]) -> bool:
-    """Whether there are values that only the strategy's halves can check, and the halves can be imported.
+    """Whether some values need the strategy's halves for a check, and these can be imported.
 
-    The import takes seconds, so it is not made for other mistakes alone.
+    The import takes seconds, so other mistakes alone do not cause it.
     """
     own = {source for path, source in draft.sources.items() if path[0] == "strategy" and not _is_of_conf(source)}
     return bool(own) and not any("strategy" in mistake.what for mistake in mistakes)
 
 
 def as_word(option: str) -> str:
-    """How `--rounds`, an option of other platforms, is written here: `write rounds=VALUE`; empty if it is no key."""
+    """The form of `--rounds`, an option of other platforms, here: `write rounds=VALUE`; empty if it is no key."""
     if not option.startswith("--"):
         return ""
     key, _, value = option.lstrip("-").partition("=")
@@ -221,7 +221,7 @@ def as_word(option: str) -> str:
 
 def _raise(mistakes: Sequence[Mistake]) -> None:
     mistakes = [hinting.better(mistake, _halves) for mistake in mistakes]
-    if len(mistakes) > 1:  # a table has room for the first of several ways to mend
+    if len(mistakes) > 1:  # a table has room for one way to mend each
         mistakes = [replace(mistake, mend=mistake.mend.split("   ")[0]) for mistake in mistakes]
     errors.refuse(mistakes)
 
@@ -253,7 +253,7 @@ def _of_word(arg: str, conf: Path) -> Iterator[Entry]:
 
 
 def _of_file(path: Path, name: str, conf: Path, *, lines: bool = True, depth: int = 0) -> list[Layer]:
-    """The layers of a file: one, or more if it names presets. `lines`: whether sources say on which line."""
+    """The layers of a file: one, or more if it names presets. `lines`: whether sources include line numbers."""
     return _layers(_document(path, name), name, conf, lines=lines, depth=depth)
 
 
@@ -283,7 +283,7 @@ def _parsed(text: str, name: str) -> dict[str, Value]:
 
 
 def _entries(path: validate.Path, value: Any, source: str, file: str = "") -> Iterator[Entry]:
-    """One entry for each plain value. In a group's node that has a `name`, the first one gives it a new base."""
+    """One entry per plain value. In a group's node with a `name`, the first entry gives the group a new base."""
     content = value.content if isinstance(value, Value) else value
     if path == ("students",):
         mixture, content = _mixture(content)
@@ -300,7 +300,7 @@ def _entries(path: validate.Path, value: Any, source: str, file: str = "") -> It
 
 
 def _mixture(content: Any) -> tuple[Any, Any]:
-    """What of `students` is a mixture, a list of architectures or their shares, or None; and what are its own keys."""
+    """Splits `students` into its mixture (a list of architectures, their shares, or None) and its other keys."""
     if isinstance(content, list):
         return content, {}
     if not isinstance(content, dict):
@@ -314,7 +314,7 @@ def _mixture(content: Any) -> tuple[Any, Any]:
 
 
 def _plain(content: Any) -> Any:
-    """Content without lines, of whatever holds it."""
+    """Content of any type, without lines."""
     if isinstance(content, dict):
         return {key: _plain(below) for key, below in content.items()}
     return content.plain if isinstance(content, Value) else content
@@ -348,13 +348,13 @@ def _of_preset(entry: Entry, conf: Path, depth: int) -> list[Layer]:
 
 
 def _apply(tree: _Tree, layer: Layer) -> None:
-    """Groups first, then the variant, then values: within a layer their order does not matter."""
+    """Apply groups, then the variant, then values: their order within a layer does not matter."""
     old = tree.value(_VARIANT)
     for entry in layer:
         if entry.is_choice:
             _choose(tree, entry)
     if any(entry.path == ("strategy",) for entry in layer):
-        old = None  # it went with its base
+        old = None  # the new base has replaced it
     if chosen := [entry for entry in layer if entry.path == _VARIANT]:
         tree.set(chosen[-1])
     if tree.value(_VARIANT) != old:
@@ -365,7 +365,7 @@ def _apply(tree: _Tree, layer: Layer) -> None:
 
 
 def _choose(tree: _Tree, entry: Entry) -> None:
-    """Give a group a new base: a file of conf or, for a mapping with a name, nothing but what the mapping holds."""
+    """Give a group a new base: a file of conf or, for a mapping with a name, only the mapping."""
     group, choice = entry.path[0], entry.value
     known = options(group, conf=tree.conf)
     if not isinstance(choice, dict) and choice not in known:
@@ -388,7 +388,7 @@ def _choose(tree: _Tree, entry: Entry) -> None:
 
 
 def _switch(tree: _Tree, old: Any) -> None:
-    """Undo the switches of the variant before and set those of the one that is chosen now; null has none."""
+    """Undo the old variant's switches and set those of the new one; null has none."""
     new, source = tree.leaves.get(_VARIANT, (None, ""))
     if new is not None and (not isinstance(new, str) or new not in tree.variants):
         what = f"strategy.variant = {strict_yaml.write(new)}"
@@ -416,7 +416,7 @@ def _group(conf: Path, group: str, name: str) -> tuple[Layer, dict[str, Layer]]:
 
 
 def _variants_like(node: Mapping[str, Any], conf: Path) -> dict[str, Layer]:
-    """The variants of the file whose halves are those of a mapping that a user or a run has written."""
+    """The variants of the file with the same halves as a mapping of a user or a run."""
     wanted = (node["name"], node.get("client", "supervised"))
     for name in options("strategy", conf=conf):
         leaves, variants = _group(conf, "strategy", name)
@@ -427,7 +427,7 @@ def _variants_like(node: Mapping[str, Any], conf: Path) -> dict[str, Layer]:
 
 
 def _nest(leaves: Mapping[validate.Path, tuple[Any, str]]) -> dict[str, Any]:
-    """Leaves as nested mappings; the two nodes that a configuration cannot lack have their defaults."""
+    """Leaves as nested mappings; the two required nodes have their defaults."""
     tree = OmegaConf.merge(*(_branch(path, value) for path, (value, _) in leaves.items()))
     nested: Any = OmegaConf.to_container(tree, resolve=False)
     return {"partition": RunConfig().partition, "strategy": RunConfig().strategy} | nested

@@ -1,6 +1,6 @@
-"""Words of other federated learning platforms, and what they are called here: hints for those who try them."""
+"""Keys and options of other federated learning platforms, with their names here, for hints."""
 
-_KEYS = {  # what to write instead, and the words that people try for it
+_KEYS = {  # what to write here -> keys of other platforms
     "students=NAME   fedkd list students": "model net network arch architecture student model_name",
     "train.batch=N": "batch_size batchsize bs local_batch_size train_batch_size",
     "train.lr=X": "learning_rate local_lr eta",
@@ -26,7 +26,7 @@ _KEYS = {  # what to write instead, and the words that people try for it
     "--out DIR": "output output_dir out save_dir log_dir results_dir",
     "--name NAME": "run_name exp_name experiment_name experiment",
 }
-_OPTIONS = {  # an option of ours, and the names that people try for it
+_OPTIONS = {  # our option -> its names elsewhere
     "dirichlet": "noniid non-iid non_iid niid dir lda label_skew labeldir",
     "shards": "pathological",
     "flower-fedavgm": "fedavgm",
@@ -44,11 +44,11 @@ _BY_OPTION = {word: option for option, words in _OPTIONS.items() for word in wor
 
 
 def option(word: str) -> str:
-    """What an option of another platform is called here; empty if it is no such word."""
+    """Our name of another platform's option; empty if the word is unknown."""
     return _BY_OPTION.get(word.lower(), "")
 
 
 def hint(word: str) -> str:
-    """What fedkd calls `word` of another platform, as `write train.batch=N`; empty if no platform has the word."""
+    """How to write another platform's key here, as `write train.batch=N`; empty if the word is unknown."""
     mend = _BY_WORD.get(word.strip("-").replace("-", "_").lower(), "")
     return f"write {mend}" if mend else ""

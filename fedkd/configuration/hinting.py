@@ -1,4 +1,4 @@
-"""What a mistake may have meant that its own place cannot tell: another method's key, several values. Free of torch."""
+"""Better hints for mistakes: a key of another method, several values for one key. Free of torch."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -12,11 +12,11 @@ Halves = Mapping[str, tuple[str, str]]  # a strategy of conf -> its server half 
 _KEY = re.compile(r"unknown key 'strategy\.(\w+)'")
 _SEVERAL = re.compile(r'([\w.]+) = "?([\w./-]+(?:,[\w./-]+)+|\d+\.\.\d+)"?')
 _SLIP = "did you mean"
-_MOST = 4  # strategies that a hint names
+_MOST = 4  # strategies in a hint
 
 
 def better(mistake: Mistake, halves: Callable[[], Halves]) -> Mistake:
-    """The mistake with a better way to mend it, where there is one."""
+    """The mistake, with a better way to mend it if there is one."""
     if several := _SEVERAL.fullmatch(mistake.what):
         key, values = several.groups()
         return replace(mistake, mend=f"one value is asked for; to compare several: fedkd compare {key}={values}")

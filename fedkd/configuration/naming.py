@@ -1,6 +1,6 @@
-"""The name that people know a strategy by: that of its setting in conf/strategy. Its halves alone do not tell it.
+"""The name of a strategy for people: that of its setting in conf/strategy, because halves are not unique.
 
-FedProx is FedAvg's server half with a client half of its own; all settings of Flower's strategies have the same halves.
+FedProx is FedAvg's server half with another client half; all settings of Flower's strategies have the same halves.
 """
 
 from collections.abc import Mapping
@@ -15,15 +15,15 @@ def halves(node: Node) -> tuple[str, str]:
 
 
 def of(node: Node) -> str:
-    """What a resolved strategy is called."""
+    """The name of a resolved strategy."""
     return str(node.get("setting") or node["name"])
 
 
 def setting_of(node: Node, known: Mapping[str, Node], chosen: str = "") -> str:
-    """The setting, of those `known`, that a strategy is an instance of: it has the same halves.
+    """The setting in `known` with the same halves as a strategy.
 
-    If several have, it is the one that shares most values with it, words before numbers; of equals the one that was
-    `chosen`. If none has, the strategy is called after its halves: `fedavg+mine`.
+    Of several, it is the one that shares most values with the strategy, text before numbers; of equals, the `chosen`
+    one. Without any, the name joins the halves: `fedavg+mine`.
     """
     alike = [name for name, its in known.items() if halves(its) == halves(node)]
     if alike:
@@ -33,6 +33,6 @@ def setting_of(node: Node, known: Mapping[str, Node], chosen: str = "") -> str:
 
 
 def _not_shared(setting: Node, node: Node) -> tuple[int, int]:
-    """How many values of a setting a strategy does not have: those that are words, and all."""
+    """How many values of a setting differ in a strategy: those of text, and all."""
     lacking = [value for key, value in setting.items() if node.get(key) != value]
     return sum(isinstance(value, str) for value in lacking), len(lacking)

@@ -1,6 +1,6 @@
-"""Finding algorithms: the modules listed in the packages `strategies` and `clients`, and installed entry points.
+"""Finds algorithms: the modules of the packages `strategies` and `clients`, and installed entry points.
 
-A name from a file or command line is looked up in these lists; nothing is imported by a path that a user writes.
+A name from a file or command line must be in these lists; no import follows a path that a user writes.
 """
 
 import importlib
@@ -27,7 +27,7 @@ def names(half: Half) -> tuple[str, ...]:
 
 
 def modules(half: Half) -> dict[str, str]:
-    """Name -> module of the halves in our own package. A module `server_distill` is named `server-distill`."""
+    """Name -> module of the halves in our own package. The module `server_distill` has the name `server-distill`."""
     spec = importlib.util.find_spec(half)
     places = (spec.submodule_search_locations if spec else None) or []
     found = sorted(module.name for module in pkgutil.iter_modules(places) if not module.name.startswith("_"))
@@ -90,6 +90,6 @@ def _only_class(module: str, base: type) -> type:
 
 @cache
 def _entry_points(half: Half) -> "dict[str, EntryPoint]":
-    from importlib import metadata  # late: a tenth of the time that an error may take
+    from importlib import metadata  # late: it takes a tenth of an error's time
 
     return {point.name: point for point in metadata.entry_points(group=f"fedkd.{half}")}

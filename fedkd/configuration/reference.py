@@ -1,6 +1,6 @@
 """The reference of a configuration class, read from its source: key, type, range, default and trailing comment.
 
-Halves of algorithms are read without importing them, so that a slip of the pen is answered without torch.
+It reads halves of algorithms without importing them, so that a typing error is reported without torch.
 """
 
 import ast
@@ -25,17 +25,17 @@ _BASES = ("Strategy", "Client")
 
 @dataclass(frozen=True)
 class Key:
-    """One key as people read it."""
+    """One key, as text for people."""
 
     name: str
     type: str  # `float`, `int or null`, `all | head`
     range: str  # `>= 0, <= 1`, or empty
-    default: str  # as written in YAML; empty: must be given
+    default: str  # as written in YAML; empty: the key is required
     comment: str
 
 
 def of(cls: type[Any]) -> list[Key]:
-    """The keys of a dataclass, `name` first, inherited ones before its own; nested dataclasses are left out."""
+    """The keys of a dataclass, `name` first, inherited ones before its own, without nested dataclasses."""
     keys: dict[str, Key] = {}
     for owner in reversed(cls.__mro__):
         if dataclasses.is_dataclass(owner):
@@ -46,7 +46,7 @@ def of(cls: type[Any]) -> list[Key]:
 
 
 def nested(cls: type[Any]) -> Iterator[Key]:
-    """The keys of a dataclass, then those of the dataclasses in it, dotted: `teacher.tau`."""
+    """The keys of a dataclass, then those of its nested dataclasses, dotted: `teacher.tau`."""
     yield from of(cls)
     for field in dataclasses.fields(cls):
         if dataclasses.is_dataclass(below := field.default_factory):
@@ -56,7 +56,7 @@ def nested(cls: type[Any]) -> Iterator[Key]:
 
 @cache
 def of_half(half: plugins.Half, name: str) -> list[Key] | None:
-    """The keys of an algorithm's half without importing it; None where only an import can tell."""
+    """The keys of an algorithm's half without importing it; None if they need an import."""
     source = _source(half, name)
     owners = [node for node in _classes(source) if _base(node) in _BASES]
     if len(owners) != 1:
@@ -71,9 +71,9 @@ def of_half(half: plugins.Half, name: str) -> list[Key] | None:
 
 @cache
 def traits(strategy: str) -> dict[str, Any]:
-    """What a server half says of itself in plain class attributes (`knowledge`, `proxy`, `paper`, ...), not imported.
+    """A server half's plain class attributes (`knowledge`, `proxy`, `paper`, ...), read without an import.
 
-    What it does not say is as in `fedkd.strategy`; empty for one that is not in our own package.
+    Missing ones have the defaults of `fedkd.strategy`. Empty for a half outside our own package.
     """
     source = _source("strategies", strategy)
     owner = next((node for node in _classes(source) if _base(node) == "Strategy"), None)
@@ -83,20 +83,20 @@ def traits(strategy: str) -> dict[str, Any]:
 
 
 def of_halves(strategy: str, client: str) -> list[Key] | None:
-    """The keys of an algorithm without importing its halves; None where only an import can tell."""
+    """The keys of an algorithm without importing its halves; None if they need an import."""
     server, own = of_half("strategies", strategy), of_half("clients", client)
     return None if server is None or own is None else _joined(server, own)
 
 
 def of_algorithm(strategy: str, client: str) -> list[Key]:
-    """The same, imported if there is no other way. Raises ConfigError if there is no such half."""
+    """`of_halves`, with an import if necessary. Raises ConfigError if there is no such half."""
     server, own = of_half("strategies", strategy), of_half("clients", client)
     server = of(plugins.strategy(strategy).Config) if server is None else server
     return _joined(server, of(plugins.client(client).Config) if own is None else own)
 
 
 def _joined(server: list[Key], own: list[Key]) -> list[Key]:
-    """The keys of both halves. One that both have is listed once, as the server half explains it."""
+    """The keys of both halves. A shared key is listed once, with the server half's comment."""
     return server + [key for key in own if key.name not in {other.name for other in server}]
 
 
@@ -199,5 +199,5 @@ def _default(node: ast.expr | None) -> str:
         return "[]"
     try:
         return strict_yaml.write(ast.literal_eval(node))
-    except ValueError:  # an expression: shown as it stands
+    except ValueError:  # an expression: shown as source
         return ast.unparse(node)

@@ -1,4 +1,4 @@
-"""A resolved configuration, complete and checked, with the source of each value: its text, hash and differences."""
+"""A resolved configuration, complete and checked, with each value's source; its text, hash and differences."""
 
 import dataclasses
 import hashlib
@@ -12,8 +12,8 @@ from fedkd.config import BorderConfig, DataConfig, RunConfig
 
 DEFAULT = "default (schema)"
 
-# Where and how fast, not what: any of these may differ between two runs whose ledgers are equal.
-# `engine.deadline` is not among them: it decides who is late.
+# Where and how fast a run executes: two runs with equal ledgers may differ in any of these.
+# `engine.deadline` is not among them: it decides which clients are late.
 MACHINE_FACTS = frozenset(
     {
         "engine.name",
@@ -26,9 +26,9 @@ MACHINE_FACTS = frozenset(
     }
 )
 
-NAMES = frozenset({"strategy.setting"})  # what things are called: it decides nothing either
+NAMES = frozenset({"strategy.setting"})  # names, which do not affect results either
 
-# Keys younger than runs that are kept, with their defaults: they count where they say something else.
+# Keys newer than existing runs, with their defaults: only other values enter the hash.
 YOUNGER = {
     f"data.{key}": getattr(DataConfig(), key)
     for key in ("labels", "shape", "mean", "std", "resize", "test", "test_share", "min_samples")
@@ -38,7 +38,7 @@ YOUNGER |= {f"border.{key}": value for key, value in dataclasses.asdict(BorderCo
 
 @dataclass(frozen=True)
 class Resolved:
-    """`sources`: dotted key -> where its value comes from. `choices`: group -> the option of conf that was chosen."""
+    """`sources`: dotted key -> where its value comes from. `choices`: group -> the chosen option of conf."""
 
     config: RunConfig
     sources: Mapping[str, str]
@@ -46,7 +46,7 @@ class Resolved:
 
     @classmethod
     def of(cls, config: RunConfig, sources: Mapping[str, str], choices: Mapping[str, str]) -> "Resolved":
-        """With the source of every value; those that nobody wrote come from the schema."""
+        """With the source of every value; unwritten values come from the schema."""
         every = {key: _source(key, sources) for key in flat(dataclasses.asdict(config))}
         return cls(config, every, dict(choices))
 
@@ -55,19 +55,19 @@ class Resolved:
         return flat(dataclasses.asdict(self.config))
 
     def as_in_conf(self, group: str) -> str:
-        """The option of a group, if all its values are those of conf; else empty text."""
+        """The option of a group if all its values equal those of conf; else empty."""
         option = self.choices.get(group, "")
         origins = {source for key, source in self.sources.items() if key.startswith(f"{group}.")}
         return option if origins <= {DEFAULT, f"conf/{group}/{option}.yaml"} else ""
 
     def to_yaml(self) -> str:
-        """Text from which `fedkd run` makes this configuration again; each value with its source as a comment."""
+        """Text from which `fedkd run` restores this configuration; each value has its source as a comment."""
         lines = list(_lines(dataclasses.asdict(self.config)))
         width = max(len(text) for text, _ in lines)
         return "".join(f"{text:<{width}}  # {self._comment(key)}\n" if key else f"{text}\n" for text, key in lines)
 
     def digest(self) -> str:
-        """SHA-256 (hex) of what decides the results: all values but MACHINE_FACTS, NAMES and YOUNGER defaults."""
+        """SHA-256 (hex) of the values that affect results: all but MACHINE_FACTS, NAMES and YOUNGER defaults."""
         facts = MACHINE_FACTS - {"data.root"} if self.config.data.name == "own" else MACHINE_FACTS  # own: which data
         every = {key: value for key, value in self.values().items() if key not in facts | NAMES}
         decisive = {key: value for key, value in every.items() if key not in YOUNGER or value != YOUNGER[key]}
@@ -79,7 +79,7 @@ class Resolved:
 
 @dataclass(frozen=True)
 class Difference:
-    """A value that two configurations do not share; None also where one lacks the key."""
+    """A value in which two configurations differ; None also if one lacks the key."""
 
     key: str
     left: Any
@@ -112,7 +112,7 @@ def _source(key: str, sources: Mapping[str, str]) -> str:
 
 
 def _lines(node: Mapping[str, Any], prefix: str = "", indent: str = "") -> Iterator[tuple[str, str]]:
-    """Lines of YAML, each with the key of its value; that of a heading is empty."""
+    """Lines of YAML, each with the key of its value, which is empty for a heading."""
     for key, value in node.items():
         if isinstance(value, dict) and value:
             yield f"{indent}{strict_yaml.write(key)}:", ""

@@ -37,14 +37,14 @@ _MESSAGES = {
 
 @dataclass(frozen=True)
 class Draft:
-    """A configuration not yet checked: nested plain values, and where each of them was written."""
+    """An unchecked configuration: nested plain values, and the source of each."""
 
     values: Mapping[str, Any]
     sources: Mapping[Path, str] = field(default_factory=dict)
-    choices: Mapping[str, str] = field(default_factory=dict)  # group -> the option of conf that was chosen
+    choices: Mapping[str, str] = field(default_factory=dict)  # group -> the chosen option of conf
 
     def source(self, path: Path) -> str:
-        """Where `path`, or else the first value below it, or the one it is within, was written."""
+        """The source of `path`, else of the first value below it, else of the value that contains it."""
         below = (source for at, source in self.sources.items() if at[: len(path)] == path)
         around = (source for at, source in self.sources.items() if path[: len(at)] == at)
         return self.sources.get(path) or next(below, "") or next(around, "")
@@ -67,7 +67,7 @@ class Draft:
 
 
 def check_run(draft: Draft) -> Checked:
-    """All but the values of the algorithm's halves: free of torch. Gives a RunConfig."""
+    """Checks all except for the values of the algorithm's halves, without torch. Returns a RunConfig."""
     core, mistakes = check(RunConfig, draft, ())
     recipe, more = _check_partition(draft)
     mistakes += more + _check_data_name(draft) + _check_algorithm_names(draft)
@@ -76,7 +76,7 @@ def check_run(draft: Draft) -> Checked:
 
 
 def unknown_options(draft: Draft, known: Mapping[str, tuple[str, ...]]) -> Iterator[Mistake]:
-    """Students and public sets that do not exist, where a value names them; `known` are the options of both groups."""
+    """Mistakes for values that name unknown students or public sets; `known` are the options of both groups."""
     students: Mapping[str, Any] = draft.values.get("students", {})
     named: list[tuple[Path, Any]] = [
         (("students", "name"), students.get("name")),
@@ -91,7 +91,7 @@ def unknown_options(draft: Draft, known: Mapping[str, tuple[str, ...]]) -> Itera
 
 
 def check_strategy(draft: Draft) -> Checked:
-    """The node `strategy` against the Configs of its two halves, which are imported. Gives the complete node."""
+    """Checks the node `strategy` against the Configs of its two halves, which it imports. Returns the complete node."""
     node: Mapping[str, Any] = draft.values["strategy"]
     shared, mistakes = check(AlgorithmConfig, draft, ("strategy",), only=_names(AlgorithmConfig))
     if mistakes:
@@ -104,12 +104,12 @@ def check_strategy(draft: Draft) -> Checked:
         value, more = check(cls, draft, ("strategy",), only=_names(cls))
         mistakes += more
         complete |= plain(value) if value is not None else {}
-    mistakes = list(dict.fromkeys(mistakes))  # of a key of both halves: once
+    mistakes = list(dict.fromkeys(mistakes))  # once for a key of both halves
     return (None if mistakes else complete), mistakes
 
 
 def check(cls: type[Any], draft: Draft, prefix: Path, only: list[str] | None = None) -> Checked:
-    """The node at `prefix` (of it the keys `only`) against one dataclass and those nested in it."""
+    """Checks the node at `prefix`, or its keys `only`, against a dataclass and its nested dataclasses."""
     node: Any = draft.values
     for part in prefix:
         node = node[part]
@@ -118,7 +118,7 @@ def check(cls: type[Any], draft: Draft, prefix: Path, only: list[str] | None = N
     try:
         adapter = _adapter(cls)  # type: ignore[arg-type]
         value = adapter.validate_json(json.dumps(known), strict=True)
-        # Once more: defaults have not been checked, and of `alpha: float = 10` would be read back another text, 10.0.
+        # Validated again: defaults are not yet checked, and `alpha: float = 10` must become 10.0, as it reads back.
         return (None if mistakes else adapter.validate_json(adapter.dump_json(value), strict=True)), mistakes
     except ValidationError as error:
         return None, mistakes + [_translate(e, draft, prefix) for e in _of_branch(error.errors())]
@@ -131,7 +131,7 @@ def plain(value: Any) -> dict[str, Any]:
 
 
 def nearest(word: Any, known: Iterable[str]) -> str | None:
-    """The known word that `word` may be a slip of, or that other platforms call so."""
+    """The known word that `word` may mean, as a typing error or as another platform's name."""
     known = list(known)
     if isinstance(word, str) and (ours := foreign_words.option(word)) in known:
         return ours
@@ -139,28 +139,28 @@ def nearest(word: Any, known: Iterable[str]) -> str | None:
 
 
 def one_of(word: Any, known: Iterable[str]) -> str:
-    """How to mend a choice that does not exist."""
+    """How to mend an unknown choice."""
     known = list(known)
     close = nearest(word, known)
     return (f"did you mean '{close}'?   " if close else "") + f"must be one of: {', '.join(known) or '(there is none)'}"
 
 
 def unknown_key(path: Path, draft: Draft, allowed: list[str] | None = None) -> Mistake:
-    """A key that no schema has: names the one that was meant, and those allowed beside it."""
+    """The mistake for an unknown key: names the likely key and the allowed ones."""
     if (hint := foreign_words.hint(path[-1])) and len(path) == 1:
         return Mistake(f"unknown key '{path[0]}'", draft.source(path), f"{hint}   fedkd config schema")
     meant, node = _meant(path, draft, allowed)
     names = allowed if allowed is not None and node == path[:-1] else _keys(node, draft)
     group = node[0] if node and node[0] in ("strategy", "partition") else ""
     hint = f"did you mean {meant}?   " if meant else f"{hint}   " if hint else ""
-    names = [name for name in names if name != "setting"]  # only read back: it is chosen by strategy=NAME
+    names = [name for name in names if name != "setting"]  # only in written files: strategy=NAME chooses it
     here = f"allowed here: {', '.join(names)}   " if names else ""
     choice = f" {group}={draft.choices.get(group) or draft.name(group)}" if group else ""
     return Mistake(f"unknown key '{'.'.join(path)}'", draft.source(path), f"{hint}{here}fedkd config schema{choice}")
 
 
 def _meant(path: Path, draft: Draft, allowed: list[str] | None) -> tuple[str, Path]:
-    """What `path` may be a slip of, quoted, and the deepest node up to which it makes sense."""
+    """The likely meaning of `path`, quoted, and the deepest node up to which it is valid."""
     node: Path = ()
     for depth, part in enumerate(path):
         names = allowed if allowed is not None and node == path[:-1] else _keys(node, draft)
@@ -174,21 +174,21 @@ def _meant(path: Path, draft: Draft, allowed: list[str] | None) -> tuple[str, Pa
 
 
 def places(path: Path, draft: Draft) -> list[str]:
-    """Where a key stands: as it is written, or below the nodes that have one of that name."""
+    """The places of a key: as written, or below each node that has a key of that name."""
     if all(part in _keys(path[:depth], draft) for depth, part in enumerate(path)):
         return [".".join(path)]
     return [place.strip("'") for place in _elsewhere(path[0], draft)] if len(path) == 1 else []
 
 
 def _elsewhere(key: str, draft: Draft) -> Iterator[str]:
-    """Where a key stands that was written without its node."""
+    """The places of a key that was written without its node."""
     for node in _keys((), draft):
         if key in _keys((node,), draft):
             yield f"'{node}.{key}'"
 
 
 def _keys(path: Path, draft: Draft) -> list[str]:
-    """The keys below `path`, as far as they are known without importing torch."""
+    """The keys below `path` that are known without importing torch."""
     if not path:
         return _names(RunConfig)
     if path == ("strategy",):
@@ -203,7 +203,7 @@ def _keys(path: Path, draft: Draft) -> list[str]:
 
 
 def _sift(cls: type[Any], node: Mapping[str, Any], prefix: Path) -> tuple[dict[str, Any], list[Path]]:
-    """The keys that the schema knows, and the paths of the others."""
+    """The keys in the schema, and the paths of the others."""
     known: dict[str, Any] = {}
     strangers: list[Path] = []
     nested = _nested(cls)  # type: ignore[arg-type]
@@ -226,7 +226,7 @@ def _leaves(value: Any, path: Path) -> list[Path]:
 
 
 def _of_branch(errors: Iterable[Any]) -> Iterator[Any]:
-    """Of a value that may be a mapping or a list, the mistakes of what it is, at the path that people write."""
+    """For union types, keep the errors of the branch that the user wrote, at the path that the user sees."""
     for error in errors:
         loc = error["loc"]
         tag = next((part for part in loc if str(part).startswith(("dict[", "list["))), None)
@@ -239,7 +239,7 @@ def _of_branch(errors: Iterable[Any]) -> Iterator[Any]:
 
 
 def _translate(error: Any, draft: Draft, prefix: Path) -> Mistake:
-    """A mistake from what pydantic found."""
+    """Turn an error of pydantic into a Mistake."""
     path = prefix + tuple(str(part) for part in error["loc"])
     key, kind, context = ".".join(path), error["type"], error.get("ctx", {})
     if kind == "missing":
@@ -268,7 +268,7 @@ def _check_data_name(draft: Draft) -> list[Mistake]:
 
 
 def _check_algorithm_names(draft: Draft) -> list[Mistake]:
-    """Whether both halves exist, and whether their keys do, as far as the source tells without an import."""
+    """Checks that both halves exist, and their keys, as far as their source shows it without an import."""
     node = draft.values["strategy"]
     mistakes = []
     places: tuple[tuple[str, plugins.Half], ...] = (("name", "strategies"), ("client", "clients"))
@@ -284,7 +284,7 @@ def _check_algorithm_names(draft: Draft) -> list[Mistake]:
 
 
 def _crossed(config: RunConfig, draft: Draft) -> list[Mistake]:
-    """What no single value can tell."""
+    """Mistakes between several values."""
     cohort = config.clients_per_round or config.clients
     mistakes = list(_public_set(config, draft))
     if cohort > config.clients:
@@ -293,13 +293,13 @@ def _crossed(config: RunConfig, draft: Draft) -> list[Mistake]:
         mistakes.append(draft.mistake(("quorum",), f"must be at most the {cohort} clients of a round"))
     if config.evaluate.clients > config.clients:
         mistakes.append(draft.mistake(("evaluate", "clients"), f"must be at most clients = {config.clients}"))
-    from fedkd.data import image_spec  # numpy: not for those who only ask for help
+    from fedkd.data import image_spec  # late: needs numpy, which --help does not
 
     return mistakes + [draft.mistake(("data", key), mend) for key, mend in image_spec.problems(config.data)]
 
 
 def _public_set(config: RunConfig, draft: Draft) -> Iterator[Mistake]:
-    """A strategy that must have public images, and none are named; of those in our own package, whose source tells."""
+    """The mistake of a strategy in our own package that needs public images, if the configuration names none."""
     name = config.strategy["name"]
     if config.proxy.name == "none" and reference.traits(name).get("proxy") == "yes":
         what = f"strategy '{name}' needs a public set of images, and proxy is none"
@@ -308,14 +308,14 @@ def _public_set(config: RunConfig, draft: Draft) -> Iterator[Mistake]:
 
 
 def _static_names(draft: Draft) -> list[str] | None:
-    """The keys of both halves, read from their source; None where only an import can tell."""
+    """The keys of both halves, read from their source; None if they need an import."""
     node = draft.values.get("strategy", {})
     keys = reference.of_halves(str(node.get("name")), str(node.get("client", "supervised")))
     return None if keys is None else [key.name for key in keys]
 
 
 def _halves(strategy: str, client: str) -> tuple[type[Any], type[Any]]:
-    """The Config classes of both halves. Raises ConfigError if both have a key and do not declare it alike."""
+    """The Config classes of both halves. Raises ConfigError if they declare a shared key differently."""
     classes = (plugins.strategy(strategy).Config, plugins.client(client).Config)
     declared: dict[str, Any] = {}
     for name, how in (pair for cls in (AlgorithmConfig, *classes) for pair in _declared(cls)):
@@ -332,7 +332,7 @@ def _declared(cls: type[Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _recipes() -> Mapping[str, type[Any]]:
-    from fedkd.data import partition  # NumPy, a third of the time that an error may take
+    from fedkd.data import partition  # late: NumPy takes a third of an error's time
 
     return partition.RECIPES
 
@@ -352,6 +352,6 @@ def _names(cls: type[Any]) -> list[str]:
 
 @cache
 def _nested(cls: Any) -> dict[str, type[Any]]:
-    """The fields of a dataclass that are dataclasses themselves."""
+    """The fields of a dataclass whose types are dataclasses."""
     hints = get_type_hints(cls) if dataclasses.is_dataclass(cls) else {}
     return {name: kind for name, kind in hints.items() if isinstance(kind, type) and dataclasses.is_dataclass(kind)}

@@ -1,4 +1,4 @@
-"""Arrays in a .npz or a .safetensors file: what they claim to be is checked before memory is taken for them."""
+"""Arrays in a .npz or .safetensors file: their headers are checked before memory is allocated."""
 
 import math
 import zipfile
@@ -17,15 +17,15 @@ from fedkd.data.image_spec import MOST_BYTES, MOST_SAMPLES, Agreed, Brought, Own
 SUFFIXES = (".npz", ".safetensors")
 _LAYOUTS = ({"x", "y"}, {"train_x", "train_y"}, {"train_x", "train_y", "test_x", "test_y"})
 _DAMAGE = (OSError, EOFError, ValueError, KeyError, RuntimeError, NotImplementedError, zlib.error, zipfile.BadZipFile)
-_MOST_ARRAYS = 100  # in a file
-_LONGEST_HEADER = 1000  # characters; an array's has about a hundred
+_MOST_ARRAYS = 100  # per file
+_LONGEST_HEADER = 1000  # characters; a usual header has about a hundred
 _SAFETENSORS = {"U8": "u1", "U16": "u2", "U32": "u4", "U64": "u8", "I8": "i1", "I16": "i2", "I32": "i4", "I64": "i8"}
 _SAFETENSORS |= {"F16": "f2", "F32": "f4", "F64": "f8", "BOOL": "?"}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One array of a file, not yet read: its header, which promises no more than the file holds."""
+    """The header of one array that is not yet read; it promises no more than the file holds."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
@@ -33,7 +33,7 @@ class Entry:
 
 
 def read(path: Path, agreed: Agreed) -> Brought:
-    """train_x, train_y and perhaps test_x, test_y of a file; or x, y. Raises OwnDataError."""
+    """train_x, train_y and optionally test_x, test_y of a file; or x, y. Raises OwnDataError."""
     found = entries(path)
     if set(found) not in _LAYOUTS:
         shown = ", ".join(sorted(found))[:200] or "nothing"
@@ -92,7 +92,7 @@ def load(entry: Entry, path: Path) -> np.ndarray:
 
 
 def _layout(shape: tuple[int, ...], agreed: Agreed) -> str | None:
-    """Which axis is what; where two readings are possible, the agreed shape decides."""
+    """The order of the axes; if two orders are possible, the agreed shape decides."""
     channels, *size = agreed.shape
     if len(shape) == 3:
         return "NHW"
@@ -104,7 +104,7 @@ def _layout(shape: tuple[int, ...], agreed: Agreed) -> str | None:
 
 
 def _fitted(x: np.ndarray, agreed: Agreed, where: str) -> np.ndarray:
-    """Images (N, 1 or 3, height, width) with the channels and the size that were agreed."""
+    """Images (N, 1 or 3, height, width), converted to the agreed channels and size."""
     from PIL import Image
 
     fitted = np.empty((len(x), *agreed.shape), np.uint8)
@@ -173,7 +173,7 @@ def _tensor(path: Path, name: str) -> np.ndarray:
 
 
 def _guarded(path: Path, read: Callable[[], Any]) -> Any:
-    """What reading a file gives. Raises OwnDataError for what damaged ones make the readers raise."""
+    """The result of reading a file. Raises OwnDataError for the errors of damaged files."""
     from safetensors import SafetensorError
 
     try:

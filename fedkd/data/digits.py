@@ -1,4 +1,4 @@
-"""The digits that scikit-learn carries, read from its file: importing scikit-learn takes half of a run's start."""
+"""scikit-learn's digits, read from its file, because importing scikit-learn takes half of a run's start."""
 
 import gzip
 import hashlib
@@ -19,7 +19,7 @@ _MEND = "reinstall it: pip install --force-reinstall scikit-learn"
 def read() -> tuple[Pair, Pair]:
     """Training and test part: every fifth image of each digit, in the order of the file, is a test image.
 
-    1,442 and 355 images for all seeds. Raises DataError.
+    They have 1,442 and 355 images for all seeds. Raises DataError.
     """
     rows = np.loadtxt(io.StringIO(_text()), delimiter=",", dtype=np.uint8)
     x, y = rows[:, :-1].reshape(-1, 1, 8, 8), rows[:, -1].astype(np.int64)
@@ -31,7 +31,7 @@ def read() -> tuple[Pair, Pair]:
 
 
 def _text() -> str:
-    spec = importlib.util.find_spec("sklearn")  # looks for it, imports nothing
+    spec = importlib.util.find_spec("sklearn")  # finds the package without importing it
     if spec is None or spec.origin is None:
         raise DataError("the digits come with scikit-learn, which is not installed", mend="pip install scikit-learn")
     path = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"

@@ -1,4 +1,4 @@
-"""The idx files of the MNIST family, read whole and checked. torchvision would not check them."""
+"""The idx files of the MNIST family, read whole and checked, which torchvision does not do."""
 
 import gzip
 import hashlib
@@ -10,7 +10,7 @@ import numpy as np
 
 from fedkd.errors import DataError
 
-# Bytes and SHA-256 of the published files, unpacked. A file of another size is somebody's own selection: it has no sum.
+# Bytes and SHA-256 of the published files, unpacked. A file of another size is a user's selection, without a checksum.
 _PUBLISHED = {
     "MNIST/raw/train-images-idx3-ubyte": (
         47040016,

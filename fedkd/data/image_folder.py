@@ -1,4 +1,4 @@
-"""A folder of images by class: CLASS/*.png, or train/CLASS/*.png beside test/CLASS/*.png. In sorted order, always."""
+"""A folder of images by class, always in sorted order: CLASS/*.png, or train/CLASS/*.png beside test/CLASS/*.png."""
 
 import os
 from collections.abc import Iterator
@@ -10,12 +10,12 @@ from fedkd.data import images
 from fedkd.data.image_spec import MOST_BYTES, MOST_SAMPLES, Agreed, Brought, OwnDataError, Pair, too_many
 
 _PARTS = ("train", "test")
-# Skipped, as is what begins with a dot: what Windows leaves, and the pack that may lie beside the class folders.
+# Skipped, like names that begin with a dot: files of Windows, and a pack beside the class folders.
 _LITTER = {"thumbs.db", "desktop.ini", "public.npz"}
 
 
 def read(folder: Path, agreed: Agreed) -> Brought:
-    """All images below a folder. Raises OwnDataError naming what cannot be used."""
+    """All images below a folder. Raises OwnDataError that names the unusable file or folder."""
     if not _is_split(folder):
         return Brought(_part(folder, folder, agreed), None)
     train, test = (folder / name for name in _PARTS)
@@ -30,7 +30,7 @@ def read(folder: Path, agreed: Agreed) -> Brought:
 
 
 def _is_split(folder: Path) -> bool:
-    """Whether train and test, and no classes, are the next level: a class may be called `train` too."""
+    """Whether the next level is train and test, not classes: a class may also be called `train`."""
     found = _entries(folder, folder)
     are_parts = bool(found) and all(path.name in _PARTS and path.is_dir() for path in found)
     return are_parts and any(below.is_dir() for path in found for below in _entries(path, folder))
@@ -55,14 +55,14 @@ def _part(folder: Path, root: Path, agreed: Agreed) -> Pair:
 
 
 def _files(folder: Path, root: Path, agreed: Agreed) -> Iterator[tuple[Path, int]]:
-    """Each image with its label, classes and images in sorted order."""
+    """Each image with its label; classes and images are in sorted order."""
     count = 0
     for class_folder in _entries(folder, root):
         if not class_folder.is_dir():
             raise _stray("a file is not in a folder of its class", class_folder)
         label = agreed.number(class_folder.name, str(class_folder))
         for path in _entries(class_folder, root):
-            if not path.is_file():  # a pipe or a device would be waited for without end
+            if not path.is_file():  # reading a pipe or a device may never end
                 raise _stray("a class folder holds images only, this is no file", path)
             count += 1
             if count > MOST_SAMPLES:
@@ -71,7 +71,7 @@ def _files(folder: Path, root: Path, agreed: Agreed) -> Iterator[tuple[Path, int
 
 
 def _entries(folder: Path, root: Path) -> list[Path]:
-    """What lies in a folder, sorted by name, without what is skipped. Raises OwnDataError for a way out of `root`."""
+    """The entries of a folder, sorted, without skipped ones. Raises OwnDataError for a link that leaves `root`."""
     try:
         names = sorted(entry.name for entry in os.scandir(folder))
     except OSError as error:

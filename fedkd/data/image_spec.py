@@ -1,4 +1,4 @@
-"""What a run has agreed on about its images, and how data that do not keep to it are refused. Free of torch."""
+"""The agreed form of a run's images, and the errors for data that differ from it. Free of torch."""
 
 import difflib
 import math
@@ -14,7 +14,7 @@ from fedkd.errors import DataError, FedkdError
 
 OWN = "own"
 MOST_SAMPLES = 1_000_000
-MOST_BYTES = 1 << 33  # of images in memory, 8 GiB: whoever has more is not one device
+MOST_BYTES = 1 << 33  # of images in memory, 8 GiB: more than one device has
 _MOST_SIDE = 4096  # pixels
 _MOST_LABELS = 10_000
 
@@ -22,14 +22,14 @@ Pair = tuple[np.ndarray, np.ndarray]  # images (N, channels, height, width) uint
 
 
 class Brought(NamedTuple):
-    """What lay at a path; `test` is None where it has no test part of its own."""
+    """The data at a path; `test` is None if they have no test part."""
 
     train: Pair
     test: Pair | None
 
 
 class OwnDataError(DataError):
-    """Own data that cannot be used. The message is for whoever has them; `public` is all that others may be told."""
+    """Own data that cannot be used. The message is for their owner; others may see only `public`."""
 
     def __init__(self, what: str, *, public: str, where: str = "", mend: str = "") -> None:
         self.public = public
@@ -37,12 +37,12 @@ class OwnDataError(DataError):
 
 
 def public_reason(error: FedkdError) -> str:
-    """Why a device cannot join, for others' eyes: no path, no file name, no class name, no count."""
+    """Why a device cannot join, safe for others: no path, no file name, no class name, no count."""
     return error.public if isinstance(error, OwnDataError) else "its data or configuration cannot be used"
 
 
 def too_many(where: str) -> OwnDataError:
-    """The error for more than a process may be asked to hold."""
+    """The error for more images than a process may hold."""
     return OwnDataError(
         f"there are more than {MOST_SAMPLES:,} images, or {MOST_BYTES >> 30} GiB of them",
         public="it is larger than fedkd reads",
@@ -53,23 +53,23 @@ def too_many(where: str) -> OwnDataError:
 
 @dataclass(frozen=True)
 class Agreed:
-    """The label map, the shape and the scaling that all of a run's images have."""
+    """The label map, the shape and the scaling of all images of a run."""
 
     source: str  # data.name
     labels: tuple[str, ...]  # in the order of their numbers
     shape: tuple[int, int, int]  # channels, height, width
     top: int  # the byte that is 1 after scaling to 0..1
-    scale: tuple[float, ...]  # a channel: value = byte * scale + offset
+    scale: tuple[float, ...]  # per channel: value = byte * scale + offset
     offset: tuple[float, ...]
     resize: Literal["refuse", "fit"]
 
     def number(self, name: str, where: str) -> int:
-        """The label that a class name stands for: a name of the label map, or its number where no name is a number.
+        """The label of a class name: a name of the label map, or its number if no name is a number.
 
-        Raises OwnDataError for a class that nobody has agreed on.
+        Raises OwnDataError for a class outside the label map.
         """
         known = {unicodedata.normalize("NFC", label): number for number, label in enumerate(self.labels)}
-        name = unicodedata.normalize("NFC", name)  # some file systems take letters and accents apart
+        name = unicodedata.normalize("NFC", name)  # some file systems separate letters and accents
         if not any(label.isdecimal() for label in known):
             known |= {str(number): number for number in range(len(self.labels))}
         if name in known:
@@ -99,7 +99,7 @@ class Agreed:
         return y.astype(np.int64)
 
     def check_pixels(self, x: np.ndarray, where: str) -> None:
-        """Raises OwnDataError for bytes above `top`: they would be brighter than white."""
+        """Raises OwnDataError for bytes above `top`, which are brighter than white."""
         if len(x) and int(x.max()) > self.top:
             raise OwnDataError(
                 f"the pixels go up to {x.max()}, those of {self.source} to {self.top}",
@@ -110,11 +110,11 @@ class Agreed:
 
 
 def of_own(config: DataConfig) -> Agreed:
-    """What a configuration without `problems` says of own data."""
+    """The agreed form of own data, from a configuration without `problems`."""
     assert config.labels
     assert config.shape
     channels, height, width = config.shape
-    unknown = [0.5] * channels  # symmetric: not asked
+    unknown = [0.5] * channels  # for scaling=symmetric, which does not use them
     scale, offset = scaling(config.scaling, tuple(config.mean or unknown), tuple(config.std or unknown), 255)
     return Agreed(OWN, tuple(config.labels), (channels, height, width), 255, scale, offset, config.resize)
 
@@ -122,14 +122,14 @@ def of_own(config: DataConfig) -> Agreed:
 def scaling(
     kind: str, mean: tuple[float, ...], std: tuple[float, ...], top: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Scale and offset a channel, such that value = byte * scale + offset; `mean` and `std` are those of byte / top."""
+    """Scale and offset per channel, for value = byte * scale + offset; `mean` and `std` are those of byte / top."""
     if kind == "symmetric":
         mean = std = (0.5,) * len(mean)
     return tuple(1 / (top * s) for s in std), tuple(-m / s for m, s in zip(mean, std, strict=True))
 
 
 def problems(config: DataConfig) -> Iterator[tuple[str, str]]:
-    """Keys of `data` that no image could keep to, each with a way to mend it."""
+    """Keys of `data` that no image can satisfy, each with a way to mend it."""
     if config.name != OWN:
         for key in ("labels", "shape", "mean", "std", "test"):
             if getattr(config, key) is not None:

@@ -1,4 +1,4 @@
-"""One image: opened, turned upright, given the channels and the size that were agreed. Pillow is imported late."""
+"""Opens one image, turns it upright, and converts it to the agreed channels and size. Pillow is imported late."""
 
 import warnings
 from pathlib import Path
@@ -8,10 +8,10 @@ import numpy as np
 
 from fedkd.data.image_spec import Agreed, OwnDataError
 
-# Not all that Pillow knows: EPS would start another program, and a rare format is a rarely tested reader.
+# Not all of Pillow's formats: EPS starts another program, and readers of rare formats are rarely tested.
 FORMATS = ("PNG", "JPEG", "MPO", "BMP", "GIF", "TIFF", "WEBP", "PPM")
-MOST_PIXELS = 1 << 26  # of one image as stored; a telephone's have a quarter of it
-_DEEP = ("I", "F")  # modes, and beginnings of modes, of more than eight bits a channel: conversion would clip them
+MOST_PIXELS = 1 << 26  # of one stored image; photos of telephones have a quarter of it
+_DEEP = ("I", "F")  # modes, and prefixes of modes, of more than eight bits per channel, which conversion clips
 
 
 def read(path: Path, agreed: Agreed) -> np.ndarray:
@@ -25,7 +25,7 @@ def read(path: Path, agreed: Agreed) -> np.ndarray:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
                 _check(image, where)
-                upright = ImageOps.exif_transpose(image)  # decodes: of several frames the first
+                upright = ImageOps.exif_transpose(image)  # decodes the first frame
                 return fit(upright, agreed, where)
     except OwnDataError:
         raise
@@ -34,21 +34,21 @@ def read(path: Path, agreed: Agreed) -> np.ndarray:
 
 
 def fit(image: Any, agreed: Agreed, where: str) -> np.ndarray:
-    """A Pillow image as agreed: grey or RGB, of the agreed size or resampled to it. Raises OwnDataError."""
+    """A Pillow image in the agreed form: grey or RGB, of the agreed size or resampled to it. Raises OwnDataError."""
     from PIL import Image
 
     channels, height, width = agreed.shape
     if image.size != (width, height):
         if agreed.resize == "refuse":
             raise wrong_size(image.height, image.width, agreed, where)
-        image = image.convert("L" if channels == 1 else "RGB")  # first: a palette's numbers have no mean
-        image = image.resize((width, height), Image.Resampling.BILINEAR)  # antialiased where it gets smaller
+        image = image.convert("L" if channels == 1 else "RGB")  # before the resize: palette numbers have no mean
+        image = image.resize((width, height), Image.Resampling.BILINEAR)  # antialiased when it shrinks
     pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"), np.uint8)
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 
 def wrong_size(height: int, width: int, agreed: Agreed, where: str) -> OwnDataError:
-    """The error for an image that is not as high and wide as agreed."""
+    """The error for an image of another size than agreed."""
     _, high, wide = agreed.shape
     return OwnDataError(
         f"an image is {height}x{width} pixels, agreed are {high}x{wide} (height x width)",
@@ -59,7 +59,7 @@ def wrong_size(height: int, width: int, agreed: Agreed, where: str) -> OwnDataEr
 
 
 def _check(image: Any, where: str) -> None:
-    """What the header of a file tells, before a pixel is decoded."""
+    """Checks the header of a file before any pixel is decoded."""
     if image.width * image.height > MOST_PIXELS:
         raise OwnDataError(
             f"an image has {image.width}x{image.height} pixels, at most {MOST_PIXELS} in all are read",

@@ -1,4 +1,4 @@
-"""The names of the published data sets' labels, in the order of their numbers: known without the data set itself."""
+"""The names of the published data sets' labels, in the order of their numbers, available without the data sets."""
 
 import string
 

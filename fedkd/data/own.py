@@ -1,4 +1,4 @@
-"""What one end of a deployment holds: a device its own samples, the server a test set; neither needs the data set."""
+"""Data at the ends of a deployment: a device has its own samples, the server a test set; neither needs the data set."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +18,10 @@ def read(path: Path, config: DataConfig) -> Brought:
 
 
 def load_device(config: DataConfig, path: Path, seed: int, client: int) -> Dataset:
-    """One device's own samples in stored order, checked and scaled as the configuration says.
+    """One device's own samples in stored order, checked and scaled as configured.
 
-    Without a test part of its own, `data.test_share` of them is drawn from stream(seed, "own test", client): the same
-    for the same files. Errors: ConfigError, OwnDataError (`agreed.public_reason` is what others may be told).
+    If they have no test part, `data.test_share` of them is drawn from stream(seed, "own test", client), so equal files
+    give an equal test part. Errors: ConfigError, OwnDataError (others may see `image_spec.public_reason`).
     """
     common = sources.agree(config)
     stream = seeds.stream(seed, "own test", client=client)
@@ -30,9 +30,9 @@ def load_device(config: DataConfig, path: Path, seed: int, client: int) -> Datas
 
 
 def load_server(config: DataConfig) -> Dataset:
-    """What the server holds: no training samples, and the source's test set, or for own data that of `data.test`.
+    """The server's data: no training samples, and the source's test set or, for own data, that of `data.test`.
 
-    Own data without `data.test` have no pooled test set: it is empty. Errors: ConfigError, DataError.
+    Own data without `data.test` have an empty pooled test set. Errors: ConfigError, DataError.
     """
     common = sources.agree(config)
     if config.name != OWN:

@@ -1,4 +1,4 @@
-"""What somebody brings: a folder of images by class, or arrays, checked against what the run has agreed on."""
+"""A user's own data: a folder of images by class, or arrays, checked against the agreed form."""
 
 import math
 from pathlib import Path
@@ -9,13 +9,13 @@ from fedkd import seeds
 from fedkd.data import arrays, image_folder
 from fedkd.data.image_spec import Agreed, Brought, OwnDataError, Pair
 
-_SHARD = ("data.npz", "data.safetensors")  # in a folder: the file that is meant
+_SHARD = ("data.npz", "data.safetensors")  # the file to read in a folder
 
 
 def read(path: Path, agreed: Agreed) -> Brought:
-    """What lies at a path: a folder of images by class, .npz or .safetensors, or a folder that holds data.npz.
+    """The data at a path: a folder of images by class, a .npz or .safetensors file, or a folder with such a file.
 
-    Errors: OwnDataError for whatever is missing, damaged or not as agreed.
+    Errors: OwnDataError for data that are missing, damaged or not in the agreed form.
     """
     path = path.expanduser()
     path = next((path / name for name in _SHARD if (path / name).is_file()), path)
@@ -37,7 +37,7 @@ def read(path: Path, agreed: Agreed) -> Brought:
 
 
 def test_part(path: Path, agreed: Agreed) -> Pair:
-    """All test images of a path; where it names no part, all that lies there. Raises OwnDataError."""
+    """The test images at a path; all images if it has no parts. Raises OwnDataError."""
     brought = read(path, agreed)
     return brought.test or brought.train
 
@@ -45,7 +45,7 @@ def test_part(path: Path, agreed: Agreed) -> Pair:
 def of_simulation(path: Path, agreed: Agreed, test: str | None, share: float) -> tuple[Pair, Pair]:
     """Training and test part of a whole data set, the same for all seeds.
 
-    Without a test part of its own, and without `test`, every 1/share-th image of each class is a test image.
+    If it has no test part and `test` is None, every 1/share-th image of each class is a test image.
     """
     brought = read(path, agreed)
     if test is not None:
@@ -63,10 +63,10 @@ def of_simulation(path: Path, agreed: Agreed, test: str | None, share: float) ->
 
 
 def of_device(path: Path, agreed: Agreed, share: float, fewest: int, stream: seeds.Stream) -> tuple[Pair, Pair]:
-    """Training and test part of what one device brings; at least `fewest` training images.
+    """Training and test part of one device's data, with at least `fewest` training images.
 
-    Without a test part of its own, `share` of them is drawn, of each class in proportion; a class with one image keeps
-    it for training. Raises OwnDataError.
+    If they have no test part, `share` of them is drawn, in proportion from each class; a class with one image keeps it
+    for training. Raises OwnDataError.
     """
     train, test = read(path, agreed)
     if test is None:
@@ -79,7 +79,7 @@ def of_device(path: Path, agreed: Agreed, share: float, fewest: int, stream: see
 
 
 def _drawn(y: np.ndarray, share: float, stream: seeds.Stream) -> np.ndarray:
-    """Which samples (N,) are test samples: of each class about `share`, of all round(share * N), largest remainders."""
+    """Which samples (N,) are test samples: round(share * N) in all, about `share` per class, by largest remainders."""
     classes, counts = np.unique(y, return_counts=True)
     quota = share * counts
     give = np.floor(quota).astype(int)

@@ -15,9 +15,9 @@ __all__ = ["RECIPES", "Partition", "Recipe", "split"]
 
 @dataclass(frozen=True, eq=False)
 class Partition:
-    """Int64 indices into the training and the test set, an array a client, and the recipe.
+    """Int64 indices into the training and the test set, one array per client, and the recipe.
 
-    Training samples are nobody else's; test samples neither, but under the test split `law`.
+    Clients share no training samples and, except for the test split `law`, no test samples.
     """
 
     train: tuple[np.ndarray, ...]
@@ -30,7 +30,7 @@ class Partition:
 
     @property
     def untested(self) -> str:
-        """What to say of clients that have no test image; empty if all have some."""
+        """A sentence about clients without a test image; empty if all have some."""
         count = sum(not len(part) for part in self.test)
         who = f"{count} of {len(self)} clients have no test image of a class that they hold"
         return f"{who}: they train, and are left out of the accuracy per client" if count else ""
@@ -48,7 +48,7 @@ class Partition:
         return sha.hexdigest()
 
     def facts(self, train_labels: np.ndarray) -> dict[str, Any]:
-        """What to report of a partition, as plain numbers.
+        """Facts of a partition for a report, as plain numbers.
 
         `total_variation`: mean over clients of half the L1 distance between the client's label distribution and that of
         all clients together; 0 for IID, near 1 if clients share no label.
@@ -75,11 +75,11 @@ def split(
 ) -> Partition:
     """Deal training and test samples to clients; each gets at least one to train on.
 
-    A client gets no test sample where there are too few, or none of a class that it holds.
+    A client gets no test sample if there are too few, or none of a class that it holds.
 
-    `left` are the training samples that may be dealt, ascending; None: all.
+    `left` are the training samples to deal, ascending; None: all.
 
-    `rng` is `seeds.stream(seed, "partition").numpy()`; fedgen-dirichlet ignores it for its own.
+    `rng` is `seeds.stream(seed, "partition").numpy()`; fedgen-dirichlet uses its own instead.
     Errors: ConfigError if the recipe cannot be followed.
     """
     rng = recipe.generator(rng)
@@ -105,14 +105,14 @@ def _pool(samples: int | None, available: int, rng: Rng) -> np.ndarray:
 
 
 def _matched(counts: np.ndarray, test_labels: np.ndarray, rng: Rng, recipe: Recipe) -> Shares:
-    """Test images of each class in the proportions in which its training images were dealt."""
+    """Test images of each class, in the proportions of its dealt training images."""
     give = _keep_each_supplied(_apportion(counts, np.bincount(test_labels, minlength=counts.shape[1]), rng), counts)
-    # Shuffled: in MNIST's test set the second half is harder than the first.
+    # Shuffled: the second half of MNIST's test set is harder than the first.
     return _hand_out(give, [rng.permutation(np.flatnonzero(test_labels == label)) for label in range(counts.shape[1])])
 
 
 def _own_law(counts: np.ndarray, test_labels: np.ndarray, rng: Rng, recipe: Recipe) -> Shares:
-    """As many test images for each client, of its own label distribution; clients may share images."""
+    """Equally many test images for each client, from its own label distribution; clients may share images."""
     assert isinstance(recipe, ClientDirichlet)
     index = [np.flatnonzero(test_labels == label) for label in range(counts.shape[1])]
     have, shares = np.array([len(images) for images in index]), []
@@ -124,7 +124,7 @@ def _own_law(counts: np.ndarray, test_labels: np.ndarray, rng: Rng, recipe: Reci
 
 
 def _classes(counts: np.ndarray, test_labels: np.ndarray, rng: Rng, recipe: Recipe) -> Shares:
-    """FedGen's: of each class that a client holds, the next floor(n_test / clients) images in stored order."""
+    """FedGen's split: for each class that a client holds, the next floor(n_test / clients) images in stored order."""
     index = [np.flatnonzero(test_labels == label) for label in range(counts.shape[1])]
     give = (counts > 0) * (np.array([len(images) for images in index]) // len(counts))
     return _hand_out(give, index)
@@ -140,7 +140,7 @@ _TESTS: dict[str, Callable[[np.ndarray, np.ndarray, Rng, Recipe], Shares]] = {
 def _apportion(counts: np.ndarray, available: np.ndarray, rng: Rng) -> np.ndarray:
     """Share out `available` (C,) in proportion to `counts` (clients, C) by largest remainders, ties at random.
 
-    Classes that nobody holds stay undealt.
+    Classes without holders are not dealt.
     """
     quota, holders = counts * available, np.maximum(counts.sum(0), 1)
     give = quota // holders
@@ -153,9 +153,9 @@ def _apportion(counts: np.ndarray, available: np.ndarray, rng: Rng) -> np.ndarra
 
 
 def _keep_each_supplied(give: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Give clients too small for a test image one of a class they hold, from the client with most of that class.
+    """Give each client without a test image one of a class that it holds, from the client with most of that class.
 
-    If no client can spare one, they stay without.
+    If no client can spare one, the client gets none.
     """
     give = give.copy()
     sizes = give.sum(1)
@@ -177,7 +177,7 @@ def _hand_out(give: np.ndarray, index: list[np.ndarray]) -> Shares:
     clients = np.arange(len(give))
     given = np.concatenate([images[: sizes.sum()] for images, sizes in zip(index, give.T, strict=True)])
     owner = np.concatenate([np.repeat(clients, sizes) for sizes in give.T])
-    # One cut for all classes: ten slices a client cost more than all the rest of a split.
+    # One cut for all classes: ten slices per client cost more than the rest of a split.
     return np.split(given[np.lexsort((given, owner))], give.sum(1).cumsum()[:-1])
 
 

@@ -1,7 +1,7 @@
 """Proxy sets: public images for the algorithms that need some. Never the clients' data, never the test data.
 
-`held-out` takes images of the training set away before clients get theirs, `unused` takes those that the partition gave
-to nobody, `noise` draws bytes, and any other name is a foreign source, of which only the images count.
+`held-out` reserves images of the training set before the partition, `unused` takes images that the partition gave to no
+client, `noise` draws bytes, and any other name is a foreign source, of which only the images are used.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ OF_THE_TASK = ("held-out", "unused")  # images of the task's own training set
 
 
 def names() -> tuple[str, ...]:
-    """The names `proxy.name` may have."""
+    """The allowed names of `proxy.name`."""
     return ("none", *OF_THE_TASK, "noise", *sources.SOURCES)
 
 
@@ -34,7 +34,7 @@ def hold_out(config: RunConfig, dataset: Dataset) -> np.ndarray:
 
 
 def load(config: RunConfig, dataset: Dataset, held: Partition, taken: np.ndarray) -> Proxy | None:
-    """The public set of a run; `taken` is what `hold_out` gave. Raises ConfigError and DataError."""
+    """The public set of a run; `taken` is the result of `hold_out`. Raises ConfigError and DataError."""
     name = config.proxy.name
     if name == "none":
         return None
@@ -56,7 +56,7 @@ def of(name: str, samples: Samples, *, is_labelled: bool) -> Proxy:
 
 
 def _choose(config: RunConfig, dataset: Dataset, candidates: np.ndarray) -> np.ndarray:
-    """As many candidates of each class that there is, none equal to a test image; the odd ones go to random classes."""
+    """Equally many candidates per class, none equal to a test image; the remainder goes to random classes."""
     size = config.proxy.size
     rng = seeds.stream(config.seed, "proxy").numpy()
     tests = _images(dataset.test.x)
@@ -82,7 +82,7 @@ def _choose(config: RunConfig, dataset: Dataset, candidates: np.ndarray) -> np.n
 
 
 def _noise(config: RunConfig, dataset: Dataset) -> Samples:
-    """Uniform bytes in the range of the task's own."""
+    """Uniform bytes in the range of the task's images."""
     generator = seeds.stream(config.seed, "proxy").torch()
     train = dataset.train
     stored = train.x if len(train) else dataset.test.x  # a server of devices has no training images
@@ -100,7 +100,7 @@ def _foreign(config: RunConfig, dataset: Dataset) -> Samples:
         what = f"proxy={name} is the task's own source: its images are the clients' or the test set's"
         raise ConfigError(what, where="proxy.name", mend="say proxy=held-out or proxy=unused")
     data = config.data
-    root = None if data.name == OWN else data.root  # own: the place of those images, not of the data sets
+    root = None if data.name == OWN else data.root  # for own data it is the place of these, not of the data sets
     other = sources.load(DataConfig(name=name, root=root, download=data.download, scaling=data.scaling))
     if other.shape != dataset.shape:
         what = f"images of proxy={name} have shape {other.shape}, those of {data.name} {dataset.shape}"

@@ -1,9 +1,9 @@
-"""The public pack, public.npz: what every end of a deployment may see, the same for all. Bytes as stored.
+"""The public pack, public.npz: data that every end of a deployment may see, equal for all. Bytes as stored.
 
-proxy_x, proxy_y      the public set, in its order; labels -1 where there are none
-proxy_scaling         (2, channels) float64: scale and offset, where the set comes from another source
-probe_x               test images on which drift is measured
-common_x, common_y    test images that every client's own student is tried on
+proxy_x, proxy_y      the public set, in its order; labels are -1 if there are none
+proxy_scaling         (2, channels) float64: scale and offset, if the set comes from another source
+probe_x               test images that measure drift
+common_x, common_y    test images on which every client's own student is evaluated
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ _NAMES = {"proxy_x", "proxy_y", "proxy_scaling", "probe_x", "common_x", "common_
 
 @dataclass(frozen=True)
 class Public:
-    """What is public; None where there is none."""
+    """The content of a pack; None for missing parts."""
 
     proxy: Proxy | None = None
     probe: Tensor | None = None  # (N, channels, height, width) float32, scaled
@@ -34,10 +34,10 @@ class Public:
 
 
 def read(path: Path, config: RunConfig) -> Public:
-    """The pack at a path, a file or the folder that holds public.npz; nothing is public where there is none.
+    """The pack at a path, a file or a folder with public.npz; empty if there is none.
 
-    Raises OwnDataError if it is damaged or not as agreed, ConfigError, and DataError if the run has a public set and
-    the pack has none.
+    Raises OwnDataError if it is damaged or not in the agreed form, ConfigError, and DataError if the run has a public
+    set and the pack has none.
     """
     path = path.expanduser()
     path = path / NAME if path.is_dir() else path

@@ -1,7 +1,7 @@
 """How training samples are dealt to clients: seven recipes, each a schema and a pure function over the labels.
 
-A recipe draws only from the generator it is handed. NumPy's legacy RandomState is accepted too: published partitions
-were made with it. See docs/partitions.md.
+A recipe draws only from the given generator. NumPy's legacy RandomState is accepted too, because published partitions
+use it. See docs/partitions.md.
 """
 
 import random
@@ -16,15 +16,15 @@ from annotated_types import Ge, Gt, Le
 from fedkd.errors import ConfigError
 
 Rng = np.random.Generator | np.random.RandomState
-Shares = list[np.ndarray]  # a client: indices into the labels that were dealt
+Shares = list[np.ndarray]  # per client: indices into the dealt labels
 Drawn = TypeVar("Drawn")
 
-TRIES = 1000  # draws of a random partition before we call it impossible
+TRIES = 1000  # draws of a random partition before it counts as impossible
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(ABC):
-    """Base of all recipes: what a Partition is made of."""
+    """Base of all recipes."""
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}  # pydantic: an unknown key is an error
     samples: Annotated[int, Ge(1)] | None = None  # training images used, a random subset; null: all
@@ -33,7 +33,7 @@ class Recipe(ABC):
     )
 
     def generator(self, rng: Rng) -> Rng:
-        """The generator this recipe draws from: the run's, unless its definition fixes another."""
+        """The generator of this recipe: the run's, unless its definition fixes another."""
         return rng
 
     @abstractmethod
@@ -53,7 +53,7 @@ class Iid(Recipe):
 
 @dataclass(frozen=True, kw_only=True)
 class Dirichlet(Recipe):
-    """Label skew of NIID-Bench (Li et al. 2022): each class is cut by a Dirichlet draw, full clients get no more."""
+    """Label skew of NIID-Bench (Li et al. 2022): a Dirichlet draw cuts each class; full clients get no more."""
 
     name: Literal["dirichlet"] = "dirichlet"
     alpha: Annotated[float, Gt(0)] = 0.5  # paper: beta; small is skewed
@@ -69,7 +69,7 @@ class Dirichlet(Recipe):
 
 @dataclass(frozen=True, kw_only=True)
 class FedGenDirichlet(Recipe):
-    """FedGen's own split (Zhu et al. 2021, its code): caps clients and classes, draws from legacy generators."""
+    """FedGen's split (Zhu et al. 2021, its code): caps clients and classes, draws from legacy generators."""
 
     name: Literal["fedgen-dirichlet"] = "fedgen-dirichlet"
     alpha: Annotated[float, Gt(0)] = 0.1
@@ -90,14 +90,14 @@ class FedGenDirichlet(Recipe):
         return fedgen_dirichlet(labels, num_clients, order, used, cap, self.alpha, self.min_size, rng)
 
     def _used(self, labels: np.ndarray, num_classes: int, cap: float) -> np.ndarray:
-        """Images used of each class (C,): the cap meant for clients bounds classes too, as in the authors' code."""
+        """Images used per class (C,): as in the authors' code, the cap for clients bounds classes too."""
         have = np.bincount(labels, minlength=num_classes)
         return have if self.ratio == 1 else np.minimum(cap, (self.ratio * have).astype(int)).astype(int)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClientDirichlet(Recipe):
-    """Plain Dirichlet skew (Hsu et al. 2019): a label distribution drawn for each client, all of the same size."""
+    """Plain Dirichlet skew (Hsu et al. 2019): draws a label distribution for each client; all have equal size."""
 
     name: Literal["client-dirichlet"] = "client-dirichlet"
     alpha: Annotated[float, Gt(0)] = 0.5  # small is skewed; not the same skew as dirichlet's at the same alpha
@@ -126,7 +126,7 @@ class Shards(Recipe):
     """Sorted by label, cut into equal shards, each client gets a few (McMahan et al. 2017)."""
 
     name: Literal["shards"] = "shards"
-    shards_per_client: Annotated[int, Ge(1)] = 2  # a client sees about one class more, at most
+    shards_per_client: Annotated[int, Ge(1)] = 2  # a client sees at most about one class more than this
 
     def deal(self, labels: np.ndarray, num_clients: int, num_classes: int, rng: Rng) -> Shares:
         _require(len(labels), num_clients, self.shards_per_client, "shards_per_client")
@@ -138,7 +138,7 @@ class Shards(Recipe):
 
 @dataclass(frozen=True, kw_only=True)
 class Classes(Recipe):
-    """Each client holds k classes, each class is divided evenly among its holders (NIID-Bench, #label k)."""
+    """Each client holds k classes; each class is divided evenly among its holders (NIID-Bench, #label k)."""
 
     name: Literal["classes"] = "classes"
     classes_per_client: Annotated[int, Ge(1)] = 2
@@ -171,7 +171,9 @@ class Classes(Recipe):
             raise ConfigError(what, where="partition", mend="raise clients or partition.classes_per_client")
 
     def _covering(self, num_clients: int, num_classes: int, rng: Rng) -> np.ndarray:
-        """Who holds what (clients, classes) bool. Drawn anew while a class has no holder: the reference crashes."""
+        """Which client holds which class, (clients, classes) bool. Redraws until every class has a holder, unlike the
+        reference, which crashes.
+        """
         for _ in range(TRIES):
             holds = np.zeros((num_clients, num_classes), bool)
             for client in range(num_clients):
@@ -200,7 +202,7 @@ class Quantity(Recipe):
         def draw() -> tuple[np.ndarray, float]:
             share = rng.dirichlet(np.full(num_clients, self.beta))
             share /= share.sum()
-            return share, float((share * len(index)).min())  # as in the reference: tested before rounding
+            return share, float((share * len(index)).min())  # before rounding, as in the reference
 
         return np.split(index, _cuts(_retry(draw, self.min_samples, "beta"), len(index)))
 
@@ -259,9 +261,9 @@ def fedgen_dirichlet(
 
 
 def _without_replacement(law: np.ndarray, left: np.ndarray, size: int, rng: Rng) -> np.ndarray:
-    """How many images (C,) of each class a client gets: drawn from `law`, anew over the others when a class runs out.
+    """How many images (C,) of each class a client gets: draws from `law`, and over the rest when a class runs out.
 
-    If only classes of probability 0 are left, all of these are as likely.
+    If only classes of probability 0 are left, these are equally likely.
     """
     give = np.zeros(len(law), int)
     while (missing := size - give.sum()) > 0:
@@ -286,7 +288,7 @@ def _require(num_samples: int, num_clients: int, least: int, key: str) -> None:
 
 
 def _retry(draw: Callable[[], tuple[Drawn, float]], least: int, key: str) -> Drawn:
-    """The first draw whose smallest client, whose size comes with it, has `least` samples."""
+    """Redraw until the smallest client has `least` samples; `draw` returns (value, smallest size)."""
     best = 0.0
     for _ in range(TRIES):
         drawn, smallest = draw()

@@ -1,4 +1,4 @@
-"""Samples in memory: bytes as stored, scaled when a whole round of them is gathered."""
+"""Samples in memory: bytes as stored, scaled when a round's samples are gathered."""
 
 from dataclasses import dataclass
 
@@ -8,11 +8,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Samples:
-    """N images with labels. Kept as uint8: a quarter of the memory, and scaling a round's batches at once is free."""
+    """N images with labels. uint8 takes a quarter of the memory, and scaling a round's batches at once is free."""
 
     x: Tensor  # (N, channels, height, width) uint8
     y: Tensor  # (N,) int64
-    scale: tuple[float, ...]  # a channel: value = byte * scale + offset
+    scale: tuple[float, ...]  # per channel: value = byte * scale + offset
     offset: tuple[float, ...]
 
     def __len__(self) -> int:
@@ -28,7 +28,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A source, loaded: its two parts and the names of its labels."""
+    """A loaded source: its two parts and the names of its labels."""
 
     name: str
     labels: tuple[str, ...]
@@ -44,12 +44,12 @@ class Dataset:
 
 @dataclass(frozen=True, eq=False)
 class Proxy:
-    """A public set of images: nobody's training data and no test data, the same in the same order everywhere."""
+    """A public set of images, equal and in equal order everywhere: no client's training data, no test data."""
 
     name: str
     samples: Samples
     is_labelled: bool  # whether `samples.y` holds labels of the task; else it is all -1
-    checksum: int  # of the images in their order, below 2^52: what both ends compare
+    checksum: int  # of the images in their order, below 2^52; both ends compare it
 
     def __len__(self) -> int:
         return len(self.samples)

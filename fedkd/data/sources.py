@@ -1,4 +1,4 @@
-"""Where samples come from: scikit-learn's embedded digits and torchvision's data sets, loaded whole into memory.
+"""Sources of samples: scikit-learn's embedded digits and torchvision's data sets, loaded whole into memory.
 
 Importing this module is cheap: torch and torchvision are imported when a source is loaded.
 """
@@ -35,7 +35,7 @@ class Parts(NamedTuple):
 
 @dataclass(frozen=True)
 class Root:
-    """The data root and who chose it."""
+    """The data root, and where the choice comes from."""
 
     path: Path
     chosen_by: str
@@ -49,22 +49,22 @@ class Root:
 class Source:
     about: str
     read: Callable[[Root], Parts]
-    labels: tuple[str, ...]  # known without the data: a device has only its own
+    labels: tuple[str, ...]  # available without the data set, which a device does not have
     shape: tuple[int, int, int]
-    mean: tuple[float, ...]  # of the training pixels scaled to 0..1, a channel
+    mean: tuple[float, ...]  # per channel, of the training pixels scaled to 0..1
     std: tuple[float, ...]
     top: int = 255  # the byte that is 1 after scaling to 0..1
 
 
 def names() -> tuple[str, ...]:
-    """The names `data.name` may have."""
+    """The allowed names of `data.name`."""
     return (*SOURCES, OWN)
 
 
 def load(config: DataConfig) -> Dataset:
     """The source `config.name` in memory.
 
-    Errors: ConfigError for an unknown name, DataError for files that are missing, damaged or cannot be fetched.
+    Errors: ConfigError for an unknown name, DataError for files that are missing, damaged or impossible to fetch.
     """
     common = agree(config)
     from fedkd.data.samples import Dataset
@@ -77,7 +77,7 @@ def load(config: DataConfig) -> Dataset:
 
 
 def agree(config: DataConfig) -> Agreed:
-    """Labels, shape and scaling of all images of a run, without a data set. Raises ConfigError."""
+    """Labels, shape and scaling of all images of a run, without loading a data set. Raises ConfigError."""
     if config.name not in names():
         near = difflib.get_close_matches(config.name, names(), n=1)
         mend = (f"did you mean '{near[0]}'? " if near else "") + f"known: {', '.join(names())}"
@@ -94,7 +94,7 @@ def agree(config: DataConfig) -> Agreed:
 
 
 def find_root(config: DataConfig) -> Root:
-    """Where data sets lie: `data.root`, else the environment variable FEDKD_DATA, else the user's cache folder."""
+    """The folder of data sets: `data.root`, else the environment variable FEDKD_DATA, else the user's cache folder."""
     if config.root:
         return Root(Path(config.root).expanduser(), "data.root", config.download)
     if from_environment := os.environ.get("FEDKD_DATA"):
@@ -119,7 +119,7 @@ def samples(pair: Pair, common: Agreed) -> Samples:
     from fedkd.data.samples import Samples
 
     x, y = pair
-    # np.array copies: arrays that view a file's bytes are read-only, which torch does not know.
+    # np.array copies: arrays that view a file's bytes are read-only, which torch does not support.
     bytes_, labels = torch.from_numpy(np.array(x, np.uint8, order="C")), torch.from_numpy(np.array(y, np.int64))
     return Samples(bytes_, labels, common.scale, common.offset)
 
@@ -172,7 +172,7 @@ def _cifar_source(kind: str, folder: str) -> Callable[[Root], Parts]:
     """A reader of torchvision's CIFAR classes, which compare each file's MD5 before unpickling it."""
 
     def read(root: Root) -> Parts:
-        if not (root.path / folder).is_dir():  # asked first: importing torchvision takes seconds
+        if not (root.path / folder).is_dir():  # before importing torchvision, which takes seconds
             _fetch(root, kind, [folder])
         from torchvision import datasets
         from torchvision.datasets.utils import check_integrity
@@ -197,7 +197,7 @@ def _channels_first(part: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _fetch(root: Root, kind: str, missing: list[str], **options: Any) -> None:
-    """Download with torchvision what is missing, if that is allowed; else say what is missing."""
+    """Download missing files with torchvision, if that is allowed; else raise DataError that names them."""
     if not root.download:
         others = f" and {len(missing) - 1} more files" if len(missing) > 1 else ""
         is_there = root.path.is_dir()

@@ -1,4 +1,4 @@
-"""Validation: a share of each client's training data, judged in the place of test data that choices must not see."""
+"""Validation: a share of each client's training data replaces the test data, which choices must not see."""
 
 from dataclasses import replace
 
@@ -12,11 +12,11 @@ from fedkd.errors import ConfigError
 
 
 def instead_of_test(dataset: Dataset, held: Partition, share: float, seed: int) -> tuple[Dataset, Partition]:
-    """The same clients with fewer training images; the images held out are the test part of data set and partition.
+    """The same clients with fewer training images; the held-out images are the test part of data set and partition.
 
     Each client gives round(share * n), at least 1, drawn from stream(seed, "validation", client); a client with a
-    single image trains on it and gives none. No test image is left in what comes back, so nothing that runs on it can
-    look at one. Raises ConfigError if nobody can give any.
+    single image trains on it and gives none. The result has no test image, so a run on it cannot use one. Raises
+    ConfigError if no client can give any.
     """
     train, kept_out = [], []
     for client, index in enumerate(held.train):

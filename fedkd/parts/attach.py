@@ -204,7 +204,7 @@ class WithParts(Client):
     @property
     def _acting(self) -> Acting:
         if self.acting is None:
-            raise RuntimeError("parts have teachers only during a participation: call train")
+            raise RuntimeError("parts have teachers only within a participation: call train")
         return self.acting
 
 
