@@ -44,7 +44,7 @@ class Graph(Part):
         if wanted is not None and wanted not in maps:
             shape = " x ".join(map(str, shapes[wanted][2:])) if wanted in shapes else ""
             what = f"block '{wanted}' gives a map of {shape or '1 x 1'}" if wanted in shapes else f"no block '{wanted}'"
-            mend = f"choose one of: {', '.join(maps)}" if maps else "this student has no map of more than one position"
+            mend = f"choose one of: {', '.join(maps)}" if maps else "no map of this student has more than one position"
             raise ConfigError(what, where="part.graph.tap", mend=mend)
         return wanted or maps[-1]
 

@@ -70,14 +70,14 @@ def test_by_size_the_first_named_goes_to_the_smallest_clients():
     [
         ({"mlp": 1, "lenet6": 1}, "unknown student 'lenet6'", "did you mean 'lenet5'"),
         (["mlp", "lenet6"], "unknown student 'lenet6'", "did you mean 'lenet5'"),
-        (["mlp"], "names 1 students for 10 clients", "one a client, or shares"),
-        ([], "names 0 students for 10 clients", "one a client, or shares"),
-        ({"mlp": -1.0, "lenet5": 2.0}, "must be positive numbers", "leave out who has none"),
-        ({"mlp": 0.0, "lenet5": 2.0}, "must be positive numbers", "leave out who has none"),
-        ({"mlp": 0.0}, "must be positive numbers", "leave out who has none"),
-        ({"mlp": float("nan")}, "must be positive numbers", "leave out who has none"),
-        ({"mlp": float("inf"), "lenet5": 1.0}, "must be positive numbers", "leave out who has none"),
-        ({}, "must be positive numbers", "leave out who has none"),
+        (["mlp"], "names 1 students for 10 clients", "one per client, or shares"),
+        ([], "names 0 students for 10 clients", "one per client, or shares"),
+        ({"mlp": -1.0, "lenet5": 2.0}, "must be positive numbers", "leave out students without a share"),
+        ({"mlp": 0.0, "lenet5": 2.0}, "must be positive numbers", "leave out students without a share"),
+        ({"mlp": 0.0}, "must be positive numbers", "leave out students without a share"),
+        ({"mlp": float("nan")}, "must be positive numbers", "leave out students without a share"),
+        ({"mlp": float("inf"), "lenet5": 1.0}, "must be positive numbers", "leave out students without a share"),
+        ({}, "must be positive numbers", "leave out students without a share"),
     ],
 )
 def test_a_mixture_that_cannot_be_is_a_mistake_with_a_mend(mix, what, mend):

@@ -136,7 +136,7 @@ def test_a_map_of_one_place_has_no_relations(problem):
 
     with pytest.raises(ConfigError, match="a map of 1 x 1"):
         graph.Graph(config.GraphPart(tap="a")).check(tiny.problem(one))
-    with pytest.raises(ConfigError, match="no feature map with more than one place"):
+    with pytest.raises(ConfigError, match="no feature map with more than one position"):
         graph.Graph(config.GraphPart()).check(tiny.problem(tiny.plain))
     with pytest.raises(ConfigError, match="no block 'z'"):
         graph.Graph(config.GraphPart(tap="z")).check(problem)
