@@ -148,7 +148,7 @@ def info(path: Path) -> dict[str, Any]:
 
 
 def state(path: Path) -> str:
-    """`running`, `stopped`, `failed` or `done`; `stopped` if its process was killed, even if run.json says `running`."""
+    """`running`, `stopped`, `failed` or `done`; `stopped` if its process was killed while run.json says `running`."""
     said = str(info(path).get("state", "stopped"))
     return "stopped" if said == "running" and not is_held(path) else said
 
