@@ -58,7 +58,7 @@ class _Tree:
     base: dict[validate.Path, tuple[Any, str]] = field(default_factory=dict)  # the strategy's leaves without a variant
     variants: dict[str, Layer] = field(default_factory=dict)
     mistakes: list[Mistake] = field(default_factory=list)
-    failed: set[str] = field(default_factory=set)  # groups for which an option was chosen that does not exist
+    failed: set[str] = field(default_factory=set)  # groups whose chosen option does not exist
 
     def value(self, path: validate.Path) -> Any:
         return self.leaves.get(path, (None, ""))[0]
