@@ -1,4 +1,4 @@
-"""Judging: from the runs of a comparison to its verdict, by paired statistics."""
+"""From the runs of a comparison to its verdict, by paired statistics."""
 
 import math
 import statistics
@@ -15,7 +15,7 @@ TRAINED = "trained.clients.mean"
 
 
 def judge(question: Question, members: Sequence[Member]) -> Verdict:
-    """The verdict on what has been played so far. Raises ConfigError if runs are done and none has the metric."""
+    """The verdict on the runs so far. Raises ConfigError if runs are done and none has the metric."""
     question = _with_trained(question, members)
     entries = _with_p(_entries(question, members))
     if any(entry.done for entry in entries.values()) and not any(entry.values for entry in entries.values()):
@@ -38,7 +38,7 @@ def judge(question: Question, members: Sequence[Member]) -> Verdict:
 
 
 def _with_trained(question: Question, members: Sequence[Member]) -> Question:
-    """Beside a mean over all clients that of those that have trained, where these are not all."""
+    """Add a column for the mean over clients that have trained, if some have not."""
     if question.metric.path != "clients.mean" or not any(member.untrained for member in members):
         return question
     return replace(question, columns={**question.columns, "trained": replace(question.metric, path=TRAINED)})
@@ -86,7 +86,7 @@ def _values(metric: Metric, members: Sequence[Member]) -> dict[int, float]:
 
 
 def differences(metric: Metric, ours: Sequence[Member], theirs: Sequence[Member]) -> dict[int, float]:
-    """By seed: how much better ours is, of the seeds that both have under one partition."""
+    """Seed -> how much better ours is, for the seeds that both have with equal partitions."""
     splits = {member.seed: member.pairing["partition_sha256"] for member in theirs if member.is_done}
     same = [m for m in ours if m.is_done and splits.get(m.seed) == m.pairing["partition_sha256"] is not None]
     mine, other = _values(metric, same), _values(metric, [m for m in theirs if m.is_done])
@@ -99,7 +99,7 @@ def _versus(metric: Metric, ours: Sequence[Member], theirs: Sequence[Member]) ->
 
 
 def _with_p(entries: Mapping[Key, Entry]) -> dict[Key, Entry]:
-    """Holm over the family: every comparison with the baseline, in all settings. None for those of too few seeds."""
+    """Holm over the family: every comparison with the baseline, in all settings. nan for those with too few seeds."""
     pairs = {key: entry.versus for key, entry in entries.items() if entry.versus}
     adjusted = dict(zip(pairs, stats.holm([pair.p for pair in pairs.values()]), strict=True))
     able = [key for key, pair in pairs.items() if stats.can_reach(pair.n, len(pairs))]
@@ -128,7 +128,7 @@ def _records(question: Question, entries: Mapping[Key, Entry]) -> dict[str, stat
 
 
 def _resolution(entries: Mapping[Key, Entry]) -> dict[str, float]:
-    """By method, of the setting whose differences spread most, at the level of Holm's first step; inf: none."""
+    """Resolution by method, in the setting with the largest spread, at the level of Holm's first step; inf: none."""
     pairs = {key: entry.versus for key, entry in entries.items() if entry.versus}
     found: dict[str, float] = {}
     for (_, method), pair in pairs.items():
@@ -139,7 +139,7 @@ def _resolution(entries: Mapping[Key, Entry]) -> dict[str, float]:
 
 def _price(question: Question, done: Sequence[Member]) -> Price:
     target = question.target
-    assert target is not None  # only asked for where there is one
+    assert target is not None  # the caller checks
     found = [price for member in done if (price := price_of(member, question.metric, target))]
     medians = [_median_or_never([each[part] for each in found], len(done)) for part in range(3)]
     return Price(medians[0], medians[1], medians[2], len(found), len(done))
@@ -164,7 +164,7 @@ def _median_or_never(values: Sequence[float], of: int) -> float | None:
 
 
 def _harmed(member: Member, alone: Member | None) -> float | None:
-    """Share of clients that are worse off than with local training; None where that was not played."""
+    """Share of clients with lower accuracy than under local training; None without such a run."""
     if alone is None or alone is member or alone.pairing["partition_sha256"] != member.pairing["partition_sha256"]:
         return None
     ours, theirs = own_accuracy(member), own_accuracy(alone)

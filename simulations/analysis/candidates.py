@@ -1,6 +1,6 @@
-"""What `--tune` stands for: the combinations of values that are tried for each method. Imports no torch.
+"""The candidates of `--tune`: the combinations of values to try for each method. Imports no torch.
 
-`KEY=a,b` is tried for all methods, `METHOD.KEY=a,b` for one of them; both may begin with `tune.`, as words must.
+`KEY=a,b` is for all methods, `METHOD.KEY=a,b` for one; both may begin with `tune.`, which overrides need.
 """
 
 import itertools
@@ -15,8 +15,8 @@ from simulations.analysis import grid
 from simulations.analysis.grid import Asked, Words
 
 WHERE = "--tune"
-PREFIX = "tune."  # of words
-NOTHING: tuple[Words, ...] = ((),)  # of a method that nothing is tried for
+PREFIX = "tune."  # of overrides
+NOTHING: tuple[Words, ...] = ((),)  # the candidates of a method that is not tuned
 
 _SHORT = {"lr": "train.lr"}
 _NOT = ("seed", "strategy", "preset", "comparison", "data", "partition", "evaluate")  # not part of training
@@ -25,7 +25,7 @@ _KEYS = frozenset({field.name for field in fields(RunConfig)} | {*_SHORT, *_NOT}
 
 @dataclass(frozen=True)
 class _Given:
-    """One text as it was read: the methods that it is for, and the word of a configuration."""
+    """One parsed text: the methods it is for, and the override."""
 
     methods: tuple[str, ...]
     is_for_all: bool
@@ -37,9 +37,9 @@ class _Given:
 
 
 def of(texts: Sequence[str], asked: Asked) -> dict[str, tuple[Words, ...]]:
-    """The candidates of each method, in the order of the methods; NOTHING where nothing is tried. Raises ConfigError.
+    """The candidates of each method, in the order of the methods; NOTHING for untuned ones. Raises ConfigError.
 
-    What is given for one method replaces what is given for all.
+    Values for one method replace those for all.
     """
     given, mistakes = [], list[Mistake]()
     for text in texts:
@@ -52,7 +52,7 @@ def of(texts: Sequence[str], asked: Asked) -> dict[str, tuple[Words, ...]]:
 
 
 def later(first: Sequence[str], then: Sequence[str]) -> tuple[str, ...]:
-    """Both, without those of the first whose method and key the later ones give again."""
+    """Both lists; of the first, without those whose method and key the second repeats."""
     again = {_target(text) for text in then}
     return (*(text for text in first if _target(text) not in again), *then)
 
@@ -81,7 +81,7 @@ def _read(text: str, asked: Asked) -> _Given:
 
 
 def _names(asked: Asked) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """What may stand before a key: labels of methods, the longest first, then strategies that methods take."""
+    """Names that may precede a key: labels of methods, longest first, then strategies of methods."""
     yield from ((label, (label,)) for label in sorted(asked.methods, key=len, reverse=True))
     taken: dict[str, dict[str, None]] = {}
     for (_, method), words in asked.words.items():
@@ -112,7 +112,7 @@ def _of_method(method: str, given: Iterable[_Given]) -> list[str]:
 
 
 def _combined(words: Sequence[str]) -> tuple[Words, ...]:
-    """All combinations of the values. Raises ConfigError for keys that are given twice or with one value."""
+    """All combinations of the values. Raises ConfigError for a key that appears twice or has one value."""
     axes = grid.read(words)
     errors.refuse(
         Mistake(f"{axis.key} has only one value", WHERE, "write key=a,b,c") for axis in axes if not axis.is_list
@@ -124,12 +124,12 @@ def _combined(words: Sequence[str]) -> tuple[Words, ...]:
 
 
 def alike(tried: Mapping[str, Sequence[Words]]) -> bool:
-    """Whether all methods are tried with the same values."""
+    """Whether all methods have the same candidates."""
     return len({tuple(map(tuple, each)) for each in tried.values()}) < 2
 
 
 def shown(tried: Mapping[str, Sequence[Words]]) -> list[str]:
-    """`lr=0.1; lr=0.3`, or one line per method where these differ; methods that are not tuned come last."""
+    """`lr=0.1; lr=0.3`, or one line per method if these differ; methods that are not tuned come last."""
     lines = {method: "; ".join(" ".join(words) for words in each) for method, each in tried.items()}
     if alike(tried):
         return [text for text in list(lines.values())[:1] if text]

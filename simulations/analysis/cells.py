@@ -1,4 +1,4 @@
-"""Cells: what was asked for, checked whole before anything runs. Free of torch until the keys of strategies need it."""
+"""Cells of a comparison, all checked before anything runs. Free of torch until the keys of strategies need it."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -20,7 +20,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, kw_only=True)
 class Grid(Asked):
-    """What was asked for with nothing left open; `resolved` is the configuration of each pair under the first seed."""
+    """A complete request; `resolved` is the configuration of each pair under the first seed."""
 
     primary: Metric
     resolved: Mapping[Pair, Resolved]
@@ -32,7 +32,7 @@ class Grid(Asked):
 
 
 def ask(words: Sequence[str], tune: Sequence[str] = (), **options: Any) -> Asked:
-    """What words ask for; `tune` and `options` (metric, baseline, target, tune_seeds) win over what a file says.
+    """The request in overrides; `tune` and `options` (metric, baseline, target, tune_seeds) replace a file's values.
 
     Raises ConfigError.
     """
@@ -46,8 +46,8 @@ def ask(words: Sequence[str], tune: Sequence[str] = (), **options: Any) -> Asked
 def check(asked: Asked, announce: Callable[[], None] = lambda: None, made: dict[Words, Resolved] | None = None) -> Grid:
     """The configuration of each cell. Raises ConfigError with the mistakes of all cells at once.
 
-    `announce` is called when all is right that can be told without torch. `made` are the configurations of words that
-    are known already; what is new is added.
+    Calls `announce` when all checks that need no torch have passed. `made` caches configurations by overrides: known
+    ones are reused, new ones added.
     """
     made = {} if made is None else made
     _check_size(asked)
@@ -87,7 +87,7 @@ def _check_size(asked: Asked) -> None:
 
 
 def _each(words: Mapping[Pair, Words], make: Callable[[Words], _T]) -> dict[Pair, _T]:
-    """What `make` makes of the words of each pair; the mistakes of all of them at once, each once."""
+    """Apply `make` to the overrides of each pair. Raises ConfigError with the mistakes of all pairs, each once."""
     made: dict[Pair, _T] = {}
     mistakes: list[Mistake] = []
     for pair, its in words.items():
@@ -100,7 +100,7 @@ def _each(words: Mapping[Pair, Words], make: Callable[[Words], _T]) -> dict[Pair
 
 
 def _lacking(asked: Asked) -> Iterator[Mistake]:
-    """Keys of `strategy` that words give to all methods, and that not all of them have."""
+    """Keys of `strategy` that the overrides set for all methods, but that some methods lack."""
     keys = [{key for key in map(_key, words) if key.startswith("strategy.")} for words in asked.words.values()]
     strategies = dict.fromkeys(name for words in asked.words.values() if (name := _strategy(words)))
     for key in sorted(set.intersection(*keys)):
@@ -116,26 +116,26 @@ def _key(word: str) -> str:
 
 
 def _strategy(words: Words) -> str:
-    """The option of conf/strategy that words name last, or empty text."""
+    """The last option of conf/strategy among the overrides, or empty text."""
     named_ = [word.partition("=")[2].strip() for word in words if _key(word) == "strategy"]
     return named_[-1] if named_ and named_[-1] in compose.options("strategy") else ""
 
 
 def _has(strategy: str, key: str) -> bool:
-    """Whether a strategy has a key, as far as its source tells."""
+    """Whether a strategy has a key, as far as its source shows."""
     node = compose.node("strategy", strategy)
     keys = reference.of_halves(str(node["name"]), str(node.get("client", "supervised")))
     return keys is None or key in {field.name for field in fields(AlgorithmConfig)} | {each.name for each in keys}
 
 
 def _default_metric(strategies: Iterable[str]) -> str:
-    """The last ten rounds: of the global student where all strategies are for one, else of the clients' own."""
+    """The last ten rounds: of the global student if all strategies serve one, else of the clients' own."""
     nodes = [compose.node("strategy", name) for name in strategies if name in compose.options("strategy")]
     return str(metric.default(str(reference.traits(str(node.get("name"))).get("serves")) for node in nodes))
 
 
 def _baseline(asked: Asked, strategies: Mapping[str, str]) -> str:
-    """The method that the others are compared with: the one that was named, FedAvg, or the first."""
+    """The method to compare the others with: the named one, else FedAvg, else the first."""
     wanted = asked.baseline.casefold()
     if not wanted:
         plain = [method for method in asked.methods if strategies[method] == "fedavg"]
@@ -148,7 +148,7 @@ def _baseline(asked: Asked, strategies: Mapping[str, str]) -> str:
 
 
 def _check_different(resolved: Mapping[Pair, Resolved], asked: Asked) -> None:
-    """Raises ConfigError if two cells would be the same run."""
+    """Raises ConfigError if two cells are the same run."""
     known: dict[str, Pair] = {}
     mistakes = []
     for pair, found in resolved.items():
@@ -161,7 +161,7 @@ def _check_different(resolved: Mapping[Pair, Resolved], asked: Asked) -> None:
 
 
 def _evaluated_otherwise(resolved: Mapping[Pair, Resolved], asked: Asked) -> Iterator[Mistake]:
-    """Methods that are evaluated otherwise than the first: rules over rounds favour those that are seen more often."""
+    """Methods evaluated differently from the first: rules over rounds favour those evaluated more often."""
     for setting, method in resolved:
         first = resolved[setting, asked.methods[0]].config.evaluate
         own = resolved[setting, method].config.evaluate

@@ -1,4 +1,4 @@
-"""What tuning chose: for each setting and method the values that were tried, what they gave, and which was taken."""
+"""The choices of tuning: for each setting and method the candidates, their scores, and the chosen one."""
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,24 +13,24 @@ from simulations.analysis.metric import Metric
 
 @dataclass(frozen=True)
 class Trial:
-    """One candidate: its words, and the metric by seed; None where a run did not end well."""
+    """One candidate: its overrides, and the metric by seed; None for a run that is not done."""
 
     words: Words
     values: tuple[float | None, ...]
 
     @property
     def score(self) -> float | None:
-        """What decides."""
+        """The mean over seeds, by which candidates are chosen."""
         return mean(self.values)
 
     def value(self, key: str) -> str:
-        """What it gives a key."""
+        """Its value of a key."""
         return next(word.partition("=")[2] for word in self.words if word.startswith(f"{key}="))
 
 
 @dataclass(frozen=True)
 class Edge:
-    """A chosen number with nothing tried beyond it."""
+    """A chosen number at the edge of the candidates."""
 
     key: str
     value: str
@@ -42,7 +42,7 @@ class Edge:
 
 @dataclass(frozen=True)
 class Choice:
-    """What was tried for a method in a setting, and what was taken."""
+    """The trials of a method in a setting, and the chosen candidate."""
 
     setting: str
     method: str
@@ -60,11 +60,11 @@ class Choice:
 
     @property
     def is_made(self) -> bool:
-        """Whether the runs of what was taken have ended well."""
+        """Whether all runs of the chosen candidate are done."""
         return any(trial.words == self.chosen and trial.score is not None for trial in self.trials)
 
     def edges(self) -> Iterator[Edge]:
-        """The chosen numbers at an end of what was tried, of each key."""
+        """The chosen numbers at the edge of their candidates, by key."""
         for word in self.chosen if self.is_made else ():
             key, _, value = word.partition("=")
             numbers = {_number(trial.value(key)) for trial in self.trials}
@@ -78,7 +78,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Tuned:
-    """All choices of a comparison, and what decided them."""
+    """All choices of a comparison, with the seeds and the metric behind them."""
 
     seeds: tuple[int, ...]
     metric: Metric
@@ -94,7 +94,7 @@ class Tuned:
 
 
 def of(tuning: Mapping[str, Any] | None, rows: Sequence[Mapping[str, Any]]) -> Tuned | None:
-    """What a plan says of it; None where nothing was tuned."""
+    """The choices in a plan; None if nothing was tuned."""
     if tuning is None:
         return None
     choices = (
@@ -115,7 +115,7 @@ def said(words: Words) -> str:
 
 
 def mean(values: Sequence[float | None]) -> float | None:
-    """The mean over seeds; None if one of them is missing: what fails under a seed is not taken."""
+    """The mean over seeds; None if one is missing: a candidate that fails under one seed is not chosen."""
     given = [value for value in values if value is not None]
     return statistics.fmean(given) if given and len(given) == len(values) else None
 
@@ -126,11 +126,11 @@ def _number(text: str) -> float | None:
 
 
 def label(words: Words) -> str:
-    """`0.1`, or `mu 0.1 lr 0.01` where several keys are tried together."""
+    """`0.1`, or `mu 0.1 lr 0.01` if several keys vary together."""
     parts = [(key.rpartition(".")[2], value) for key, _, value in (word.partition("=") for word in words)]
     return parts[0][1] if len(parts) == 1 else " ".join(f"{key} {value}" for key, value in parts)
 
 
 def score(trial: Trial, of: Metric) -> str:
-    """What people read: percent for accuracies."""
+    """The score as text: percent for accuracies."""
     return "failed" if trial.score is None else f"{trial.score * of.scale:.2f}"

@@ -1,6 +1,6 @@
-"""Grids: from the words of a command line to settings, methods and seeds. Imports no torch.
+"""Grids: from overrides on a command line to settings, methods and seeds. Imports no torch.
 
-A setting is everything but strategy and seed. Words are those of `fedkd run`; their values may be lists (lists.py).
+A setting is everything except strategy and seed. Overrides are those of `fedkd run`; values may be lists (lists.py).
 """
 
 import itertools
@@ -15,7 +15,7 @@ from simulations.analysis import lists
 from simulations.analysis.metric import Metric
 
 COMMAND_LINE = compose.COMMAND_LINE
-SEEDS = (1, 2, 3)  # where nobody asks for others
+SEEDS = (1, 2, 3)  # default
 COLUMNS = {"worst tenth": Metric("clients.worst_decile", "last10"), "traffic": Metric("bytes.all", "sum")}  # likewise
 
 Words = tuple[str, ...]
@@ -23,27 +23,27 @@ Pair = tuple[str, str]  # a setting and a method, by their labels
 Label = Callable[["Sequence[Axis]", Sequence[str]], str]
 
 _FIXED = {  # what cannot differ between cells, and why
-    "engine": "how a run is played does not move results, and cells are played inline",
-    "checkpoint": "it does not move results",
-    "data.root": "it does not move results",
-    "data.download": "it does not move results",
-    "evaluate.on": "it is for --tune, and all cells of a comparison are tested alike",
-    "evaluate.validation": "it is for --tune, and all cells of a comparison are tested alike",
+    "engine": "the engine does not change results, and cells run inline",
+    "checkpoint": "it does not change results",
+    "data.root": "it does not change results",
+    "data.download": "it does not change results",
+    "evaluate.on": "it is for --tune, and all cells of a comparison use the same test data",
+    "evaluate.validation": "it is for --tune, and all cells of a comparison use the same test data",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """A comparison as it was asked for. Texts are not checked yet; `words` are those of a pair, without a seed."""
+    """The request of a comparison, with unchecked texts; `words` maps each pair to its overrides, without a seed."""
 
     words: Mapping[Pair, Words]
     seeds: tuple[int, ...] = SEEDS
     columns: Mapping[str, Metric] = field(default_factory=lambda: dict(COLUMNS))
-    metric: str = ""  # empty: chosen by what the strategies serve
+    metric: str = ""  # empty: depends on what the strategies serve
     baseline: str = ""  # empty: FedAvg, else the first method
     target: float | None = None
     published: Mapping[str, Mapping[str, str]] | None = None
-    tune: tuple[str, ...] = ()  # what is tried for which method, as written: candidates.py
+    tune: tuple[str, ...] = ()  # texts of --tune: candidates.py
     tune_seeds: int = 1
     about: str = ""
     where: str = COMMAND_LINE
@@ -59,7 +59,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Axis:
-    """A word `key=value` and the values that it stands for; `place` is its own among the words."""
+    """An override `key=value` with its list of values; `place` is its index among the overrides."""
 
     place: int
     key: str
@@ -67,7 +67,7 @@ class Axis:
 
     @property
     def kind(self) -> str:
-        """What differs along it: `seed`, `method` or `setting`."""
+        """What varies along it: `seed`, `method` or `setting`."""
         if self.key == "seed":
             return "seed"
         return "method" if self.key.split(".")[0] == "strategy" else "setting"
@@ -78,14 +78,16 @@ class Axis:
 
 
 def of_words(words: Sequence[str]) -> Asked:
-    """The product that the words of a command line describe. Raises ConfigError with all that is wrong with them."""
+    """The grid that the overrides describe. Raises ConfigError with all their mistakes."""
     axes = read(words)
     if not any(axis.is_list for axis in axes):
         mend = "give one, e.g. strategy=fedavg,fedgen seed=1..8; a single run: fedkd run"
         raise ConfigError("nothing is compared: no word has a list of values", where=COMMAND_LINE, mend=mend)
     settings = list(_product([axis for axis in axes if axis.kind == "setting" and axis.is_list], _setting_label))
     methods = list(_product([axis for axis in axes if axis.kind == "method"], _method_label))
-    if all(not label or label.startswith(",") for label, _ in methods):  # a preset, a file or nobody names the strategy
+    if all(
+        not label or label.startswith(",") for label, _ in methods
+    ):  # the strategy comes from a preset, a file or the default
         name = _unwritten_strategy(_fill(words, axes, settings[0][1] | methods[0][1]))
         methods = [(name + label, chosen) for label, chosen in methods]
     return Asked(
@@ -97,18 +99,18 @@ def of_words(words: Sequence[str]) -> Asked:
 
 
 def played(words: Words, seed: int) -> list[str]:
-    """The words of one run: in one process, as cells are what is played side by side."""
+    """The overrides of one run: inline, because cells run side by side."""
     return [*words, f"seed={seed}", "engine=inline"]
 
 
 def read(words: Sequence[str]) -> list[Axis]:
-    """The words that are `key=value`, each with its values. Raises ConfigError for lists that cannot be."""
+    """The overrides `key=value`, each with its values. Raises ConfigError for invalid lists."""
     axes: list[Axis] = []
     mistakes: list[Mistake] = []
     for place, word in enumerate(words):
         key, equals, text = word.partition("=")
         if not equals:
-            continue  # a file, or a slip that compose knows how to answer
+            continue  # a file, or a mistake that compose reports
         try:
             axes.append(Axis(place, key.strip(), lists.expand(key.strip(), text, COMMAND_LINE)))
         except ConfigError as error:
@@ -140,20 +142,20 @@ def _fixed(axes: Sequence[Axis]) -> Iterator[Mistake]:
 
 
 def _product(axes: Sequence[Axis], label: Label) -> Iterator[tuple[str, dict[int, str]]]:
-    """A label, and place -> value, for each combination; the last axis moves fastest."""
+    """A label, and place -> value, for each combination; the last axis varies fastest."""
     for values in itertools.product(*(axis.values for axis in axes)):
         yield label(axes, values), {axis.place: value for axis, value in zip(axes, values, strict=True)}
 
 
 def _setting_label(axes: Sequence[Axis], values: Sequence[str]) -> str:
-    """`alpha 0.1, clients 20`: last parts of the keys, whole keys where these would not tell them apart."""
+    """`alpha 0.1, clients 20`: last parts of the keys, or whole keys if these are ambiguous."""
     counts = Counter(axis.key.rpartition(".")[2] for axis in axes)
     names = [last if counts[last := axis.key.rpartition(".")[2]] == 1 else axis.key for axis in axes]
     return ", ".join(f"{name} {value.strip()}" for name, value in zip(names, values, strict=True))
 
 
 def _method_label(axes: Sequence[Axis], values: Sequence[str]) -> str:
-    """`fedgen, variant=paper`: the strategy, and what of it differs between methods."""
+    """`fedgen, variant=paper`: the strategy, and those of its keys that vary."""
     chosen = [(axis, value.strip()) for axis, value in zip(axes, values, strict=True)]
     name = next((value for axis, value in chosen if axis.key == "strategy"), "")
     own = [f", {axis.key.partition('.')[2]}={value}" for axis, value in chosen if axis.is_list and "." in axis.key]
@@ -161,7 +163,7 @@ def _method_label(axes: Sequence[Axis], values: Sequence[str]) -> str:
 
 
 def _fill(words: Sequence[str], axes: Sequence[Axis], chosen: Mapping[int, str]) -> Words:
-    """The words, each list replaced by what was chosen of it, without the seed."""
+    """The overrides, with each list replaced by the chosen value, without the seed."""
     keys = {axis.place: axis.key for axis in axes}
     filled = (
         (place, f"{keys[place]}={chosen[place]}" if place in chosen else word) for place, word in enumerate(words)
@@ -170,5 +172,5 @@ def _fill(words: Sequence[str], axes: Sequence[Axis], chosen: Mapping[int, str])
 
 
 def _unwritten_strategy(words: Words) -> str:
-    """The strategy that words choose without naming it. Raises ConfigError."""
+    """The strategy that overrides choose without naming it. Raises ConfigError."""
     return compose.check(words).draft.choices.get("strategy", "strategy")

@@ -14,7 +14,7 @@ _OPENING, _CLOSING = "[{(", "]})"
 
 
 def expand(key: str, text: str, where: str) -> tuple[str, ...]:
-    """The values that `key=text` stands for, as texts; one, and untouched, if it is no list. Raises ConfigError."""
+    """The values of `key=text`, as texts; one, unchanged, if it is no list. Raises ConfigError."""
     parts = split(text)
     values = [value for part in parts for value in _of_part(key, part, where)]
     if len(values) == 1:
@@ -32,7 +32,7 @@ def expand(key: str, text: str, where: str) -> tuple[str, ...]:
 
 
 def split(text: str) -> list[str]:
-    """The parts between commas that stand within no brackets, braces or quotes."""
+    """Split at commas outside brackets, braces and quotes."""
     parts, start = [], 0
     for comma in _outer_commas(text):
         parts.append(text[start:comma].strip())
@@ -41,14 +41,14 @@ def split(text: str) -> list[str]:
 
 
 def _outer_commas(text: str) -> Iterator[int]:
-    depth, quote, before = 0, "", ""  # before: the last letter that is no space
+    depth, quote, before = 0, "", ""  # before: the last letter except spaces
     letters = iter(enumerate(text))
     for place, letter in letters:
         if quote:
             if quote == '"' and letter == "\\":
                 next(letters, None)
             quote = "" if letter == quote else quote
-        elif letter in "'\"" and (not before or before in ",:" + _OPENING):  # within a word it is an apostrophe
+        elif letter in "'\"" and (not before or before in ",:" + _OPENING):  # inside a word it is an apostrophe
             quote = letter
         elif letter == "," and not depth:
             yield place

@@ -11,7 +11,7 @@ from fedkd.record.ledger import Row
 from simulations.analysis.run_record import Member
 from simulations.run import summary
 
-WINDOWS: Mapping[str, int] = {"last5": 5, "last10": 10}  # rounds of which a rule takes the mean
+WINDOWS: Mapping[str, int] = {"last5": 5, "last10": 10}  # rounds in the mean of a rule
 RULES: Mapping[str, Callable[[Sequence[tuple[int, float]], int], float]] = {
     "last": lambda found, end: found[-1][1],
     "last5": lambda found, end: _late(found, end, WINDOWS["last5"]),
@@ -23,18 +23,18 @@ RULES: Mapping[str, Callable[[Sequence[tuple[int, float]], int], float]] = {
     "sum": lambda found, end: math.fsum(value for _, value in found),
 }
 OPTIMISTIC = frozenset({"top5", "best"})  # pick rounds by what they report
-FORGETTING = "forgetting"  # FedNTD's F until a round: the one metric that no single row has
+FORGETTING = "forgetting"  # FedNTD's F up to a round: the one metric that needs several rows
 COSTS = frozenset({"bytes", "seconds", "drift", "terms", FORGETTING})
 PERCENT = frozenset({"accuracy", "local_accuracy", FORGETTING})  # fractions in the ledger
 _OLD = {"forgetting.inside": "local_accuracy.in", "forgetting.outside": "local_accuracy.out"}  # as older plans say
 _RATE, _NO_LESS = (0.0, 1.0), (0.0, math.inf)
-# How names of findings end that are rates.
+# Findings whose names end like this are rates.
 _SERVER_RATES = ("accuracy", "agreement", "fidelity", "coverage", "share", "harmed", "calibration")
 
 
 @dataclass(frozen=True)
 class Metric:
-    """`clients.pooled top5`: where the number of a round is found, and how the rounds are summed up.
+    """`clients.pooled top5`: the path of a round's number, and the rule that summarises the rounds.
 
     Paths: `global`, `clients.mean`, `clients.worst_decile`, `trained.clients.mean`, `common.mean`, ... are below
     `accuracy`; `local_accuracy.in`, `drift.weights`, `server.NAME`, `terms.NAME` as in metrics.jsonl; `bytes.up`,
@@ -55,17 +55,17 @@ class Metric:
 
     @property
     def is_percent(self) -> bool:
-        """Whether the ledger has fractions that people read as percent."""
+        """Whether the ledger has fractions, to be shown as percent."""
         return self.place[0] in PERCENT
 
     @property
     def scale(self) -> float:
-        """What people read: percent for fractions, else as it is."""
+        """The factor for display: 100 for fractions, else 1."""
         return 100.0 if self.is_percent else 1.0
 
     @property
     def unit(self) -> str:
-        """Of a difference: `points` of a percentage, `MB`, `s`, or nothing."""
+        """The unit of a difference: `points` of a percentage, `MB`, `s`, or nothing."""
         return "points" if self.is_percent else {"bytes": "MB", "seconds": "s"}.get(self.place[0], "")
 
     @property
@@ -88,7 +88,7 @@ class Metric:
         return _NO_LESS if first in COSTS - {"terms"} else (-math.inf, math.inf)
 
     def clipped(self, value: float) -> float:
-        """The end of an interval, not beyond what can be measured: a symmetric one knows no bounds."""
+        """The end of an interval, clipped to possible values, which a symmetric interval may exceed."""
         low, high = self.bounds
         return min(max(value, low), high)
 
@@ -116,7 +116,7 @@ class Metric:
 
 
 def default(serves: Iterable[str]) -> Metric:
-    """The primary metric where none is named, by what the strategies serve: the last 10 rounds of what all have.
+    """The default primary metric: the last 10 rounds of what all strategies serve.
 
     `serves`: of each strategy `global`, `personal` or `both`, as `fedkd list strategies` says.
     """
@@ -147,13 +147,13 @@ def parse(text: str, where: str = "") -> Metric:
 
 
 def megabytes(row: Row, way: str) -> float:
-    """What a round sent `up`, `down`, or `all` of it; 10^6 bytes."""
+    """Traffic of a round, `up`, `down` or `all`, in 10^6 bytes."""
     ways = ("up", "down") if way == "all" else (way,)
     return math.fsum(sum(row["bytes"][each].values()) for each in ways) / 1e6
 
 
 def _late(found: Sequence[tuple[int, float]], end: int, rounds: int) -> float:
-    """Mean over those of the last rounds that were evaluated; the last always is."""
+    """Mean over the evaluated ones of the last rounds; the very last always is evaluated."""
     return statistics.fmean(value for number, value in found if number > end - rounds)
 
 

@@ -1,4 +1,4 @@
-"""Named comparisons: files of conf/comparison, or anywhere, that say what is compared in more words than a grid has.
+"""Named comparisons: YAML files, in conf/comparison or elsewhere, that can say more than a grid.
 
 A first line `# about`, then: base (words that all runs share), settings and methods (label: words), and if wanted
 seeds, columns (title: metric), metric, baseline, target, published (setting: {method: text}), tune (KEY or METHOD.KEY:
@@ -17,18 +17,18 @@ from simulations.analysis import grid, metric
 from simulations.analysis.grid import COMMAND_LINE, Asked, Axis, Words
 
 _NEEDED = ("base", "settings", "methods")
-_ITS_OWN = ("preset", "strategy")  # what words after a named comparison cannot choose
+_ITS_OWN = ("preset", "strategy")  # overrides of a named comparison cannot change these
 
 
 def names() -> tuple[str, ...]:
-    """The comparisons that conf offers."""
+    """The comparisons in conf."""
     return compose.options("comparison", conf=compose.CONF)
 
 
 def of_words(words: Sequence[str]) -> Asked | None:
     """The comparison that `comparison=NAME` or `comparison=FILE.yaml` names, None where no word does.
 
-    The other words come after those of the file and so override them; `seed` may be a list. Raises ConfigError.
+    The other overrides follow those of the file and replace them; `seed` may be a list. Raises ConfigError.
     """
     chosen = [word.partition("=")[2].strip() for word in words if word.partition("=")[0].strip() == "comparison"]
     if not chosen:
@@ -87,7 +87,7 @@ def _place(name: str) -> tuple[Path, str]:
 
 
 def _read(path: Path, where: str) -> tuple[Mapping[str, Any], str]:
-    """The content of a file, and what its first line says it is about."""
+    """The content of a file, and the comment in its first line."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:

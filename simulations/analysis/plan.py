@@ -1,4 +1,4 @@
-"""plan.yaml: what a comparison folder is about, and where its runs are. Written whole or not at all; free of torch."""
+"""plan.yaml: the request of a comparison folder, and where its runs are. Written atomically; free of torch."""
 
 import hashlib
 import itertools
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 FILE = "plan.yaml"
 SCHEMA = 1
-_FIRST = {"run.lock", f".{FILE}.new"}  # what is there before the plan
+_FIRST = {"run.lock", f".{FILE}.new"}  # files that exist before the plan
 
 _LONGEST_SLUG = 30
 _PLACE = re.compile(r"(runs|tuning)/[A-Za-z0-9_][A-Za-z0-9_.+-]*")
@@ -50,11 +50,11 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A comparison as its folder knows it."""
+    """A comparison, as its folder describes it."""
 
     command: str
-    asked: str  # hash of what is asked, without seeds and without what only the analysis needs
-    code: str  # hash of what decides results beside the configuration
+    asked: str  # hash of the request, without seeds and without values that only the analysis needs
+    code: str  # hash of the code that determines results
     about: str
     settings: tuple[str, ...]
     methods: tuple[str, ...]
@@ -65,11 +65,11 @@ class Plan:
     target: float | None
     published: Mapping[str, Mapping[str, str]] | None
     cells: tuple[Cell, ...]
-    tuning: Mapping[str, Any] | None = None  # what --tune asked for: `candidates` of each method, `seeds`, `metric`
+    tuning: Mapping[str, Any] | None = None  # the request of --tune: `candidates` of each method, `seeds`, `metric`
     tuned: tuple[
         Mapping[str, Any], ...
-    ] = ()  # a row a setting and method: what was tried, what came out, what is taken
-    failed: Mapping[str, str] = field(default_factory=dict)  # folder -> why, of cells that ended badly the last time
+    ] = ()  # one row per setting and method: candidates, their values, the chosen one
+    failed: Mapping[str, str] = field(default_factory=dict)  # folder -> why, for cells that failed last time
 
     def write(self, folder: RunFolder) -> None:
         """Raises FolderError, e.g. if the disk is full."""
@@ -77,9 +77,9 @@ class Plan:
 
 
 def make(grid: Grid, asked: str, command: str, before: Plan | None = None) -> tuple[Plan, dict[Cell, Resolved]]:
-    """The plan for a grid, and the configuration of each cell; the seeds of the plan before stay.
+    """The plan for a grid, and the configuration of each cell; keeps the seeds of the plan before.
 
-    `asked`: the fingerprint of what is asked.
+    `asked`: the fingerprint of the request.
     """
     seeds = tuple(sorted({*grid.seeds, *(before.seeds if before else ())}))
     made = cells(grid, seeds)
@@ -102,7 +102,7 @@ def make(grid: Grid, asked: str, command: str, before: Plan | None = None) -> tu
 
 
 def cells(grid: Grid, seeds: Sequence[int], below: str = "runs") -> dict[Cell, Resolved]:
-    """A cell for each pair and seed; seed after seed, so that what is played first can be compared first."""
+    """A cell for each pair and seed; seed after seed, so that early results can be compared."""
     made = {}
     for seed, pair in itertools.product(seeds, grid.words):
         resolved = grid.configuration(pair, seed)
@@ -118,9 +118,9 @@ def _slug(label: str) -> str:
 
 
 def fingerprint(words: Mapping[Pair, Words], tried: Mapping[str, Sequence[Words]]) -> str:
-    """SHA-256 of what is asked without the seeds: the order of words, settings and methods does not matter.
+    """SHA-256 of the request without the seeds: independent of the order of overrides, settings and methods.
 
-    `tried` are the candidates of each method; they are written once where all methods have the same.
+    `tried`: the candidates of each method; hashed once if all methods have the same.
     """
     pairs = sorted([*pair, sorted(set(its))] for pair, its in words.items())
     same = next(iter(tried.values()), candidates.NOTHING)
@@ -132,7 +132,7 @@ def _sha256(content: bytes) -> str:
 
 
 def load(folder: Path) -> Plan | None:
-    """The plan in a folder, None where nothing is yet. Raises FolderError for what cannot be read as one."""
+    """The plan in a folder; None if there is nothing yet. Raises FolderError for an unreadable plan."""
     path = folder / FILE
     try:
         text = path.read_text(encoding="utf-8")
@@ -157,7 +157,7 @@ _AFRESH = "choose another --name; the runs in it stay readable"
 
 
 def is_done(folder: Path, digest: str) -> bool:
-    """Whether a run was played to its end under this very configuration."""
+    """Whether a run is done, under exactly this configuration."""
     try:
         info = run_folder.info(folder)
         is_right = info.get("state") == "done" and info.get("config") == digest
@@ -167,7 +167,7 @@ def is_done(folder: Path, digest: str) -> bool:
 
 
 def read(folder: Path) -> "tuple[Question, list[Member]]":
-    """The question that a comparison folder asks, and its runs in whatever state. Raises FolderError."""
+    """The question of a comparison folder, and its runs in any state. Raises FolderError."""
     found = load(folder)
     if found is None:
         raise FolderError(f"there is no comparison in {folder}", mend="fedkd compare makes one")
@@ -175,7 +175,7 @@ def read(folder: Path) -> "tuple[Question, list[Member]]":
 
 
 def members(found: Plan, folder: Path) -> list[Member]:
-    """The runs of a plan, read."""
+    """The records of a plan's runs."""
     return [_member(cell, folder, found.failed.get(cell.folder, "")) for cell in found.cells]
 
 
@@ -185,7 +185,7 @@ def _member(cell: Cell, folder: Path, failure: str) -> Member:
 
 
 def question(found: Plan, name: str) -> "Question":
-    """What the verdict answers."""
+    """The question that the verdict answers."""
     from simulations.analysis.result import Question  # imports scipy
 
     facts = ("settings", "methods", "seeds", "baseline", "target", "published", "command", "about")
@@ -199,7 +199,7 @@ def question(found: Plan, name: str) -> "Question":
 
 
 def check_same(before: Plan, words: Mapping[Pair, Words], tried: Mapping[str, Sequence[Words]]) -> None:
-    """Raises ConfigError if a folder holds another comparison; what only the analysis needs may change."""
+    """Raises ConfigError if a folder holds another comparison; values that only the analysis needs may change."""
     if before.asked == fingerprint(words, tried):
         return
     then = tried_before(before)
@@ -223,7 +223,7 @@ def check_same(before: Plan, words: Mapping[Pair, Words], tried: Mapping[str, Se
 
 
 def tried_before(before: Plan) -> dict[str, list[Words]]:
-    """The candidates of each method in a plan; an older one has the same for all."""
+    """The candidates of each method in a plan; older plans have one list for all."""
     found = before.tuning or {"words": candidates.NOTHING}
     each = found["candidates"] if "candidates" in found else dict.fromkeys(before.methods, found["words"])
     return {method: [tuple(words) for words in its] for method, its in each.items()}

@@ -1,4 +1,4 @@
-"""Published figures for a grid: found where a cell has the configuration of one of a named comparison."""
+"""Published figures for a grid: those of named comparisons whose cells have the same configuration."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -10,9 +10,9 @@ from simulations.analysis.grid import Asked, Pair, Words
 
 
 def complete(asked: Asked, resolved: Mapping[Pair, Resolved]) -> Asked:
-    """What was asked with the figures that are published for it, and judged as they were: by their metric.
+    """The request with the published figures that match it, and with their metric.
 
-    Nothing changes where nobody has published any, or where another metric is asked for.
+    Unchanged if there are none, or if the request names another metric.
     """
     if asked.published is not None:
         return asked
@@ -23,7 +23,7 @@ def complete(asked: Asked, resolved: Mapping[Pair, Resolved]) -> Asked:
 
 
 def _related(asked: Asked) -> Iterator[Asked]:
-    """Named comparisons with published figures that play a preset which is played here."""
+    """Named comparisons with published figures that share a preset with this request."""
     here = {_preset(words) for words in asked.words.values()} - {""}
     for name in named_comparison.names() if here else ():
         other = named_comparison.of_words([f"comparison={name}"])
@@ -32,7 +32,7 @@ def _related(asked: Asked) -> Iterator[Asked]:
 
 
 def _figures(asked: Asked, resolved: Mapping[Pair, Resolved], other: Asked) -> dict[str, dict[str, str]]:
-    """The figures of those pairs that are the same experiment in both; of the other only candidates are resolved."""
+    """The figures of pairs that are the same experiment in both; resolves only pairs with shared presets."""
     presets = {_preset(words) for words in asked.words.values()}
     texts = {
         compose.resolve(grid.played(words, asked.seeds[0])).digest(): text
@@ -47,5 +47,5 @@ def _figures(asked: Asked, resolved: Mapping[Pair, Resolved], other: Asked) -> d
 
 
 def _preset(words: Words) -> str:
-    """The preset that words name last, or empty text."""
+    """The last preset among the overrides, or empty text."""
     return next((word.partition("=")[2] for word in reversed(words) if word.startswith("preset=")), "")

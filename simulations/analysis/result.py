@@ -1,4 +1,4 @@
-"""The verdict of a comparison: what each strategy reached in each setting, against a baseline, and how sure it is."""
+"""The verdict of a comparison: each strategy's result in each setting, against a baseline, with its uncertainty."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -10,32 +10,32 @@ from simulations.analysis.metric import Metric
 from simulations.analysis.run_record import Member
 
 WINDOW = 3  # evaluations whose mean must reach a target: single ones are noisy
-LOCAL = "local"  # the strategy without which nobody can say who is harmed by joining
+LOCAL = "local"  # the local-only baseline: needed to find clients that joining harms
 
 Key = tuple[str, str]  # setting, method
 
 
 @dataclass(frozen=True)
 class Question:
-    """What was asked, before anything ran. `settings` and `methods` in the order in which they were written."""
+    """The question, before any run. `settings` and `methods` are in the user's order."""
 
-    name: str  # of the comparison
+    name: str  # the comparison's
     settings: tuple[str, ...]  # "" where there is only one
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
     metric: Metric  # primary
     baseline: str  # a method
     columns: Mapping[str, Metric]  # further ones, by title
-    target: float | None = None  # accuracy whose price is asked: rounds, megabytes, seconds to reach it
-    tuned: Tuned | None = None  # what was tried on validation data, and taken
+    target: float | None = None  # an accuracy; the verdict gives rounds, megabytes and seconds to reach it
+    tuned: Tuned | None = None  # the choices on validation data
     published: Mapping[str, Mapping[str, str]] | None = None  # setting -> method -> `93.03 ± 0.32`, as printed
-    command: str = ""  # that makes it again
+    command: str = ""  # that repeats it
     about: str = ""  # one line
 
 
 @dataclass(frozen=True)
 class Price:
-    """What it took until the accuracy (mean of WINDOW evaluations) reached the target; medians over seeds.
+    """The cost until the accuracy (mean of WINDOW evaluations) reached the target; medians over seeds.
 
     None: half of the seeds or more never did.
     """
@@ -43,7 +43,7 @@ class Price:
     rounds: float | None
     megabytes: float | None
     seconds: float | None
-    reached: int  # seeds that did
+    reached: int  # seeds that reached it
     of: int
 
 
@@ -53,7 +53,7 @@ class Entry:
 
     setting: str
     method: str
-    members: tuple[Member, ...]  # all that were asked for, in order of seeds
+    members: tuple[Member, ...]  # all requested runs, in order of seeds
     values: Mapping[int, float]  # seed -> primary metric, of those that are done and have it
     interval: stats.Interval | None  # None: no value
     versus: stats.Paired | None  # against the baseline over the seeds that both have; None: it is the baseline, or < 2
@@ -74,7 +74,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Everything that screen, report and tables say."""
+    """Everything that screen, report and tables show."""
 
     question: Question
     entries: Mapping[Key, Entry]
@@ -84,8 +84,8 @@ class Verdict:
         str, float
     ]  # method -> smallest difference that its seeds would find (power 0.8) in all settings
     sentences: tuple[str, ...]  # the verdict in plain words
-    cautions: tuple[str, ...]  # what cannot be concluded, and why
-    failed: tuple[Member, ...]  # what was asked for and does not count
+    cautions: tuple[str, ...]  # what the runs do not show, and why
+    failed: tuple[Member, ...]  # requested runs that do not count
 
     def best(self, setting: str) -> Entry | None:
         """The entry with the best mean in a setting; None if none has a value."""
@@ -100,7 +100,7 @@ def in_setting(verdict: Verdict, setting: str) -> Iterator[Entry]:
 
 
 def own_accuracy(member: Member) -> dict[int, float]:
-    """Each client's accuracy on its own test split when it was evaluated last."""
+    """Each client's latest accuracy on its own test split."""
     return {row["client"]: row["accuracy"] for row in member.clients if row.get("accuracy") is not None}
 
 

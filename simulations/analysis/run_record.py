@@ -1,4 +1,4 @@
-"""A run as a comparison sees it: its records, where it stands in the grid, and what keeps it from being used."""
+"""A run in a comparison: its records, its place in the grid, and why it may not count."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,9 +15,9 @@ from simulations.run import run_folder
 
 @dataclass(frozen=True)
 class Member:
-    """One run of a comparison. `setting`, `method` and `seed` say where it stands; `reason` why it does not count.
+    """One run of a comparison. `setting`, `method` and `seed`: its place in the grid; `reason`: why it does not count.
 
-    Rows are those of the ledger: fractions, bytes, seconds. A run without a folder has no rows and a reason.
+    Rows are the ledger's: fractions, bytes, seconds. A run without a folder has no rows, and a reason.
     """
 
     setting: str
@@ -32,16 +32,16 @@ class Member:
     rows: Sequence[Row] = ()  # metrics.jsonl
     timings: Sequence[Row] = ()
     clients: Sequence[Row] = ()  # clients.jsonl
-    words: tuple[str, ...] = ()  # of the command line that makes it, without seed where the grid has one
+    words: tuple[str, ...] = ()  # its overrides, without the grid's seed
 
     @property
     def is_done(self) -> bool:
-        """Whether it counts: played to its last round."""
+        """Whether it counts: it has reached its last round."""
         return self.state == "done" and not self.reason
 
     @property
     def untrained(self) -> int:
-        """Clients that have not taken part, where that shows: each is tried with its own student."""
+        """Clients that have not taken part; 0 if clients are evaluated with the global student."""
         counts = [row["accuracy"]["trained"]["count"] for row in self.rows if "trained" in row["accuracy"]]
         is_own = self.info.get("client_student") == "own"
         return int(self.info["num_clients"]) - int(counts[-1]) if counts and is_own else 0
@@ -53,13 +53,13 @@ class Member:
 
     @cached_property
     def pairing(self) -> Mapping[str, Any]:
-        """What runs must share to be paired: split, first weights by architecture, cohorts, order of batches."""
+        """What paired runs must share: split, first weights by architecture, cohorts, order of batches."""
         found = {key: self.info.get(key) for key in ("partition_sha256", "initial_sha256", "batches_sha256")}
         return {**found, "cohorts": [row["cohort"] for row in self.rows]}
 
 
 def read(setting: str, method: str, seed: int, folder: Path, words: tuple[str, ...] = ()) -> Member:
-    """A member from its folder, whatever state that is in: what cannot be read becomes its reason, never an error."""
+    """The record of a run folder in any state. An unreadable folder gives a `reason`, never an error."""
     if not (folder / "run.json").exists():
         return Member(setting, method, seed, folder, reason="not played yet", words=words)
     try:

@@ -1,4 +1,4 @@
-"""The verdict in words: plain sentences with their uncertainty, and what cannot be concluded."""
+"""The verdict as plain sentences with their uncertainty, and what the runs do not show."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ _MANY = 4  # runs that a sentence names; more are counted
 
 
 def sentences(verdict: Verdict) -> Iterator[str]:
-    """What was found: a sentence or two a setting, then one over settings."""
+    """The results: a sentence or two per setting, then one over all settings."""
     if not any(entry.interval for entry in verdict.entries.values()):
         yield "No run is done: there is nothing to conclude."
         return
@@ -22,7 +22,7 @@ def sentences(verdict: Verdict) -> Iterator[str]:
 
 
 def cautions(verdict: Verdict) -> Iterator[str]:
-    """What cannot be concluded, and why."""
+    """What the runs do not show, and why."""
     yield from _few_seeds(verdict)
     yield from _short(verdict)
     yield from _resolved(verdict)
@@ -43,7 +43,7 @@ def cautions(verdict: Verdict) -> Iterator[str]:
 
 
 def value(number: float, metric: Metric) -> str:
-    """A value as people read it: `95.87` (percent), `12.3`."""
+    """A value for display: `95.87` (percent), `12.3`."""
     return "-" if not math.isfinite(number) else f"{number * metric.scale:.2f}"
 
 
@@ -54,7 +54,7 @@ def difference(pair: stats.Paired, metric: Metric) -> str:
 
 
 def probability(p: float) -> str:
-    """`0.023`, `< 0.001`, or `-` where none can be given."""
+    """`0.023`, `< 0.001`, or `-` if there is none."""
     if math.isnan(p):
         return "-"
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
@@ -83,11 +83,11 @@ def _of_setting(verdict: Verdict, setting: str) -> Iterator[str]:
 
 
 def _best(order: Sequence[Entry], metric: Metric) -> str:
-    """Who has the best mean, and who the next; of one alone only what it has."""
+    """The methods with the best and second-best mean; of a single method only its mean."""
     if len(order) < 2:
         return f"{order[0].method} has {metric} {_with_interval(order[0], metric)}"
     second = order[1].interval
-    assert second is not None  # all of an order have a value
+    assert second is not None  # `order` holds only entries with a value
     if (best := order[0].interval) is not None and best.mean == second.mean:
         return f"{order[0].method} and {order[1].method} are level in {metric}, {_with_interval(order[0], metric)}"
     rest = f", before {order[1].method} with {value(second.mean, metric)}"
@@ -95,14 +95,14 @@ def _best(order: Sequence[Entry], metric: Metric) -> str:
 
 
 def _unanswered(verdict: Verdict, setting: str, order: Sequence[Entry]) -> str:
-    """Said where one method of several has a value: it has won nothing."""
+    """A note if only one of several methods has a value: it has won nothing."""
     asked = [entry for (at, _), entry in verdict.entries.items() if at == setting]
     return "; no other method has a value, so nothing is compared" if len(order) < 2 <= len(asked) else ""
 
 
 def _with_interval(entry: Entry, metric: Metric) -> str:
     interval = entry.interval
-    assert interval is not None  # the caller asked
+    assert interval is not None  # the caller checks
     text = value(interval.mean, metric)
     if not interval.is_known:
         return f"{text} (one seed)"
@@ -112,7 +112,7 @@ def _with_interval(entry: Entry, metric: Metric) -> str:
 
 def _against(entry: Entry, metric: Metric) -> str:
     pair = entry.versus
-    assert pair is not None  # the caller asked
+    assert pair is not None  # the caller checks
     unit = f" {metric.unit}" if metric.unit else ""
     p = "" if math.isnan(entry.p) else f", p {probability(entry.p)}"
     return f"{entry.method} {difference(pair, metric)}{unit}{p}"
@@ -132,7 +132,7 @@ def _over_settings(verdict: Verdict) -> Iterator[str]:
 
 
 def _tuning(verdict: Verdict) -> Iterator[str]:
-    """Where the best value may not have been tried, and who had fewer tries than others."""
+    """Choices at the edge of their candidates, failed choices, and unequal tuning budgets."""
     tuned = verdict.question.tuned
     if tuned is None:
         return
@@ -151,7 +151,7 @@ def _tuning(verdict: Verdict) -> Iterator[str]:
 
 
 def _short(verdict: Verdict) -> Iterator[str]:
-    """Runs so short that a mean of the last rounds takes in the first: figures are then below those of a last round."""
+    """Runs so short that the mean of the last rounds includes the first, which lowers it."""
     metric = verdict.question.metric
     ends = [m.rows[-1]["round"] for entry in verdict.entries.values() for m in entry.done if m.rows]
     window = WINDOWS.get(metric.rule, 0)
@@ -192,7 +192,7 @@ def _resolved(verdict: Verdict) -> Iterator[str]:
 
 
 def _pairing(verdict: Verdict) -> Iterator[str]:
-    """Runs of one setting and seed that do not share what pairing rests on."""
+    """Runs of one setting and seed that differ in what paired runs must share."""
     for what, key in (("split", "partition_sha256"), ("initial weights", "initial_sha256"), ("cohorts", "cohorts")):
         odd = [member.name for members in _by_seed(verdict) for member in _strangers(members, key)]
         if odd:
@@ -201,7 +201,7 @@ def _pairing(verdict: Verdict) -> Iterator[str]:
 
 
 def _by_seed(verdict: Verdict) -> Iterator[list[Member]]:
-    """The runs of a setting and seed, the baseline's first, where that is done."""
+    """The runs of a setting and seed, the baseline's first; skips seeds without a finished baseline."""
     for setting in verdict.question.settings:
         base = verdict.entries.get((setting, verdict.question.baseline))
         for first in base.done if base else ():
@@ -215,7 +215,7 @@ def _strangers(members: Sequence[Member], key: str) -> list[Member]:
 
 
 def _resources(verdict: Verdict) -> Iterator[str]:
-    """Methods that had more than the clients' own data."""
+    """Methods that used more than the clients' own data."""
     public = {e.method for e in verdict.entries.values() for member in e.done if member.info.get("proxy")}
     if public and len(public) < len(verdict.question.methods):
         yield f"With a public set of images beside the clients' data: {_list(sorted(public))}; the others had none."

@@ -1,4 +1,4 @@
-"""Statistics of a comparison: what paired runs say about a difference, and what too few of them cannot say.
+"""Statistics of a comparison: what paired runs show about a difference, and what too few of them cannot show.
 
 Pure functions of numbers; higher is better throughout. A *pair* is one seed under which two methods were run with the
 same partition, initial weights, client sampling and batch order. Imports SciPy, which takes a while: import it late.
@@ -26,7 +26,7 @@ _ROUNDING = 1e-12  # relative: what should be equal differs in its last bits, su
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and the ends of its interval; both are nan where a single value says nothing of its spread."""
+    """A mean and the ends of its interval; both are nan for a single value, which has no spread."""
 
     mean: float
     low: float
@@ -39,7 +39,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Paired:
-    """What n paired differences say; `paired` explains the fields."""
+    """Statistics of n paired differences; `paired` explains the fields."""
 
     n: int
     mean: float
@@ -91,7 +91,7 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
 def paired(
     differences: Sequence[float], *, confidence: float = 0.95, seed: int = 0, tie_tolerance: float = 0.0
 ) -> Paired:
-    """All that is told of one comparison: `differences` holds method minus baseline, one for each seed, in any order.
+    """All statistics of one comparison: `differences` holds method minus baseline, one for each seed, in any order.
 
     `low, high`: Student's interval of the mean. `boot_low, boot_high`: the bootstrap's, which needs no normal
     distribution, from resamples drawn with `seed`; `boot_method` is BCa, or percentile where BCa has no value (all
@@ -199,7 +199,7 @@ def resolution(sd: float, n: int, *, power: float = 0.8, level: float = LEVEL) -
     """The smallest true mean difference that n pairs with standard deviation `sd` would find with chance `power`.
 
     The δ at which T exceeds t(1 - level/2, n - 1) with chance `power`; T is noncentral t with n - 1 degrees of freedom
-    and noncentrality δ√n/sd (Cohen 1988, chapter 2). The t test stands for the exact tests, which find a little less;
+    and noncentrality δ√n/sd (Cohen 1988, chapter 2). The t test approximates the exact tests, which find a little less;
     inf where these could find nothing, however large. Among m comparisons give level/m: Holm's first step.
     """
     _check_share("power", power)
@@ -210,7 +210,7 @@ def resolution(sd: float, n: int, *, power: float = 0.8, level: float = LEVEL) -
     critical = float(scipy_stats.t.ppf(1 - level / 2, n - 1))
 
     def excess(shift: float) -> float:
-        return float(scipy_stats.nct.sf(critical, n - 1, shift)) - power  # finding the opposite is no find
+        return float(scipy_stats.nct.sf(critical, n - 1, shift)) - power  # a significant opposite sign does not count
 
     if excess(0) >= 0:
         return 0.0
@@ -221,7 +221,7 @@ def resolution(sd: float, n: int, *, power: float = 0.8, level: float = LEVEL) -
 def win_tie_loss(pairs: Iterable[Paired], level: float = LEVEL) -> WinTieLoss:
     """Over settings: how often a method is significantly better, undecided, significantly worse.
 
-    `p` is taken as it stands in the pair: put Holm's there first. Significant means p <= level, and that the mean and
+    It uses the pair's `p` as it is: put Holm's there first. Significant means p <= level, and that the mean and
     the majority of seeds agree on who is better: ranks can be significant against the sign of the mean.
     """
     found = list(pairs)
@@ -253,7 +253,7 @@ def average_ranks(table: Mapping[str, Mapping[str, float]], level: float = LEVEL
 
 
 def critical_difference(methods: int, settings: int, level: float = LEVEL) -> float:
-    """How far two of k methods' mean ranks over N settings must lie apart to differ: q √(k(k+1) / (6N)).
+    """How far apart the mean ranks of two of k methods over N settings must be to differ: q √(k(k+1) / (6N)).
 
     Nemenyi's test of all pairs at once; q is the studentised range's quantile for k groups and infinite degrees of
     freedom over √2. Source: Demšar, JMLR 2006, section 3.2.2. nan for fewer than 2 methods.
@@ -265,7 +265,7 @@ def critical_difference(methods: int, settings: int, level: float = LEVEL) -> fl
     return _range_quantile(methods, level) / math.sqrt(2) * math.sqrt(methods * (methods + 1) / (6 * settings))
 
 
-@lru_cache  # a curve asks for the same one in each round
+@lru_cache  # a curve needs the same one in each round
 def _t_quantile(share: float, freedom: int) -> float:
     return float(scipy_stats.t.ppf(share, freedom))
 
@@ -294,7 +294,7 @@ def _sd(found: Vector) -> float:
 
 @lru_cache
 def _signs(n: int) -> Vector:
-    """All patterns of n signs, one a row."""
+    """All patterns of n signs, one per row."""
     return 1.0 - 2.0 * (np.arange(2**n)[:, None] >> np.arange(n) & 1)
 
 

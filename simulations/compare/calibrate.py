@@ -1,4 +1,4 @@
-"""`fedkd compare --dry-run`: what would be played, and about how long it would take. Leaves nothing on the disk."""
+"""`fedkd compare --dry-run`: shows which runs are missing, and estimates their time. Writes nothing to disk."""
 
 import heapq
 import time
@@ -19,7 +19,7 @@ _NEVER = 10**9  # rounds
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds of a run's parts on one core."""
+    """Seconds of the phases of a run on one core."""
 
     start: float
     round: float  # training and aggregation
@@ -29,12 +29,14 @@ class Pace:
     def run(self, config: RunConfig) -> float:
         """Seconds of a whole run."""
         every, pooled_every = config.evaluate.every, config.evaluate.pooled_every
-        own, pooled = (-(-config.rounds // each) for each in (every, pooled_every))  # the last round always counts
+        own, pooled = (
+            -(-config.rounds // each) for each in (every, pooled_every)
+        )  # the last round is always evaluated
         return self.start + config.rounds * self.round + own * self.own + pooled * self.pooled
 
 
 def measure(config: RunConfig) -> Pace:
-    """Play three rounds in this process: one to warm up, then one with each evaluation. Raises FedkdError."""
+    """Run three rounds in this process: one to warm up, then one with each evaluation. Raises FedkdError."""
     import torch
 
     threads = torch.get_num_threads()
@@ -68,7 +70,7 @@ def _measure(config: RunConfig) -> Pace:
 
 
 def spread(seconds: Iterable[float], jobs: int) -> float:
-    """When the last of these is done if `jobs` work side by side, each taking the next as it gets free."""
+    """Seconds until the last of these is done, if `jobs` of them run side by side."""
     free = [0.0] * jobs
     for each in seconds:
         heapq.heapreplace(free, free[0] + each)
@@ -76,7 +78,7 @@ def spread(seconds: Iterable[float], jobs: int) -> float:
 
 
 def show(found: Plan, cells: Mapping[Cell, Resolved], folder: Path, jobs: int, options: Options) -> int:
-    """Print the plan and the estimate; `cells` are all that would be played."""
+    """Print the plan and the estimate; `cells` are all cells, done or not."""
     missing = {cell: its.config for cell, its in cells.items() if not plan.is_done(folder / cell.folder, cell.digest)}
     seconds = estimate(missing, found.settings[0], jobs)
     note = seeds_note(found)
@@ -97,7 +99,7 @@ def show(found: Plan, cells: Mapping[Cell, Resolved], folder: Path, jobs: int, o
 
 
 def estimate(cells: Mapping[Cell, RunConfig], setting: str, jobs: int) -> float | None:
-    """Seconds until all are played; None if a method cannot be timed. One cell of each method is measured."""
+    """Seconds until all are done; None if a method cannot be timed. Measures one cell of each method."""
     paces: dict[str, Pace] = {}
     for cell in sorted(cells, key=lambda cell: cell.setting != setting):
         if cell.method not in paces:
@@ -109,7 +111,7 @@ def estimate(cells: Mapping[Cell, RunConfig], setting: str, jobs: int) -> float 
 
 
 def seeds_note(found: Plan) -> str:
-    """What so few seeds cannot show; empty if they are enough."""
+    """A note if too few seeds make significance impossible; empty if they suffice."""
     from simulations.analysis import stats
 
     family = (len(found.methods) - 1) * len(found.settings)

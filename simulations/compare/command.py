@@ -1,4 +1,4 @@
-"""`fedkd compare`: from words to a plan; what is played then is in session.py, so that mistakes are told at once."""
+"""`fedkd compare`: from overrides to a plan. Runs begin in session.py, so mistakes are reported at once."""
 
 import shlex
 from dataclasses import replace
@@ -14,7 +14,7 @@ from simulations.run.options import Compare
 
 
 def main(asked: Compare) -> int:
-    """Play what is missing of a comparison, judge, report; gives the exit code. Raises FedkdError."""
+    """Run the missing cells of a comparison, analyse, report; gives the exit code. Raises FedkdError."""
     given = {name: getattr(asked, name) for name in ("tune", "baseline", "metric", "target", "tune_seeds")}
     grid = cells.ask(asked.words, **given)
     tried = candidates.of(grid.tune, grid)
@@ -35,7 +35,7 @@ def main(asked: Compare) -> int:
 
 
 def _begin(asked: Compare) -> None:
-    """All is right that can be told at once: now the seconds begin in which torch is imported."""
+    """Announce the import of torch, which takes seconds: the quick checks have passed."""
     from simulations.compare import progress_table, worker_pool
 
     progress_table.make(asked).say("starting: loading PyTorch")
@@ -50,13 +50,13 @@ def _jobs(asked: Compare) -> int:
 
 
 def _folder(fingerprint: str, asked: Compare) -> Path:
-    """Named by what is asked, so that the same command, or one with more seeds, finds it again."""
+    """The folder's name is a hash of the request, so the same command, or one with more seeds, finds it again."""
     if asked.out is not None:
         return asked.out
     return run_folder.named(asked.runs, asked.name or f"compare-{fingerprint[:8]}")
 
 
 def _command(asked: Compare) -> str:
-    """The command that makes the comparison again."""
+    """The command that repeats the comparison."""
     flags = asked.flags("tune", "baseline", "metric", "target", "tune_seeds", "name", "out", "runs")
     return shlex.join(["fedkd", "compare", *asked.words, *flags])

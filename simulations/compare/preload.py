@@ -1,4 +1,4 @@
-"""Imports, once, what every cell needs: processes forked from the one that did need not do it again.
+"""Imports what every cell needs, once: forked processes inherit it.
 
 Nothing here may run an operation of torch: its threads do not survive a fork.
 """

@@ -1,6 +1,6 @@
-"""Where the progress of a comparison is shown: a table on a terminal, lines in a pipe, nothing with --quiet.
+"""Shows the progress of a comparison: a table on a terminal, lines in a pipe, nothing with --quiet.
 
-What running cells have reached is read from their ledgers. Imports no torch.
+Reads the progress of running cells from their ledgers. Imports no torch.
 """
 
 import json
@@ -22,13 +22,13 @@ from simulations.run import console_text, progress
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-_AROUND = 7  # lines of the screen that are not rows of the table
-_LONGEST = 300  # characters of a failure in a line
+_AROUND = 7  # lines of the screen around the rows of the table
+_LONGEST = 300  # characters of a failure
 
 
 @dataclass
 class Progress:
-    """How far a cell is, as its ledger says."""
+    """The progress of a cell, read from its ledger."""
 
     cell: Cell
     ledger: Path  # metrics.jsonl
@@ -37,16 +37,16 @@ class Progress:
     rounds: int = 0
     accuracy: float | None = None  # the newest headline
     began: float = 0.0  # monotonic seconds, of this process
-    seconds: float = 0.0  # that this process has played it
+    seconds: float = 0.0  # spent by this process
     played: int = 0  # rounds in these seconds
     _offset: int = 0
     _measured: dict[str, float] = field(default_factory=dict)
 
     def read(self) -> None:
-        """Take in the rows that are new."""
+        """Read the new rows."""
         with suppress(OSError), self.ledger.open("rb") as file:
             if file.seek(0, 2) < self._offset:
-                self._offset = 0  # a resume has cut it
+                self._offset = 0  # a resume has cut the file
             file.seek(self._offset)
             for line in file:
                 if line.endswith(b"\n"):
@@ -63,7 +63,7 @@ class Progress:
 
 @dataclass
 class Board:
-    """Shows nothing: --quiet, and the base of the others. What it would say is kept in a log: a screen may be lost."""
+    """Shows nothing (--quiet); the base of the others. Also writes every line to a log, as a screen may be lost."""
 
     log: Path | None = None  # where; None: nowhere
     cells: dict[str, Progress] = field(default_factory=dict)  # by folder
@@ -73,7 +73,7 @@ class Board:
     reused: int = 0  # cells that were done before
 
     def begin(self, name: str, cells: Sequence[Progress], jobs: int) -> None:
-        """What is about to be played; cells that are done already have that state."""
+        """Begin with these cells; some may be done already."""
         self.name, self.jobs, self.began = name, jobs, time.monotonic()
         self.cells = {each.cell.folder: each for each in cells}
         for each in cells:
@@ -88,7 +88,7 @@ class Board:
         found.state, found.began, found.played = "running", time.monotonic(), -found.rounds
 
     def tick(self) -> None:
-        """Look at the ledgers of running cells."""
+        """Read the ledgers of running cells."""
         for each in self.cells.values():
             if each.state == "running":
                 each.read()
@@ -101,11 +101,11 @@ class Board:
         self.keep(self.line(cell, outcome))
 
     def say(self, line: str) -> None:
-        """A line of its own: phases, warnings."""
+        """Show a separate line: a phase, a warning."""
         self.keep(line)
 
     def keep(self, line: str) -> None:
-        """Write a line to the log; a full disk must not end what runs."""
+        """Write a line to the log; ignores a full disk."""
         if self.log is not None:
             with suppress(OSError), self.log.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {line}\n")
@@ -117,7 +117,7 @@ class Board:
         return sum(each.state == state for each in self.cells.values())
 
     def left(self, of: Sequence[Progress]) -> float | None:
-        """Seconds until these cells are done if all jobs worked on them; None as long as nothing tells."""
+        """Seconds until these cells are done, if all jobs work on them; None while there is no estimate."""
         paces = self._paces()
         if not paces:
             return None
@@ -127,7 +127,7 @@ class Board:
         return work / max(1, min(self.jobs, len(waiting)))
 
     def _paces(self) -> dict[str, float]:
-        """Seconds a round, by method, of what this process has played."""
+        """Seconds per round, by method, measured in this process."""
         paces = {}
         for method in dict.fromkeys(each.cell.method for each in self.cells.values()):
             its = [each for each in self.cells.values() if each.cell.method == method and each.seconds]
@@ -143,7 +143,7 @@ class Board:
         return f"{self.count('done')} of {len(self.cells)} runs{failed} in {clock}"
 
     def line(self, cell: Cell, outcome: Outcome) -> str:
-        """A finished cell in a line."""
+        """A line for a finished cell."""
         ended = sum(self.count(state) for state in ("done", "failed", "stopped"))
         parts = [f"{outcome.status:<8}{ended}/{len(self.cells)}  {cell.name}"]
         if outcome.status == "failed":
@@ -164,7 +164,7 @@ class Board:
 
 @dataclass
 class Lines(Board):
-    """For pipes and files: a header, a line a finished cell."""
+    """For pipes and files: a header, a line per finished cell."""
 
     stream: Any = None
 
@@ -186,7 +186,7 @@ class Lines(Board):
 
 @dataclass
 class Table(Board):
-    """For terminals: a line a setting and method, redrawn in place; never taller than the screen."""
+    """For terminals: a line per setting and method, redrawn in place; never taller than the screen."""
 
     console: "Console" = None  # type: ignore[assignment]
     failures: list[str] = field(default_factory=list)
@@ -230,7 +230,7 @@ class Table(Board):
             self._live.update(self.render(self.console.height), refresh=True)
 
     def render(self, height: int) -> "RenderableType":
-        """The picture, at most `height` lines tall: too many rows leave only those that are played now."""
+        """The table, at most `height` lines tall: if there are too many rows, only running ones."""
         from rich.console import Group
         from rich.text import Text
 
@@ -278,12 +278,12 @@ class Table(Board):
 
 
 def one_line(error: str) -> str:
-    """An error's text where there is room for one line."""
+    """An error's text as one line."""
     return " ".join(error.split())[:_LONGEST]
 
 
 def make(options: Any, log: Path | None = None) -> Board:
-    """The board for the options of the command line; with --json it is on stderr, so that stdout holds one object."""
+    """The display for these options; with --json it is on stderr, so that stdout holds one object."""
     if options.quiet:
         return Board(log=log)
     stream = sys.stderr if options.json else sys.stdout

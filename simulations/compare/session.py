@@ -1,4 +1,4 @@
-"""One command's work on a comparison: plays what is missing, judges, reports, and says how to go on."""
+"""One `fedkd compare` command: runs the missing cells, analyses, reports, and says how to continue."""
 
 import sys
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ NOT_ALL = 4  # the exit code if a run is missing
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """What one command plays, where, and how it is shown."""
+    """The cells of one command, their folder, and its options."""
 
     plan: Plan
     tasks: Mapping[Cell, Resolved]  # the cells of the plan
@@ -42,7 +42,7 @@ class Session:
         return calibrate.show(self.plan, tasks, self.folder, self.jobs, self.options)
 
     def play(self) -> int:
-        """Play, judge, report; gives the exit code. Raises FedkdError; KeyboardInterrupt passes when all is saved."""
+        """Run, analyse, report; gives the exit code. Raises FedkdError; KeyboardInterrupt only when all is saved."""
         return _play(self)
 
 
@@ -65,7 +65,7 @@ def _play(session: Session) -> int:
 
 
 def _run(session: Session, held: RunFolder, shown: Board) -> Plan:
-    """Play the trials, choose, play the cells; the plan with what was chosen and what failed."""
+    """Run the trials, choose, run the cells; gives the plan with the choices and the failures."""
     session.plan.write(held)
     found, tasks, trials = session.plan, session.tasks, session.tuning.trials()
     if trials:
@@ -84,7 +84,7 @@ def _run(session: Session, held: RunFolder, shown: Board) -> Plan:
 
 
 def _play_cells(tasks: Mapping[Cell, Resolved], session: Session, shown: Board, name: str) -> dict[str, Outcome]:
-    """Play what is missing of some cells. Raises FolderError if the disk is full."""
+    """Run the missing ones among some cells. Raises FolderError if the disk is full."""
     folder = session.folder
     missing = {cell: its for cell, its in tasks.items() if not plan.is_done(folder / cell.folder, cell.digest)}
     shown.begin(name, [_progress(cell, folder, tasks[cell], cell not in missing) for cell in tasks], session.jobs)
@@ -98,13 +98,13 @@ def _play_cells(tasks: Mapping[Cell, Resolved], session: Session, shown: Board, 
     shown.close()
     shown.say(f"done    {shown.summary()}")
     if any(each.is_disk_full for each in outcomes.values()):
-        mend = f"free some space, then go on with the same command: {session.plan.command}"
+        mend = f"free some space, then repeat the same command:  {session.plan.command}"
         raise FolderError(run_folder.FULL, where=str(folder), mend=mend)
     return outcomes
 
 
 def _downloading(tasks: Mapping[Cell, Resolved]) -> list[Cell]:
-    """The first cell of each data set that may have to be fetched."""
+    """The first cell of each data set that may need a download."""
     first: dict[str, Cell] = {}
     for cell, its in tasks.items():
         if its.config.data.download:
@@ -118,7 +118,7 @@ def _progress(cell: Cell, folder: Path, resolved: Resolved, is_done: bool) -> Pr
 
 
 def _conclude(found: Plan, session: Session) -> int:
-    """The verdict and the report on what was played; gives the exit code."""
+    """Print the verdict and write the report; gives the exit code."""
     from simulations import report
     from simulations.analysis import analyse
 
@@ -144,11 +144,11 @@ def _missing(judged: "Verdict", found: Plan) -> str:
     first = judged.failed[0]
     count = "none" if len(judged.failed) == len(found.cells) else f"only {len(found.cells) - len(judged.failed)}"
     why = progress_table.one_line(f"{first.name}: {first.reason}")
-    return f"comparison: {count} of {len(found.cells)} runs could be played; {why}"
+    return f"comparison: {count} of {len(found.cells)} runs are done; {why}"
 
 
 def _mend(found: Plan, folder: Path) -> str:
-    """How to continue: with the same command, unless that would only fail again."""
+    """How to continue: with the same command, unless it would fail again."""
     told = []
     for place in found.failed:
         with suppress(FolderError):
@@ -158,11 +158,11 @@ def _mend(found: Plan, folder: Path) -> str:
 
 
 def _again(found: Plan) -> str:
-    return f"what is done is kept; the same command goes on: {found.command}"
+    return f"finished runs are kept; the same command continues: {found.command}"
 
 
 def _say_stopped(session: Session) -> None:
-    """How to go on, before the interrupt ends the command."""
+    """Print how to continue, before the interrupt ends the command."""
     print(f"stopped  {_again(session.plan)}", file=sys.stderr)
     if session.options.json:
         facts: dict[str, Any] = {"status": "stopped", "failed": [], "report": None, "verdict": []}

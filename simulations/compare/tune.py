@@ -1,6 +1,6 @@
 """`--tune`: hyper-parameters chosen for each setting and method on validation data, with the same budget for all.
 
-Candidates are played on a share of the clients' training data that is held out for it; test data are never looked at.
+Candidates are evaluated on held-out training data of the clients, never on test data.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ _ONE = "leave one of them out"
 
 @dataclass(frozen=True)
 class Tuning:
-    """What is tried: the candidates of each method, and the grids that they make.
+    """The candidates of each method, and their grids.
 
     The i-th grid has the i-th candidate of each method, and the last of those that have fewer.
     """
@@ -41,25 +41,25 @@ class Tuning:
         return self.candidates[method] != candidates.NOTHING
 
     def trials(self) -> dict[Cell, Resolved]:
-        """The cells that decide: the first candidate of all methods, then the next."""
+        """The trial cells: the first candidate of all methods, then the second, and so on."""
         return {cell: its for index in range(len(self.grids)) for cell, its in self._trials(index).items()}
 
     def _trials(self, index: int) -> dict[Cell, Resolved]:
-        """Those of the candidates of one place, of the methods that have so many."""
+        """The trials of the candidates at one index, for methods that have so many."""
         found = self.grids[index]
         there = [pair for pair in found.words if self._is_tuned(pair[1]) and index < len(self.candidates[pair[1]])]
         tried = replace(found, words={pair: found.words[pair] for pair in there})
         return plan.cells(_on_validation(tried), self.seeds, BELOW)
 
     def note(self) -> dict[str, Any] | None:
-        """What plan.yaml says of it."""
+        """The tuning as plan.yaml records it."""
         if not self.is_asked:
             return None
         tried = {method: [list(words) for words in each] for method, each in self.candidates.items()}
         return {"candidates": tried, "seeds": list(self.seeds), "metric": self.metric}
 
     def grid(self, rows: Sequence[Mapping[str, Any]]) -> Grid:
-        """The grid in which each setting and method has the words that were chosen for it."""
+        """The grid with the chosen overrides of each setting and method."""
         chosen = {
             (row["setting"], row["method"]): self.candidates[row["method"]].index(tuple(row["chosen"])) for row in rows
         }
@@ -71,8 +71,8 @@ class Tuning:
         )
 
     def rows(self, folder: Path) -> tuple[dict[str, Any], ...]:
-        """For each setting and method what was tried, what it gave by seed, and what is taken: the best mean, the first
-        of equal ones; nothing that failed under one of the seeds."""
+        """For each setting and method the candidates, their values by seed, and the choice: the best mean, the first of
+        equal ones; never a candidate that failed under a seed."""
         values = self._values(folder)
         rows = []
         for pair in filter(lambda pair: self._is_tuned(pair[1]), self.grids[0].words):
@@ -85,7 +85,7 @@ class Tuning:
         return tuple(rows)
 
     def _values(self, folder: Path) -> dict[tuple[int, Pair], list[float | None]]:
-        """The metric of each candidate in each pair, by seed; None where a trial is not done."""
+        """The metric of each candidate in each pair, by seed; None for an unfinished trial."""
         asked, found = metric.parse(self.metric), dict[tuple[int, Pair], list[float | None]]()
         for index in range(len(self.grids)):
             for cell in self._trials(index):
@@ -108,7 +108,7 @@ def ask(asked: Asked, before: Plan | None, announce: Callable[[], None]) -> Tuni
         what = f"--tune-seeds {asked.tune_seeds} of {len(asked.seeds)} seeds"
         raise ConfigError(what, where=grid.COMMAND_LINE, mend="choose at least 1, and no more than there are")
     grids = _grids(asked, tried, announce)
-    then = before.tuning if before else None  # chosen once, a choice stays: longer seed lists do not move it
+    then = before.tuning if before else None  # a choice is final: longer seed lists do not change it
     if then and len(then["seeds"]) != asked.tune_seeds:
         what = f"--tune-seeds {asked.tune_seeds}: this folder was tuned on {len(then['seeds'])}"
         raise ConfigError(what, where=grid.COMMAND_LINE, mend="choose another --name")
@@ -117,7 +117,7 @@ def ask(asked: Asked, before: Plan | None, announce: Callable[[], None]) -> Tuni
 
 
 def _grids(asked: Asked, tried: Mapping[str, Sequence[Words]], announce: Callable[[], None]) -> tuple[Grid, ...]:
-    """A grid for each place among the candidates. Raises ConfigError with the mistakes of all."""
+    """A grid for each index of the candidates. Raises ConfigError with the mistakes of all."""
     mistakes: list[Mistake] = []
     grids, made = [], dict[Words, Resolved]()
     for index in range(max(map(len, tried.values()))):
@@ -132,7 +132,7 @@ def _grids(asked: Asked, tried: Mapping[str, Sequence[Words]], announce: Callabl
 
 
 def _check_disjoint(asked: Asked, tried: Mapping[str, Sequence[Words]]) -> None:
-    """Raises ConfigError for a key that is both tuned and given."""
+    """Raises ConfigError for a key that is both tuned and set."""
     twice: list[Mistake] = []
     for (_, method), words in asked.words.items():
         given = {word.partition("=")[0] for word in words}
@@ -142,7 +142,7 @@ def _check_disjoint(asked: Asked, tried: Mapping[str, Sequence[Words]]) -> None:
 
 
 def _on_validation(found: Grid) -> Grid:
-    """The same cells judged on what is held out of the training data."""
+    """The same cells, evaluated on held-out training data."""
     words = {pair: (*its, VALIDATION) for pair, its in found.words.items()}
     resolved = {pair: _judged(each) for pair, each in found.resolved.items()}
     return replace(found, words=words, resolved=resolved)

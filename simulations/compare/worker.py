@@ -1,4 +1,4 @@
-"""What plays one cell in a process of its own: an ordinary run, begun, gone on with, or begun again where it is broken.
+"""Runs one cell in a process of its own: starts, resumes or restarts it.
 
 Free of torch until a run begins; the process that this one is forked from has imported it already.
 """
@@ -23,8 +23,8 @@ from simulations.run import run_folder, runs
 from simulations.run.options import Options
 from simulations.system import streams
 
-LOCK_SECONDS = 20.0  # a process that was told to end may need so long to save
-_SILENT = Options(quiet=True, json=True)  # and nothing reads the object
+LOCK_SECONDS = 20.0  # a terminating process may need so long to save
+_SILENT = Options(quiet=True, json=True)  # nobody reads the JSON object
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Outcome:
 
 
 def main(resolved: Resolved, folder: Path, command: Sequence[str], log: Path, answer: "connection.Connection") -> None:
-    """The whole life of the process: play the cell, say how it ended."""
+    """The worker process: run the cell and send its result."""
     signal.signal(signal.SIGTERM, _stop)
     _redirect(log)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -49,7 +49,7 @@ def main(resolved: Resolved, folder: Path, command: Sequence[str], log: Path, an
 
 
 def play(resolved: Resolved, folder: Path, command: Sequence[str]) -> Outcome:
-    """Play a cell in this process; `command` is what run.json says. Nothing stops the rest of a comparison."""
+    """Run a cell in this process; run.json records `command`. Errors become a result: the other cells continue."""
     try:
         found = _play(resolved, folder, command)
         return Outcome(found["status"], runs.exit_code(found))
@@ -59,12 +59,12 @@ def play(resolved: Resolved, folder: Path, command: Sequence[str]) -> Outcome:
         return Outcome("failed", error.code, error.what)
     except FedkdError as error:
         return Outcome("failed", error.code, str(error))
-    except Exception as error:  # noqa: BLE001  a bug in one algorithm is no reason to lose the others' results
+    except Exception as error:  # noqa: BLE001  a bug in one algorithm must not lose the others' results
         return Outcome("failed", 1, f"{type(error).__name__}: {error}")
 
 
 def _play(resolved: Resolved, folder: Path, command: Sequence[str]) -> dict[str, Any]:
-    """Begin the run, or go on with it; what cannot be gone on with is moved aside and begun again."""
+    """Start the run, or resume it; if it cannot be resumed, move it aside and start again."""
     if folder.exists():
         _wait_for_lock(folder)
         try:
@@ -76,11 +76,11 @@ def _play(resolved: Resolved, folder: Path, command: Sequence[str]) -> dict[str,
 
 
 class Broken(Exception):
-    """A run folder that nobody can go on with."""
+    """A run folder that cannot be resumed."""
 
 
 def _check_whole(folder: Path) -> None:
-    """Raises Broken for what is half written or damaged, and for what says it is done and is not."""
+    """Raises Broken if the folder is incomplete or damaged, or claims to be done and is not."""
     try:
         records = ledger.read(folder)
     except FolderError as error:
@@ -95,18 +95,18 @@ def _move_aside(folder: Path) -> None:
         number += 1
     with run_folder.writing(folder):
         folder.rename(aside)
-    print(f"{folder} cannot be gone on with: moved to {aside}, played again", file=sys.stderr, flush=True)
+    print(f"{folder} cannot be resumed: moved to {aside}, started again", file=sys.stderr, flush=True)
 
 
 def _wait_for_lock(folder: Path) -> None:
-    """Wait for the process of a comparison that was killed: it saves and ends as soon as it notices."""
+    """Wait for a worker of a killed comparison: it notices, saves and ends."""
     end = time.monotonic() + LOCK_SECONDS
     while run_folder.is_held(folder) and time.monotonic() < end:
         time.sleep(0.1)
 
 
 def _end_with_parent() -> None:
-    """Save and stop when the process that plays the comparison is gone, however it went."""
+    """Save and stop when the parent process is gone."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         connection.wait([parent.sentinel])
@@ -118,7 +118,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _redirect(log: Path) -> None:
-    """What libraries print belongs in a file, not across the screen."""
+    """Redirect the output of libraries to a file, away from the screen."""
     try:
         file = log.open("a", encoding="utf-8")
     except OSError:

@@ -1,4 +1,4 @@
-"""Plays the cells of a comparison side by side, each in a process of its own. Free of torch: only the children run."""
+"""Runs the cells of a comparison side by side, each in its own process. Free of torch: only the children import it."""
 
 import multiprocessing
 import signal
@@ -21,8 +21,8 @@ from simulations.compare.progress_table import Board
 from simulations.compare.worker import Outcome
 from simulations.system import machine, scratch
 
-TICK = 0.5  # seconds between looks at the ledgers of running cells
-PATIENCE = 60.0  # seconds that children are given to save
+TICK = 0.5  # seconds between reads of the ledgers of running cells
+PATIENCE = 60.0  # seconds for children to save
 
 _PRELOAD = "simulations.compare.preload"
 _METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"  # Windows forks nothing
@@ -36,7 +36,7 @@ class _Running:
     answer: "connection.Connection"
 
     def outcome(self) -> Outcome:
-        """What the child said, or how it died."""
+        """The child's result, or how it died."""
         with suppress(EOFError, OSError):
             if self.answer.poll():
                 found: Outcome = self.answer.recv()
@@ -48,7 +48,7 @@ class _Running:
 
 
 def warm_up() -> None:
-    """Begin to load, in a process from which the cells' are forked, what all of them need; returns at once."""
+    """Start the fork server, which imports what all cells need; returns at once."""
     if _METHOD != "forkserver":
         return
     context = multiprocessing.get_context("forkserver")
@@ -60,9 +60,9 @@ def warm_up() -> None:
 
 
 def play(tasks: Mapping[Cell, Resolved], folder: Path, jobs: int, board: Board) -> dict[str, Outcome]:
-    """Play cells, `jobs` at a time; how each ended, by folder. A failing one does not stop the rest, a full disk does.
+    """Run cells, `jobs` at a time; gives folder -> result. A failed cell does not stop the others, a full disk does.
 
-    KeyboardInterrupt passes when all children have saved; a second one kills them.
+    Re-raises KeyboardInterrupt when all children have saved; a second one kills them.
     """
     waiting, running, outcomes = deque(tasks.items()), list[_Running](), dict[str, Outcome]()
     try:
@@ -83,7 +83,7 @@ def play(tasks: Mapping[Cell, Resolved], folder: Path, jobs: int, board: Board) 
 
 
 def play_here(tasks: Mapping[Cell, Resolved], folder: Path, board: Board) -> dict[str, Outcome]:
-    """The same one after the other in this process: --debug."""
+    """Run the cells one after the other in this process: --debug."""
     outcomes = {}
     for cell, resolved in tasks.items():
         board.started(cell)
@@ -104,7 +104,7 @@ def _start(cell: Cell, resolved: Resolved, folder: Path, running: list[_Running]
         "daemon": True,  # ended with this process, if nothing else ends it
     }
     process = context.Process(**task)
-    with _without_interrupts():  # a child of which nobody knows could not be stopped
+    with _without_interrupts():  # a child that is not in the list yet could not be stopped
         process.start()
         running.append(_Running(cell, process, here))
     there.close()
@@ -131,7 +131,7 @@ def _stop(running: Sequence[_Running]) -> None:
 
 @contextmanager
 def _short_names() -> Iterator[None]:
-    """The fork server's socket lies below the folder for temporary files, whose name may be too long for one."""
+    """Use a short temporary folder: the path of the fork server's socket must not be too long."""
     before, tempfile.tempdir = tempfile.tempdir, str(scratch.place(_SOCKET))
     try:
         yield
@@ -141,7 +141,7 @@ def _short_names() -> Iterator[None]:
 
 @contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """Ctrl-C reaches all processes of a terminal; those begun in this context leave it to their parent."""
+    """Ctrl-C reaches all processes of a terminal; those started in this context ignore it."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return

@@ -97,7 +97,7 @@ def test_a_failing_cell_shows_and_the_rest_counts(plainly, capsys, tmp_path):
 
 def test_when_all_cells_fail_it_is_said(plainly, capsys):
     shown = compare(*TINY, "strategy=fedavg,fedprox", "seed=1", "train.lr=1e30", "quorum=2", code=4, capsys=capsys)
-    assert "error  comparison: none of 2 runs could be played; fedavg, seed 1: " in shown.err
+    assert "error  comparison: none of 2 runs are done; fedavg, seed 1: " in shown.err
     assert "Lower train.lr (= 1e+30)" in shown.err  # the same command would only meet the same
     assert "the same command goes on" not in shown.err
 
@@ -240,7 +240,7 @@ def test_a_request_to_terminate_saves_says_how_to_go_on_and_leaves_no_process(tm
         process.send_signal(signal.SIGTERM)
         says = process.stderr.read()
         assert process.wait(timeout=100) == 143
-    assert f"the same command goes on: fedkd compare {' '.join(words)} --name x" in says
+    assert f"the same command continues: fedkd compare {' '.join(words)} --name x" in says
     assert [run_folder.info(path)["state"] for path in below.iterdir()] == ["stopped", "stopped"]
     end = time.monotonic() + 30
     while living(process.pid):
