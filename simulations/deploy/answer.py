@@ -1,4 +1,4 @@
-"""What a node answers: a device from its own data, a node of Flower's simulation from all of it."""
+"""The answers of a node: a device uses its own data, a node of Flower's simulation all data."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -21,16 +21,16 @@ from simulations.flower.message_limits import OWN
 def respond(
     kind: str, content: RecordDict, node_config: Mapping[str, Any], given: Mapping[str, Any], *, run_id: int
 ) -> RecordDict:
-    """What a node answers to a `query` (whose client it is), or to a job (`work`). `given` is the app's run config.
+    """A node's answer to a `query` (which client it is), or to a job (`work`). `given` is the app's run config.
 
-    Errors travel as Failures: Flower would keep the traceback in this node's log.
+    Errors travel as Failures: Flower would only log the traceback at this node.
     """
     if kind == "query":
         found = device.of(node_config)
         if found is None:
             return RecordDict({"node": _plain_introduction(node_config)})
         return RecordDict({"node": found.introduce(run_config.text(given), run_config.name(given, run_id))})
-    unknown = Job(task="train", client=0, round=0, payload=Payload())  # the engine knows which job it was
+    unknown = Job(task="train", client=0, round=0, payload=Payload())  # the engine knows the job
     try:
         found = device.of(node_config)
         job = codec.decode_job(content, OWN if found is None else found.reads)
@@ -38,17 +38,17 @@ def respond(
             result = found.answer(job, run_config.text(given), run_config.name(given, run_id))
         else:
             result = _site(str(given.get("overrides", ""))).run(job)
-    except Malformed as error:  # its words are about the server's own message
+    except Malformed as error:  # the text concerns the server's own message
         result = engine.failed(unknown, f"the job cannot be read: {error}", "raised")
     except Exception as error:  # the border: the run must learn of it and go on
-        if device.is_one(node_config):  # its worker tells what may be told
+        if device.is_one(node_config):  # the device's worker decides what may leave
             raise
         result = engine.failure(unknown, error)
     return codec.encode_result(result)
 
 
 def _plain_introduction(node_config: Mapping[str, Any]) -> ConfigRecord:
-    """Of a node in a simulation."""
+    """The introduction of a node in a simulation."""
     said = ConfigRecord()
     for name in ("partition-id", "num-partitions"):
         if name in node_config:
@@ -58,6 +58,6 @@ def _plain_introduction(node_config: Mapping[str, Any]) -> ConfigRecord:
 
 @cache
 def _site(overrides: str) -> LocalSite:
-    """The site of this process. Made once: Flower's simulation uses a process for many clients."""
+    """The site of this process, made once: Flower's simulation uses a process for many clients."""
     torch.set_num_threads(1)  # bits differ between one and two threads
     return assemble.assemble(run_config.resolve(overrides).config).site

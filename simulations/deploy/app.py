@@ -9,9 +9,9 @@ from pathlib import Path
 import fedkd
 
 PACKAGES = ("fedkd", "strategies", "clients", "simulations", "conf")
-_ROOT = Path(__file__).parents[2]  # where our packages lie
+_ROOT = Path(__file__).parents[2]  # the folder of our packages
 _SUFFIXES = {".py", ".yaml"}
-_LEFT_OUT = ("analysis", "bench", "cli", "compare", "export", "report")  # below simulations: nothing that a node runs
+_LEFT_OUT = ("analysis", "bench", "cli", "compare", "export", "report")  # below simulations: not needed by nodes
 
 KEYS = {  # of the app's run config: what `flwr run -c` may set
     "overrides": '""',
@@ -46,7 +46,7 @@ clientapp = "simulations.deploy.node:client_app"
 
 
 def stage(folder: Path) -> Path:
-    """Copy the app into an empty folder, for `flwr run`; gives the folder."""
+    """Copy the app into an empty folder, for `flwr run`; returns the folder."""
     for package in PACKAGES:
         for path in sorted((_ROOT / package).rglob("*")):
             relative = path.relative_to(_ROOT)

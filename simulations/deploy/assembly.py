@@ -1,4 +1,4 @@
-"""Assemble for deployed runs: the server has no client's data, a device has its own alone."""
+"""Assemble deployed runs: the server has no client data, a device only its own."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from simulations.deploy.noise_record import drawn_once
 
 
 def server(config: RunConfig, public: Path | None) -> Assembly:
-    """The server's side: no training data, the pooled test set it has itself, and the file of public images.
+    """The server's side: no training data, its own pooled test set, and the file of public images.
 
     Raises ConfigError for what only a simulation can do, DataError for files that are missing or damaged.
     """
@@ -50,10 +50,10 @@ def server(config: RunConfig, public: Path | None) -> Assembly:
 
 
 def device(config: RunConfig, data: Path, client: int, account: Path | None = None) -> LocalSite:
-    """A device's side: its own samples, and what is public if that lies beside them.
+    """A device's side: its own samples, and the public pack beside them, if any.
 
-    `account` is where the noise is remembered that it has told. Raises ConfigError, DataError, and EngineError if noise
-    is asked for and OpenDP is not installed.
+    `account`: the folder that records the noise it has sent. Raises ConfigError, DataError, and EngineError if noise is
+    configured and OpenDP is not installed.
     """
     _refuse(config)
     dataset = own.load_device(config.data, data, config.seed, client)
@@ -78,7 +78,7 @@ def device(config: RunConfig, data: Path, client: int, account: Path | None = No
 
 
 def _noise(config: RunConfig, account: Path | None) -> privacy.Draw:
-    """Whence a device's noise comes; where none is asked for, it does not matter."""
+    """The source of a device's noise; irrelevant if none is configured."""
     if config.privacy.label_epsilon is None:
         return privacy.simulated
     draw = privacy.secret()
@@ -86,7 +86,7 @@ def _noise(config: RunConfig, account: Path | None) -> privacy.Draw:
 
 
 def _refuse(config: RunConfig) -> None:
-    """What needs everybody's data in one place."""
+    """Raises ConfigError for settings that need all data in one place."""
     if config.students.mix is not None and config.students.assign == "size":
         raise ConfigError(
             "students.assign = size needs the exact sizes of all clients' data, which stay on the devices",
@@ -106,9 +106,9 @@ def _pose(config: RunConfig, dataset: Dataset, shared: Public) -> Problem:
 
 
 def _num_pooled(problem: Problem, strategy: Strategy, available: int) -> int:
-    """Images of the pooled test set that a global student can be tried on.
+    """The number of pooled test images that a global student can be evaluated on.
 
-    None if BatchNorm statistics stay with the clients: on devices the server cannot take their mean.
+    Zero if BatchNorm statistics stay with the clients: on devices the server cannot take their mean.
     """
     served = strategy.evaluation_payload(strategy.init(problem, seeds.stream(problem.seed, "server")), None)
     missing = served is not None and set(problem.statistic_names) - set(served.weights or {})

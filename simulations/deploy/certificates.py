@@ -1,7 +1,7 @@
-"""Keys and certificates: who the server is and who the devices are. X.509 and keys of OpenSSH; nothing is invented.
+"""Keys and certificates of server and devices: standard X.509 and OpenSSH keys.
 
-A deployment has a certificate authority of its own; devices trust it and nothing else. What it signs is the server's
-certificate. A device is recognised by its public key, which the server has registered.
+A deployment has its own certificate authority, which signs the server's certificate; devices trust only it.
+ A device is recognised by its public key, which the server has registered.
 """
 
 import base64
@@ -22,9 +22,9 @@ from fedkd.errors import DeployError
 from simulations.deploy import files, names
 
 CA_DAYS, SERVER_DAYS = 3652, 365
-SOON = 30  # days before the end from which on one is reminded of it
+SOON = 30  # days before expiry at which renewal is suggested
 _EARLIER = timedelta(days=1)  # certificates begin this long ago: the clocks of devices differ
-_LOCAL = ("localhost", "127.0.0.1", "::1")  # names that the server always has: of the machine it runs on
+_LOCAL = ("localhost", "127.0.0.1", "::1")  # names that the server always has, for its own machine
 _RENEW = "fedkd deploy renew DIR, then start the server again"
 
 
@@ -56,7 +56,7 @@ class NodeKey:
 
 @dataclass(frozen=True)
 class Problem:
-    """Why devices refuse the server; a warning is why they soon will."""
+    """Why devices refuse the server, or (a warning) soon will."""
 
     what: str
     mend: str = ""
@@ -79,7 +79,7 @@ def server(ca: Signed, address: str, now: datetime, key: ec.EllipticCurvePrivate
     """A new certificate of the server at `address`; with a new key, if there is none yet."""
     key = key or ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedkd superlink")])
-    known = dict.fromkeys([address, *_LOCAL])  # without doubles
+    known = dict.fromkeys([address, *_LOCAL])  # without duplicates
     end = min(_aware(now) + timedelta(days=SERVER_DAYS), ca.certificate.not_valid_after_utc)
     builder = (
         _begin(subject, ca.certificate.subject, key, ca.key, now, end)
@@ -101,7 +101,7 @@ def node_key(comment: str) -> NodeKey:
 
 
 def fingerprint(public: bytes) -> str:
-    """Of the line of an OpenSSH public key. Raises DeployError if it is none."""
+    """The fingerprint of an OpenSSH public key line. Raises DeployError if it is none."""
     try:
         digest = hashlib.sha256(base64.b64decode(public.split()[1], validate=True)).digest()
     except (IndexError, ValueError) as error:
@@ -126,7 +126,7 @@ def load_key(path: Path) -> ec.EllipticCurvePrivateKey:
 
 
 def check_authority(ca: Signed, now: datetime, where: Path) -> None:
-    """Whether a CA can still sign. Raises DeployError."""
+    """Raises DeployError if a CA can no longer sign."""
     mend = "bring back the pair that belongs together, or make a new deployment"
     if ca.key.public_key() != ca.certificate.public_key():
         raise DeployError("the CA's key is not that of its certificate", where=str(where), mend=mend)
@@ -147,7 +147,7 @@ def inspect(certificate: Path, ca: Path, address: str, now: datetime, key: Path 
     """
     found, root = _certificate(certificate), _certificate(ca)
     problems = [*_dates(found, "the server's certificate", _RENEW, _aware(now))]
-    problems += _dates(root, "the CA", "make a new deployment: all kits are to be copied again", _aware(now))
+    problems += _dates(root, "the CA", "make a new deployment: copy all kits again", _aware(now))
     if not _is_issued_by(found, root):
         problems.append(Problem("the server's certificate is not signed by this deployment's CA", _RENEW))
     if not _is_named(found, address):
@@ -166,7 +166,7 @@ def _begin(
     now: datetime,
     end: datetime,
 ) -> x509.CertificateBuilder:
-    """What both kinds have. Key identifiers: Python 3.13 and others insist on them."""
+    """The fields of both kinds. Python 3.13 and others require key identifiers."""
     identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())
     return (
         x509.CertificateBuilder()
@@ -226,7 +226,7 @@ def _names(found: x509.Certificate) -> list[str]:
 
 
 def _is_named(found: x509.Certificate, address: str) -> bool:
-    """Whether clients take it for a certificate of `address`: names ignore case, a star stands for one label."""
+    """Whether clients accept it as a certificate of `address`: names ignore case, a star matches one label."""
     known = [name.lower() for name in _names(found)]
     if names.ip(address) is not None:
         return str(ipaddress.ip_address(address)) in known

@@ -27,9 +27,9 @@ Say = Callable[[str], None]
 
 @contextmanager
 def running(kit: Kit, data: Path | None, say: Say) -> Iterator[Child]:
-    """A SuperNode that has joined, until the block ends. Raises DeployError and DataError."""
+    """A SuperNode that has joined; ends with the block. Raises DeployError and DataError."""
     place = find_data(kit, data)
-    patience = RETRY_SECONDS if marker(kit).exists() else 0.0  # a client that ends in order removes it
+    patience = RETRY_SECONDS if marker(kit).exists() else 0.0  # an orderly end removes it
     child = launch(kit, place, say)
     try:
         child = joined(kit, place, child, say, patience)
@@ -37,12 +37,12 @@ def running(kit: Kit, data: Path | None, say: Say) -> Iterator[Child]:
     finally:
         was_killed = (child.ended() or 0) < 0
         child.end()
-        if not was_killed:  # the SuperLink knows of its end
+        if not was_killed:  # the SuperLink knows that it ended
             marker(kit).unlink(missing_ok=True)
 
 
 def launch(kit: Kit, data: Path, say: Say) -> Child:
-    """A SuperNode that has been started. Raises DeployError for what keeps it from joining and can be told before."""
+    """Start a SuperNode. Raises DeployError for known problems that would keep it from joining."""
     for problem in kit.problems() if kit.tls else ():
         raise DeployError(problem.what, where=problem.where, mend=problem.mend)
     _reach(kit)
@@ -54,7 +54,7 @@ def launch(kit: Kit, data: Path, say: Say) -> Child:
 
 
 def main(kit: Kit, data: Path | None, say: Say) -> int:
-    """Take part until Ctrl-C, SIGTERM or the SuperNode's end."""
+    """Take part until Ctrl-C, SIGTERM or the end of the SuperNode."""
     with running(kit, data, say) as child:
         say(f"{kit.name} has joined {kit.superlink}  {'TLS ok' if kit.tls else 'NO TLS'}   Ctrl-C ends it")
         shown, watch = 0, tls_check.Watch(partial(_reach, kit), say)
@@ -71,7 +71,7 @@ def _reach(kit: Kit) -> None:
 
 
 def marker(kit: Kit) -> Path:
-    """Where the SuperNode's process id stands."""
+    """The file with the SuperNode's process id."""
     return kit.state / "supernode.pid"
 
 
@@ -97,7 +97,7 @@ def _start(kit: Kit, data: Path, say: Say) -> Child:
 
 
 def joined(kit: Kit, data: Path, child: Child, say: Say, retry: float = 0.0) -> Child:
-    """The SuperNode once it has joined, perhaps another one: for `retry` seconds a refusal is not the end of it."""
+    """Wait until the SuperNode has joined. For `retry` seconds, start another one after a refusal."""
     end, give_up = time.monotonic() + START_SECONDS, time.monotonic() + retry
     while time.monotonic() < end:
         if child.ended() is None and any(_JOINED in line for line in child.output()):
@@ -128,7 +128,7 @@ def _explain(kit: Kit, child: Child) -> DeployError:
 
 
 def _notify(kit: Kit, child: Child, shown: int, say: Say) -> int:
-    """Say what the device's own code has printed since; Flower's lines stay in the log."""
+    """Show new lines of the device's own code; Flower's lines stay in the log."""
     lines = child.output()
     for line in lines[shown:]:
         if line.startswith(f"{kit.name}  "):
@@ -137,7 +137,7 @@ def _notify(kit: Kit, child: Child, shown: int, say: Say) -> int:
 
 
 def find_data(kit: Kit, data: Path | None) -> Path:
-    """Where a device's data are, looked at from outside only. Raises DataError."""
+    """The place of a device's data, without reading it. Raises DataError."""
     place = data or kit.data
     if place is None:
         raise DataError(f"{kit.name} has no data", where=str(kit.folder), mend="say --data PATH, or data in node.yaml")
@@ -154,6 +154,6 @@ def find_data(kit: Kit, data: Path | None) -> Path:
         raise DataError("there is no such file or folder", where=str(place), mend="say --data PATH")
     if is_empty:
         raise DataError(
-            "the folder is empty", where=str(place), mend="put a folder of images a class in it, or data.npz"
+            "the folder is empty", where=str(place), mend="put a folder of images per class in it, or data.npz"
         )
     return place

@@ -1,4 +1,4 @@
-"""`fedkd deploy ACTION`: what each action takes, and who does it."""
+"""`fedkd deploy ACTION`: the options of each action, and the module that does it."""
 
 import sys
 from collections.abc import Callable
@@ -140,7 +140,7 @@ ACTIONS: dict[str, Callable[[Deploy], int]] = {
 
 
 def _say(asked: Deploy) -> Callable[[str], None]:
-    """Lines for people: on stderr where stdout holds an object, nowhere with --quiet."""
+    """Lines for people: on stderr with --json, and only warnings with --quiet."""
 
     def say(text: str) -> None:
         if not asked.quiet or text.startswith("warn"):

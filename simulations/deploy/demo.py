@@ -1,4 +1,4 @@
-"""`fedkd deploy demo`: a whole deployment on this machine, from keys to ledger; nothing is left running."""
+"""`fedkd deploy demo`: a whole deployment on this machine, from keys to ledger; ends all its processes."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -19,7 +19,7 @@ Say = Callable[[str], None]
 def main(words: Sequence[str], options: Options, say: Say) -> dict[str, Any]:
     """SuperLink with TLS, three devices with keys, digits split among them, some rounds; the summary of the run.
 
-    The run folder is made below `options.runs`; keys, certificates and the devices' memory are thrown away.
+    The run folder is below `options.runs`; keys, certificates and the devices' memory are deleted.
     """
     with scratch.folder("demo") as temporary, ExitStack() as stack:
         folder = temporary / "demo"
@@ -42,7 +42,7 @@ def main(words: Sequence[str], options: Options, say: Say) -> dict[str, Any]:
 def share(
     found: plan.Deployment, config: RunConfig | None = None, *, is_public_only: bool = False
 ) -> list[dict[str, Any]]:
-    """Cut the configured data set as simulation would: a shard for each device, and what is public for all."""
+    """Split the configured data set as a simulation does: a shard for each device, and the public pack for all."""
     config = config or compose.resolve(found.run_words()).config
     folders = [found.kit(device.name) / "data" for device in found.devices]
     shards.write_public(config, [(found.folder / submit.PUBLIC).parent])

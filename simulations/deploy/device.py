@@ -1,4 +1,4 @@
-"""A device: its client's data, memory and limits, and its answers to what a server asks."""
+"""A device: its client's data, memory and limits, and its answers to the server."""
 
 import os
 from collections.abc import Mapping
@@ -29,12 +29,12 @@ _JOB = message_limits.Limits(
     size=1 << 30, text=1 << 20, entries=10_000
 )  # what of a server's job is read, where it lends no less
 _TASKS = ("train", "evaluate", "evaluate_common")
-_COPIES = 12  # of a student's entries that training may hold at once: gradients, moments, teachers, activations
+_COPIES = 12  # of a student's entries during training: gradients, moments, teachers, activations
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a device lends itself to; None: anything."""
+    """Limits set by the device's owner; None: unlimited."""
 
     students: tuple[str, ...] | None = None  # architectures
     strategies: tuple[str, ...] | None = None
@@ -54,12 +54,12 @@ class Device:
 
     @property
     def reads(self) -> message_limits.Limits:
-        """What of a job it reads: no more than the memory that it lends."""
+        """Size limits of a job: no more than the memory that it lends."""
         lent = self.limits.memory_mb
         return _JOB if lent is None else replace(_JOB, size=min(_JOB.size, 1_000_000 * lent))
 
     def introduce(self, text: str, run: str) -> ConfigRecord:
-        """What the device says of itself before a run; `refused` is why it takes no part, without telling its data."""
+        """The device's facts before a run; `refused` says why it takes no part, without revealing its data."""
         said: dict[str, Any] = {
             "device": True,
             "partition-id": self.client,
@@ -83,7 +83,7 @@ class Device:
         return ConfigRecord(said)
 
     def check(self, config: RunConfig, text: str, run: str) -> str:
-        """Whether the device can and will take part; the student it would train. Raises FedkdError."""
+        """Check that the device can and may take part; gives its student. Raises FedkdError."""
         installed = _installed()
         if installed not in (None, fedkd.__version__):
             raise ConfigError(
@@ -107,7 +107,7 @@ class Device:
         return student
 
     def answer(self, job: Job, text: str, run: str) -> Result:
-        """Do a job with the device's own memory. Whatever goes wrong becomes a Failure."""
+        """Run a job with the device's own memory. Errors become Failures."""
         try:
             result = self._answer(job, text, run)
         except FedkdError as error:
@@ -132,7 +132,7 @@ class Device:
         return replace(result, state=replace(kept, memory={**kept.memory, "lost": True}) if lost else kept)
 
     def _recall(self, memory: Memory, known: ClientState) -> tuple[ClientState, bool]:
-        """The state that the server means, and whether it is lost: then only what the server knows of it is left."""
+        """The state of the server's version, and whether it is lost; then only the stub.s facts remain."""
         version = version_of(known)
         if version is None:
             return ClientState(), False
@@ -142,7 +142,7 @@ class Device:
         return ClientState(epoch=known.epoch, position=known.position, last_round=known.last_round), True
 
     def _covered(self, failure: Failure) -> Failure:
-        """A failure as it may leave the device: words of an exception and its traceback may name files and values."""
+        """A failure that may leave the device: without exception text and traceback, which may name data."""
         if failure.cause != "raised" or not failure.detail:
             return failure
         print(f"{self.name}  {failure.what}\n{failure.detail}", flush=True)
@@ -153,7 +153,7 @@ class Device:
 
 
 def is_one(node_config: Mapping[str, Any]) -> bool:
-    """Whether a node has data of its own; else it is one of a simulation."""
+    """Whether a node is a device with its own data; else it belongs to a simulation."""
     return DATA in node_config or KIT in node_config
 
 
@@ -188,19 +188,19 @@ def _of_kit(folder: Path, node_config: Mapping[str, Any], client: int, clients: 
 
 @lru_cache(maxsize=4)
 def _site(text: str, run: str, data: Path, client: int, account: Path) -> LocalSite:
-    """Where a client's jobs are done. A worker reads the data once a run."""
+    """The site of a client's jobs. A worker reads the data once per run."""
     torch.set_num_threads(1)  # bits differ between one and two threads
     return assembly.device(configuration(text), data, client, account)
 
 
 @cache
 def configuration(text: str) -> RunConfig:
-    """The configuration that a server sends: a whole one, as text. Raises ConfigError."""
+    """The complete configuration that a server sends, parsed. Raises ConfigError."""
     return compose.from_yaml(text, "the run's configuration").config
 
 
 def _public(error: FedkdError) -> str:
-    """The words of an error that may leave the device: none that name its files or count its samples."""
+    """The text of an error that may leave the device: without file names and sample counts."""
     return error.what if isinstance(error, ConfigError) else image_spec.public_reason(error)
 
 

@@ -1,4 +1,4 @@
-"""The engine of a deployed run: jobs go to the device that acts for their client, wherever it is."""
+"""The engine of a deployed run: sends each job to the device that acts for its client."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -18,15 +18,15 @@ from simulations.flower.grid_engine import NOBODY, FlowerEngine, read
 from simulations.flower.message_limits import Limits
 
 REPLY = Limits(size=1 << 28, text=1 << 20, entries=10_000)  # what of a device's reply is read
-DEADLINE = 3600.0  # seconds, where the configuration has none: a device that hangs must not hold the others for ever
-_NAMED = {"raised", "late", "lost"}  # causes whose words are about a machine: the device's name helps there
-_LOST = "lost"  # in a stub's memory: the device has no longer the version it was asked for
+DEADLINE = 3600.0  # seconds, by default: a hanging device must not block the others forever
+_NAMED = {"raised", "late", "lost"}  # causes that concern a machine: add the device's name
+_LOST = "lost"  # in a stub's memory: the device no longer has the requested version
 
 PLAINTEXT = "no TLS: everything that devices send and receive in this round can be read and changed on its way"
 
 
 class EdgeEngine(FlowerEngine):
-    """Runs jobs on devices; parts of the pooled test set at `site`, the server's own."""
+    """Runs jobs on devices; pooled evaluation runs at `site`, the server's own."""
 
     name = "devices"
 
@@ -64,7 +64,7 @@ class EdgeEngine(FlowerEngine):
         return self._told(result, job)
 
     def _told(self, reply: Reply, job: Job) -> Result:
-        """The reply, with nothing but a stub for a state; a lost memory is told of."""
+        """The reply, with only a stub as state; warns about a lost memory."""
         state = reply.state
         if state.kept or state.optimiser or set(state.memory) - {VERSION, _LOST, privacy.MEMORY}:
             return engine.failed(job, "a device's memory must stay with it", "kinds")
@@ -75,11 +75,11 @@ class EdgeEngine(FlowerEngine):
         if state.memory.get(_LOST):
             name = self.roster.name(job.client)
             self.notify(
-                f"{name} has lost its state of before round {job.round}; it went on from the initial one", "warn"
+                f"{name} has lost its state of before round {job.round}; it continued from the initial one", "warn"
             )
         kept: dict[str, Any] = {} if version is None else {VERSION: version}
         if privacy.MEMORY in state.memory:
-            kept[privacy.MEMORY] = {}  # that it has spent its epsilon; which one, the configuration says
+            kept[privacy.MEMORY] = {}  # marks that it has spent its epsilon, which the configuration holds
         return replace(reply, state=replace(state, memory=kept))
 
     def _about(self, failure: Failure) -> Failure:
@@ -88,6 +88,6 @@ class EdgeEngine(FlowerEngine):
         name = self.roster.name(failure.client)
         if failure.what == NOBODY:
             return replace(failure, what=f"{name} is not connected")
-        # Of what was raised the ledger keeps the words before the first colon: the exception's name.
+        # For `raised` the ledger keeps only the text before the first colon: the exception's name.
         what = f"{failure.what} [{name}]" if failure.cause == "raised" else f"{name}: {failure.what}"
         return replace(failure, what=what)

@@ -1,4 +1,4 @@
-"""Files of a deployment: secret ones are never readable by others, not even for a moment; folders appear whole or not.
+"""Files of a deployment: others can never read secret ones, not even briefly; folders appear atomically.
 
 Errors of the disk become FolderError.
 """
@@ -21,7 +21,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 @dataclass(frozen=True)
 class Content:
-    """What a file holds, and the rights it is made with."""
+    """The content of a file, and its permissions."""
 
     data: bytes
     mode: int = OPEN
@@ -52,9 +52,9 @@ def text(content: str, mode: int = OPEN) -> Content:
 
 
 def create(path: Path, content: Content) -> None:
-    """A new file, on the disk when this returns. Raises FolderError, also if there is one already."""
+    """Create a file and sync it to disk. Raises FolderError, also if the file exists."""
     with writing(path):
-        # The rights are an argument of open: a file that is made first and closed to others later was open between.
+        # Set the permissions in `open`: a later chmod would leave the file readable for a moment.
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, content.mode)
         try:
             _write(handle, content.data)
@@ -64,7 +64,7 @@ def create(path: Path, content: Content) -> None:
 
 
 def replace(path: Path, content: Content) -> None:
-    """A file in the place of another, in one step."""
+    """Replace a file, atomically."""
     with writing(path.parent):
         handle, temporary = tempfile.mkstemp(prefix=".fedkd-", dir=path.parent)  # 0600
         try:
@@ -78,7 +78,7 @@ def replace(path: Path, content: Content) -> None:
 
 
 def fill(folder: Path, tree: Tree) -> None:
-    """Write a tree into an existing folder; the folders in it are for their owner only."""
+    """Write a tree into an existing folder; its subfolders are private to their owner."""
     for name, content in tree.items():
         place = folder / name
         with writing(folder):
@@ -89,7 +89,7 @@ def fill(folder: Path, tree: Tree) -> None:
 
 @contextmanager
 def appearing(target: Path) -> Iterator[Path]:
-    """A folder to fill, that becomes `target` in one step at the end, or vanishes if anything goes wrong.
+    """A folder to fill; becomes `target` atomically at the end, or disappears after an error.
 
     `target` may be an empty folder. Raises FolderError.
     """
@@ -106,7 +106,7 @@ def appearing(target: Path) -> Iterator[Path]:
 
 
 def read(path: Path) -> bytes:
-    """What a file holds. Raises FolderError."""
+    """The content of a file. Raises FolderError."""
     try:
         return path.read_bytes()
     except OSError as error:

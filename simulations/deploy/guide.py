@@ -1,4 +1,4 @@
-"""README.md of a deployment: what to type, in its order, with the paths of this very folder."""
+"""README.md of a deployment: its commands in order, with the paths of this folder."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""`fedkd deploy init`, `add` and `renew`: a deployment is made. Nothing is ever overwritten or left half-made."""
+"""`fedkd deploy init`, `add` and `renew`: make and extend a deployment, without overwriting or partial results."""
 
 import fcntl
 import os
@@ -19,7 +19,7 @@ from simulations.run.options import Deploy, Options
 
 
 def init(asked: Deploy) -> int:
-    """Make a deployment and say how to go on; gives the exit code. Raises FedkdError."""
+    """Make a deployment and print the next steps; gives the exit code. Raises FedkdError."""
     deployment = make(asked)
     say = plan.command
     shown = asked.folder
@@ -35,7 +35,7 @@ def init(asked: Deploy) -> int:
 
 
 def make(asked: Deploy, now: datetime | None = None) -> Deployment:
-    """A new deployment. Raises ConfigError with all that is wrong with the request, and FolderError."""
+    """A new deployment. Raises ConfigError with all mistakes of the request, and FolderError."""
     folder = _refuse_used(asked.folder)
     devices, words = request.check(asked)
     keys = {device.name: certificates.node_key(device.name) for device in devices}
@@ -52,7 +52,7 @@ def make(asked: Deploy, now: datetime | None = None) -> Deployment:
 
 
 def add(folder: Path, devices: str, options: Options, memory_mb: int | None = None) -> int:
-    """Make kits for more devices and say what else has changed; gives the exit code. Raises FedkdError."""
+    """Make kits for more devices and print what else has changed; gives the exit code. Raises FedkdError."""
     before = plan.load(folder)
     deployment, edited = extend(folder, devices, memory_mb)
     new = deployment.devices[len(before.devices) :]
@@ -63,9 +63,9 @@ def add(folder: Path, devices: str, options: Options, memory_mb: int | None = No
 
 
 def extend(folder: Path, devices: str, memory_mb: int | None = None) -> tuple[Deployment, list[str]]:
-    """More devices for a deployment; nobody's number changes. Gives also which shared files were edited, and so kept.
+    """Add devices to a deployment; existing numbers stay. Also gives the shared files that were edited, and so kept.
 
-    Raises ConfigError and FolderError; then all is as it was.
+    Raises ConfigError and FolderError, and then changes nothing.
     """
     with _alone(folder), ExitStack() as undo:
         before = plan.load(folder)
@@ -78,13 +78,13 @@ def extend(folder: Path, devices: str, memory_mb: int | None = None) -> tuple[De
         for device in new:
             _place_kit(after, device, layout.of_device(after, device, keys[device.name], ca, memory_mb), undo)
         edited = _refresh(before, after, dict.fromkeys(keys, memory_mb), undo)
-        plan.save(after)  # last: what it does not name is not part of it
+        plan.save(after)  # last: files that it does not name are not part of the deployment
         undo.pop_all()
     return after, edited
 
 
 def renew(folder: Path, options: Options) -> int:
-    """Make a new certificate of the server and say so; gives the exit code. Raises FedkdError."""
+    """Make and report a new server certificate; gives the exit code. Raises FedkdError."""
     deployment = certify(folder)
     days = certificates.days_left(deployment.server_certificate, _now())
     lines = [
@@ -108,7 +108,7 @@ def certify(folder: Path, now: datetime | None = None) -> Deployment:
         certificates.check_authority(ca, now, deployment.ca)
         old = certificates.load_key(deployment.server_key) if deployment.server_key.exists() else None
         made = certificates.server(ca, deployment.address, now, old)
-        if old is None:  # first: a key without its certificate is made good by the same command
+        if old is None:  # key first: after a crash the same command adds the certificate
             files.create(deployment.server_key, made.key_file)
         files.replace(deployment.server_certificate, made.certificate_file)
     return deployment
@@ -130,7 +130,7 @@ def _place_kit(deployment: Deployment, device: Device, tree: files.Tree, undo: E
 
 
 def _refresh(before: Deployment, after: Deployment, memory_mb: Mapping[str, int | None], undo: ExitStack) -> list[str]:
-    """Bring the shared files and the older kits up to date; gives those that somebody has edited, which stay."""
+    """Update the shared files and the older kits; gives the files that a user has edited, which stay."""
     kits = {device.name: before.load_kit(device.name) for device in before.devices if before.kit(device.name).exists()}
     memory = {name: found.memory_mb for name, found in kits.items()}
     was, new, edited = layout.of_everybody(before, memory), layout.of_everybody(after, {**memory, **memory_mb}), []
@@ -154,11 +154,11 @@ def _swap(place: Path, content: Content, undo: ExitStack) -> None:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """While nobody else changes the deployment. The kernel drops the lock when its holder dies."""
+    """An exclusive lock on the deployment. The kernel releases it when its holder dies."""
     try:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError:
-        plan.load(folder)  # says what is wrong
+        plan.load(folder)  # raises the specific error
         raise
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -170,7 +170,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _refuse_used(folder: Path) -> Path:
-    """Where the deployment will be. Raises FolderError if something is there already."""
+    """The deployment's folder. Raises FolderError if something is there already."""
     place = folder.resolve()
     try:
         str(place).encode()

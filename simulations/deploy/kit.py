@@ -40,7 +40,7 @@ _COMMENTS = {
 
 @dataclass(frozen=True)
 class Kit:
-    """What a device knows of its deployment, and what its owner allows."""
+    """A device's facts about its deployment, and its owner's limits."""
 
     folder: Path
     name: str
@@ -60,7 +60,7 @@ class Kit:
 
     @classmethod
     def load(cls, folder: Path) -> "Kit":
-        """The kit in a folder. Raises ConfigError with all that is wrong with its node.yaml."""
+        """The kit in a folder. Raises ConfigError with all mistakes in its node.yaml."""
         folder = folder.resolve()
         draft = yaml_pages.read(folder / FILE, "kit of a device", _NONE)
         page, mistakes = yaml_pages.check(_Page, draft)
@@ -71,7 +71,7 @@ class Kit:
         return cls(folder, **values)
 
     def problems(self) -> list[Mistake]:
-        """What is wrong with the files of the kit: each keeps the device from joining."""
+        """Problems of the kit's files; each keeps the device from joining."""
         mend = "copy the whole kit again, with its key"
         found = []
         if not self.key.is_file():
@@ -119,7 +119,7 @@ class _Page:
 
 
 def recount(text: str, clients: int) -> str:
-    """The text of a node.yaml with another number of clients; all that its owner wrote stays."""
+    """The text of a node.yaml with another number of clients; the owner's changes stay."""
     return _CLIENTS.sub(f"clients: {clients}", text)
 
 
@@ -133,7 +133,7 @@ def split(superlink: str) -> tuple[str, int]:
 
 
 def _wrong(page: Any, draft: validate.Draft) -> list[Mistake]:
-    """What types alone do not tell."""
+    """Mistakes that the types do not exclude."""
     mistakes = []
     if mend := names.device(page.name):
         mistakes.append(draft.mistake(("name",), mend))

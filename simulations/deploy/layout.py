@@ -1,4 +1,4 @@
-"""The files of a deployment, as contents by path: what `init` and `add` write. Nothing here touches the disk."""
+"""The files that `init` and `add` write, as contents by path. Does not touch the disk."""
 
 import getpass
 import os
@@ -13,7 +13,7 @@ from simulations.deploy.files import Content
 from simulations.deploy.kit import Kit
 from simulations.deploy.plan import Deployment, Device
 
-# What may be committed: everything else, known today or not, stays out of version control.
+# An allow list: everything else, also future files, stays out of version control.
 _MAY_BE_COMMITTED = """\
 *
 !*/
@@ -59,7 +59,7 @@ def of_device(
     ca: Content | None,
     memory_mb: int | None,
 ) -> dict[str, Content]:
-    """The kit of a device, and what stays of it at the server."""
+    """The kit of a device, and its public key for the server."""
     home = deployment.kit(device.name)
     found = Kit(
         folder=home,
@@ -104,7 +104,7 @@ def _signed(name: str, pair: Signed) -> dict[str, Content]:
 
 
 def _user() -> str:
-    """Who owns the files of the server, and so runs it."""
+    """The owner of the server's files, who runs it."""
     try:
         return getpass.getuser()
     except (OSError, KeyError):  # a container's user without a name

@@ -1,7 +1,7 @@
-"""What a device remembers between its rounds: a client's state in files of its own, which survive its processes.
+"""A device's memory between rounds: a client's state in files that survive its processes.
 
 The server holds no client's memory, only the name of the version that its last admitted reply left (`stub`). So a reply
-that was lost, late or refused is undone by itself: the next job names the version before it.
+that was lost, late or refused has no effect: the next job names the version before it.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from fedkd import state_values, strict_json
 from fedkd.engine import ClientState
 from fedkd.wrappers import privacy
 
-KEPT = 8  # newest versions of a run: a server goes back one round, or two if its newest checkpoint is damaged
+KEPT = 8  # newest versions of a run: a server goes back one round, two after a damaged checkpoint
 VERSION = "version"  # in a stub's memory
 _FILE = re.compile(r"(\d{8})-([0-9a-f]{16})-([0-9a-f]{16})\.safetensors")  # order, version, SHA-256 of what is in it
 _VERSION = re.compile(r"[0-9a-f]{16}")
@@ -44,14 +44,14 @@ class Memory:
         return None
 
     def save(self, state: ClientState) -> str:
-        """Keep a state, whole or not at all; gives its version. Raises OSError if the disk is full."""
+        """Save a state atomically; gives its version. Raises OSError if the disk is full."""
         tensors, plain = state_values.flatten(state)
         apart = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         data = safetensors.torch.save(apart, metadata={"plain": json.dumps(plain)})
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         files = self._files()
         order = int(files[-1].name[:8]) + 1 if files else 1
-        version = secrets.token_hex(8)  # not a number: after a loss the count begins anew, and 7 would mean two things
+        version = secrets.token_hex(8)  # random: a count would restart after a loss, and 7 would be ambiguous
         _write(self.folder / f"{order:08d}-{version}-{_digest(data)}.safetensors", data)
         for old in [*files][: 1 - KEPT]:
             old.unlink(missing_ok=True)
@@ -62,7 +62,7 @@ class Memory:
 
 
 def stub(state: ClientState, version: str) -> ClientState:
-    """What the server is told of a state: how far the client is, and which version it then had."""
+    """The server's view of a state: the client's progress, and the version."""
     told: dict[str, Any] = {VERSION: version}
     if spent := state.memory.get(privacy.MEMORY):
         told[privacy.MEMORY] = {"label_epsilon": spent["label_epsilon"]}  # for the ledger; the counts stay here
@@ -70,7 +70,7 @@ def stub(state: ClientState, version: str) -> ClientState:
 
 
 def version_of(state: ClientState) -> str | None:
-    """The version that a stub names; None if it names none. Raises ValueError for what `save` never gives."""
+    """The version in a stub, or None. Raises ValueError for text that `save` never gives."""
     version = state.memory.get(VERSION)
     if version is not None and not (isinstance(version, str) and _VERSION.fullmatch(version)):
         raise ValueError(f"a memory's version is 16 hexadecimal digits, not {str(version)[:40]!r}")

@@ -1,4 +1,4 @@
-"""What may be the name of a device, an address or a port. Each check gives how to mend what is wrong, or empty text."""
+"""Checks of device names, addresses and ports. Each gives how to mend a mistake, or empty text."""
 
 import ipaddress
 import re
@@ -19,7 +19,7 @@ def device(name: str) -> str:
 
 
 def twice(names: Iterable[str]) -> list[str]:
-    """Those that occur more than once."""
+    """Names that occur more than once."""
     return [name for name, count in Counter(names).items() if count > 1]
 
 

@@ -1,8 +1,8 @@
 """The ClientApp: on a device it hands each message to a resident worker, which has torch and the run's code loaded.
 
-A SuperNode starts a process a message. This one imports no torch, finds the worker, or starts it, and passes the
+A SuperNode starts a process per message. This one imports no torch; it finds or starts the worker and passes the
 message on. The worker runs this very copy of the code and ends with its SuperNode. In Flower's simulation, whose
-processes stay, messages are answered here.
+processes stay alive, this process answers.
 """
 
 import fcntl
@@ -33,7 +33,7 @@ _LONGEST = 1 << 31  # bytes of a frame: Flower's own limit
 
 
 def app(answer: Callable[[str, Message, Context], Message]) -> ClientApp:
-    """A ClientApp whose every message is answered by one function: `query`, or `work` for a job."""
+    """A ClientApp that answers every message with one function: `query`, or `work` for a job."""
     made = ClientApp()
     made.query()(partial(answer, "query"))
     made.train()(partial(answer, "work"))
@@ -95,7 +95,7 @@ def _exactly(connection: socket.socket, length: int) -> bytes:
 
 @contextmanager
 def _connected(owner: str) -> Iterator[socket.socket]:
-    """A connection to the worker of `owner`, which is started if there is none."""
+    """A connection to the worker of `owner`; starts one if there is none."""
     folder = _place(owner)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two messages at once start one worker
@@ -105,7 +105,7 @@ def _connected(owner: str) -> Iterator[socket.socket]:
 
 
 def _place(owner: str) -> Path:
-    """A folder for the socket that is ours alone; short, as names of sockets must be."""
+    """A private folder for the socket, with a short path."""
     digest = hashlib.sha256(f"{owner}\n{_ROOT}".encode()).hexdigest()[:16]
     name = f"fedkd-{os.getuid()}-{digest}"
     folder = scratch.place(f"{name}/socket", first=os.environ.get("XDG_RUNTIME_DIR")) / name
@@ -143,7 +143,7 @@ def _started(address: Path) -> socket.socket:
 
 
 def respond(asked: dict[str, Any], content: RecordDict) -> RecordDict:
-    """What the worker does with a message. Imports torch."""
+    """Answer a message in the worker. Imports torch."""
     from simulations.deploy import answer
 
     given = asked["node_config"], asked["run_config"]

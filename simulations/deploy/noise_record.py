@@ -1,7 +1,6 @@
-"""A device's account of its privacy: noise is drawn once for the same data and epsilon, however often it is asked for.
+"""A device's record of its noise, drawn only once for the same data and epsilon, however many requests come.
 
-Were it drawn anew - in the next run, or after a reply that the server refused - the mean of the answers would tell what
-each of them hides.
+With fresh noise in the next run, or after a refused reply, the mean of the answers would reveal the exact counts.
 """
 
 import hashlib
@@ -19,7 +18,7 @@ FILE = "privacy.json"
 
 
 def drawn_once(draw: Draw, folder: Path) -> Draw:
-    """`draw`, whose results are remembered in a file below `folder` that only its owner can read."""
+    """`draw` with its results recorded in a file below `folder` that only its owner can read."""
 
     def remembered(counts_C: Tensor, epsilon: float, stream: Stream) -> Tensor:
         place = folder / FILE
@@ -28,7 +27,7 @@ def drawn_once(draw: Draw, folder: Path) -> Draw:
         if key not in known:
             known[key] = draw(counts_C, epsilon, stream).tolist()
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            # On the disk before anything leaves: what was told and then forgotten would be drawn again.
+            # Write to disk before anything is sent: forgotten noise would be drawn again.
             files.replace(place, files.Content(json.dumps(known).encode(), files.SECRET))
         return torch.tensor(known[key], dtype=torch.int64)
 
@@ -36,7 +35,7 @@ def drawn_once(draw: Draw, folder: Path) -> Draw:
 
 
 def _read(place: Path) -> dict[str, list[int]]:
-    """Raises ValueError if the file is damaged: to draw again would spend more than was agreed."""
+    """Raises ValueError if the file is damaged: fresh noise would exceed the agreed epsilon."""
     if not place.exists():
         return {}
     found = json.loads(place.read_text(encoding="utf-8"))

@@ -1,6 +1,6 @@
-"""A deployment: who is in it and where its files are. Described by DIR/deployment.yaml.
+"""A deployment: its devices and its files. Described by DIR/deployment.yaml.
 
-Device number i acts for client i of its runs: the number is given once and never changes.
+Device number i acts for client i of its runs; numbers never change.
 """
 
 import re
@@ -36,7 +36,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Deployment:
-    """A folder with keys and certificates, and the devices they are for."""
+    """A folder with keys and certificates, and its devices."""
 
     folder: Path
     address: str  # by which devices find the server
@@ -52,7 +52,7 @@ class Deployment:
 
     @property
     def listen(self) -> str:
-        """The address that the server is bound to: only this machine's where no other can reach it."""
+        """The address that the server binds to: loopback if its own address is loopback."""
         if names.is_loopback(self.address):
             return "127.0.0.1" if names.ip(self.address) is None else self.address
         return "::" if ":" in self.address else "0.0.0.0"
@@ -91,20 +91,20 @@ class Deployment:
         return self.folder / "devices" / name
 
     def load_kit(self, name: str) -> Kit:
-        """The kit as it is here; a device's owner may have changed that on the device. Raises ConfigError."""
+        """The server's copy of a kit; the owner may have changed the device's. Raises ConfigError."""
         return Kit.load(self.kit(name))
 
     def public_key(self, name: str) -> Path:
-        """Of a device; stays here when the kit has gone."""
+        """A device's public key; stays here when the kit is gone."""
         return self.folder / "server" / "keys" / f"{name}.pub"
 
     def student_words(self) -> list[str]:
-        """The devices' architectures by client, in words of `fedkd run`; none if no device names one."""
+        """The devices' architectures by client, as overrides of `fedkd run`; none if no device names one."""
         found = [device.student for device in self.devices if device.student]
         return [f"students=[{', '.join(found)}]"] if found else []
 
     def run_words(self) -> list[str]:
-        """All words of its runs: the base configuration, and what follows from who is in it."""
+        """All overrides of its runs: the base configuration, and those that follow from its devices."""
         return [*self.words, f"clients={len(self.devices)}", *self.student_words()]
 
     def find(self, name: str) -> Device:
@@ -134,12 +134,12 @@ class _Entry:
 
 
 def exists(folder: Path) -> bool:
-    """Whether a folder holds a deployment, be it readable or not."""
+    """Whether a folder holds a deployment, readable or not."""
     return (folder / FILE).exists()
 
 
 def load(folder: Path) -> Deployment:
-    """The deployment in a folder. Raises ConfigError with all that is wrong with its description."""
+    """The deployment in a folder. Raises ConfigError with all mistakes in its description."""
     folder = folder.resolve()
     draft = yaml_pages.read(folder / FILE, "deployment", _NONE)
     page, mistakes = yaml_pages.check(_Page, draft)
@@ -157,7 +157,7 @@ def load(folder: Path) -> Deployment:
 
 
 def save(deployment: Deployment) -> None:
-    """Write the description, in one step. Raises FolderError."""
+    """Write the description, atomically. Raises FolderError."""
     files.replace(deployment.folder / FILE, describe(deployment))
 
 
@@ -192,7 +192,7 @@ def is_file(word: str) -> bool:
 
 
 def _wrong(address: str, devices: list[Device], draft: validate.Draft) -> list[Mistake]:
-    """What types alone do not tell."""
+    """Mistakes that the types do not exclude."""
     mistakes = []
     if mend := names.address(address):
         mistakes.append(draft.mistake(("address",), mend))
@@ -225,7 +225,7 @@ def wrong_students(devices: list[Device]) -> list[tuple[Device, str]]:
 
 
 def _write_word(word: str, folder: Path) -> str:
-    """A file of the deployment's own by its relative path: the folder may be moved."""
+    """A relative path for a file inside the deployment, whose folder may move."""
     path = Path(word)
     return str(path.relative_to(folder)) if is_file(word) and path.is_relative_to(folder) else word
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from fedkd.errors import DeployError
 
 END_SECONDS = 20.0  # from SIGTERM to SIGKILL; Flower's programs take 4 to 5
-_QUIET = {  # for Flower's programs: tell nobody, fetch nothing
+_QUIET = {  # for Flower's programs: no telemetry, no downloads
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
@@ -28,7 +28,7 @@ _QUIET = {  # for Flower's programs: tell nobody, fetch nothing
 
 @dataclass(frozen=True)
 class Child:
-    """A program that was started, and where its output goes."""
+    """A running program, and the file with its output."""
 
     process: subprocess.Popen[bytes]
     log: Path
@@ -47,14 +47,14 @@ class Child:
         return []
 
     def end(self, seconds: float = END_SECONDS) -> None:
-        """End it and what it started; may be called twice."""
+        """End it and its children. Safe to call twice."""
         end_all([self], seconds)
 
 
 def end_all(children: Sequence[Child], seconds: float = END_SECONDS) -> None:
-    """End some children at once, and what they started. A second Ctrl-C does not keep this from being done."""
+    """End some children together, with their own children. A second Ctrl-C does not interrupt this."""
     with _undisturbed():
-        families = [session(child.process.pid) for child in children]  # before: orphans belong to nobody
+        families = [session(child.process.pid) for child in children]  # before they end: orphans lose their parent
         for child in children:
             if child.ended() is None:
                 child.process.terminate()
@@ -66,7 +66,7 @@ def end_all(children: Sequence[Child], seconds: float = END_SECONDS) -> None:
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Signals that would end this process wait for the end of the block; only the main thread can hold them."""
+    """Ignore signals that would end this process, in this block; only the main thread can."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -79,7 +79,7 @@ def _undisturbed() -> Iterator[None]:
 
 
 def environment(home: Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment of Flower's programs; `home` is where they keep their own files."""
+    """The environment of Flower's programs; `home` is the folder of their files."""
     here = str(Path(sys.executable).parent)
     kept = {key: value for key, value in os.environ.items() if key not in {"PYTHONPATH", "RAY_ADDRESS"}}
     path = f"{here}{os.pathsep}{os.environ.get('PATH', '')}"
@@ -95,7 +95,7 @@ def program(name: str) -> str:
 
 
 def start(command: Sequence[str], log: Path, env: Mapping[str, str], *, marker: Path | None = None) -> Child:
-    """Start a program in a session of its own; `marker` is the file in which others find its process id."""
+    """Start a program in its own session; `marker`: the file for its process id."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -105,7 +105,7 @@ def start(command: Sequence[str], log: Path, env: Mapping[str, str], *, marker: 
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C reaches us alone, and we end it in order
+            start_new_session=True,  # Ctrl-C reaches only us; we end it in order
         )
     if marker is not None:
         marker.parent.mkdir(parents=True, exist_ok=True)
@@ -137,7 +137,7 @@ def run(command: Sequence[str], env: Mapping[str, str], seconds: float = 60.0) -
 
 
 def read_marker(marker: Path) -> int | None:
-    """The process id in a marker, if that very process still runs."""
+    """The process id in a marker, if that same process still runs."""
     try:
         found = json.loads(marker.read_text(encoding="utf-8"))
         pid = int(found["pid"])
@@ -163,11 +163,11 @@ def end_group(
     poll: Callable[[], object] = lambda: None,
     family: Collection[int] | None = None,
 ) -> None:
-    """SIGTERM to a process, then SIGKILL to what is left of it and its `family` (default: what `session` finds)."""
+    """SIGTERM to a process, then SIGKILL to the rest of it and its `family` (default: `session(pid)`)."""
     members = set(session(pid) if family is None else family)
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
-    _wait([pid], seconds, poll)  # it ends its own children first, in its own way
+    _wait([pid], seconds, poll)  # it ends its own children first
     for number, patience in ((signal.SIGTERM, seconds / 4), (signal.SIGKILL, seconds)):
         alive = [each for each in {pid, *members, *session(pid)} if born(each)]
         for each in alive:
@@ -177,7 +177,7 @@ def end_group(
 
 
 def _wait(pids: Sequence[int], seconds: float, poll: Callable[[], object]) -> None:
-    """Until none of them runs, or the time is over; `poll` reaps those that are our own."""
+    """Wait until none of them runs, or time is up; `poll` reaps our own."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and any(born(each) for each in pids):
         poll()
@@ -193,7 +193,7 @@ def session(pid: int) -> set[int]:
 
 
 def _parents() -> dict[int, tuple[int, int]]:
-    """Of every process its parent and its session."""
+    """Process id -> parent and session."""
     found = {}
     for place in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError, ValueError, IndexError):
@@ -209,7 +209,7 @@ def _parents() -> dict[int, tuple[int, int]]:
 
 
 def is_taken(host: str, port: int) -> bool:
-    """Whether somebody listens there already."""
+    """Whether the port is in use."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -220,7 +220,7 @@ def is_taken(host: str, port: int) -> bool:
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens on now."""
+    """A loopback port that is free now."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])

@@ -1,4 +1,4 @@
-"""What `fedkd deploy init` and `add` are asked: read and checked, all mistakes at once, before anything is made."""
+"""Parses and checks the request of `fedkd deploy init` and `add`: all mistakes at once, before any change."""
 
 import itertools
 from collections.abc import Sequence
@@ -15,14 +15,14 @@ from simulations.run.options import COMMAND_LINE, Deploy
 
 @dataclass(frozen=True)
 class Words:
-    """The words of a deployment and the files they name: it has copies of its own."""
+    """The overrides of a deployment, and its own copies of the files they name."""
 
     words: tuple[str, ...]
     copies: files.Tree
 
 
 def check(asked: Deploy) -> tuple[list[Device], Words]:
-    """The devices, without keys yet, and the words. Raises ConfigError with all that is wrong."""
+    """The devices, without keys yet, and the overrides. Raises ConfigError with all mistakes."""
     mistakes = []
     if mend := names.address(asked.address):
         mistakes.append(Mistake(f"--address {asked.address}", COMMAND_LINE, mend))
@@ -39,7 +39,7 @@ def check(asked: Deploy) -> tuple[list[Device], Words]:
 
 
 def parse(text: str, known: Sequence[Device] = ()) -> tuple[list[Device], list[Mistake]]:
-    """The devices that `--devices` names, numbered after those that are known; and what is wrong with it."""
+    """The devices in `--devices`, numbered after the known ones; and the mistakes."""
     items = [item.strip() for item in text.split(",")]
     if text.strip().isascii() and text.strip().isdigit():
         count = int(text.strip()[:6])
@@ -54,7 +54,7 @@ def parse(text: str, known: Sequence[Device] = ()) -> tuple[list[Device], list[M
 
 
 def check_words(words: Sequence[str], devices: Sequence[Device]) -> list[Mistake]:
-    """What is wrong with a configuration of runs on these devices, as far as it can be told at once."""
+    """Mistakes of a run configuration for these devices, as far as quick checks find them."""
     deployment = plan.Deployment(Path(), "localhost", 1, True, tuple(devices), tuple(words))
     try:
         draft = compose.draft(words)
@@ -76,7 +76,7 @@ def _wrong(devices: Sequence[Device], text: str, known: list[Device]) -> list[Mi
         if mend := names.device(device.name):
             mistakes.append(Mistake(f"device '{device.name}'", COMMAND_LINE, mend))
     for name in names.twice([device.name for device in [*known, *devices]]):
-        mistakes.append(Mistake(f"device '{name}' stands twice", COMMAND_LINE, "each needs a name of its own"))
+        mistakes.append(Mistake(f"device '{name}' is listed twice", COMMAND_LINE, "each needs a name of its own"))
     for device, mend in plan.wrong_students([*known, *devices]):
         what = f"device '{device.name}' has " + (
             f"student '{device.student}'" if device.student is not None else "no student"
@@ -86,7 +86,7 @@ def _wrong(devices: Sequence[Device], text: str, known: list[Device]) -> list[Mi
 
 
 def _wrong_words(values: object, sources: object, devices: Sequence[Device]) -> list[Mistake]:
-    """Words that contradict the list of devices: what a preset says of clients gives way, what a user says does not."""
+    """Overrides that contradict the list of devices; a preset's number of clients is ignored, a user's is not."""
     assert isinstance(values, dict)
     assert isinstance(sources, dict)
     mistakes = []
@@ -103,7 +103,7 @@ def _wrong_words(values: object, sources: object, devices: Sequence[Device]) -> 
 
 
 def _own(words: Sequence[str], folder: Path) -> Words:
-    """Words whose files are the deployment's own."""
+    """Overrides that name the deployment's own copies of files."""
     copies: dict[str, files.Content] = {}
     kept = []
     for word in words:

@@ -1,6 +1,6 @@
-"""Roster: which device acts for which client, who has joined, who is gone and who refuses to take part.
+"""Roster: which device acts for which client, and which have joined, left or refused.
 
-Node ids of Flower are random; whose client a node is, it says itself when it is asked. A node is asked once a run.
+Flower's node ids are random: each node is asked once per run which client it is.
 """
 
 import math
@@ -15,9 +15,9 @@ from flwr.serverapp import Grid
 from fedkd.border.checks import printable
 from fedkd.errors import EngineError
 
-POLL = 0.25  # seconds between looks at a grid across a network
-GRACE = 60.0  # seconds that late devices get once enough are there
-ASK_AGAIN = 120.0  # seconds after which a node is asked anew: whoever was asked may have died with the question
+POLL = 0.25  # seconds between polls of a grid across a network
+GRACE = 60.0  # seconds to wait for late devices once there are enough
+ASK_AGAIN = 120.0  # seconds, then ask again: the node may have crashed before it replied
 _TEXT = 200  # characters of what a node says of itself
 _FACTS = 32  # things it says; run.json keeps them
 
@@ -33,7 +33,7 @@ class Member:
 
 
 class Roster:
-    """The devices of a run. `notify` is told of everybody who comes, goes or refuses."""
+    """The devices of a run. Calls `notify` when one joins, leaves or refuses."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class Roster:
         self._refused: set[int] = set()  # nodes that take no part in this run
 
     def name(self, client: int) -> str:
-        """What to call a client's device."""
+        """The name of a client's device."""
         return self.names.get(client, f"the device of client {client}")
 
     def _called(self, node: int) -> str | None:
@@ -69,7 +69,7 @@ class Roster:
         return [{"client": m.client, "name": m.name, **m.facts} for _, m in sorted(self._members.items())]
 
     def wait(self, minimum: int, patience: float) -> None:
-        """Until everybody is there, or at least `minimum` and a grace is over. Raises EngineError after `patience`."""
+        """Wait for all devices, or for `minimum` and a grace period. Raises EngineError after `patience`."""
         end, grace = time.monotonic() + patience, None
         while len(self._members) < self.clients:
             self.refresh()
@@ -87,7 +87,7 @@ class Roster:
             time.sleep(POLL)
 
     def refresh(self) -> None:
-        """Look who is there; ask those who are new, listen to those who have answered. Waits for nobody."""
+        """Update the list of nodes: ask new ones, read answers. Does not wait."""
         present = set(self.grid.get_node_ids())
         for client, member in list(self._members.items()):
             if member.node not in present:
@@ -114,7 +114,7 @@ class Roster:
         for reply in replies:
             node, _ = self._asked.pop(reply.metadata.reply_to_message_id, (None, 0.0))
             if node is None or node in self._joined():
-                continue  # nobody asked, or it was asked twice and has answered twice
+                continue  # not asked by us, or a second answer
             try:
                 self._admit(_introduction(reply, node, self.clients, self._called(node)))
             except _NotTaken as refusal:
@@ -142,7 +142,7 @@ class _NotTaken(Exception):
 
 
 def _introduction(reply: Message, node: int, clients: int, known: str | None) -> Member:
-    """What a node says of itself, checked; `known` is the name that its key is registered under. Raises _NotTaken."""
+    """Check a node's introduction; `known`: the name of its registered key. Raises _NotTaken."""
     called = f"{known} (node {node})" if known else f"node {node}"
     if reply.has_error():
         reason = printable(str(reply.error.reason), _TEXT)
@@ -162,7 +162,7 @@ def _introduction(reply: Message, node: int, clients: int, known: str | None) ->
     if refused:
         raise _NotTaken(f"{name} takes no part: {refused}")
     client = said.pop("partition-id", None)
-    said.pop("num-partitions", None)  # as of when its kit was made: devices may have been added since
+    said.pop("num-partitions", None)  # from when its kit was made; later devices are missing
     if type(client) is not int or not 0 <= client < clients:
         raise _NotTaken(
             f"{name} is not accepted: it says it is client {client!r}, the run has clients 0 to {clients - 1}"

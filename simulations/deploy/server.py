@@ -22,7 +22,7 @@ Say = Callable[[str], None]
 
 @contextmanager
 def serving(plan: Deployment, say: Say, host: str | None = None) -> Iterator[Child]:
-    """A SuperLink that answers and knows the devices' keys, until the block ends. Raises DeployError."""
+    """A SuperLink that answers and knows the devices' keys; ends with the block. Raises DeployError."""
     _check_certificate(plan, say)
     bind = host or plan.listen
     if processes.is_taken(bind, plan.port):
@@ -47,7 +47,7 @@ def serving(plan: Deployment, say: Say, host: str | None = None) -> Iterator[Chi
 
 
 def main(plan: Deployment, say: Say, host: str | None = None) -> int:
-    """Serve until Ctrl-C, SIGTERM or the SuperLink's end."""
+    """Serve until Ctrl-C, SIGTERM or the end of the SuperLink."""
     with serving(plan, say, host) as child:
         safe = "TLS ok" if plan.tls else "NO TLS, no authentication: for tests on a network of your own"
         if plan.tls:
@@ -59,7 +59,7 @@ def main(plan: Deployment, say: Say, host: str | None = None) -> int:
 
 
 def marker(folder: Path) -> Path:
-    """Where the SuperLink's process id stands."""
+    """The file with the SuperLink's process id."""
     return folder / ".flwr" / "superlink.pid"
 
 
@@ -73,7 +73,7 @@ def write_connection(plan: Deployment) -> None:
 
 
 def register(plan: Deployment, say: Say) -> None:
-    """Make the SuperLink know the key of each device that it does not know yet. Raises DeployError."""
+    """Register the keys of new devices at the SuperLink. Raises DeployError."""
     env = processes.environment(plan.flwr_home)
     known = nodes(plan)
     for device in plan.devices:
@@ -91,7 +91,7 @@ def register(plan: Deployment, say: Say) -> None:
 
 
 def nodes(plan: Deployment) -> dict[str, str]:
-    """Device -> node id. Empty before the SuperLink's data base is made, or after it was deleted."""
+    """Device -> node id. Empty if the SuperLink's database does not exist."""
     if not (plan.flwr_home / "state.db").exists():
         return {}
     found = read_json((plan.flwr_home / NODES).read_text(encoding="utf-8")) if (plan.flwr_home / NODES).exists() else {}
@@ -140,7 +140,7 @@ def _until_ready(plan: Deployment, child: Child) -> None:
 
 
 def read_json(text: str) -> dict[str, object]:
-    """The JSON object in what one of Flower's programs prints, which may have other lines before it."""
+    """The JSON object in the output of one of Flower's programs, which may have other lines before it."""
     start = text.find("{")
     try:
         found = json.loads(text[start:]) if start >= 0 else {}

@@ -22,7 +22,7 @@ PATIENCE = 600.0  # seconds until enough devices must have joined; a first torch
 
 
 def play(grid: Grid, given: Mapping[str, Any], text: str, name: str) -> None:
-    """Play a run on the devices that a grid reaches, or go on with one. Raises FedkdError.
+    """Run on the devices of a grid, or resume a run. Raises FedkdError.
 
     `given` is the app's run config: `runs` (folder), `resume`, `public` (file of public images), `plaintext`, `names`
     (JSON: `names`, client -> its device; `nodes`, device -> node id that its key is registered as), `command` (JSON:

@@ -1,4 +1,4 @@
-"""What starts a server and its devices: scripts, systemd units, containers. No disk is touched."""
+"""Files that start a server and its devices: scripts, systemd units, containers. Does not touch the disk."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -162,7 +162,7 @@ def compose_file(deployment: Deployment, memory_mb: Mapping[str, int | None], ui
 
 
 def variable(name: str) -> str:
-    """How the variables begin that set up a device's container."""
+    """The prefix of the variables for a device's container."""
     return "FEDKD_" + name.upper().replace("-", "_")
 
 

@@ -1,4 +1,4 @@
-"""Shards: the configured data set cut for devices exactly as a simulation would, a folder for each client.
+"""Shards: the configured data set, split for devices exactly as in a simulation, a folder per client.
 
 data.npz     that client's samples alone, for its owner only; in the order of the partition, so that a device that takes
              them as stored trains on the simulation's batches
@@ -28,7 +28,7 @@ Row = dict[str, Any]
 
 
 def write(config: RunConfig, folders: Sequence[Path]) -> list[Row]:
-    """Client k's samples into `folders[k]`, which are made if need be; a row a client of what was written.
+    """Client k's samples into `folders[k]`, created if missing; gives a row per client.
 
     Raises ConfigError if the recipe cannot be followed or a client has too few samples to join, DataError for missing
     files, FolderError if a folder cannot be written.
@@ -82,7 +82,7 @@ def _without_clients(config: RunConfig, dataset: Dataset) -> Proxy | None:
 
 
 def _check_sizes(held: Partition, fewest: int) -> None:
-    """What every device will check: better said before the shards are carried to them."""
+    """The devices' own checks, made before the shards are copied to them."""
     small = [client for client, index in enumerate(held.train) if len(index) < fewest]
     if small:
         count = len(held.train[small[0]])
@@ -120,7 +120,7 @@ def _publish(folder: Path, public: bytes | None) -> str | None:
 
 
 def _public(config: RunConfig, dataset: Dataset, proxy_set: Proxy | None) -> dict[str, np.ndarray]:
-    """What goes into public.npz: drawn as `assemble.assemble` draws it."""
+    """The arrays of public.npz, drawn as `assemble.assemble` draws them."""
     found: dict[str, np.ndarray] = {}
     available = len(dataset.test)
     if proxy_set is not None:

@@ -15,7 +15,7 @@ from simulations.run import run_folder
 
 
 def look(plan: Deployment) -> dict[str, Any]:
-    """What there is to know of a deployment now. Raises DeployError if the SuperLink does not answer."""
+    """The current facts about a deployment. Raises DeployError if the SuperLink does not answer."""
     tls_check.check(plan.address, plan.port, plan.ca if plan.tls else None)
     done = processes.run(
         ["flwr", "supernode", "list", server.CONNECTION, "--format", "json"], processes.environment(plan.flwr_home)
@@ -37,7 +37,7 @@ def look(plan: Deployment) -> dict[str, Any]:
 
 
 def text(found: Mapping[str, Any]) -> str:
-    """The same for people."""
+    """The facts as text."""
     safe = f"TLS ok, expires in {found['certificate_days']} days" if found["tls"] else "NO TLS, no authentication"
     head = f"superlink {found['superlink']}  {safe}"
     if run := found.get("run"):

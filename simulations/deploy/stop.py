@@ -1,4 +1,4 @@
-"""`fedkd deploy stop`: ends what runs here, by process id: the run in order, then devices, then the SuperLink."""
+"""`fedkd deploy stop`: ends processes on this machine by id: first the run, in order, then devices, then the SuperLink."""
 
 import time
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from simulations.deploy.kit import Kit
 from simulations.deploy.plan import Deployment
 from simulations.run import run_folder
 
-RUN_SECONDS = 60.0  # for a run to save itself
+RUN_SECONDS = 60.0  # for a run to save
 
 Say = Callable[[str], None]
 

@@ -30,7 +30,7 @@ _FOLLOWED = (ledger.EVENTS, "metrics.jsonl", "timings.jsonl")
 
 
 def start(plan: Deployment, words: Sequence[str], options: Options, folder: Path | None = None) -> dict[str, Any]:
-    """Play a configuration on the devices of a deployment; the summary that `--json` prints. Raises FedkdError.
+    """Run a configuration on the devices of a deployment; gives the summary that `--json` prints. Raises FedkdError.
 
     `folder` is where the run's own folder is made; None: beside the deployment.
     """
@@ -49,7 +49,7 @@ def start(plan: Deployment, words: Sequence[str], options: Options, folder: Path
 
 
 def resume(plan: Deployment, wanted: str | None, options: Options, words: Sequence[str] = ()) -> dict[str, Any]:
-    """Go on with a run of a deployment, the newest unfinished one if none is named. Raises FedkdError, as for words."""
+    """Resume a run of a deployment, by default the newest unfinished one. Raises FedkdError, also for overrides."""
     folder = run_folder.find(plan.runs, wanted) if wanted else runs.newest_unfinished(plan.runs)
     with progress.make(options) as screen:
         runs.refuse_words(folder, words, f"fedkd deploy run {shlex.quote(str(plan.folder))}")
@@ -68,7 +68,7 @@ def public_set(plan: Deployment) -> Path | None:
 
 
 def _check(plan: Deployment, resolved: Resolved) -> None:
-    """What can be told before anything is sent. Raises ConfigError, DataError and DeployError."""
+    """Checks before anything is sent. Raises ConfigError, DataError and DeployError."""
     config = resolved.config
     if config.clients != len(plan.devices):
         raise ConfigError(
@@ -96,7 +96,7 @@ def _play(plan: Deployment, resolved: Resolved, place: Path, screen: Screen, *, 
         follower.follow()
     except KeyboardInterrupt:
         screen.close()
-        screen.warn("asking the run to stop after the present job; it can be resumed")
+        screen.warn("asking the run to stop after the current job; it can be resumed")
         stop(plan, place, flower_id)
         with suppress(KeyboardInterrupt, RunError):
             follower.follow()
@@ -150,7 +150,7 @@ def stop(plan: Deployment, folder: Path, flower_id: str | None = None) -> None:
 
 
 class Follower:
-    """Shows a run by its folder, as its rows appear. No clock decides what is new: one may be set back."""
+    """Shows a run by following its folder. Does not use clocks to find new rows: clocks may be set back."""
 
     def __init__(self, plan: Deployment, resolved: Resolved, folder: Path, screen: Screen) -> None:
         self.plan, self.resolved, self.screen, self.folder = plan, resolved, screen, folder
@@ -161,12 +161,12 @@ class Follower:
         self._sizes: list[int] = []
 
     def follow(self) -> None:
-        """Until the run has ended. Raises RunError if its process has died, or never began."""
+        """Follow until the run has ended. Raises RunError if its process has died, or never began."""
         begin = time.monotonic() + BEGIN_SECONDS
         self.screen.phase("waiting for the run to begin")
         while True:
             is_held = run_folder.is_held(self.folder)
-            has_ended = self._has_ended()  # looked at last: whoever has let go has written its end before
+            has_ended = self._has_ended()  # read last: a process writes its end before it releases the lock
             if is_held or has_ended:
                 self._show()
             if has_ended:
@@ -192,7 +192,7 @@ class Follower:
         return found
 
     def _has_ended(self) -> bool:
-        """Whether the folder says so, and nobody is at work in it."""
+        """Whether the folder says so, and no process holds it."""
         with suppress(Exception):
             info = run_folder.info(self.folder)
             is_new = _version(self.folder / "run.json") != self._before
@@ -202,7 +202,7 @@ class Follower:
     def _show(self) -> None:
         sizes = [path.stat().st_size if path.exists() else 0 for path in map(self.folder.joinpath, _FOLLOWED)]
         if sizes == self._sizes and self.screen.head is not None:
-            return  # a look every quarter of a second, and nothing new: long ledgers are not read again
+            return  # nothing new: do not read long ledgers again
         self._sizes = sizes
         events, rows, timings = (ledger.rows(self.folder / name) for name in _FOLLOWED)
         for event in events[self._events :]:
@@ -240,7 +240,7 @@ class Follower:
         return processes.environment(self.plan.flwr_home)
 
     def _again(self) -> str:
-        """The command that goes on with this run."""
+        """The command that resumes this run."""
         return f"fedkd {self._deploy_run()} {self.folder.name} --resume"
 
     def _deploy_run(self) -> str:
@@ -248,14 +248,14 @@ class Follower:
 
 
 def _version(path: Path) -> tuple[int, bytes] | None:
-    """What tells a file from the one that takes its place; None where there is none."""
+    """Identifies a version of a file; None if there is none."""
     with suppress(OSError):
         return path.stat().st_mtime_ns, path.read_bytes()
     return None
 
 
 def _failures(events: Sequence[ledger.Row]) -> dict[int, str]:
-    """By round, the last thing that went wrong in it."""
+    """Round -> its last failure."""
     found = {}
     for row in events:
         if row.get("event") == "failure":

@@ -1,4 +1,4 @@
-"""The way to a SuperLink: whether it answers, and whether it is the one that our certificate authority vouches for."""
+"""Checks a SuperLink: whether it answers, and whether our certificate authority has signed its certificate."""
 
 import socket
 import ssl
@@ -12,7 +12,7 @@ SECONDS = 5.0  # for one attempt
 
 
 class Unfit(DeployError):
-    """Somebody answers there, but never will this end: TLS at one end alone, or a certificate that is refused."""
+    """The two ends cannot connect: only one uses TLS, or the certificate is refused."""
 
 
 def check(host: str, port: int, ca: Path | None, *, seconds: float = SECONDS) -> None:
@@ -45,7 +45,7 @@ def check(host: str, port: int, ca: Path | None, *, seconds: float = SECONDS) ->
 
 
 class Watch:
-    """Looks again and again whether a SuperLink still answers: Flower's own client tries for ever, without a word."""
+    """Checks repeatedly that a SuperLink answers: Flower's own client retries forever, silently."""
 
     def __init__(self, attempt: Callable[[], None], say: Callable[[str], None], every: float = 30.0) -> None:
         self.attempt, self.say, self.every = attempt, say, every
@@ -53,7 +53,7 @@ class Watch:
         self._trouble: DeployError | None = None
 
     def look(self) -> None:
-        """Say what has changed, where it is time. Raises Unfit if twice in a row the ends do not fit."""
+        """Report changes, if a check is due. Raises Unfit after two unfit checks in a row."""
         if time.monotonic() < self._next:
             return
         self._next = time.monotonic() + self.every
@@ -61,7 +61,9 @@ class Watch:
         try:
             self.attempt()
         except DeployError as error:
-            if isinstance(error, Unfit) and isinstance(before, Unfit):  # once may be a server that was just ending
+            if isinstance(error, Unfit) and isinstance(
+                before, Unfit
+            ):  # a single one may be a server that is just ending
                 raise
             self._trouble = error
         if self._trouble is not None and before is None:
@@ -71,7 +73,7 @@ class Watch:
 
 
 def _expect_plaintext(plain: socket.socket, where: str) -> None:
-    """A port with TLS answers plaintext with an alert or by hanging up; Flower's own client would retry for ever."""
+    """A port with TLS answers plaintext with an alert or by hanging up; Flower's own client would retry forever."""
     plain.sendall(b"GET / HTTP/1.1\r\nHost: fedkd\r\nConnection: close\r\n\r\n")
     if not plain.recv(16).startswith(b"HTTP/"):
         raise Unfit(

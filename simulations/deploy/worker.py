@@ -1,6 +1,6 @@
-"""A device's resident worker: does one message after another, until its SuperNode is gone or nothing has come for long.
+"""A device's resident worker: answers messages one by one until its SuperNode is gone, or it has been idle for long.
 
-python -m simulations.deploy.worker SOCKET PID        # of the process that it ends with
+python -m simulations.deploy.worker SOCKET PID        # it ends with the process PID
 """
 
 import json
@@ -23,12 +23,12 @@ from simulations.deploy import (
 )
 from simulations.flower import codec
 
-IDLE_SECONDS = 900.0  # then its memory is given back
+IDLE_SECONDS = 900.0  # then it ends, to free memory
 POLL = 1.0
 
 
 def main(address: Path, parent: int) -> None:
-    """Serve at a socket until it is time to end."""
+    """Serve at a socket until idle for IDLE_SECONDS."""
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(address))
         address.chmod(0o600)
@@ -45,7 +45,7 @@ def main(address: Path, parent: int) -> None:
 
 
 def _serve(connection: socket.socket) -> None:
-    """One message. A peer that has gone does not end the worker; nor does an error in what it asked."""
+    """Answer one message. Neither a lost peer nor an error in the message ends the worker."""
     connection.settimeout(None)
     try:
         asked = json.loads(node.receive(connection))
@@ -59,14 +59,14 @@ def _respond(asked: dict[str, object], content: RecordDict) -> RecordDict:
     try:
         return node.respond(asked, content)
     except Exception as error:  # noqa: BLE001  # the border: the run must learn of it and go on
-        traceback.print_exc()  # stays here: it may name files and values
+        traceback.print_exc()  # stays on the device: it may name files and values
         what = f"{type(error).__name__}: see the device's log"
-        unknown = Failure(client=0, round=0, what=what, cause="raised")  # the engine knows whose it is
+        unknown = Failure(client=0, round=0, what=what, cause="raised")  # the engine knows its job
         return codec.encode_result(unknown)
 
 
 def _end_with(parent: int) -> None:
-    """End this process, whatever it does, once another one is gone."""
+    """End this process as soon as another one is gone."""
     born = processes.born(parent)
     while born is not None and processes.born(parent) == born:
         time.sleep(POLL)

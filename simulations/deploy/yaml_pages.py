@@ -1,4 +1,4 @@
-"""Small YAML pages, strictly: every key is known, every value is of its type, all mistakes are told at once.
+"""Reads small YAML pages strictly: only known keys, typed values, all mistakes reported at once.
 
 A page is described by a dataclass, like a configuration; each mistake names its line.
 """
@@ -15,7 +15,7 @@ from fedkd.strict_yaml import Value
 
 
 def read(path: Path, what: str, mend: str) -> validate.Draft:
-    """The page at `path`; if there is none, its folder is no `what`. Raises ConfigError."""
+    """The page at `path`. Raises ConfigError; a missing page means that the folder is no `what`."""
     try:
         content = strict_yaml.read(path.read_text(encoding="utf-8"), str(path)).content
     except (FileNotFoundError, NotADirectoryError):
@@ -31,7 +31,7 @@ def read(path: Path, what: str, mend: str) -> validate.Draft:
 
 
 def check(cls: type[Any], draft: validate.Draft, prefix: validate.Path = ()) -> validate.Checked:
-    """The node at `prefix` as a `cls`, or None; and what is wrong with it."""
+    """The node at `prefix` as a `cls`, or None; and its mistakes."""
     node: Any = draft.values
     for part in prefix:
         node = node[part]

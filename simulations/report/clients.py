@@ -1,4 +1,4 @@
-"""Charts of clients: how each one fares, who is harmed by joining, and who holds what."""
+"""Charts of clients: their accuracy, gains and harm by joining, and the partition."""
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ _MOST_CELLS = 8_000  # of all pictures of partitions together
 
 
 def charts(verdict: Verdict) -> list[Chart]:
-    """Those that there is something to draw for."""
+    """The charts that have data."""
     found = (distribution(verdict), gains(verdict), partitions(verdict))
     return [each for each in found if each is not None]
 
@@ -46,7 +46,7 @@ def distribution(verdict: Verdict) -> Chart | None:
 
 
 def gains(verdict: Verdict) -> Chart | None:
-    """Each client's own accuracy minus what it has without exchange, same seed."""
+    """Each client's own accuracy minus that under local training, same seed."""
     alone = {entry.setting: entry for entry in verdict.entries.values() if is_alone(entry)}
     found = {}
     for entry in summary_table.ordered(verdict):
@@ -139,7 +139,7 @@ def _mark(setting: str, method: str, seed: int, client: int, value: float, low: 
 
 
 def _strips(verdict: Verdict, rows: Sequence[Row], title: str, low: str, *, zero: bool = False) -> Spec:
-    """A mark each, a box over them. Colour and length both tell those that are badly off."""
+    """A mark per client, a box over them. Colour and length both mark the worst."""
     there = {row["panel"] for row in rows}
     names = [setting for setting in verdict.question.settings if setting in there]
     methods = [method for method in verdict.question.methods if any(row["method"] == method for row in rows)]

@@ -1,4 +1,4 @@
-"""`fedkd report`: gathers runs, judges them again and writes the report."""
+"""`fedkd report`: gathers runs, analyses them again and writes the report."""
 
 import shlex
 import sys
@@ -11,7 +11,7 @@ from simulations.run.options import Report
 
 
 def main(asked: Report) -> int:
-    """Write the report and say where it is. A run that does not count is told, and no error."""
+    """Write the report and print its path. Runs that do not count are listed, without an error."""
     from simulations.analysis import analyse
 
     wanted = gather.Wanted(asked.metric, asked.baseline, asked.target)
@@ -42,6 +42,6 @@ def _summary(judged: Verdict, page: Path) -> dict[str, object]:
 
 
 def _command(asked: Report) -> str:
-    """The line that makes it again."""
+    """The command that repeats it."""
     flags = asked.flags("metric", "baseline", "target", "runs", "out")
     return shlex.join(["fedkd", "report", *asked.places, *flags])

@@ -14,7 +14,7 @@ _WAYS = ("up", "down")
 
 
 def charts(verdict: Verdict) -> list[Chart]:
-    """Those that there is something to draw for."""
+    """The charts that have data."""
     found = (
         _stacked(verdict, "seconds", "Seconds by phase", "seconds of a run", _seconds),
         _stacked(verdict, "bytes", "Bytes by kind of knowledge", "megabytes of a run", _bytes),

@@ -1,6 +1,6 @@
-"""What a run was, in words: a line for each thing that a reviewer asks first. What an older folder lacks is left out.
+"""The facts of a run: a line for each of a reviewer's first questions. Leaves out what older folders lack.
 
-A line is a function of a run; it names the keys that it tells, so that nothing decisive remains untold.
+A line is a function of a run and names the keys it covers, so that no decisive key is left out.
 """
 
 import statistics
@@ -158,7 +158,7 @@ def evaluation(member: Member) -> str:
 
 
 def privacy(member: Member) -> str:
-    """Only where clients tell less than they know."""
+    """Empty unless clients report noisy or rounded numbers."""
     epsilon, step = member.config.get("privacy.label_epsilon"), member.config.get("privacy.size_step", 1)
     parts = [] if epsilon is None else [f"label counts with epsilon {plain(epsilon)}"]
     return ", ".join(parts + ([f"sizes in steps of {step}"] if step != 1 else []))
@@ -176,7 +176,7 @@ def parts(member: Member) -> str:
 
 
 def others(member: Member) -> str:
-    """Whatever no line tells and is not as the schema has it."""
+    """Changed values that no other line covers."""
     from fedkd.configuration.resolved import MACHINE_FACTS
 
     usual, said = defaults(), []
@@ -264,7 +264,7 @@ def plain(value: Any) -> str:
 
 @cache
 def defaults() -> dict[str, Any]:
-    """What the schema says of every key but those of strategies and recipes."""
+    """The defaults of all keys except those of strategies and recipes."""
     from fedkd.configuration.resolved import flat
 
     return flat(asdict(RunConfig()))

@@ -1,4 +1,4 @@
-"""Writes a report's files, each whole or not at all: what was there before is replaced last, or kept."""
+"""Writes a report's files, each atomically: older files are replaced last, or kept."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ def write(verdict: Verdict, folder: Path) -> list[Path]:
 
     Raises FolderError where it cannot.
 
-    All is made before anything is replaced, so a full disk or an error leaves the old report whole.
+    It writes all files before it replaces any, so a full disk or an error leaves the old report whole.
     """
     charts = drawn(verdict)
     texts = {

@@ -25,7 +25,7 @@ _CANDIDATES = ("global last10", "clients.mean last10", "clients.pooled last10", 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the command line asks beside the runs; None: what the comparison says, or what all runs have."""
+    """The options beside the runs; None: the comparison's value, or one that all runs have."""
 
     metric: str | None = None
     baseline: str | None = None
@@ -35,7 +35,7 @@ class Wanted:
 def collect(
     places: Sequence[str], runs: Path, wanted: Wanted | None = None, command: str = ""
 ) -> "tuple[Question, list[Member]]":
-    """The question and the runs. Raises ConfigError for runs that cannot stand together, FolderError for none."""
+    """The question and the runs. Raises ConfigError for runs that cannot be compared, FolderError for none."""
     wanted = wanted or Wanted()
     folders = [_find(place, runs) for place in places]
     if len(folders) == 1 and (folders[0] / PLAN).exists():
@@ -229,5 +229,5 @@ def _nothing(found: Sequence[Member], places: Sequence[str]) -> FolderError:
     reasons = "; ".join(f"{each.folder.name}: {each.reason or each.state}" for each in found[:3])
     where = ", ".join(places[:3])
     return FolderError(
-        f"no run is done{f' ({reasons})' if reasons else ''}", where=where, mend="fedkd resume RUN goes on"
+        f"no run is done{f' ({reasons})' if reasons else ''}", where=where, mend="fedkd resume RUN continues it"
     )

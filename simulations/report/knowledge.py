@@ -33,7 +33,7 @@ _LOOKS = 10  # rounds that are looked at for names: servers seldom find other th
 
 
 def charts(verdict: Verdict) -> list[Chart]:
-    """Those that there is something to draw for."""
+    """The charts that have data."""
     found = (drift(verdict), forgetting(verdict), scalars(verdict), matrices(verdict), lists(verdict))
     return [each for each in found if each is not None]
 

@@ -18,7 +18,7 @@ _FEW = 12  # rounds of a curve that are marked each
 
 
 def charts(verdict: Verdict) -> list[Chart]:
-    """Those that there is something to draw for."""
+    """The charts that have data."""
     found = (differences(verdict), ranks(verdict), curves(verdict), pareto(verdict))
     return [each for each in found if each is not None]
 
@@ -275,7 +275,7 @@ def _curve_table(verdict: Verdict) -> Table:
 
 
 def _test_table(verdict: Verdict) -> Table:
-    """Everything the tests say."""
+    """All results of the tests."""
     metric, rows = verdict.question.metric, []
     for entry in summary_table.ordered(verdict):
         it = entry.versus

@@ -222,7 +222,7 @@ def test_an_add_that_fails_leaves_all_as_it_was(tmp_path, monkeypatch, error):
 def test_adding_is_refused(tmp_path):
     make(tmp_path / "edge", "a:mlp,b:mlp", words=["clients_per_round=2"])
     before = tree(tmp_path)
-    assert set(mistakes(lambda: init.extend(tmp_path / "edge", "a:mlp"))) == {"device 'a' stands twice"}
+    assert set(mistakes(lambda: init.extend(tmp_path / "edge", "a:mlp"))) == {"device 'a' is listed twice"}
     assert set(mistakes(lambda: init.extend(tmp_path / "edge", "c"))) == {"device 'c' has no student"}
     assert "is no deployment" in str(mistakes(lambda: init.extend(tmp_path / "none", "c")))
     assert "is no deployment" in str(mistakes(lambda: init.extend(tmp_path, "c")))

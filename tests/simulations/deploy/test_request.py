@@ -39,7 +39,7 @@ def test_a_refused_request_makes_nothing_and_tells_everything(tmp_path):
         "--port 0",
         "--memory-mb 0",
         "device 'Edge_2'",
-        "device 'edge-1' stands twice",
+        "device 'edge-1' is listed twice",
         "device 'edge-1' has student 'mpl'",
         "device 'Edge_2' has no student",
         "device 'edge-1' has no student",
