@@ -12,7 +12,7 @@ from fedkd.record import ledger
 from simulations.analysis import metric
 from simulations.analysis.analyse import judge
 from simulations.analysis.result import Question, Verdict
-from simulations.analysis.run_record import Member
+from simulations.analysis.run_record import RunRecord
 from simulations.run import run_folder
 
 CLASSES = 5
@@ -29,7 +29,7 @@ def member(
     level: float = 0.7,
     folder: Path = Path("runs/none"),
     words: Mapping[str, Any] | None = None,
-) -> Member:
+) -> RunRecord:
     """A run that is done. `level` is about where its accuracy ends; `words` are further values of its configuration."""
     draws = np.random.default_rng([seed, rounds, len(method)])
     rows = [_round(t, rounds, clients, level, method, draws) for t in range(1, rounds + 1)]
@@ -38,7 +38,7 @@ def member(
         for t in range(1, rounds + 1)
     ]
     counts = draws.integers(0, 40, (clients, CLASSES)).tolist()
-    return Member(
+    return RunRecord(
         setting,
         method,
         seed,
@@ -63,7 +63,7 @@ def members(
     methods: Sequence[str] = ("fedavg", "fedgen", "local"),
     seeds: Sequence[int] = range(4),
     **more: Any,
-) -> list[Member]:
+) -> list[RunRecord]:
     """A grid; later methods are better."""
     return [
         member(method, seed, setting, level=0.6 + 0.04 * methods.index(method), **more)
@@ -73,7 +73,7 @@ def members(
     ]
 
 
-def question(found: Sequence[Member], **changes: Any) -> Question:
+def question(found: Sequence[RunRecord], **changes: Any) -> Question:
     """What a comparison of these asks."""
     asked = Question(
         name="skew",
@@ -89,13 +89,13 @@ def question(found: Sequence[Member], **changes: Any) -> Question:
     return replace(asked, **changes)
 
 
-def verdict(found: Sequence[Member] | None = None, **changes: Any) -> Verdict:
+def verdict(found: Sequence[RunRecord] | None = None, **changes: Any) -> Verdict:
     """A verdict on these runs, or on a small grid."""
     found = members() if found is None else found
     return judge(question(found, **changes), found)
 
 
-def write(found: Member, folder: Path, **info: Any) -> Path:
+def write(found: RunRecord, folder: Path, **info: Any) -> Path:
     """The run folder of a member."""
     folder.mkdir(parents=True)
     (folder / "run.json").write_text(json.dumps({**found.info, "state": found.state, **info}), encoding="utf-8")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from simulations.analysis import metric
 from simulations.analysis.result import Question
-from simulations.analysis.run_record import Member
+from simulations.analysis.run_record import RunRecord
 
 
 def member(method="fedavg", seed=0, accuracy=(0.5, 0.6), setting="", clients=(0.5, 0.7), **changes):
@@ -25,7 +25,7 @@ def member(method="fedavg", seed=0, accuracy=(0.5, 0.6), setting="", clients=(0.
     timings = [{"round": number, "total": 2.0, "clients": 1.5} for number in rounds]
     last = [{"round": rounds[-1], "client": k, "accuracy": value} for k, value in enumerate(clients)]
     default = {"state": "done", "info": info, "rows": rows, "timings": timings, "clients": last}
-    return Member(setting, method, seed, Path(f"{method}-{seed}"), **(default | changes))
+    return RunRecord(setting, method, seed, Path(f"{method}-{seed}"), **(default | changes))
 
 
 def question(methods=("fedavg", "fedgen"), seeds=8, settings=("",), primary="global last", **changes):

@@ -9,12 +9,12 @@ from fedkd.errors import ConfigError
 from simulations.analysis import sentences, stats
 from simulations.analysis.metric import Metric, megabytes
 from simulations.analysis.result import LOCAL, WINDOW, Entry, Key, Price, Question, Verdict, own_accuracy
-from simulations.analysis.run_record import Member
+from simulations.analysis.run_record import RunRecord
 
 TRAINED = "trained.clients.mean"
 
 
-def judge(question: Question, members: Sequence[Member]) -> Verdict:
+def judge(question: Question, members: Sequence[RunRecord]) -> Verdict:
     """The verdict on the runs so far. Raises ConfigError if runs are done and none has the metric."""
     question = _with_trained(question, members)
     entries = _with_p(_entries(question, members))
@@ -37,15 +37,15 @@ def judge(question: Question, members: Sequence[Member]) -> Verdict:
     return replace(verdict, sentences=tuple(sentences.sentences(verdict)), cautions=tuple(sentences.cautions(verdict)))
 
 
-def _with_trained(question: Question, members: Sequence[Member]) -> Question:
+def _with_trained(question: Question, members: Sequence[RunRecord]) -> Question:
     """Add a column for the mean over clients that have trained, if some have not."""
     if question.metric.path != "clients.mean" or not any(member.untrained for member in members):
         return question
     return replace(question, columns={**question.columns, "trained": replace(question.metric, path=TRAINED)})
 
 
-def _entries(question: Question, members: Sequence[Member]) -> dict[Key, Entry]:
-    by_key: dict[Key, list[Member]] = {(s, m): [] for s in question.settings for m in question.methods}
+def _entries(question: Question, members: Sequence[RunRecord]) -> dict[Key, Entry]:
+    by_key: dict[Key, list[RunRecord]] = {(s, m): [] for s in question.settings for m in question.methods}
     for member in sorted(members, key=lambda each: each.seed):
         by_key.setdefault((member.setting, member.method), []).append(member)
     locals_ = {(m.setting, m.seed): m for m in members if m.is_done and m.info.get("strategy") == LOCAL}
@@ -59,9 +59,9 @@ def _entries(question: Question, members: Sequence[Member]) -> dict[Key, Entry]:
 def _entry(
     question: Question,
     key: Key,
-    members: Sequence[Member],
-    baseline: Sequence[Member],
-    locals_: Mapping[tuple[str, int], Member],
+    members: Sequence[RunRecord],
+    baseline: Sequence[RunRecord],
+    locals_: Mapping[tuple[str, int], RunRecord],
 ) -> Entry:
     metric, done = question.metric, [member for member in members if member.is_done]
     values = _values(metric, done)
@@ -80,12 +80,12 @@ def _entry(
     )
 
 
-def _values(metric: Metric, members: Sequence[Member]) -> dict[int, float]:
+def _values(metric: Metric, members: Sequence[RunRecord]) -> dict[int, float]:
     found = {member.seed: metric.of(member) for member in members}
     return {seed: value for seed, value in found.items() if value is not None and math.isfinite(value)}
 
 
-def differences(metric: Metric, ours: Sequence[Member], theirs: Sequence[Member]) -> dict[int, float]:
+def differences(metric: Metric, ours: Sequence[RunRecord], theirs: Sequence[RunRecord]) -> dict[int, float]:
     """Seed -> how much better ours is, for the seeds that both have with equal partitions."""
     splits = {member.seed: member.pairing["partition_sha256"] for member in theirs if member.is_done}
     same = [m for m in ours if m.is_done and splits.get(m.seed) == m.pairing["partition_sha256"] is not None]
@@ -93,7 +93,7 @@ def differences(metric: Metric, ours: Sequence[Member], theirs: Sequence[Member]
     return {seed: metric.sign * (value - other[seed]) for seed, value in mine.items() if seed in other}
 
 
-def _versus(metric: Metric, ours: Sequence[Member], theirs: Sequence[Member]) -> stats.Paired | None:
+def _versus(metric: Metric, ours: Sequence[RunRecord], theirs: Sequence[RunRecord]) -> stats.Paired | None:
     found = list(differences(metric, ours, theirs).values())
     return stats.paired(found) if len(found) > 1 else None
 
@@ -137,7 +137,7 @@ def _resolution(entries: Mapping[Key, Entry]) -> dict[str, float]:
     return found
 
 
-def _price(question: Question, done: Sequence[Member]) -> Price:
+def _price(question: Question, done: Sequence[RunRecord]) -> Price:
     target = question.target
     assert target is not None  # the caller checks
     found = [price for member in done if (price := price_of(member, question.metric, target))]
@@ -145,7 +145,7 @@ def _price(question: Question, done: Sequence[Member]) -> Price:
     return Price(medians[0], medians[1], medians[2], len(found), len(done))
 
 
-def price_of(member: Member, metric: Metric, target: float) -> tuple[float, float, float] | None:
+def price_of(member: RunRecord, metric: Metric, target: float) -> tuple[float, float, float] | None:
     """Rounds, megabytes (both ways), seconds until the mean of WINDOW evaluations reached the target; None: never."""
     curve = metric.curve(member)
     for end in range(WINDOW, len(curve) + 1):
@@ -163,7 +163,7 @@ def _median_or_never(values: Sequence[float], of: int) -> float | None:
     return found if math.isfinite(found) else None
 
 
-def _harmed(member: Member, alone: Member | None) -> float | None:
+def _harmed(member: RunRecord, alone: RunRecord | None) -> float | None:
     """Share of clients with lower accuracy than under local training; None without such a run."""
     if alone is None or alone is member or alone.pairing["partition_sha256"] != member.pairing["partition_sha256"]:
         return None

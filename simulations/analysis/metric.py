@@ -8,7 +8,7 @@ from typing import Any
 
 from fedkd.errors import ConfigError
 from fedkd.record.ledger import Row
-from simulations.analysis.run_record import Member
+from simulations.analysis.run_record import RunRecord
 from simulations.run import summary
 
 WINDOWS: Mapping[str, int] = {"last5": 5, "last10": 10}  # rounds in the mean of a rule
@@ -98,12 +98,12 @@ class Metric:
         parts = tuple(self.path.split("."))
         return ("accuracy", *parts) if parts[0] in ("global", "clients", "trained", "common") else parts
 
-    def of(self, member: Member) -> float | None:
+    def of(self, member: RunRecord) -> float | None:
         """The number of a run, fractions and megabytes; None if no round has it."""
         found = self.curve(member)
         return RULES[self.rule](found, member.rows[-1]["round"]) if found else None
 
-    def curve(self, member: Member) -> list[tuple[int, float]]:
+    def curve(self, member: RunRecord) -> list[tuple[int, float]]:
         """(round, number) of the rounds that have it."""
         first, *rest = self.place
         if first == "seconds":

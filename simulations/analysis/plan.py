@@ -16,7 +16,7 @@ from fedkd.record import ledger
 from simulations.analysis import candidates, choices, metric, run_record
 from simulations.analysis.cells import Grid
 from simulations.analysis.grid import COMMAND_LINE, Pair, Words
-from simulations.analysis.run_record import Member
+from simulations.analysis.run_record import RunRecord
 from simulations.run import provenance, run_folder
 from simulations.run.run_folder import RunFolder
 
@@ -166,7 +166,7 @@ def is_done(folder: Path, digest: str) -> bool:
         return False
 
 
-def read(folder: Path) -> "tuple[Question, list[Member]]":
+def read(folder: Path) -> "tuple[Question, list[RunRecord]]":
     """The question of a comparison folder, and its runs in any state. Raises FolderError."""
     found = load(folder)
     if found is None:
@@ -174,12 +174,12 @@ def read(folder: Path) -> "tuple[Question, list[Member]]":
     return question(found, folder.name), members(found, folder)
 
 
-def members(found: Plan, folder: Path) -> list[Member]:
+def members(found: Plan, folder: Path) -> list[RunRecord]:
     """The records of a plan's runs."""
     return [_member(cell, folder, found.failed.get(cell.folder, "")) for cell in found.cells]
 
 
-def _member(cell: Cell, folder: Path, failure: str) -> Member:
+def _member(cell: Cell, folder: Path, failure: str) -> RunRecord:
     made = run_record.read(cell.setting, cell.method, cell.seed, folder / cell.folder, cell.words)
     return replace(made, state="failed", reason=failure) if failure and not made.is_done else made
 

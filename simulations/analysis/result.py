@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from simulations.analysis import stats
 from simulations.analysis.choices import Tuned
 from simulations.analysis.metric import Metric
-from simulations.analysis.run_record import Member
+from simulations.analysis.run_record import RunRecord
 
 WINDOW = 3  # evaluations whose mean must reach a target: single ones are noisy
 LOCAL = "local"  # the local-only baseline: needed to find clients that joining harms
@@ -53,7 +53,7 @@ class Entry:
 
     setting: str
     method: str
-    members: tuple[Member, ...]  # all requested runs, in order of seeds
+    members: tuple[RunRecord, ...]  # all requested runs, in order of seeds
     values: Mapping[int, float]  # seed -> primary metric, of those that are done and have it
     interval: stats.Interval | None  # None: no value
     versus: stats.Paired | None  # against the baseline over the seeds that both have; None: it is the baseline, or < 2
@@ -63,7 +63,7 @@ class Entry:
     harmed: float | None  # share of clients with lower own accuracy than under `local`, mean over seeds
 
     @property
-    def done(self) -> tuple[Member, ...]:
+    def done(self) -> tuple[RunRecord, ...]:
         return tuple(member for member in self.members if member.is_done)
 
     @property
@@ -85,7 +85,7 @@ class Verdict:
     ]  # method -> smallest difference that its seeds would find (power 0.8) in all settings
     sentences: tuple[str, ...]  # the verdict in plain words
     cautions: tuple[str, ...]  # what the runs do not show, and why
-    failed: tuple[Member, ...]  # requested runs that do not count
+    failed: tuple[RunRecord, ...]  # requested runs that do not count
 
     def best(self, setting: str) -> Entry | None:
         """The entry with the best mean in a setting; None if none has a value."""
@@ -99,7 +99,7 @@ def in_setting(verdict: Verdict, setting: str) -> Iterator[Entry]:
     yield from sorted(found, key=lambda e: (e.interval is None, -sign * _mean(e) if e.interval else 0.0))
 
 
-def own_accuracy(member: Member) -> dict[int, float]:
+def own_accuracy(member: RunRecord) -> dict[int, float]:
     """Each client's latest accuracy on its own test split."""
     return {row["client"]: row["accuracy"] for row in member.clients if row.get("accuracy") is not None}
 

@@ -14,7 +14,7 @@ from simulations.run import run_folder
 
 
 @dataclass(frozen=True)
-class Member:
+class RunRecord:
     """One run of a comparison. `setting`, `method` and `seed`: its place in the grid; `reason`: why it does not count.
 
     Rows are the ledger's: fractions, bytes, seconds. A run without a folder has no rows, and a reason.
@@ -58,22 +58,22 @@ class Member:
         return {**found, "cohorts": [row["cohort"] for row in self.rows]}
 
 
-def read(setting: str, method: str, seed: int, folder: Path, words: tuple[str, ...] = ()) -> Member:
+def read(setting: str, method: str, seed: int, folder: Path, words: tuple[str, ...] = ()) -> RunRecord:
     """The record of a run folder in any state. An unreadable folder gives a `reason`, never an error."""
     if not (folder / "run.json").exists():
-        return Member(setting, method, seed, folder, reason="not played yet", words=words)
+        return RunRecord(setting, method, seed, folder, reason="not played yet", words=words)
     try:
         state, records = run_folder.state(folder), ledger.read(folder)
         partition = strict_json.mapping((folder / "partition.json").read_bytes())
         config = ledger.configuration(folder)
     except (FedkdError, OSError, ValueError) as error:
         what = error.what if isinstance(error, FedkdError) else str(error)
-        return Member(setting, method, seed, folder, state="failed", reason=f"cannot be read: {what}", words=words)
+        return RunRecord(setting, method, seed, folder, state="failed", reason=f"cannot be read: {what}", words=words)
     schemas = {key: records.run.get(key) for key in run_folder.SCHEMAS}
     reason = "" if state == "done" else str(records.run.get("error") or f"{state} after round {len(records.metrics)}")
     if schemas != run_folder.SCHEMAS:
         reason = f"written by another version (schema {schemas}, here {run_folder.SCHEMAS})"
-    return Member(
+    return RunRecord(
         setting,
         method,
         seed,

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from simulations.analysis import stats
 from simulations.analysis.metric import WINDOWS, Metric
 from simulations.analysis.result import Entry, Verdict, in_setting
-from simulations.analysis.run_record import Member
+from simulations.analysis.run_record import RunRecord
 
 _MANY = 4  # runs that a sentence names; more are counted
 
@@ -200,7 +200,7 @@ def _pairing(verdict: Verdict) -> Iterator[str]:
             yield f"Another {what} than the baseline's{left_out}: {_list(odd)}."
 
 
-def _by_seed(verdict: Verdict) -> Iterator[list[Member]]:
+def _by_seed(verdict: Verdict) -> Iterator[list[RunRecord]]:
     """The runs of a setting and seed, the baseline's first; skips seeds without a finished baseline."""
     for setting in verdict.question.settings:
         base = verdict.entries.get((setting, verdict.question.baseline))
@@ -209,7 +209,7 @@ def _by_seed(verdict: Verdict) -> Iterator[list[Member]]:
             yield [first, *(member for entry in others for member in entry.done if member.seed == first.seed)]
 
 
-def _strangers(members: Sequence[Member], key: str) -> list[Member]:
+def _strangers(members: Sequence[RunRecord], key: str) -> list[RunRecord]:
     first = members[0].pairing[key]
     return [m for m in members[1:] if first is not None and m.pairing[key] is not None and m.pairing[key] != first]
 

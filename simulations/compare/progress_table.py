@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import fedkd
 from simulations.analysis.plan import Cell
-from simulations.compare.worker import Outcome
+from simulations.compare.worker import CellResult
 from simulations.run import console_text, progress
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Progress:
 
 
 @dataclass
-class Board:
+class ProgressDisplay:
     """Shows nothing (--quiet); the base of the others. Also writes every line to a log, as a screen may be lost."""
 
     log: Path | None = None  # where; None: nowhere
@@ -94,7 +94,7 @@ class Board:
                 each.read()
                 each.seconds = time.monotonic() - each.began
 
-    def ended(self, cell: Cell, outcome: Outcome) -> None:
+    def ended(self, cell: Cell, outcome: CellResult) -> None:
         self.tick()
         found = self.cells[cell.folder]
         found.state, found.played = outcome.status, found.played + found.rounds
@@ -142,7 +142,7 @@ class Board:
         clock = console_text.clock(time.monotonic() - self.began)
         return f"{self.count('done')} of {len(self.cells)} runs{failed} in {clock}"
 
-    def line(self, cell: Cell, outcome: Outcome) -> str:
+    def line(self, cell: Cell, outcome: CellResult) -> str:
         """A line for a finished cell."""
         ended = sum(self.count(state) for state in ("done", "failed", "stopped"))
         parts = [f"{outcome.status:<8}{ended}/{len(self.cells)}  {cell.name}"]
@@ -163,7 +163,7 @@ class Board:
 
 
 @dataclass
-class Lines(Board):
+class Lines(ProgressDisplay):
     """For pipes and files: a header, a line per finished cell."""
 
     stream: Any = None
@@ -172,7 +172,7 @@ class Lines(Board):
         super().begin(name, cells, jobs)
         self._print(self.head())
 
-    def ended(self, cell: Cell, outcome: Outcome) -> None:
+    def ended(self, cell: Cell, outcome: CellResult) -> None:
         super().ended(cell, outcome)
         self._print(self.line(cell, outcome))
 
@@ -185,7 +185,7 @@ class Lines(Board):
 
 
 @dataclass
-class Table(Board):
+class Table(ProgressDisplay):
     """For terminals: a line per setting and method, redrawn in place; never taller than the screen."""
 
     console: "Console" = None  # type: ignore[assignment]
@@ -205,7 +205,7 @@ class Table(Board):
         super().tick()
         self._draw()
 
-    def ended(self, cell: Cell, outcome: Outcome) -> None:
+    def ended(self, cell: Cell, outcome: CellResult) -> None:
         super().ended(cell, outcome)
         if outcome.status == "failed":
             self._print(f"failed  {cell.name}: {one_line(outcome.error)}")
@@ -282,10 +282,10 @@ def one_line(error: str) -> str:
     return " ".join(error.split())[:_LONGEST]
 
 
-def make(options: Any, log: Path | None = None) -> Board:
+def make(options: Any, log: Path | None = None) -> ProgressDisplay:
     """The display for these options; with --json it is on stderr, so that stdout holds one object."""
     if options.quiet:
-        return Board(log=log)
+        return ProgressDisplay(log=log)
     stream = sys.stderr if options.json else sys.stdout
     console = progress.terminal(stream, options)
     return Lines(stream=stream, log=log) if console is None else Table(console=console, log=log)

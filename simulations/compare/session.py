@@ -12,9 +12,9 @@ from fedkd.errors import FolderError
 from simulations.analysis import choices, plan
 from simulations.analysis.plan import Cell, Plan
 from simulations.compare import calibrate, progress_table, worker_pool
-from simulations.compare.progress_table import Board, Progress
+from simulations.compare.progress_table import Progress, ProgressDisplay
 from simulations.compare.tune import Tuning
-from simulations.compare.worker import Outcome
+from simulations.compare.worker import CellResult
 from simulations.run import run_folder
 from simulations.run.options import Options
 from simulations.run.run_folder import RunFolder
@@ -64,7 +64,7 @@ def _play(session: Session) -> int:
         held.release()
 
 
-def _run(session: Session, held: RunFolder, shown: Board) -> Plan:
+def _run(session: Session, held: RunFolder, shown: ProgressDisplay) -> Plan:
     """Run the trials, choose, run the cells; gives the plan with the choices and the failures."""
     session.plan.write(held)
     found, tasks, trials = session.plan, session.tasks, session.tuning.trials()
@@ -83,7 +83,9 @@ def _run(session: Session, held: RunFolder, shown: Board) -> Plan:
     return found
 
 
-def _play_cells(tasks: Mapping[Cell, Resolved], session: Session, shown: Board, name: str) -> dict[str, Outcome]:
+def _play_cells(
+    tasks: Mapping[Cell, Resolved], session: Session, shown: ProgressDisplay, name: str
+) -> dict[str, CellResult]:
     """Run the missing ones among some cells. Raises FolderError if the disk is full."""
     folder = session.folder
     missing = {cell: its for cell, its in tasks.items() if not plan.is_done(folder / cell.folder, cell.digest)}

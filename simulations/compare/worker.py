@@ -28,7 +28,7 @@ _SILENT = Options(quiet=True, json=True)  # nobody reads the JSON object
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CellResult:
     """How a cell ended: `done`, `stopped` or `failed` with an exit code and why."""
 
     status: str
@@ -48,19 +48,19 @@ def main(resolved: Resolved, folder: Path, command: Sequence[str], log: Path, an
     answer.send(play(resolved, folder, command))
 
 
-def play(resolved: Resolved, folder: Path, command: Sequence[str]) -> Outcome:
+def play(resolved: Resolved, folder: Path, command: Sequence[str]) -> CellResult:
     """Run a cell in this process; run.json records `command`. Errors become a result: the other cells continue."""
     try:
         found = _play(resolved, folder, command)
-        return Outcome(found["status"], runs.exit_code(found))
+        return CellResult(found["status"], runs.exit_code(found))
     except KeyboardInterrupt:
-        return Outcome("stopped", runs.EXIT_CODES["SIGTERM"])
+        return CellResult("stopped", runs.EXIT_CODES["SIGTERM"])
     except RunError as error:  # without its advice to resume the run by itself
-        return Outcome("failed", error.code, error.what)
+        return CellResult("failed", error.code, error.what)
     except FedkdError as error:
-        return Outcome("failed", error.code, str(error))
+        return CellResult("failed", error.code, str(error))
     except Exception as error:  # noqa: BLE001  a bug in one algorithm must not lose the others' results
-        return Outcome("failed", 1, f"{type(error).__name__}: {error}")
+        return CellResult("failed", 1, f"{type(error).__name__}: {error}")
 
 
 def _play(resolved: Resolved, folder: Path, command: Sequence[str]) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from fedkd.configuration.resolved import Resolved
 from simulations.analysis import grid
 from simulations.analysis.plan import Cell
 from simulations.compare import worker
-from simulations.compare.progress_table import Board
-from simulations.compare.worker import Outcome
+from simulations.compare.progress_table import ProgressDisplay
+from simulations.compare.worker import CellResult
 from simulations.system import machine, scratch
 
 TICK = 0.5  # seconds between reads of the ledgers of running cells
@@ -35,16 +35,16 @@ class _Running:
     process: BaseProcess
     answer: "connection.Connection"
 
-    def outcome(self) -> Outcome:
+    def outcome(self) -> CellResult:
         """The child's result, or how it died."""
         with suppress(EOFError, OSError):
             if self.answer.poll():
-                found: Outcome = self.answer.recv()
+                found: CellResult = self.answer.recv()
                 return found
         code = self.process.exitcode or 0
         how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with code {code}"
         why = f"too little memory is a usual cause: {machine.limits()}" if "SIGKILL" in how else "see log.txt"
-        return Outcome("failed", 1, f"its process ended {how}; {why}")
+        return CellResult("failed", 1, f"its process ended {how}; {why}")
 
 
 def warm_up() -> None:
@@ -59,12 +59,12 @@ def warm_up() -> None:
         forkserver.ensure_running()
 
 
-def play(tasks: Mapping[Cell, Resolved], folder: Path, jobs: int, board: Board) -> dict[str, Outcome]:
+def play(tasks: Mapping[Cell, Resolved], folder: Path, jobs: int, board: ProgressDisplay) -> dict[str, CellResult]:
     """Run cells, `jobs` at a time; gives folder -> result. A failed cell does not stop the others, a full disk does.
 
     Re-raises KeyboardInterrupt when all children have saved; a second one kills them.
     """
-    waiting, running, outcomes = deque(tasks.items()), list[_Running](), dict[str, Outcome]()
+    waiting, running, outcomes = deque(tasks.items()), list[_Running](), dict[str, CellResult]()
     try:
         while waiting or running:
             while waiting and len(running) < jobs and not any(each.is_disk_full for each in outcomes.values()):
@@ -82,7 +82,7 @@ def play(tasks: Mapping[Cell, Resolved], folder: Path, jobs: int, board: Board) 
     return outcomes
 
 
-def play_here(tasks: Mapping[Cell, Resolved], folder: Path, board: Board) -> dict[str, Outcome]:
+def play_here(tasks: Mapping[Cell, Resolved], folder: Path, board: ProgressDisplay) -> dict[str, CellResult]:
     """Run the cells one after the other in this process: --debug."""
     outcomes = {}
     for cell, resolved in tasks.items():
@@ -94,7 +94,7 @@ def play_here(tasks: Mapping[Cell, Resolved], folder: Path, board: Board) -> dic
     return outcomes
 
 
-def _start(cell: Cell, resolved: Resolved, folder: Path, running: list[_Running], board: Board) -> None:
+def _start(cell: Cell, resolved: Resolved, folder: Path, running: list[_Running], board: ProgressDisplay) -> None:
     context: Any = multiprocessing.get_context(_METHOD)
     here, there = context.Pipe(duplex=False)
     task: Mapping[str, Any] = {

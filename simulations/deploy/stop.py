@@ -1,4 +1,4 @@
-"""`fedkd deploy stop`: ends processes on this machine by id: first the run, in order, then devices, then the SuperLink."""
+"""`fedkd deploy stop`: ends processes on this machine by id: the run in order, then devices, then the SuperLink."""
 
 import time
 from collections.abc import Callable

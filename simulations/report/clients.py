@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 
 from simulations.analysis.result import LOCAL, Entry, Verdict, own_accuracy
-from simulations.analysis.run_record import Member
+from simulations.analysis.run_record import RunRecord
 from simulations.report import chart, number_text, summary_table
 from simulations.report.chart import Chart, Row, Spec
 from simulations.report.summary_table import Table
@@ -116,7 +116,7 @@ def _gains(entry: Entry, alone: Entry) -> list[tuple[int, int, float]]:
     ]
 
 
-def _split(member: Member) -> str | None:
+def _split(member: RunRecord) -> str | None:
     return member.info.get("partition_sha256")
 
 
@@ -165,9 +165,9 @@ def _strips(verdict: Verdict, rows: Sequence[Row], title: str, low: str, *, zero
     )
 
 
-def _partitions(verdict: Verdict) -> tuple[dict[str, Member], list[str]]:
+def _partitions(verdict: Verdict) -> tuple[dict[str, RunRecord], list[str]]:
     """The first seed of each setting, as long as there is room; equal partitions once."""
-    shown: dict[str, Member] = {}
+    shown: dict[str, RunRecord] = {}
     hidden, seen, done, cells = [], set(), set(), 0
     for entry in summary_table.ordered(verdict):
         member = next((member for member in entry.members if member.partition.get("labels")), None)
@@ -184,7 +184,7 @@ def _partitions(verdict: Verdict) -> tuple[dict[str, Member], list[str]]:
     return shown, hidden
 
 
-def _shares(setting: str, member: Member) -> Iterator[Row]:
+def _shares(setting: str, member: RunRecord) -> Iterator[Row]:
     labels = member.partition["labels"]
     for client in chart.thinned(range(len(labels)), max(_MOST_CELLS // max(len(labels[0]), 1), 1)):
         total = sum(labels[client]) or 1

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 
 from simulations.analysis.result import Entry, Verdict
-from simulations.analysis.run_record import Member
+from simulations.analysis.run_record import RunRecord
 from simulations.report import chart, number_text, summary_table
 from simulations.report.chart import Chart, Row, Spec
 from simulations.report.summary_table import Table
@@ -22,13 +22,13 @@ def charts(verdict: Verdict) -> list[Chart]:
     return [each for each in found if each is not None]
 
 
-def _seconds(member: Member) -> Mapping[str, float]:
+def _seconds(member: RunRecord) -> Mapping[str, float]:
     found = {phase: sum(row.get(phase) or 0.0 for row in member.timings) for phase in _PHASES}
     rest = sum(row.get("total") or 0.0 for row in member.timings) - sum(found.values())
     return {**found, "other": max(rest, 0.0)}
 
 
-def _bytes(member: Member) -> Mapping[str, float]:
+def _bytes(member: RunRecord) -> Mapping[str, float]:
     found: dict[str, float] = {}
     for row in member.rows:
         for way in _WAYS:

@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 
 from fedkd.config import RunConfig
-from simulations.analysis.run_record import Member
+from simulations.analysis.run_record import RunRecord
 from simulations.report import number_text
 
 Config = Mapping[str, Any]
@@ -23,11 +23,11 @@ class Line:
 
     name: str
     keys: tuple[str, ...]
-    told: Callable[[Member], str]
+    told: Callable[[RunRecord], str]
     by_seed: bool = False  # seeds differ in it: told of the first
 
 
-def images(member: Member) -> str:
+def images(member: RunRecord) -> str:
     """`mnist: 60,000 training and 10,000 test images of 1 x 28 x 28 in 10 classes, scaled symmetric`."""
     config, task = member.config, member.info.get("task") or {}
     if not config.get("data.name"):
@@ -39,7 +39,7 @@ def images(member: Member) -> str:
     return f"{config['data.name']}: {sizes}{size}" + (f" in {classes} classes" if classes else "")
 
 
-def partition(member: Member) -> str:
+def partition(member: RunRecord) -> str:
     """`dirichlet: alpha 0.1, min_samples 10, test matched`."""
     found = {key.partition(".")[2]: value for key, value in member.config.items() if key.startswith("partition.")}
     found = found or dict(member.partition.get("recipe") or {})
@@ -47,7 +47,7 @@ def partition(member: Member) -> str:
     return f"{found.get('name', '')}{': ' if said else ''}{said}"
 
 
-def samples(member: Member) -> str:
+def samples(member: RunRecord) -> str:
     """How many images the clients hold, and of how many classes."""
     sizes = member.partition.get("train") or [sum(row) for row in _labels(member)]
     if not sizes:
@@ -61,7 +61,7 @@ def samples(member: Member) -> str:
     return said
 
 
-def clients(member: Member) -> str:
+def clients(member: RunRecord) -> str:
     """`100, 10 drawn for each round; at least 2 must reply`."""
     number, cohort, quorum = (member.config.get(key) for key in ("clients", "clients_per_round", "quorum"))
     if number is None:
@@ -70,7 +70,7 @@ def clients(member: Member) -> str:
     return said + (f"; at least {quorum} must reply" if quorum not in (None, 1) else "")
 
 
-def student(member: Member) -> str:
+def student(member: RunRecord) -> str:
     """`fedgen-cnn, 20,628 parameters`; of a mixture each architecture with how many clients have it."""
     config, sizes = member.config, (member.info.get("task") or {}).get("parameters") or {}
     given = Counter(member.info.get("students") or ())
@@ -84,7 +84,7 @@ def student(member: Member) -> str:
     return "; ".join(parts) + own
 
 
-def normalisation(member: Member) -> str:
+def normalisation(member: RunRecord) -> str:
     """`BatchNorm where the student has normalisation layers; its statistics are averaged`."""
     norm, kept = member.config.get("students.norm"), member.config.get("students.statistics")
     if norm is None:
@@ -95,7 +95,7 @@ def normalisation(member: Member) -> str:
     return f"BatchNorm where the student has normalisation layers; {whose}"
 
 
-def optimiser(member: Member) -> str:
+def optimiser(member: RunRecord) -> str:
     """`SGD, momentum 0.9, weight decay 0.0001, gradients clipped at 1`."""
     config = member.config
     name = config.get("train.optimiser")
@@ -111,7 +111,7 @@ def optimiser(member: Member) -> str:
     return ", ".join([*parts, f"gradients clipped at {plain(clip)}" if clip is not None else "no clipping"])
 
 
-def rate(member: Member) -> str:
+def rate(member: RunRecord) -> str:
     """`0.01, constant` or `0.01, times 0.99 per round`."""
     lr, decay = member.config.get("train.lr"), member.config.get("train.lr_decay", 1)
     if lr is None:
@@ -120,7 +120,7 @@ def rate(member: Member) -> str:
     return f"{plain(lr)}, constant" if decay == 1 else f"{plain(lr)}, times {plain(decay)} per round{clock}"
 
 
-def work(member: Member) -> str:
+def work(member: RunRecord) -> str:
     """`20 steps of 32 images` or `2 epochs in batches of 32`."""
     config = member.config
     if (batch := config.get("train.batch")) is None:
@@ -130,11 +130,11 @@ def work(member: Member) -> str:
     return f"{number_text.count(config.get('train.epochs', 1), 'epoch')} in batches of {batch}"
 
 
-def rounds(member: Member) -> str:
+def rounds(member: RunRecord) -> str:
     return str(member.config.get("rounds", member.info.get("num_rounds", "")))
 
 
-def public(member: Member) -> str:
+def public(member: RunRecord) -> str:
     """The public set beside the clients' data."""
     found = member.info.get("proxy")
     if not found:
@@ -142,7 +142,7 @@ def public(member: Member) -> str:
     return f"{found['name']}: {found['size']:,} images, {'with' if found.get('labelled') else 'without'} labels"
 
 
-def evaluation(member: Member) -> str:
+def evaluation(member: RunRecord) -> str:
     """On which data and how often."""
     config = member.config
     if (on := config.get("evaluate.on")) is None:
@@ -157,14 +157,14 @@ def evaluation(member: Member) -> str:
     return f"{where}: each client's own part {_often(own)}, all of it together {_often(pooled)}"
 
 
-def privacy(member: Member) -> str:
+def privacy(member: RunRecord) -> str:
     """Empty unless clients report noisy or rounded numbers."""
     epsilon, step = member.config.get("privacy.label_epsilon"), member.config.get("privacy.size_step", 1)
     parts = [] if epsilon is None else [f"label counts with epsilon {plain(epsilon)}"]
     return ", ".join(parts + ([f"sizes in steps of {step}"] if step != 1 else []))
 
 
-def parts(member: Member) -> str:
+def parts(member: RunRecord) -> str:
     """Terms that were added to the loss, each with its values."""
     names = member.config.get("parts") or []
     said = []
@@ -175,7 +175,7 @@ def parts(member: Member) -> str:
     return "; ".join(said)
 
 
-def others(member: Member) -> str:
+def others(member: RunRecord) -> str:
     """Changed values that no other line covers."""
     from fedkd.configuration.resolved import MACHINE_FACTS
 
@@ -189,12 +189,12 @@ def others(member: Member) -> str:
     return ", ".join(said)
 
 
-def engine(member: Member) -> str:
+def engine(member: RunRecord) -> str:
     said = member.info.get("engine") or {}
     return str(said.get("chosen", "") if isinstance(said, dict) else said).removeprefix("engine: ")
 
 
-def code(member: Member) -> str:
+def code(member: RunRecord) -> str:
     """Version, commit and hash of what ran."""
     info = member.info
     version = (info.get("versions") or {}).get("fedkd")
@@ -204,12 +204,12 @@ def code(member: Member) -> str:
     return ", ".join(parts)
 
 
-def versions(member: Member) -> str:
+def versions(member: RunRecord) -> str:
     found = member.info.get("versions") or {}
     return ", ".join(f"{name} {version}" for name, version in found.items() if version and name != "fedkd")
 
 
-def machine(member: Member) -> str:
+def machine(member: RunRecord) -> str:
     info = member.info
     if not info.get("machine"):
         return ""
@@ -270,7 +270,7 @@ def defaults() -> dict[str, Any]:
     return flat(asdict(RunConfig()))
 
 
-def _labels(member: Member) -> Sequence[Sequence[int]]:
+def _labels(member: RunRecord) -> Sequence[Sequence[int]]:
     return member.partition.get("labels") or ()
 
 

@@ -10,7 +10,7 @@ from fedkd import errors
 from fedkd.errors import ConfigError, FolderError, Mistake
 from simulations.analysis import metric, run_record
 from simulations.analysis.metric import Metric
-from simulations.analysis.run_record import Member
+from simulations.analysis.run_record import RunRecord
 from simulations.report import labels, number_text
 from simulations.run import run_folder
 
@@ -34,7 +34,7 @@ class Wanted:
 
 def collect(
     places: Sequence[str], runs: Path, wanted: Wanted | None = None, command: str = ""
-) -> "tuple[Question, list[Member]]":
+) -> "tuple[Question, list[RunRecord]]":
     """The question and the runs. Raises ConfigError for runs that cannot be compared, FolderError for none."""
     wanted = wanted or Wanted()
     folders = [_find(place, runs) for place in places]
@@ -86,7 +86,7 @@ def _runs_in(path: Path) -> list[Path]:
     return [*run_folder.listed(path), *(run for each in _comparisons_in(path) for run in _runs_in(each))]
 
 
-def _of_comparison(folder: Path, wanted: Wanted) -> "tuple[Question, list[Member]]":
+def _of_comparison(folder: Path, wanted: Wanted) -> "tuple[Question, list[RunRecord]]":
     from simulations.analysis import plan
 
     question, found = plan.read(folder)
@@ -102,7 +102,7 @@ def _of_comparison(folder: Path, wanted: Wanted) -> "tuple[Question, list[Member
     return replace(question, **changed), found
 
 
-def _loose(folders: Sequence[Path]) -> list[Member]:
+def _loose(folders: Sequence[Path]) -> list[RunRecord]:
     """Members of runs that no plan names; where they stand is told by what differs in their configurations."""
     distinct = list({folder.resolve(): folder for folder in folders}.values())
     read = [run_record.read("", "", 0, folder) for folder in distinct]
@@ -110,9 +110,9 @@ def _loose(folders: Sequence[Path]) -> list[Member]:
     return _once([_placed(each, named) for each in read])
 
 
-def _once(found: Sequence[Member]) -> list[Member]:
+def _once(found: Sequence[RunRecord]) -> list[RunRecord]:
     """A configuration and seed that was run twice counts once: the first that is done."""
-    first: dict[tuple[str, str, int], Member] = {}
+    first: dict[tuple[str, str, int], RunRecord] = {}
     for each in sorted(found, key=lambda each: not each.is_done):
         first.setdefault((each.setting, each.method, each.seed), each)
     kept = [(each, first[each.setting, each.method, each.seed]) for each in found]
@@ -120,7 +120,7 @@ def _once(found: Sequence[Member]) -> list[Member]:
     return [each if each is one else replace(each, reason=same.format(one.folder.name)) for each, one in kept]
 
 
-def _placed(found: Member, named: Mapping[labels.Key, labels.Place]) -> Member:
+def _placed(found: RunRecord, named: Mapping[labels.Key, labels.Place]) -> RunRecord:
     """A run without a configuration stands below its folder's name: it is listed with its reason."""
     if not found.config:
         return replace(found, method=found.folder.name, state="failed")
@@ -128,7 +128,7 @@ def _placed(found: Member, named: Mapping[labels.Key, labels.Place]) -> Member:
     return replace(found, setting=where.setting, method=where.method, seed=int(found.config.get("seed", 0)))
 
 
-def _question(found: Sequence[Member], wanted: Wanted, command: str) -> "Question":
+def _question(found: Sequence[RunRecord], wanted: Wanted, command: str) -> "Question":
     from simulations.analysis.result import LOCAL, Question  # imports scipy
 
     placed = [each for each in found if each.config] or list(found)
@@ -152,24 +152,24 @@ def _question(found: Sequence[Member], wanted: Wanted, command: str) -> "Questio
     )
 
 
-def _has(wanted: Metric, found: Sequence[Member]) -> bool:
+def _has(wanted: Metric, found: Sequence[RunRecord]) -> bool:
     return any(wanted.of(run) is not None for run in found if run.is_done)
 
 
-def _title(found: Sequence[Member]) -> str:
+def _title(found: Sequence[RunRecord]) -> str:
     """`fedavg, fedgen, knfu`."""
     methods = list(dict.fromkeys(each.method for each in found))
     return ", ".join(methods[:4]) + (f" and {len(methods) - 4} more" if len(methods) > 4 else "")
 
 
-def _shared(found: Sequence[Member]) -> Metric:
+def _shared(found: Sequence[RunRecord]) -> Metric:
     """The first of the usual metrics that all runs have, or else that most have."""
     done = [each for each in found if each.is_done]
     usual = [metric.parse(text) for text in _CANDIDATES]
     return max(usual, key=lambda each: sum(each.of(run) is not None for run in done))
 
 
-def _checked(wanted: Metric, found: Sequence[Member]) -> Metric:
+def _checked(wanted: Metric, found: Sequence[RunRecord]) -> Metric:
     """Raises ConfigError if no run has it."""
     if _has(wanted, found):
         return wanted
@@ -192,7 +192,7 @@ def _known(wanted: str, methods: Sequence[str]) -> str:
     raise ConfigError(f"there is no method '{wanted}'", where="--baseline", mend=f"one of: {', '.join(methods)}")
 
 
-def _check_data(found: Sequence[Member]) -> None:
+def _check_data(found: Sequence[RunRecord]) -> None:
     """Data may differ as a setting, for all methods alike; else runs have nothing to do with each other."""
     played: dict[str, set[str]] = {}
     runs: dict[str, list[str]] = {}
@@ -206,7 +206,7 @@ def _check_data(found: Sequence[Member]) -> None:
         raise ConfigError(f"runs of different data: {which}", where=_WHERE, mend=mend)
 
 
-def _check_lengths(found: Sequence[Member]) -> None:
+def _check_lengths(found: Sequence[RunRecord]) -> None:
     """Runs of one setting must have been asked to play as many rounds. Raises ConfigError that names them."""
     mistakes = []
     for setting in dict.fromkeys(each.setting for each in found if each.config):
@@ -225,7 +225,7 @@ def _mistake(setting: str, lengths: Mapping[int, Sequence[str]]) -> Mistake:
     return Mistake(head, _WHERE, "give runs of one length, or make a report for each")
 
 
-def _nothing(found: Sequence[Member], places: Sequence[str]) -> FolderError:
+def _nothing(found: Sequence[RunRecord], places: Sequence[str]) -> FolderError:
     reasons = "; ".join(f"{each.folder.name}: {each.reason or each.state}" for each in found[:3])
     where = ", ".join(places[:3])
     return FolderError(

@@ -7,7 +7,7 @@ from typing import Any
 
 from simulations.analysis.metric import FORGETTING, Metric
 from simulations.analysis.result import Entry, Verdict
-from simulations.analysis.run_record import Member
+from simulations.analysis.run_record import RunRecord
 from simulations.report import chart, number_text, results, series, summary_table
 from simulations.report.chart import Chart, Row, Spec
 from simulations.report.summary_table import Table
@@ -197,7 +197,7 @@ def _server(row: Mapping[str, Any]) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def _last(member: Member, name: str) -> list[float] | None:
+def _last(member: RunRecord, name: str) -> list[float] | None:
     return next((value for row in reversed(member.rows) if _is_list(value := _server(row).get(name))), None)
 
 

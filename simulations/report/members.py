@@ -10,7 +10,7 @@ from fedkd.errors import FedkdError
 from fedkd.record import ledger
 from simulations.analysis.metric import Metric
 from simulations.analysis.result import Verdict
-from simulations.analysis.run_record import Member
+from simulations.analysis.run_record import RunRecord
 from simulations.report import number_text, summary_table
 from simulations.report.summary_table import Table
 
@@ -18,7 +18,7 @@ _BYTES, _SECONDS = Metric("bytes.all", "sum"), Metric("seconds.total", "sum")
 _LONGEST = 160  # characters of a value or a reason in a table
 
 
-def every(verdict: Verdict) -> list[Member]:
+def every(verdict: Verdict) -> list[RunRecord]:
     """All runs, in the order of the closing table; those without an entry last."""
     found = [member for entry in summary_table.ordered(verdict) for member in entry.members]
     return found + [member for member in verdict.failed if member not in found]
@@ -42,13 +42,13 @@ def runs(verdict: Verdict) -> Table:
     return Table(headings, tuple(rows))
 
 
-def remark(member: Member) -> str:
+def remark(member: RunRecord) -> str:
     """Why a run does not count, how many replies of its clients did not, and how many clients never took part."""
     never = f"{number_text.count(member.untrained, 'client')} never took part" if member.untrained else ""
     return "; ".join(part for part in (member.reason, lost_replies(member), never) if part)
 
 
-def lost_replies(member: Member) -> str:
+def lost_replies(member: RunRecord) -> str:
     """`3 replies failed, 1 late`."""
     found = Counter(row["state"] for row in member.clients if row.get("state", "ok") != "ok")
     parts = [f"{number} {state}" for state, number in sorted(found.items())]
@@ -84,11 +84,11 @@ def cut(text: str) -> str:
     return line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "…"
 
 
-def _value(member: Member, metric: Metric) -> float | None:
+def _value(member: RunRecord, metric: Metric) -> float | None:
     return metric.of(member) if member.rows else None
 
 
-def _lost(member: Member) -> dict[tuple[str, str], list[int]]:
+def _lost(member: RunRecord) -> dict[tuple[str, str], list[int]]:
     """(state, reason) -> clients; words of events.jsonl where the ledger has only a type."""
     found: dict[tuple[str, str], list[int]] = {}
     lost = [row for row in member.clients if row.get("state", "ok") != "ok"]
@@ -100,7 +100,7 @@ def _lost(member: Member) -> dict[tuple[str, str], list[int]]:
     return found
 
 
-def _words(member: Member) -> dict[tuple[Any, Any], str]:
+def _words(member: RunRecord) -> dict[tuple[Any, Any], str]:
     with suppress(FedkdError, OSError):
         events = ledger.rows(member.folder / ledger.EVENTS)
         failed = (row for row in events if row.get("event") == "failure")

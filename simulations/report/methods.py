@@ -5,7 +5,7 @@ from functools import cache
 from typing import Any
 
 from simulations.analysis.result import Verdict
-from simulations.analysis.run_record import Member
+from simulations.analysis.run_record import RunRecord
 from simulations.report import facts, number_text
 from simulations.report.summary_table import Table
 
@@ -60,7 +60,7 @@ def _choices(verdict: Verdict, method: str) -> Iterator[Any]:
     yield from (choice for choice in (found.choices if found else ()) if choice.method == method)
 
 
-def _value(key: str, runs: Sequence[Member]) -> str:
+def _value(key: str, runs: Sequence[RunRecord]) -> str:
     """One value, or each with the settings that have it: values may be tuned for each."""
     found: dict[str, dict[str, None]] = {}
     for run in runs:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from simulations.analysis import stats
 from simulations.analysis.metric import Metric, megabytes
 from simulations.analysis.result import Entry
-from simulations.analysis.run_record import Member
+from simulations.analysis.run_record import RunRecord
 from simulations.report import chart
 from simulations.report.chart import Row
 
@@ -30,7 +30,7 @@ class Point:
 
 def points(entry: Entry, metric: Metric, most: int) -> list[Point]:
     """At most so many rounds, over the runs that count and have the number in that round."""
-    found: dict[int, list[tuple[Member, float]]] = {}
+    found: dict[int, list[tuple[RunRecord, float]]] = {}
     for member in entry.done:
         for number, value in metric.curve(member):
             found.setdefault(number, []).append((member, value))
@@ -39,7 +39,7 @@ def points(entry: Entry, metric: Metric, most: int) -> list[Point]:
     return [_point(metric, number, at, [spent[id(m)] for m, _ in at]) for number, at in kept]
 
 
-def costs(member: Member) -> Mapping[int, tuple[float, float]]:
+def costs(member: RunRecord) -> Mapping[int, tuple[float, float]]:
     """Round -> megabytes and seconds from the start to its end."""
     seconds = {row["round"]: float(row.get("total") or 0.0) for row in member.timings}
     found, sent, passed = {}, 0.0, 0.0
@@ -77,7 +77,10 @@ def band(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _point(
-    metric: Metric, number: int, at: Sequence[tuple[Member, float]], spent: Sequence[Mapping[int, tuple[float, float]]]
+    metric: Metric,
+    number: int,
+    at: Sequence[tuple[RunRecord, float]],
+    spent: Sequence[Mapping[int, tuple[float, float]]],
 ) -> Point:
     values = [value for _, value in at]
     low, high = map(metric.clipped, band(values))

@@ -18,7 +18,7 @@ from simulations import report
 from simulations.analysis import plan
 from simulations.cli import main
 from simulations.compare import worker_pool
-from simulations.compare.worker import Outcome
+from simulations.compare.worker import CellResult
 from simulations.run import run_folder
 
 ROOT = Path(main.__file__).parents[2]
@@ -112,7 +112,7 @@ def test_data_that_cannot_be_read_fail_every_cell_and_say_why(plainly, capsys, t
 
 
 def test_a_full_disk_is_code_5_and_nothing_is_lost(capsys, monkeypatch, tmp_path):
-    full = Outcome("failed", 5, "run folder: the disk is full (runs)")
+    full = CellResult("failed", 5, "run folder: the disk is full (runs)")
     monkeypatch.setattr(worker_pool, "play", lambda cells, *rest: {cell.folder: full for cell in cells})
     assert "same command" in compare(*GRID, "--name", "x", code=5, capsys=capsys).err
     assert plan.load(tmp_path / "runs/x")

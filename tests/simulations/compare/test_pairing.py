@@ -21,7 +21,7 @@ WORDS = (
 STRATEGIES = ("fedavg", "fedgen", "knfu-table", "scaffold", "local")
 
 
-def played(folder: Path, strategy: str, *more: str) -> run_record.Member:
+def played(folder: Path, strategy: str, *more: str) -> run_record.RunRecord:
     resolved = compose.resolve([*WORDS, f"strategy={strategy}", *more])
     runs.start(resolved, runs=folder, out=folder / strategy, options=Options(quiet=True))
     return run_record.read("", strategy, resolved.config.seed, folder / strategy)

@@ -10,7 +10,7 @@ from rich.console import Console
 from simulations.analysis.plan import Cell
 from simulations.compare import progress_table
 from simulations.compare.progress_table import Lines, Progress, Table
-from simulations.compare.worker import Outcome
+from simulations.compare.worker import CellResult
 
 
 def progress(tmp_path, method, seed=1, setting="", rounds=10, state="waiting"):
@@ -48,9 +48,9 @@ def test_a_pipe_gets_a_header_a_line_a_cell_and_no_control_codes(tmp_path):
     shown.begin("skew", cells, 2)
     shown.started(cells[0].cell)
     play(cells[0], 10, 0.75)
-    shown.ended(cells[0].cell, Outcome("done"))
+    shown.ended(cells[0].cell, CellResult("done"))
     shown.started(cells[1].cell)
-    shown.ended(cells[1].cell, Outcome("failed", 4, "run: round 1: no\n  useful reply"))
+    shown.ended(cells[1].cell, CellResult("failed", 4, "run: round 1: no\n  useful reply"))
     lines = stream.getvalue().splitlines()
     assert lines[0].endswith("compare skew   3 runs, 1 done before, 2 at a time")
     assert lines[1].startswith("done    2/3  fedavg, seed 1   round 10/10   accuracy 0.750   0:00")
@@ -82,7 +82,7 @@ def test_the_table_is_never_taller_than_the_screen_and_shows_what_runs(tmp_path,
 
 def test_what_is_left_is_shared_by_the_jobs(tmp_path):
     cells = [progress(tmp_path, "fedavg", seed) for seed in (1, 2, 3)]
-    shown = progress_table.Board()
+    shown = progress_table.ProgressDisplay()
     shown.begin("skew", cells, 2)
     assert shown.left(cells) is None
     shown.started(cells[0].cell)
@@ -93,7 +93,7 @@ def test_what_is_left_is_shared_by_the_jobs(tmp_path):
     assert shown.left(cells[:1]) == pytest.approx(5, rel=0.1)
 
 
-@pytest.mark.parametrize("kind", [progress_table.Board, Lines, Table])
+@pytest.mark.parametrize("kind", [progress_table.ProgressDisplay, Lines, Table])
 def test_the_log_keeps_what_is_shown_also_where_nobody_looks(tmp_path, kind):
     stream = io.StringIO()
     of_kind = {Lines: {"stream": stream}, Table: {"console": Console(file=stream)}}.get(kind, {})
@@ -101,7 +101,7 @@ def test_the_log_keeps_what_is_shown_also_where_nobody_looks(tmp_path, kind):
     each = progress(tmp_path, "fedavg")
     shown.begin("skew", [each], 1)
     shown.started(each.cell)
-    shown.ended(each.cell, Outcome("failed", 4, "no useful reply"))
+    shown.ended(each.cell, CellResult("failed", 4, "no useful reply"))
     shown.close()
     shown.say("done    0 of 1 runs")
     lines = [line.partition(" ")[2] for line in (tmp_path / "log.txt").read_text().splitlines()]

@@ -15,8 +15,8 @@ import pytest
 from fedkd.configuration import compose
 from simulations.analysis import grid, plan
 from simulations.compare import worker, worker_pool
-from simulations.compare.progress_table import Board, Progress
-from simulations.compare.worker import Outcome
+from simulations.compare.progress_table import Progress, ProgressDisplay
+from simulations.compare.worker import CellResult
 from simulations.run import run_folder, runs
 from simulations.run.options import Options
 
@@ -41,7 +41,7 @@ def play_child(one, folder):
 
 def play(its, folder, jobs=2, board=None):
     folder.mkdir(exist_ok=True)
-    board = board or Board()
+    board = board or ProgressDisplay()
     board.begin("test", [Progress(each, folder / each.folder / "metrics.jsonl", 2) for each in its], jobs)
     worker_pool.warm_up()
     return worker_pool.play({each: resolved(each) for each in its}, folder, jobs, board)
@@ -55,7 +55,7 @@ def played_here(one, folder):
 def test_cells_are_ordinary_runs_with_the_bytes_of_ordinary_runs(tmp_path):
     its = [cell(), cell("fedprox")]
     found = play(its, tmp_path / "c")
-    assert found == {each.folder: Outcome("done") for each in its}
+    assert found == {each.folder: CellResult("done") for each in its}
     for each in its:
         path = tmp_path / "c" / each.folder
         assert plan.is_done(path, each.digest)
@@ -97,7 +97,7 @@ def test_a_process_that_is_killed_is_a_failure_and_its_run_goes_on_later(tmp_pat
     assert (found.status, found.code) == ("failed", 1)
     assert "SIGKILL" in found.error
     assert run_folder.state(tmp_path / one.folder) == "stopped"
-    assert play([one], tmp_path)[one.folder] == Outcome("done")
+    assert play([one], tmp_path)[one.folder] == CellResult("done")
     alone = played_here(one, tmp_path / "alone")
     assert ledger.read_bytes() == (tmp_path / "alone" / os.path.basename(alone) / "metrics.jsonl").read_bytes()
 
@@ -113,11 +113,11 @@ def kill_when_playing(folder, ledger, number):
 def test_what_cannot_be_gone_on_with_is_moved_aside_and_played_anew(tmp_path, damage):
     one = cell()
     folder = tmp_path / one.folder
-    assert play_child(one, folder) == Outcome("done")
+    assert play_child(one, folder) == CellResult("done")
     whole = (folder / "metrics.jsonl").read_bytes()
     spoil(folder, damage)
     assert not plan.is_done(folder, one.digest)
-    assert play_child(one, folder) == Outcome("done")
+    assert play_child(one, folder) == CellResult("done")
     assert plan.is_done(folder, one.digest)
     assert (folder / "metrics.jsonl").read_bytes() == whole
     assert [path.name for path in tmp_path.glob("runs/*.broken-*")] == [f"{folder.name}.broken-1"]
@@ -141,7 +141,7 @@ def spoil(folder, damage):
 
 def test_a_folder_in_use_is_waited_for_then_is_a_failure(tmp_path, monkeypatch):
     one = cell()
-    assert play_child(one, tmp_path / one.folder) == Outcome("done")
+    assert play_child(one, tmp_path / one.folder) == CellResult("done")
     holder = run_folder.reopen(tmp_path / one.folder)
     monkeypatch.setattr(worker, "LOCK_SECONDS", 0.3)
     found = play_child(one, tmp_path / one.folder)
@@ -149,14 +149,14 @@ def test_a_folder_in_use_is_waited_for_then_is_a_failure(tmp_path, monkeypatch):
     assert "is in use by process" in found.error
     monkeypatch.setattr(worker, "LOCK_SECONDS", 20.0)
     threading.Timer(0.3, holder.release).start()
-    assert play_child(one, tmp_path / one.folder) == Outcome("done")
+    assert play_child(one, tmp_path / one.folder) == CellResult("done")
 
 
 def test_an_interrupt_lets_the_children_save(tmp_path):
     its = [cell("fedavg", "rounds=3000", seed=seed) for seed in (1, 2, 3)]
     ledger = tmp_path / its[0].folder / "metrics.jsonl"
 
-    class Interrupting(Board):
+    class Interrupting(ProgressDisplay):
         def tick(self):
             super().tick()
             if ledger.exists() and ledger.read_bytes().count(b"\n") > 3:
@@ -176,8 +176,8 @@ from pathlib import Path
 from fedkd.configuration import compose
 from simulations.analysis import grid, plan
 from simulations.compare import worker_pool as player
-from simulations.compare.progress_table import Board, Progress
-folder, board = Path(sys.argv[1]), Board()
+from simulations.compare.progress_table import ProgressDisplay, Progress
+folder, board = Path(sys.argv[1]), ProgressDisplay()
 one = plan.Cell("", "fedavg", 1, tuple(sys.argv[2:]), "", "runs/one")
 board.begin("test", [Progress(one, folder / "metrics.jsonl", 2)], 1)
 player.play({one: compose.resolve(grid.played(one.words, 1))}, folder, 1, board)
@@ -217,7 +217,7 @@ def test_a_full_disk_stops_what_has_not_begun(tmp_path, monkeypatch):
             return False
 
         def outcome(self):
-            return Outcome("failed", 5, "run folder: the disk is full (somewhere)")
+            return CellResult("failed", 5, "run folder: the disk is full (somewhere)")
 
     def start(each, its, folder, running, board):
         begun.append(each)
@@ -234,7 +234,7 @@ def test_a_full_disk_stops_what_has_not_begun(tmp_path, monkeypatch):
 
 def test_debug_plays_in_this_process(tmp_path):
     one = cell()
-    board = Board()
+    board = ProgressDisplay()
     board.begin("test", [Progress(one, tmp_path / one.folder / "metrics.jsonl", 2)], 1)
-    assert worker_pool.play_here({one: resolved(one)}, tmp_path, board) == {one.folder: Outcome("done")}
+    assert worker_pool.play_here({one: resolved(one)}, tmp_path, board) == {one.folder: CellResult("done")}
     assert board.cells[one.folder].rounds == 2

@@ -12,7 +12,7 @@ _MINUS = "\u2212"  # as charts write it
 _NUMBER = re.compile(rf">({_MINUS}?[\d.,]+)</text>")
 
 
-def near(level: float, method: str, seed: int) -> fabricated.Member:
+def near(level: float, method: str, seed: int) -> fabricated.RunRecord:
     """A run whose accuracies lie at one end of their range, on both sides of it in turns: the interval reaches out."""
     found = fabricated.member(method, seed)
     end = level + (0.02 if seed % 2 else 0.0) * (1 if level < 0.5 else -1)

@@ -13,14 +13,14 @@ from simulations.cli import main
 from simulations.report import gather, labels
 
 
-def lay(folder: Path, *found: fabricated.Member) -> Path:
+def lay(folder: Path, *found: fabricated.RunRecord) -> Path:
     """Run folders, named by strategy and number."""
     for number, each in enumerate(found):
         fabricated.write(each, folder / f"{each.method}-{number}")
     return folder
 
 
-def collect(*places: Path, **wanted: object) -> tuple[fabricated.Question, list[fabricated.Member]]:
+def collect(*places: Path, **wanted: object) -> tuple[fabricated.Question, list[fabricated.RunRecord]]:
     return gather.collect([str(place) for place in places], Path("runs"), gather.Wanted(**wanted))  # type: ignore[arg-type]
 
 

@@ -11,7 +11,7 @@ from simulations.report import facts, members, methods, page, setting, summary_t
 TASK = {"train": 60_000, "test": 10_000, "classes": 10, "shape": [1, 28, 28], "parameters": {"mlp": 55_210}}
 
 
-def run(*words: str, seed: int = 0, place: str = "", method: str = "") -> fabricated.Member:
+def run(*words: str, seed: int = 0, place: str = "", method: str = "") -> fabricated.RunRecord:
     """A run with the whole configuration of its words."""
     resolved: Resolved = compose.resolve(["data=mnist", "students=mlp", *words, f"seed={seed}"])
     strategy = resolved.choices["strategy"]
@@ -21,7 +21,7 @@ def run(*words: str, seed: int = 0, place: str = "", method: str = "") -> fabric
     return fabricated.replace(found, config=resolved.values(), info={**info, "engine": {"chosen": "engine: inline"}})
 
 
-def shown(*found: fabricated.Member, **changes: object) -> dict[str, str]:
+def shown(*found: fabricated.RunRecord, **changes: object) -> dict[str, str]:
     """The lines that all settings share."""
     return {row[0]: row[1] for row in setting.shared(fabricated.verdict(found, **changes))[0].rows}
 
@@ -97,7 +97,7 @@ def test_methods_that_differ_in_a_line_are_named_there() -> None:
     assert shown(*found)["learning rate"] == "0.01, constant (fedavg, fedprox); 0.3, constant (fedgen)"
 
 
-def values(*found: fabricated.Member, **changes: object) -> dict[tuple[str, str], tuple[str, str]]:
+def values(*found: fabricated.RunRecord, **changes: object) -> dict[tuple[str, str], tuple[str, str]]:
     table = methods.table(fabricated.verdict(found, **changes))
     assert table is not None
     return {row[:2]: row[2:] for row in table.rows}  # type: ignore[misc]
