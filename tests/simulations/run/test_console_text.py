@@ -9,7 +9,7 @@ import pytest
 from fedkd.configuration import compose
 from fedkd.record import ledger
 from simulations.analysis import metric
-from simulations.analysis.run_record import Member
+from simulations.analysis.run_record import RunRecord
 from simulations.run import console_text, runs, summary, tensorboard
 from simulations.run.console_text import Head, History
 from simulations.run.options import Options
@@ -178,7 +178,7 @@ def test_classes_that_end_better_than_ever_have_forgotten_less_than_nothing():
 
 
 def test_less_is_better_for_the_metric_forgetting():
-    member = Member("", "", 0, Path(), rows=by_class(HISTORY))
+    member = RunRecord("", "", 0, Path(), rows=by_class(HISTORY))
     lost = metric.parse("forgetting last")
     assert (lost.of(member), lost.sign, lost.unit) == (pytest.approx(0.1), -1.0, "points")
     assert lost.curve(member) == [(2, pytest.approx((-0.4 + 0.3) / 2)), (3, pytest.approx(0.1))]
@@ -197,7 +197,7 @@ def test_screens_say_how_trained_clients_fare():
     its = "\n".join(console_text.figures(found(some_trained()), 10))
     assert "clients           mean 0.250   worst tenth 0.400   (all 10)" in its
     assert "trained clients   mean 0.500   worst tenth 0.300   (the 6 that have taken part" in its
-    assert metric.parse("trained.clients.mean last").of(Member("", "", 0, Path(), rows=[some_trained()])) == 0.5
+    assert metric.parse("trained.clients.mean last").of(RunRecord("", "", 0, Path(), rows=[some_trained()])) == 0.5
     assert dict(tensorboard.scalars(some_trained(), {}))["accuracy/trained_clients_mean"] == 0.5
 
 
