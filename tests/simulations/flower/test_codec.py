@@ -264,4 +264,4 @@ def test_what_a_client_says_of_its_failure_is_bounded_and_its_cause_is_one_it_ca
     back = codec.decode_result(RecordDict({"failure": told}), JOB)
     assert (back.cause, len(back.what) < 1000, len(back.detail) < 100_000) == ("raised", True, True)
     back = codec.decode_result(RecordDict({"failure": ConfigRecord({"what": [1, 2]})}), JOB)
-    assert back.what == "the client failed and does not say why"
+    assert back.what == "the client failed without giving a reason"
