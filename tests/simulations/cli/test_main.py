@@ -1,3 +1,4 @@
+import importlib
 import json
 import os
 import signal
@@ -36,24 +37,24 @@ def played(monkeypatch):
         calls.append((path, rest))
         return {"run": "runs/x", "status": "done"}
 
-    replace(monkeypatch, "runs", start=start, resume=resume, exit_code=lambda found: 0)
+    replace(monkeypatch, "run.runs", start=start, resume=resume, exit_code=lambda found: 0)
     return calls
 
 
 def replace(monkeypatch, name, **functions):
-    import simulations
-
+    """Put another module in the place of simulations.NAME."""
     module = types.ModuleType(f"simulations.{name}")
     vars(module).update(functions)
+    room, _, basename = f"simulations.{name}".rpartition(".")
     monkeypatch.setitem(sys.modules, f"simulations.{name}", module)
-    monkeypatch.setattr(simulations, name, module, raising=False)
+    monkeypatch.setattr(importlib.import_module(room), basename, module, raising=False)
 
 
 def fails_with(monkeypatch, error):
     def start(resolved, **rest):
         raise error
 
-    replace(monkeypatch, "runs", start=start)
+    replace(monkeypatch, "run.runs", start=start)
 
 
 def in_a_process(code, *args):
@@ -150,7 +151,7 @@ def test_short_options_are_words(played):
 
 
 def test_the_exit_code_is_that_of_the_run(monkeypatch):
-    replace(monkeypatch, "runs", start=lambda *args, **rest: {"status": "stopped"}, exit_code=lambda found: 130)
+    replace(monkeypatch, "run.runs", start=lambda *args, **rest: {"status": "stopped"}, exit_code=lambda found: 130)
     assert main.main(["run"]) == 130
 
 
@@ -269,7 +270,7 @@ def test_sigterm_ends_like_ctrl_c_with_its_own_code(monkeypatch):
         os.kill(os.getpid(), signal.SIGTERM)
         signal.pause()
 
-    replace(monkeypatch, "runs", start=start)
+    replace(monkeypatch, "run.runs", start=start)
     before = signal.getsignal(signal.SIGTERM)
     assert main.main(["run"]) == 143
     assert signal.getsignal(signal.SIGTERM) is before
@@ -396,7 +397,8 @@ def test_partition_is_that_of_the_run(capsys):
 @pytest.mark.parametrize("verb", ["doctor", "bench"])
 def test_other_verbs_are_passed_on(monkeypatch, verb):
     asked = []
-    replace(monkeypatch, verb, main=lambda *args: asked.append(args) or 3)
+    module = {"doctor": "cli.doctor", "bench": "bench.command"}[verb]
+    replace(monkeypatch, module, main=lambda *args: asked.append(args) or 3)
     assert main.main([verb, *(["rounds=2"] if verb == "bench" else []), "--json"]) == 3
     assert asked[0][0].json
     assert list(asked[0][1:]) == ([("rounds=2",), None] if verb == "bench" else [])

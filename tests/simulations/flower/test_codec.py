@@ -231,7 +231,7 @@ def test_results_that_do_not_fit_are_refused_with_a_cause(spoil, cause):
 def test_everything_in_a_message_counts_and_is_limited_before_it_is_decoded(name, record, limits, monkeypatch):
     content = RecordDict({**codec.encode_result(replace(REPLY, payload=Payload())), name: record})
     monkeypatch.setattr(codec, "decode_tensor", lambda array, name: pytest.fail("decoded"))
-    monkeypatch.setattr(codec.plainjson, "parse", lambda text: pytest.fail("decoded"))
+    monkeypatch.setattr(codec.strict_json, "parse", lambda text: pytest.fail("decoded"))
     for decode in (
         lambda: codec.decode_result(content, JOB, limits),
         lambda: codec.decode_job(content, limits),

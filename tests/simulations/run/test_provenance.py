@@ -13,7 +13,8 @@ def checkout(tmp_path):
     for package in ("fedkd", "strategies", "clients", "simulations", "conf"):
         (tmp_path / package).mkdir()
         (tmp_path / package / "one.py").write_text("one = 1\n")
-    for name in ("assemble.py", "driver.py"):
+    (tmp_path / "simulations/run").mkdir()
+    for name in ("assemble.py", "run/driver.py"):
         (tmp_path / "simulations" / name).write_text("")
     git(tmp_path, "init", "-q")
     git(tmp_path, "add", "-A")
