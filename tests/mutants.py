@@ -37,7 +37,7 @@ class Mutant:
 
 MUTANTS = {
     "border": Mutant("if value.dtype != dtype:", "if False:", ("conformance/test_borders.py",)),
-    "kinds": Mutant("if got != expected.kinds:", "if not got >= expected.kinds:", ("fedkd/test_border.py",)),
+    "kinds": Mutant("if got != expected.kinds:", "if not got >= expected.kinds:", ("fedkd/border/test_checks.py",)),
     "guard": Mutant(
         "if not what and limit and found[reply.client].ratio > limit:", "if False:", ("conformance/test_poison.py",)
     ),
@@ -72,7 +72,7 @@ MUTANTS = {
         ("test_seeds.py",),
     ),
     "codec": Mutant(
-        "if got != (job.task, job.client, job.round, job.exchange):", "if False:", ("test_flower_codec.py",)
+        "if got != (job.task, job.client, job.round, job.exchange):", "if False:", ("flower/test_codec.py",)
     ),
     "stats": Mutant("* _sd(found) / math.sqrt(n)", "* _sd(found) / n", ("test_stats.py",)),
     "report": Mutant('"high": min(rank + half, worst)', '"high": rank + half', ("report/test_bounds.py",)),
