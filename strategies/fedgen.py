@@ -122,8 +122,9 @@ class FedGen(Strategy[State]):
         labels_C = label_distribution(counts_KC, config.generator_labels)
 
         def terms(entries: Weights) -> Iterator[tuple[str, Tensor]]:
-            y_B = torch.multinomial(labels_C, config.generator_batch, replacement=True, generator=draws)
-            noise_BN = generators.draw_noise((len(y_B), config.noise), draws, config.noise_law)
+            y_B, noise_BN = generators.draw_inputs(
+                labels_C, config.generator_batch, config.noise, draws, config.noise_law
+            )
             z_Bd = generators.generate(entries, y_B, noise_BN, training=True)
             return self._terms(state, heads, z_Bd, y_B, noise_BN)
 
@@ -156,8 +157,8 @@ class FedGen(Strategy[State]):
     @torch.no_grad()
     def _fidelity(self, generator: Weights, heads: Heads, labels_C: Tensor, draws: torch.Generator) -> Numbers:
         """How often the clients' heads give a generated latent its label: with trust by label, and with equal trust."""
-        y_B = torch.multinomial(labels_C, FIDELITY_SAMPLES, replacement=True, generator=draws)
-        noise_BN = generators.draw_noise((len(y_B), self.config.noise), draws, self.config.noise_law)
+        config = self.config
+        y_B, noise_BN = generators.draw_inputs(labels_C, FIDELITY_SAMPLES, config.noise, draws, config.noise_law)
         right_KB = heads.logits(generators.generate(generator, y_B, noise_BN)).argmax(2) == y_B
         return {
             "fidelity": float((heads.trust_KC[:, y_B] * right_KB).sum(0).mean()),

@@ -153,8 +153,7 @@ class KnFuGenerated(Strategy[State]):
         labels_C = drawn_C.double() if bool(drawn_C.any()) else torch.ones(len(drawn_C), dtype=torch.float64)
 
         def terms(entries: Weights) -> Iterator[tuple[str, Tensor]]:
-            y_B = torch.multinomial(labels_C, config.generator_batch, replacement=True, generator=draws)
-            noise_B = generators.draw_noise((len(y_B), config.noise), draws)
+            y_B, noise_B = generators.draw_inputs(labels_C, config.generator_batch, config.noise, draws)
             z_Bd = generators.generate(entries, y_B, noise_B, training=True)
             yield "teacher", losses.ensemble_cross_entropy(head_logits(heads, z_Bd), y_B, trust_KC)
             if config.diversity_weight:

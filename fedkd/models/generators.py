@@ -78,6 +78,14 @@ def draw_noise(shape: Sequence[int], generator: torch.Generator, distribution: N
     return draw(tuple(shape), generator=generator)
 
 
+def draw_inputs(
+    labels_C: Tensor, count: int, noise: int, generator: torch.Generator, distribution: NoiseDistribution = "uniform"
+) -> tuple[Tensor, Tensor]:
+    """Labels y (B,) in proportion to `labels_C`, and noise (B, N), for `generate`; the labels are drawn first."""
+    y_B = torch.multinomial(labels_C, count, replacement=True, generator=generator)
+    return y_B, draw_noise((count, noise), generator, distribution)
+
+
 def _label_table(weights: Weights, noise_BN: Tensor) -> Tensor:
     """Each label's input (C, L): its learned embedding, or its row of the identity, the one-hot vector."""
     if "embedding.weight" in weights:
