@@ -9,6 +9,7 @@ from fedkd.engine import Job
 CHUNK_SECONDS = 0.020  # a call costs 0.35 to 0.8 ms (docs/engines.md): longer chunks gain little and balance worse
 MESSAGE_SECONDS = 0.0005  # the least a job costs: the driver's share, which the worker does not measure
 CHUNKS_PER_WORKER = 4  # at least, so that the last chunks of a round end at about the same time
+ROUNDING = 1e-9  # without it the last digit of a sum may put two jobs where one fills a chunk
 
 CacheKey = tuple[bool, int]  # jobs with the same key share a worker's cache: (is pooled evaluation, client)
 
@@ -57,7 +58,8 @@ class WorkQueues:
             worker = known if known in load else min(load, key=load.__getitem__)
             self._queues[worker].append(entry)
             load[worker] += costs.of(entry)
-        self._target = min(CHUNK_SECONDS, sum(load.values()) / (CHUNKS_PER_WORKER * max(1, len(load))))
+        share = sum(load.values()) / (CHUNKS_PER_WORKER * max(1, len(load)))
+        self._target = min(CHUNK_SECONDS, share * (1 - ROUNDING))
 
     def __len__(self) -> int:
         return sum(map(len, self._queues.values()))

@@ -1,5 +1,7 @@
 import pytest
 import tiny
+from hypothesis import given
+from hypothesis import strategies as st
 
 from simulations.engines.work_queues import CHUNK_SECONDS, Costs, QueueEntry, WorkQueues
 
@@ -27,6 +29,14 @@ def test_short_jobs_fill_a_chunk(entries):
 def test_a_round_has_at_least_four_chunks_a_worker(entries):
     queues = WorkQueues(entries, [0, 1], {}, Costs({"train": 1e-4}))
     assert [len(queues.take(0)) for _ in range(4)] == [1, 1, 1, 1]
+
+
+@given(st.floats(1e-6, 1e-3))
+def test_rounding_puts_no_two_jobs_where_one_fills_a_chunk(seconds):
+    entries = [QueueEntry(tiny.job(tiny.problem(), client=client), key=0) for client in range(8)]
+    at_one = dict.fromkeys([entry.cache_key for entry in entries], 0)
+    queues = WorkQueues(entries, [0, 1], at_one, Costs({"train": seconds}))
+    assert [len(queues.take(0)) for _ in range(8)] == [1] * 8
 
 
 def test_clients_go_home(entries):
