@@ -35,7 +35,7 @@ class Centralised(Client):
             count = min(STEPS_DRAWN, steps - start)
             drawn = site.draw(replace(job, state=state), replace(config, steps=count))
             batches = site.batches(self, job, drawn)
-            means = optimisers.descend(optimiser, batches, lambda batch: self.terms(student, batch, job))
+            means = optimisers.minimise(optimiser, batches, lambda batch: self.terms(student, batch, job))
             sums = {name: sums.get(name, 0.0) + count * mean for name, mean in means.items()}
             state = replace(state, epoch=drawn.epoch, position=drawn.offset)
         return site.close(self, job, student, drawn, {name: total / steps for name, total in sums.items()}, optimiser)

@@ -37,7 +37,7 @@ class Ditto(Client):
         shared = self._train_received(site, job, drawn)
         own = site.student(replace(job, payload=Payload())).train()  # the same module; its entries were copied before
         optimiser = site.optimiser(job, own.learnable, job.state.memory.get("optimiser", {}))
-        numbers = optimisers.descend(
+        numbers = optimisers.minimise(
             optimiser, site.batches(self, job, drawn), lambda batch: self.terms(own, batch, job)
         )
         memory = {**shared.state.memory, "optimiser": optimiser.memory()}
@@ -48,7 +48,7 @@ class Ditto(Client):
         """FedAvg's local update, bit for bit."""
         student = site.student(job).train()
         optimiser = site.optimiser(job, student.learnable)
-        numbers = optimisers.descend(
+        numbers = optimisers.minimise(
             optimiser,
             site.batches(self, job, drawn),
             lambda batch: iter([("received", losses.cross_entropy(student(batch.x), batch.y))]),

@@ -42,10 +42,10 @@ class DSFL(Client):
             yield "ce", losses.cross_entropy(logits, batch.y)
 
     def train(self, site: "Site", job: Job) -> "Outcome":
-        x = public_set.look(site.problem, job.payload.numbers, job.round)
-        return self._learn_and_say(site, job, x) if job.exchange == 0 else self._distil(site, job, x)
+        x = public_set.agreed_images(site.problem, job.payload.numbers, job.round)
+        return self._train_and_predict(site, job, x) if job.exchange == 0 else self._distil(site, job, x)
 
-    def _learn_and_say(self, site: "Site", job: Job, x: Tensor) -> "Outcome":
+    def _train_and_predict(self, site: "Site", job: Job, x: Tensor) -> "Outcome":
         outcome = site.fit(self, job)
         assert outcome.student is not None
         return replace(outcome, payload=Payload(probe_logits=forward.logits(outcome.student, x).softmax(1)))
@@ -57,5 +57,5 @@ class DSFL(Client):
         batches = public_set.batches(x, per_sample, config.distil_batch, stream, epochs=config.distil_epochs)  # type: ignore[arg-type]
         lr = config.distil_lr or optimisers.learning_rate(site.problem.train, job)
         optimiser = LocalOptimiser(site.problem.train, student.learnable, lr)
-        numbers = optimisers.descend(optimiser, batches, lambda batch: self.terms(student, batch, job))
+        numbers = optimisers.minimise(optimiser, batches, lambda batch: self.terms(student, batch, job))
         return site.close(self, job, student, None, numbers)

@@ -83,14 +83,14 @@ class FedD2S(Client):
         Once blocks are dropped, v is the head's logits. With no dropped block v = u; the head only trains its adapter,
         on a detached input.
         """
-        told = self._instructions(student, job)
-        u, found = student.taps(batch.x, [] if told.head is None else [told.tap])
-        v = u if told.is_whole else None
+        instructions = self._instructions(student, job)
+        u, taps = student.taps(batch.x, [] if instructions.head is None else [instructions.tap])
+        v = u if instructions.is_whole else None
         yield "ce", losses.cross_entropy(u, batch.y)
-        if told.head is not None:
-            tap = found[told.tap].detach() if told.is_whole else found[told.tap]
-            of_head = self._logits(student, told, tap)
-            v = v if told.is_whole else of_head
+        if instructions.head is not None:
+            tap = taps[instructions.tap].detach() if instructions.is_whole else taps[instructions.tap]
+            of_head = self._logits(student, instructions, tap)
+            v = v if instructions.is_whole else of_head
             if self.config.mu:
                 yield "head", self.config.mu * losses.cross_entropy(of_head, batch.y)
         if v is not None and "teacher" in batch.per_sample:
@@ -103,14 +103,14 @@ class FedD2S(Client):
         return {"heads": detached} if detached else {}
 
     def report(self, trained: Trained, job: Job) -> Payload:
-        told = self._instructions(trained.student, job)
+        instructions = self._instructions(trained.student, job)
         samples: Weights = {}
         head: Weights = {}
-        if told.depth and not job.exchange and self.config.knowledge != "smoothing":
-            samples = self._samples(trained.site, trained.student, job, told)
-            own = told.head if told.has_own and told.head is not None else {}
+        if instructions.depth and not job.exchange and self.config.knowledge != "smoothing":
+            samples = self._samples(trained.site, trained.student, job, instructions)
+            own = instructions.head if instructions.has_own and instructions.head is not None else {}
             head = {name: entry.detach() for name, entry in own.items() if not name.startswith("adapter.")}
-        numbers = {"depth": float(told.depth)} if told.depth else {}
+        numbers = {"depth": float(instructions.depth)} if instructions.depth else {}
         return Payload(samples=samples, numbers=numbers, generator=head if self.config.head_up else None)
 
     def _instructions(self, student: Student, job: Job) -> ClientInstructions:
@@ -125,47 +125,47 @@ class FedD2S(Client):
 
     def _with_local_head(self, site: Site, student: Student, job: Job) -> tuple[Job, Weights]:
         """The job with a trainable copy of its local head, or a new one in memory, and the head's learnable entries."""
-        told = self._instructions(student, job)
-        if not told.has_own:
+        instructions = self._instructions(student, job)
+        if not instructions.has_own:
             return job, {}
-        entries = told.head or self._new_head(site, job, told)
+        entries = instructions.head or self._new_head(site, job, instructions)
         live = heads.trainable(entries)
-        memory = {**job.state.memory, "heads": {**job.state.memory.get("heads", {}), told.tap: live}}
-        learnable = {f"local.{told.tap}.{name}": entry for name, entry in live.items() if entry.requires_grad}
+        memory = {**job.state.memory, "heads": {**job.state.memory.get("heads", {}), instructions.tap: live}}
+        learnable = {f"local.{instructions.tap}.{name}": entry for name, entry in live.items() if entry.requires_grad}
         return replace(job, state=replace(job.state, memory=memory)), learnable
 
-    def _new_head(self, site: Site, job: Job, told: ClientInstructions) -> Weights:
+    def _new_head(self, site: Site, job: Job, instructions: ClientInstructions) -> Weights:
         """A fresh local head, from its own stream: runs that differ only in the schedule draw the same batches."""
-        problem, whose = site.problem.of(job.client), 0 if site.problem.common_init else job.client
-        stream = seeds.stream(problem.seed, "local head", client=whose)
-        own = stream.child(site.problem.architecture(job.client), told.tap)
-        shape = heads.shapes(problem, self.config.tap_pool)[told.tap]
+        problem, owner = site.problem.of(job.client), 0 if site.problem.common_init else job.client
+        stream = seeds.stream(problem.seed, "local head", client=owner)
+        own = stream.child(site.problem.architecture(job.client), instructions.tap)
+        shape = heads.shapes(problem, self.config.tap_pool)[instructions.tap]
         if self.config.hetero == "group":
-            return heads.build(problem, told.depth, self.config.head_arch, shape, own).weights
+            return heads.build(problem, instructions.depth, self.config.head_arch, shape, own).weights
         # Heads behind adapters start equal in all architectures, so that all adapters learn to feed the same head.
-        head = heads.build(problem, told.depth, "flat", (heads.ADAPTED,), stream.child("adapter"))
+        head = heads.build(problem, instructions.depth, "flat", (heads.ADAPTED,), stream.child("adapter"))
         return {**heads.adapter(shape, own.child("adapter")), **head.weights}
 
-    def _logits(self, student: Student, told: ClientInstructions, tap: Tensor) -> Tensor:
+    def _logits(self, student: Student, instructions: ClientInstructions, tap: Tensor) -> Tensor:
         """Logits of the head in use on a tap; the server's head stays in eval mode."""
-        assert told.head is not None
-        kind, side, is_training = self.config.head_arch, self.config.tap_pool, student.training and told.has_own
-        return heads.logits(student, told.depth, kind, told.head, tap, side=side, training=is_training)
+        assert instructions.head is not None
+        kind, side, is_training = self.config.head_arch, self.config.tap_pool, student.training and instructions.has_own
+        return heads.logits(student, instructions.depth, kind, instructions.head, tap, side=side, training=is_training)
 
     @torch.no_grad()
-    def _samples(self, site: Site, student: Student, job: Job, told: ClientInstructions) -> Weights:
+    def _samples(self, site: Site, student: Student, job: Job, instructions: ClientInstructions) -> Weights:
         """Taps (n, ...), logits (n, C) and labels (n,) of the client's own samples in stored order, or class means."""
         x, y = site.own(job.client)
         student.eval()
         # A client that reports before it trains may have no adapter yet.
-        is_new = told.head is None and self.config.hetero == "adapter"
-        brings = self._new_head(site, job, told) if is_new else told.head
+        is_new = instructions.head is None and self.config.hetero == "adapter"
+        brings = self._new_head(site, job, instructions) if is_new else instructions.head
         taps, logits = [], []
         for part in x.split(EVALUATION_BATCH):
-            u, found = student.taps(part, [told.tap])
-            taps.append(heads.features(found[told.tap], self.config.tap_pool, brings))
-            is_own = told.is_whole or told.head is None
-            logits.append(u if is_own else self._logits(student, told, found[told.tap]))
+            u, outputs = student.taps(part, [instructions.tap])
+            taps.append(heads.features(outputs[instructions.tap], self.config.tap_pool, brings))
+            is_own = instructions.is_whole or instructions.head is None
+            logits.append(u if is_own else self._logits(student, instructions, outputs[instructions.tap]))
         rows = {"taps": torch.cat(taps), "logits": torch.cat(logits)}
         small = torch.uint8 if site.problem.classes <= 256 else torch.int64
         if self.config.knowledge != "per_class":

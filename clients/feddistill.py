@@ -61,7 +61,7 @@ class FedDistill(Client):
     def train(self, site: "Site", job: Job) -> "Outcome":
         """As `fit`; also sums up by label the outputs that the student gave while it trained, in train mode."""
         drawn = site.draw(job)
-        outcome, outputs = class_tables.descend(self, site, job, site.student(job).train(), drawn)
+        outcome, outputs = class_tables.fit_recording(self, site, job, site.student(job).train(), drawn)
         sums_CC, counts_C = self._add_up(outputs, drawn, outcome.state.memory, site.problem.classes)
         memory = dict(outcome.state.memory)
         if self.config.accumulate == "running":

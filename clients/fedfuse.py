@@ -111,7 +111,7 @@ class FedFuse(Client):
             per_sample = self.precompute(site, job, drawn.x, drawn.y, drawn.position)
             student.train()
             batches = site.batches(self, job, drawn, per_sample)
-            numbers = optimisers.descend(optimiser, batches, lambda batch: self.terms(student, batch, job))
+            numbers = optimisers.minimise(optimiser, batches, lambda batch: self.terms(student, batch, job))
             if self.config.restore_statistics:
                 restore_statistics(student, site.own(job.client)[0])
         return site.close(self, job, student, None, numbers, optimiser)

@@ -49,10 +49,10 @@ class FedMD(Client):
             yield "digest", divergences.OF_LOGITS[self.config.digest](batch.per_sample["consensus"], logits)
 
     def train(self, site: "Site", job: Job) -> "Outcome":
-        x = public_set.look(site.problem, job.payload.numbers, job.round)
-        return self._say(site, job, x) if job.exchange == 0 else self._learn(site, job, x)
+        x = public_set.agreed_images(site.problem, job.payload.numbers, job.round)
+        return self._predict(site, job, x) if job.exchange == 0 else self._learn_and_revisit(site, job, x)
 
-    def _say(self, site: "Site", job: Job, x: Tensor) -> "Outcome":
+    def _predict(self, site: "Site", job: Job, x: Tensor) -> "Outcome":
         """The first exchange: reports logits. It trains only in a client's first round: the initial training."""
         student = site.student(job)
         numbers = {} if "is_prepared" in job.state.memory else self._prepare(site, job, student)
@@ -79,15 +79,15 @@ class FedMD(Client):
         labelled = public_set.batches(x, {"y": y}, size, stream, epochs=epochs)
         batches = (replace(batch, y=batch.per_sample["y"]) for batch in labelled)
         optimiser = site.optimiser(job, student.train().learnable, {})
-        return optimisers.descend(optimiser, batches, lambda batch: self.terms(student, batch, job))["ce"]
+        return optimisers.minimise(optimiser, batches, lambda batch: self.terms(student, batch, job))["ce"]
 
-    def _learn(self, site: "Site", job: Job, x: Tensor) -> "Outcome":
+    def _learn_and_revisit(self, site: "Site", job: Job, x: Tensor) -> "Outcome":
         student = site.student(job).train()
         numbers = self._digest(site, job, student, x)
         drawn = site.draw(job)
         optimiser = site.optimiser(job, student.learnable)
         batches = site.batches(self, job, drawn)
-        numbers |= optimisers.descend(optimiser, batches, lambda batch: self.terms(student, batch, job))
+        numbers |= optimisers.minimise(optimiser, batches, lambda batch: self.terms(student, batch, job))
         return site.close(self, job, student, drawn, numbers, optimiser)
 
     def _digest(self, site: "Site", job: Job, student: Student, x: Tensor) -> dict[str, float]:
@@ -97,7 +97,7 @@ class FedMD(Client):
         batches = public_set.batches(x, per_sample, config.digest_batch, stream, epochs=config.digest_epochs)  # type: ignore[arg-type]
         lr = config.digest_lr or optimisers.learning_rate(site.problem.train, job)
         optimiser = LocalOptimiser(site.problem.train, student.learnable, lr)
-        return optimisers.descend(optimiser, batches, lambda batch: self.terms(student, batch, job))
+        return optimisers.minimise(optimiser, batches, lambda batch: self.terms(student, batch, job))
 
     def _stream(self, site: "Site", job: Job, purpose: str) -> Stream:
         return seeds.stream(site.problem.seed, purpose, round=job.round, client=job.client)

@@ -48,7 +48,7 @@ class FedProto(Client):
     def train(self, site: "Site", job: Job) -> "Outcome":
         student = site.student(job).train()
         drawn = site.draw(job)
-        outcome, outputs = class_tables.descend(self, site, job, student, drawn)
+        outcome, outputs = class_tables.fit_recording(self, site, job, student, drawn)
         if self.config.source == "all":
             x, y = site.own(job.client)
             z = forward.latents(student, x)

@@ -37,7 +37,7 @@ class KnFu(Client):
 
     def train(self, site: Site, job: Job) -> Outcome:
         """Exchange 0 trains on private data, exchange 1 on the teacher. A teacher in exchange 0 comes first."""
-        x = public_set.look(site.problem, job.payload.numbers, job.round)  # all public images, in their order
+        x = public_set.agreed_images(site.problem, job.payload.numbers, job.round)  # all public images, in their order
         student = site.student(job).train()
         optimiser = site.optimiser(job, student.learnable)
         private = self._private_share(job)
@@ -45,12 +45,12 @@ class KnFu(Client):
         numbers: dict[str, float] = {}
         if job.payload.probe_logits is not None:
             batches = self._fine_tuning(site, job, x, drawn if private else None)
-            numbers |= optimisers.descend(optimiser, batches, lambda batch: self.terms(student, batch, job))
+            numbers |= optimisers.minimise(optimiser, batches, lambda batch: self.terms(student, batch, job))
             numbers |= self._scores(site, job, student, "after") if job.exchange == 0 else {}
         if job.exchange == 0 and drawn is not None:
             student.train()
             batches = site.batches(self, job, drawn)
-            local = optimisers.descend(optimiser, batches, lambda batch: self.terms(student, batch, job))
+            local = optimisers.minimise(optimiser, batches, lambda batch: self.terms(student, batch, job))
             numbers = local | numbers
             numbers |= {} if "alma_after" in numbers else self._scores(site, job, student, "before")
         return site.close(self, job, student, drawn, numbers, optimiser)
@@ -73,7 +73,7 @@ class KnFu(Client):
         if job.exchange == 1:
             return Payload()
         counts = trained.site.label_counts(job.client) if self.config.epd == "reported" else None
-        x = public_set.look(trained.site.problem, job.payload.numbers, job.round)
+        x = public_set.agreed_images(trained.site.problem, job.payload.numbers, job.round)
         return Payload(probe_logits=forward.logits(trained.student, x), label_counts=counts)
 
     def _private_share(self, job: Job) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor
 from fedkd import plain_text
 from fedkd.payload import Numbers, Payload, Weights
 
-LONGEST_WORDS = 2000  # characters of an exception's text
+LONGEST_TEXT = 2000  # characters of an exception's text
 ClientId = int
 Task = Literal["train", "evaluate", "evaluate_common", "evaluate_pooled", "evaluate_shared"]
 UNANSWERED = frozenset({"raised", "late", "lost", "no_data"})  # causes of failures: no reply came
@@ -120,12 +120,12 @@ def unwatched(phase: str, done: int, asked: int) -> None:
 
 def results(runner: Engine, jobs: Sequence[Job], deadline: float | None, phase: str, watch: Watch) -> list[Result]:
     """An engine's results for jobs, while `watch` counts them."""
-    found: list[Result] = []
+    answers: list[Result] = []
     watch(phase, 0, len(jobs))
     for result in runner.run(jobs, deadline):
-        found.append(result)
-        watch(phase, len(found), len(jobs))
-    return found
+        answers.append(result)
+        watch(phase, len(answers), len(jobs))
+    return answers
 
 
 def pair(jobs: Sequence[Job], results: Sequence[Result]) -> list[tuple[Job, Result]]:
@@ -143,7 +143,7 @@ def pair(jobs: Sequence[Job], results: Sequence[Result]) -> list[tuple[Job, Resu
 def failure(job: Job, error: BaseException, cause: str = "raised") -> Failure:
     """An exception as a value, with its traceback."""
     detail = "".join(traceback.format_exception(error))
-    what = plain_text.printable(f"{type(error).__name__}: {error}", LONGEST_WORDS, keep="\n")  # it may quote anything
+    what = plain_text.printable(f"{type(error).__name__}: {error}", LONGEST_TEXT, keep="\n")  # it may quote anything
     return failed(job, what, cause, detail)
 
 

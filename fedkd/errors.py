@@ -33,7 +33,7 @@ class FedkdError(Exception):
     @property
     def headline(self) -> str:
         """What is wrong and where, on one line, for a record."""
-        return "; ".join(f"{each.what} ({each.where})" if each.where else each.what for each in self.mistakes)
+        return "; ".join(f"{m.what} ({m.where})" if m.where else m.what for m in self.mistakes)
 
     def message(self) -> str:
         """The text for people: one mistake as a sentence, several as a table. Quoted text cannot steer a terminal."""
@@ -58,8 +58,8 @@ class ConfigError(FedkdError):
 
 def refuse(mistakes: Iterable[Mistake]) -> None:
     """Raises ConfigError with all mistakes, without duplicates, if there are any."""
-    if found := tuple(dict.fromkeys(mistakes)):
-        raise ConfigError(found[0].what, where=found[0].where, mend=found[0].mend, mistakes=found)
+    if distinct := tuple(dict.fromkeys(mistakes)):
+        raise ConfigError(distinct[0].what, where=distinct[0].where, mend=distinct[0].mend, mistakes=distinct)
 
 
 class DataError(FedkdError):

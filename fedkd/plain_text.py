@@ -39,8 +39,8 @@ def problem(text: str) -> str:
     """How to mend a text that no configuration may hold; empty if the text is allowed."""
     if len(text) > LONGEST:
         return f"must have at most {LONGEST} characters, not {len(text)}"
-    if found := _STEERING.search(text):
-        return f"must not have the character U+{ord(found[0]):04X}, which cannot be shown"
+    if unsafe := _STEERING.search(text):
+        return f"must not have the character U+{ord(unsafe[0]):04X}, which cannot be shown"
     return ""
 
 

@@ -59,7 +59,7 @@ def begin(experiment: Experiment) -> RunState:
     return RunState(0, experiment.strategy.init(problem, seeds.stream(problem.seed, "server")), {})
 
 
-def play(experiment: Experiment, runner: Engine, state: RunState, watch: engine.Watch = engine.unwatched) -> Round:
+def run_round(experiment: Experiment, runner: Engine, state: RunState, watch: engine.Watch = engine.unwatched) -> Round:
     """Run the next round. Raises RunError if fewer clients than the quorum reply usefully; `state` stays unchanged."""
     start = time.perf_counter()
     number = state.round + 1
@@ -230,12 +230,12 @@ def _evaluate(
 ) -> dict[str, Any]:
     """Accuracy of the current students; values of a single client go to its row."""
     start = time.perf_counter()
-    found = evaluation.evaluate(experiment, runner, state, watch)
+    evaluated = evaluation.evaluate(experiment, runner, state, watch)
     tally.timings["evaluation"] = time.perf_counter() - start
-    tally.failures += found.failures
-    for client, numbers in found.clients.items():
+    tally.failures += evaluated.failures
+    for client, numbers in evaluated.clients.items():
         tally.rows.setdefault(client, {"state": "idle"}).update(numbers)
-    return found.accuracy
+    return evaluated.accuracy
 
 
 def _row(number: int, tally: _Tally, accuracy: Mapping[str, Any]) -> dict[str, Any]:

@@ -161,7 +161,7 @@ def _dataclasses(hint: Any) -> set[type]:
     """The dataclasses that an annotation such as `Mapping[int, Heads | None]` names."""
     if isinstance(hint, type) and is_dataclass(hint):
         return {hint}
-    return {found for part in get_args(hint) for found in _dataclasses(part)}
+    return {kind for part in get_args(hint) for kind in _dataclasses(part)}
 
 
 @cache

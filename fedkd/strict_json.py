@@ -15,10 +15,10 @@ def parse(text: str | bytes) -> Any:
 
 def mapping(text: str | bytes) -> dict[str, Any]:
     """`parse` for text that must hold an object."""
-    found = parse(text)
-    if not isinstance(found, dict):
-        raise ValueError(f"a {type(found).__name__}, expected an object")
-    return found
+    value = parse(text)
+    if not isinstance(value, dict):
+        raise ValueError(f"a {type(value).__name__}, expected an object")
+    return value
 
 
 def read(path: Path, most: int) -> dict[str, Any]:

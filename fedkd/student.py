@@ -42,14 +42,14 @@ class Student(nn.Sequential):
 
     def taps(self, x: Tensor, names: Iterable[str]) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits, and the outputs of the named blocks."""
-        wanted, found = set(names), {}
+        wanted, outputs = set(names), {}
         if unknown := wanted - set(self._modules):
             raise KeyError(f"no block {sorted(unknown)}; blocks are {list(self._modules)}")
         for name, block in self._modules.items():
             x = block(x)  # type: ignore[misc]
             if name in wanted:
-                found[name] = x
-        return x, found
+                outputs[name] = x
+        return x, outputs
 
     @property
     def latent_width(self) -> int:

@@ -104,7 +104,7 @@ class DSFL(Strategy[State]):
         batches = public_set.batches(
             x, per_sample, config.global_batch, stream.child("global"), epochs=config.global_epochs
         )
-        numbers = optimisers.descend(
+        numbers = optimisers.minimise(
             optimiser,
             batches,
             lambda batch: iter([("global", losses.cross_entropy(student(batch.x), batch.per_sample["target"]))]),

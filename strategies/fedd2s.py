@@ -189,8 +189,8 @@ class FedD2S(Strategy[State]):
     def _teach(self, head: Student, data: HeadDataset, stream: Stream) -> Mapping[str, float]:
         config = self.config
         sgd = Sgd(list(head.parameters()), config.server_lr, config.server_momentum, config.server_weight_decay)
-        how = config.server_epochs, config.server_batch, config.temperature, config.lambda_s
-        means = heads.teach(head, data, sgd, stream, *how)
+        settings = config.server_epochs, config.server_batch, config.temperature, config.lambda_s
+        means = heads.teach(head, data, sgd, stream, *settings)
         return {f"head_{name}": value for name, value in means.items() if torch.isfinite(torch.tensor(value))}
 
     def _check_samples(self, reply: Reply, shape: tuple[int, ...], classes: int) -> None:
@@ -252,13 +252,13 @@ def _dataset(reports: Sequence[Reply]) -> HeadDataset:
 
 def _judge(tables: Mapping[ClientId, Tensor], reports: Sequence[Reply]) -> Findings:
     """Compares a head's logits with the clients' own logits on their own rows; means over clients."""
-    found = []
+    measures = []
     for reply in reports:
         if reply.client in tables:
             own, y = _samples(reply)["logits"], _samples(reply)["labels"].long()
             measured = diagnostics.of_fused(own.softmax(1)[None], tables[reply.client].softmax(1)[None], y)
-            found.append({name: value for name, value in measured.items() if isinstance(value, float)})
+            measures.append({name: value for name, value in measured.items() if isinstance(value, float)})
     largest = {"own_max": max(float(_samples(reply)["logits"].abs().max()) for reply in reports)}
     if tables:
-        largest["teacher_max"] = max(float(said.abs().max()) for said in tables.values())
-    return {**metrics.mean_by_name(found), **largest}
+        largest["teacher_max"] = max(float(logits.abs().max()) for logits in tables.values())
+    return {**metrics.mean_by_name(measures), **largest}

@@ -88,7 +88,7 @@ class FedDF(Strategy[State]):
         findings: dict[str, Any] = dict(fusion.describe(self._trust(replies)))
         if self.config.distil_steps:
             x = public_set.images(state.problem)
-            logits_KNC = said(state.problem, replies, x).double()
+            logits_KNC = all_logits(state.problem, replies, x).double()
             teacher_NC = self._mean(logits_KNC, replies).softmax(1)  # the mean is of logits, not of probabilities
             findings |= diagnostics.of_fused(logits_KNC.softmax(2), teacher_NC[None], public_set.labels(state.problem))
             weights, numbers = self._teach(state.problem, groups, weights, x, teacher_NC, stream)
@@ -125,10 +125,10 @@ class FedDF(Strategy[State]):
         taught, numbers = {}, []
         for name, theirs in groups.items():
             student = problem.alike(name).initial().load(averages[name], mean_statistics(theirs))
-            before = judged(student, x, teacher_NC, public_set.labels(problem))
+            before = measure(student, x, teacher_NC, public_set.labels(problem))
             if before["gap"] >= NOTHING:
                 self._distil(student, x, teacher_NC, stream.child(name))
-            after = judged(student, x, teacher_NC, public_set.labels(problem))
+            after = measure(student, x, teacher_NC, public_set.labels(problem))
             taught[name] = shared(problem, name, student)
             numbers.append(
                 {f"{key}_before": value for key, value in before.items()}
@@ -150,10 +150,10 @@ class FedDF(Strategy[State]):
 
         per_sample = {"teacher": teacher_NC.float()}
         batches = public_set.batches(x, per_sample, config.distil_batch, stream, steps=config.distil_steps)
-        optimisers.descend(optimiser, batches, terms)
+        optimisers.minimise(optimiser, batches, terms)
 
 
-def judged(student: Student, x: Tensor, teacher_NC: Tensor, y_N: Tensor | None) -> dict[str, float]:
+def measure(student: Student, x: Tensor, teacher_NC: Tensor, y_N: Tensor | None) -> dict[str, float]:
     """gap: KL(teacher || student) in nats, mean over public images; accuracy, if they have labels.
 
     In float64, so that the gap between equal distributions is 0.
@@ -190,7 +190,7 @@ def by_architecture(problem: Problem, replies: Sequence[Reply]) -> Mapping[str, 
     return dict(sorted(groups.items()))
 
 
-def said(problem: Problem, replies: Sequence[Reply], x: Tensor) -> Tensor:
+def all_logits(problem: Problem, replies: Sequence[Reply], x: Tensor) -> Tensor:
     """Logits (K, N, C) of every received student, in eval mode and with its own statistics."""
     modules = {name: problem.alike(name).initial() for name in by_architecture(problem, replies)}
     return torch.stack(
@@ -211,5 +211,5 @@ def statistics_of(reply: Reply) -> Weights:
 
 def mean_statistics(replies: Sequence[Reply]) -> Weights:
     """Mean statistics over clients of one architecture: distillation starts with them."""
-    each = [statistics_of(reply) for reply in replies]
-    return metrics.mean_statistics(each, tuple(each[0]))
+    statistics = [statistics_of(reply) for reply in replies]
+    return metrics.mean_statistics(statistics, tuple(statistics[0]))

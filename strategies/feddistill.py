@@ -53,8 +53,8 @@ class FedDistill(Strategy[State]):
         )
 
     def aggregate(self, state: State, replies: Sequence[Reply], stream: Stream) -> tuple[State, Findings]:
-        found = class_tables.gather(replies, self.config.mean)
-        return State(found), class_tables.describe(found)
+        tables = class_tables.gather(replies, self.config.mean)
+        return State(tables), class_tables.describe(tables)
 
     def evaluation_payload(self, state: State, client: ClientId | None) -> Payload | None:
         return None

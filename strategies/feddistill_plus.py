@@ -55,9 +55,9 @@ class FedDistillPlus(Strategy[State]):
 
     def aggregate(self, state: State, replies: Sequence[Reply], stream: Stream) -> tuple[State, Findings]:
         trust_1K1 = fusion.by_weighting(self.config.weighting, replies)
-        found = class_tables.gather(replies, self.config.mean)
-        after = State(fusion.fuse_weights(replies, trust_1K1), found)
-        return after, {**fusion.describe(trust_1K1), **class_tables.describe(found)}
+        tables = class_tables.gather(replies, self.config.mean)
+        after = State(fusion.fuse_weights(replies, trust_1K1), tables)
+        return after, {**fusion.describe(trust_1K1), **class_tables.describe(tables)}
 
     def evaluation_payload(self, state: State, client: ClientId | None) -> Payload | None:
         if client is None and self.config.share == "head":

@@ -62,8 +62,8 @@ class FedDyn(Strategy[State]):
             weights |= {name: mean[name] + factor * value for name, value in moved.items()}
         sizes = {**state.sizes, **{str(reply.client): reply.num_examples for reply in replies}}
         squares = torch.stack([value.double().square().sum() for value in moved.values()])
-        found = {**fusion.describe(trust_1K1), "memory_norm": float(squares.sum().sqrt())}
-        return State(weights, mean, moved, sizes, state.clients), found
+        findings = {**fusion.describe(trust_1K1), "memory_norm": float(squares.sum().sqrt())}
+        return State(weights, mean, moved, sizes, state.clients), findings
 
     def evaluation_payload(self, state: State, client: ClientId | None) -> Payload | None:
         return Payload(weights=state.weights if self.config.serve == "corrected" else state.mean)

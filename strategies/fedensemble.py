@@ -74,9 +74,9 @@ def updated(statistics: Weights, replies: Sequence[Reply]) -> Weights:
     """The statistics, with the rows of the clients that replied set to what they sent."""
     if not statistics:
         return {}
-    who = torch.tensor([reply.client for reply in replies])
+    clients = torch.tensor([reply.client for reply in replies])
     fresh = _stacked(statistics, replies)
-    return {name: rows.index_copy(0, who, fresh[name]) for name, rows in statistics.items()}
+    return {name: rows.index_copy(0, clients, fresh[name]) for name, rows in statistics.items()}
 
 
 def gathered(state: State, statistics: Weights, replies: Sequence[Reply]) -> Weights:

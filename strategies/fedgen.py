@@ -128,7 +128,7 @@ class FedGen(Strategy[State]):
             z_Bd = generators.generate(entries, y_B, noise_BN, training=True)
             return self._terms(state, heads, z_Bd, y_B, noise_BN)
 
-        found = loop.optimise(
+        trained = loop.optimise(
             state.generator,
             generators.learnable(state.generator),
             state.adam,
@@ -137,8 +137,8 @@ class FedGen(Strategy[State]):
             lr=config.generator_lr * config.generator_decay**state.round,
             weight_decay=config.generator_weight_decay,
         )
-        fidelity = self._fidelity(found.generator, heads, labels_C, draws)
-        return found.generator, found.adam, {**found.means(), **fidelity}
+        fidelity = self._fidelity(trained.generator, heads, labels_C, draws)
+        return trained.generator, trained.adam, {**trained.means(), **fidelity}
 
     def _terms(
         self, state: State, heads: Heads, z_Bd: Tensor, y_B: Tensor, noise_BN: Tensor

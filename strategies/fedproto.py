@@ -42,9 +42,9 @@ class FedProto(Strategy[State]):
     def init(self, problem: Problem, stream: Stream) -> State:
         widths = {problem.architecture(client): problem.of(client).latent for client in range(problem.clients)}
         if len(set(widths.values())) > 1:
-            said = ", ".join(f"{name} has {width}" for name, width in sorted(widths.items()))
+            listed = ", ".join(f"{name} has {width}" for name, width in sorted(widths.items()))
             raise ConfigError(
-                f"fedproto compares latents, and the students differ in the width of the latent: {said}",
+                f"fedproto compares latents, and the students differ in the width of the latent: {listed}",
                 where="students.mix",
                 mend="mix students whose latents are equally wide",
             )

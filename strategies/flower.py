@@ -107,10 +107,10 @@ class FlowerStrategy(Strategy[State]):
         stock = _make(self.config)
         _recall(stock, state)
         with _quiet_flwr():
-            found, _ = stock.aggregate_train(replies[0].round, [_message(reply, state.weights) for reply in replies])
-        if found is None:  # too few replies for the algorithm
+            fused, _ = stock.aggregate_train(replies[0].round, [_message(reply, state.weights) for reply in replies])
+        if fused is None:  # too few replies for the algorithm
             return replace(state, statistics=statistics), {"skipped": 1.0}
-        arrays = {name: torch.from_numpy(array.numpy()) for name, array in found.items()}
+        arrays = {name: torch.from_numpy(array.numpy()) for name, array in fused.items()}
         weights = {name: arrays[name].to(before.dtype) for name, before in state.weights.items()}
         exact = {name: arrays[name] for name in weights if arrays[name].dtype != weights[name].dtype}
         return State(weights, statistics, exact, _memory(stock, list(arrays))), {"skipped": 0.0}
@@ -162,10 +162,10 @@ def _memory(stock: Any, names: Sequence[str]) -> dict[str, Weights]:
     """The moments of Flower's strategy as entries by name."""
     memory: dict[str, Weights] = {}
     for moment in _MOMENTS:
-        found = getattr(stock, moment, None)
-        if found is None:
+        value = getattr(stock, moment, None)
+        if value is None:
             continue
-        named = found if isinstance(found, Mapping) else dict(zip(names, found, strict=True))
+        named = value if isinstance(value, Mapping) else dict(zip(names, value, strict=True))
         memory[moment] = {name: torch.as_tensor(value) for name, value in named.items()}
     return memory
 

@@ -113,7 +113,7 @@ class KnFu(Strategy[State]):
         if replies[0].exchange == 1:  # these clients have taken their teachers
             return replace(state, teachers={}), {}
         heard = self._heard(state, replies)
-        logits_KNC = torch.stack([said.logits for said in heard.values()]).double()
+        logits_KNC = torch.stack([last.logits for last in heard.values()]).double()
         laws = self._laws(state, heard, logits_KNC)
         D_KK = self._distance(state, torch.stack([laws[client] for client in heard]), logits_KNC)
         rule = self._rule(heard)
@@ -140,7 +140,7 @@ class KnFu(Strategy[State]):
     def _heard(self, state: State, replies: Sequence[Reply]) -> dict[int, LastReply]:
         """The replies that count now, in order of client: new ones, and recent ones of absent clients."""
         now = replies[0].round
-        recent = {client: said for client, said in state.heard.items() if now - said.round <= self.config.stale}
+        recent = {client: last for client, last in state.heard.items() if now - last.round <= self.config.stale}
         fresh = {reply.client: of_reply(reply) for reply in replies}
         return dict(sorted((recent | fresh).items()))
 
@@ -151,7 +151,7 @@ class KnFu(Strategy[State]):
         elif self.config.epd == "argmax_hist":
             estimates = affinity.label_shares(logits_KNC.argmax(-1), logits_KNC.shape[-1])
         elif self.config.epd == "reported":
-            counts_KC = torch.stack([said.counts for said in heard.values()])
+            counts_KC = torch.stack([last.counts for last in heard.values()])
             estimates = affinity.reported(counts_KC, self.config.pseudo_count)
         else:
             estimates = by_public_label(logits_KNC.softmax(-1), public_set.required(state.problem).samples.y)
@@ -172,7 +172,7 @@ class KnFu(Strategy[State]):
 
     def _rule(self, heard: Mapping[int, LastReply]) -> dict[str, Any]:
         """Besides the distance, which clients may be sources: arguments of `affinity.weights`."""
-        examples_K = torch.tensor([said.examples for said in heard.values()])
+        examples_K = torch.tensor([last.examples for last in heard.values()])
         return {
             "include_self": self.config.include_self,
             "prior_K": examples_K if self.config.size_prior else None,

@@ -106,7 +106,7 @@ class KnFuGenerated(Strategy[State]):
         latents = self._generate(generator, seen, stream)
         logits_KNC = head_logits(stack(list(heads.values())), latents["z"]).double()
         is_here_K = torch.tensor([client in fresh for client in heads])
-        W_KK, found = self._weights(logits_KNC.softmax(-1), is_here_K)
+        W_KK, findings = self._weights(logits_KNC.softmax(-1), is_here_K)
         fused_KNC = affinity.mix(W_KK, (logits_KNC / self.config.temperature).softmax(-1))
         is_taught = int((seen > 0).sum()) > 1
         after = State(
@@ -119,7 +119,7 @@ class KnFuGenerated(Strategy[State]):
             teachers=affinity.teachers(list(heads), W_KK, fused_KNC) if is_taught else {},
             round=replies[0].round,
         )
-        return after, {**found, **terms, **measure(latents, logits_KNC.softmax(-1), fused_KNC, W_KK)}
+        return after, {**findings, **terms, **measure(latents, logits_KNC.softmax(-1), fused_KNC, W_KK)}
 
     def evaluation_payload(self, state: State, client: ClientId | None) -> Payload | None:
         return None if client is None else Payload(weights=state.heads.get(client, state.first))
@@ -159,7 +159,7 @@ class KnFuGenerated(Strategy[State]):
             if config.diversity_weight:
                 yield "diversity", config.diversity_weight * losses.diversity(noise_B, z_Bd)
 
-        found = loop.optimise(
+        trained = loop.optimise(
             state.generator,
             generators.learnable(state.generator),
             state.adam,
@@ -168,7 +168,11 @@ class KnFuGenerated(Strategy[State]):
             lr=config.generator_lr,
             weight_decay=config.generator_weight_decay,
         )
-        return found.generator, found.adam, {n: value for n, value in found.means().items() if n == "teacher"}
+        return (
+            trained.generator,
+            trained.adam,
+            {n: value for n, value in trained.means().items() if n == "teacher"},
+        )
 
 
 def stack(heads: Sequence[Weights]) -> tuple[Tensor, Tensor]:

@@ -62,7 +62,7 @@ class KnFuTable(Strategy[State]):
     def plan(self, state: State, cohort: Cohort) -> Mapping[ClientId, Payload]:
         without = Payload()
         payloads = {}
-        for key, teacher in {id(each): each for each in state.teachers.values()}.items():
+        for key, teacher in {id(teacher): teacher for teacher in state.teachers.values()}.items():
             payloads[key] = Payload(class_logits=teacher.logits, label_counts=teacher.owners)
         return {client: payloads.get(id(state.teachers.get(client)), without) for client in cohort}
 
@@ -72,9 +72,9 @@ class KnFuTable(Strategy[State]):
         W_CKK = self._weights(tables_KCC, counts_KC, owns_KC)
         fused_KCC = fuse(tables_KCC, owns_KC, W_CKK, self.config.temperature)
         fresh = teachers([reply.client for reply in replies], W_CKK, fused_KCC)
-        found = affinity.describe(W_CKK, torch.arange(len(replies)))
+        findings = affinity.describe(W_CKK, torch.arange(len(replies)))
         after = replace(state, teachers={**state.teachers, **fresh}, round=replies[0].round)
-        return after, {**found, **measure(W_CKK, fused_KCC, owns_KC)}
+        return after, {**findings, **measure(W_CKK, fused_KCC, owns_KC)}
 
     def evaluation_payload(self, state: State, client: ClientId | None) -> Payload | None:
         return None  # each client has a student of its own
@@ -116,12 +116,12 @@ def fuse(tables_KCC: Tensor, owns_KC: Tensor, W_CKK: Tensor, temperature: float)
 def teachers(clients: Sequence[int], W_CKK: Tensor, fused_KCC: Tensor) -> dict[int, Teacher]:
     """Each client's next teacher; receivers with equal weights share one teacher."""
     of_row: dict[bytes, Teacher] = {}
-    found = {}
+    by_client = {}
     for row, client in enumerate(clients):
         owners = (W_CKK[:, row] > 0).sum(1)
         logits = affinity.as_logits(fused_KCC[row]).masked_fill((owners == 0)[:, None], 0.0)
-        found[client] = of_row.setdefault(W_CKK[:, row].numpy().tobytes(), Teacher(logits, owners))
-    return found
+        by_client[client] = of_row.setdefault(W_CKK[:, row].numpy().tobytes(), Teacher(logits, owners))
+    return by_client
 
 
 def measure(W_CKK: Tensor, fused_KCC: Tensor, owns_KC: Tensor) -> Findings:

@@ -46,7 +46,7 @@ def play(strategy: Strategy[Any], client: Client, count: int, **train: Any) -> l
     experiment = tiny.experiment(strategy, site, rounds=10**6, evaluate=never)
     engine, state, played = tiny.FakeEngine(site), start(rounds.begin(experiment)), []
     for _ in range(count):
-        played.append(rounds.play(experiment, engine, state))
+        played.append(rounds.run_round(experiment, engine, state))
         state = played[-1].state
     return played
 

@@ -112,7 +112,7 @@ def play(experiment: Experiment, engine: Engine, count: int = 1) -> list[Round]:
     """The first `count` rounds."""
     played, state = [], rounds.begin(experiment)
     for _ in range(count):
-        played.append(rounds.play(experiment, engine, state))
+        played.append(rounds.run_round(experiment, engine, state))
         state = played[-1].state
     return played
 

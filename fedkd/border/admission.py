@@ -46,8 +46,8 @@ def admit(
         )
         admitted = checks.admit(result, job, expected, partial(strategy.inspect, server, job))
         failures.append(admitted) if isinstance(admitted, Failure) else replies.append(admitted)
-    judged = guard.judge(config, problem.classes, experiment.sizes, jobs, replies)
-    return Admitted(judged.replies, failures + judged.failures, judged.ratios)
+    screened = guard.screen(config, problem.classes, experiment.sizes, jobs, replies)
+    return Admitted(screened.replies, failures + screened.failures, screened.ratios)
 
 
 def check_quorum(quorum: int, cohort: Cohort, asked: int, admitted: Admitted) -> None:

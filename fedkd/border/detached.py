@@ -21,7 +21,7 @@ def reply(given: Reply) -> Reply:
     payload, state = given.payload, given.state
     return replace(
         given,
-        payload=Payload(**{kind: value(found) for kind in KINDS if (found := getattr(payload, kind)) is not None}),
+        payload=Payload(**{kind: value(entry) for kind in KINDS if (entry := getattr(payload, kind)) is not None}),
         state=replace(state, kept=value(state.kept), memory=value(state.memory), optimiser=value(state.optimiser))
         if type(state) is ClientState
         else state,

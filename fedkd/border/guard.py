@@ -29,7 +29,7 @@ Name = tuple[str, str]  # kind of knowledge, and the entry in it; empty for a ki
 
 
 @dataclass(frozen=True)
-class Judged:
+class Screened:
     """The replies that pass, failures for the others, and how much each reply stands out."""
 
     replies: list[Reply]
@@ -45,21 +45,21 @@ class _Finding:
     what: str = ""
 
 
-def judge(
+def screen(
     config: RunConfig, classes: int, sizes: Sequence[int] | None, jobs: Mapping[ClientId, Job], replies: Sequence[Reply]
-) -> Judged:
+) -> Screened:
     """Sort the replies of one exchange. `sizes`: training samples by client, if this process knows them."""
-    found, limit = _compare(jobs, replies), config.border.limit
+    findings, limit = _compare(jobs, replies), config.border.limit
     kept, failures = [], []
     for reply in replies:
         what = _over_count(config, classes, sizes, reply, replies)
-        if not what and limit and found[reply.client].ratio > limit:
-            what = f"{found[reply.client].what}: over border.limit = {limit:g} times as much"
+        if not what and limit and findings[reply.client].ratio > limit:
+            what = f"{findings[reply.client].what}: over border.limit = {limit:g} times as much"
         if what:
             failures.append(engine.failed(jobs[reply.client], what, "range"))
         else:
             kept.append(reply)
-    return Judged(kept, failures, {client: finding.ratio for client, finding in found.items()})
+    return Screened(kept, failures, {client: finding.ratio for client, finding in findings.items()})
 
 
 # --- values ------------------------------------------------------------------------------------------------------
@@ -71,12 +71,12 @@ def _compare(jobs: Mapping[ClientId, Job], replies: Sequence[Reply]) -> dict[Cli
     for own in sized.values():
         for name, size in own.items():
             ranked.setdefault(name, []).append(size)
-    for found in ranked.values():
-        found.sort()
+    for sizes in ranked.values():
+        sizes.sort()
     findings = {}
     for client, own in sized.items():
-        each = (_finding(name, size, ranked[name], jobs[client]) for name, size in own.items())
-        findings[client] = max(each, key=lambda finding: finding.ratio, default=_Finding())
+        candidates = (_finding(name, size, ranked[name], jobs[client]) for name, size in own.items())
+        findings[client] = max(candidates, key=lambda finding: finding.ratio, default=_Finding())
     return findings
 
 
@@ -127,7 +127,7 @@ def _over_count(
 ) -> str:
     """What is wrong with the counts of a reply; empty if nothing is."""
     labels, train = reply.payload.label_counts, config.train
-    told, total = reply.num_examples, 0 if labels is None else int(labels.sum())
+    claimed, total = reply.num_examples, 0 if labels is None else int(labels.sum())
     caps = {"border.max_examples": config.border.max_examples}
     if sizes is not None:
         caps["the partition"] = sizes[reply.client]
@@ -137,8 +137,8 @@ def _over_count(
         return _over_others(config, reply, replies)
     source = min(known, key=known.__getitem__)
     cap = known[source]
-    if told > cap:
-        return f"num_examples = {told}, at most {cap} by {source}"
+    if claimed > cap:
+        return f"num_examples = {claimed}, at most {cap} by {source}"
     drawn = train.steps * train.batch if train.steps is not None else train.epochs * cap
     most = SLACK * (max(cap, drawn) + classes)
     if total > most and len(replies) > 1:  # noise that an algorithm adds is in all clients' counts

@@ -61,37 +61,37 @@ def settle(
         return Settled(first.server, first.findings, replies, [])
     suspects = sorted(replies, key=lambda reply: (-ratios.get(reply.client, 0.0), reply.client))
     tried = [first]
-    for out in _without_whom(suspects, len(replies) - max(1, quorum)):
-        tried.append(found := attempt(_less(replies, out)))
-        if not found.wrong:
-            out, found = _spared(replies, out, found, attempt)
+    for out in _left_out(suspects, len(replies) - max(1, quorum)):
+        tried.append(result := attempt(_without(replies, out)))
+        if not result.wrong:
+            out, result = _readmitted(replies, out, result, attempt)
             failures = [_refused(jobs[reply.client], first.wrong) for reply in out]
-            return Settled(found.server, found.findings, _less(replies, out), failures)
-    if first.error is not None and all(found.error is not None for found in tried):
+            return Settled(result.server, result.findings, _without(replies, out), failures)
+    if first.error is not None and all(result.error is not None for result in tried):
         raise first.error  # leaving out replies did not help: no reply is at fault
     return Settled(server, {}, [], [_unsettled(jobs[reply.client], first.wrong) for reply in replies])
 
 
-def _without_whom(suspects: list[Reply], most: int) -> Iterator[list[Reply]]:
+def _left_out(suspects: list[Reply], most: int) -> Iterator[list[Reply]]:
     """The replies to leave out in each attempt: first each suspect alone, then more and more together."""
     if most > 0:
         yield from ([reply] for reply in suspects[:MOST_CULPRITS])
     yield from (suspects[:number] for number in range(2, min(most, MOST_CULPRITS) + 1))
 
 
-def _spared(
-    replies: Sequence[Reply], out: list[Reply], found: _Attempt, attempt: Callable[[Sequence[Reply]], _Attempt]
+def _readmitted(
+    replies: Sequence[Reply], out: list[Reply], result: _Attempt, attempt: Callable[[Sequence[Reply]], _Attempt]
 ) -> tuple[list[Reply], _Attempt]:
     """Take back the replies that were left out without being a culprit."""
     for reply in out[:-1]:
         fewer = [other for other in out if other is not reply]
-        again = attempt(_less(replies, fewer))
+        again = attempt(_without(replies, fewer))
         if not again.wrong:
-            out, found = fewer, again
-    return out, found
+            out, result = fewer, again
+    return out, result
 
 
-def _less(replies: Sequence[Reply], out: Sequence[Reply]) -> list[Reply]:
+def _without(replies: Sequence[Reply], out: Sequence[Reply]) -> list[Reply]:
     clients = {reply.client for reply in out}
     return [reply for reply in replies if reply.client not in clients]
 
@@ -124,12 +124,12 @@ def _wrong(strategy: Strategy[Any], server: Any, cohort: Cohort | None) -> str:
 
 
 def _sent(payload: Payload) -> list[tuple[str, Tensor]]:
-    found = []
+    tensors = []
     for kind in KINDS:
         value = getattr(payload, kind)
         parts = value.values() if isinstance(value, Mapping) else [value]
-        found += [(kind, part) for part in parts if isinstance(part, Tensor)]
-    return found
+        tensors += [(kind, part) for part in parts if isinstance(part, Tensor)]
+    return tensors
 
 
 def _refused(job: Job, wrong: str) -> Failure:

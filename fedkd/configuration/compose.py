@@ -150,7 +150,7 @@ def setting_of(strategy: Mapping[str, Any], chosen: str = "", *, conf: Path | No
 @cache
 def _halves() -> dict[str, tuple[str, str]]:
     nodes = {name: node("strategy", name) for name in options("strategy")}
-    return {name: (str(each["name"]), str(each.get("client", "supervised"))) for name, each in nodes.items()}
+    return {name: (str(keys["name"]), str(keys.get("client", "supervised"))) for name, keys in nodes.items()}
 
 
 @cache
@@ -210,7 +210,7 @@ def _has_own_strategy_values(draft: validate.Draft, mistakes: Sequence[Mistake])
     return bool(own) and not any("strategy" in mistake.what for mistake in mistakes)
 
 
-def as_word(option: str) -> str:
+def as_override(option: str) -> str:
     """The form of `--rounds`, an option of other platforms, here: `write rounds=VALUE`; empty if it is no key."""
     if not option.startswith("--"):
         return ""
@@ -233,13 +233,13 @@ def _of_command_line(args: Iterable[str], conf: Path, mistakes: list[Mistake]) -
             if "=" not in arg and arg.endswith((".yaml", ".yml")):
                 layers += [*_of_file(Path(arg), arg, conf), []]
             else:
-                _extend(layers, _of_word(arg, conf), conf)
+                _extend(layers, _of_override(arg, conf), conf)
         except ConfigError as error:
             mistakes += error.mistakes
     return layers
 
 
-def _of_word(arg: str, conf: Path) -> Iterator[Entry]:
+def _of_override(arg: str, conf: Path) -> Iterator[Entry]:
     key, equals, text = arg.partition("=")
     if not equals:
         groups = [group for group in ("preset", *GROUPS) if arg in options(group, conf=conf)]
@@ -307,7 +307,7 @@ def _mixture(content: Any) -> tuple[Any, Any]:
         return None, content
     strangers = {key: value for key, value in content.items() if key not in _STUDENT_KEYS}
     known = options("students")
-    is_mixture = any(key in known or isinstance(_plain(of), int | float) for key, of in strangers.items())
+    is_mixture = any(key in known or isinstance(_plain(share), int | float) for key, share in strangers.items())
     if not is_mixture:
         return None, content
     return strangers, {key: value for key, value in content.items() if key in _STUDENT_KEYS}
@@ -420,8 +420,8 @@ def _variants_like(node: Mapping[str, Any], conf: Path) -> dict[str, Layer]:
     wanted = (node["name"], node.get("client", "supervised"))
     for name in options("strategy", conf=conf):
         leaves, variants = _group(conf, "strategy", name)
-        found = {leaf.path[-1]: leaf.value for leaf in leaves}
-        if variants and (found.get("name"), found.get("client", "supervised")) == wanted:
+        keys = {leaf.path[-1]: leaf.value for leaf in leaves}
+        if variants and (keys.get("name"), keys.get("client", "supervised")) == wanted:
             return variants
     return {}
 

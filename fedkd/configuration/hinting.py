@@ -33,5 +33,5 @@ def better(mistake: Mistake, halves: Callable[[], Halves]) -> Mistake:
 def _owners(key: str, halves: Halves) -> Iterator[str]:
     for name, (server, client) in halves.items():
         keys = [*(reference.of_half("strategies", server) or ()), *(reference.of_half("clients", client) or ())]
-        if key in (each.name for each in keys):
+        if key in (known.name for known in keys):
             yield name

@@ -25,7 +25,7 @@ def setting_of(node: Node, known: Mapping[str, Node], chosen: str = "") -> str:
     Of several, it is the one that shares most values with the strategy, text before numbers; of equals, the `chosen`
     one. Without any, the name joins the halves: `fedavg+mine`.
     """
-    alike = [name for name, its in known.items() if halves(its) == halves(node)]
+    alike = [name for name, setting in known.items() if halves(setting) == halves(node)]
     if alike:
         return min(alike, key=lambda name: (*_not_shared(known[name], node), name != chosen))
     server, client = halves(node)

@@ -30,8 +30,8 @@ def modules(half: Half) -> dict[str, str]:
     """Name -> module of the halves in our own package. The module `server_distill` has the name `server-distill`."""
     spec = importlib.util.find_spec(half)
     places = (spec.submodule_search_locations if spec else None) or []
-    found = sorted(module.name for module in pkgutil.iter_modules(places) if not module.name.startswith("_"))
-    return {name.replace("_", "-"): f"{half}.{name}" for name in found}
+    module_names = sorted(module.name for module in pkgutil.iter_modules(places) if not module.name.startswith("_"))
+    return {name.replace("_", "-"): f"{half}.{name}" for name in module_names}
 
 
 def strategy(name: str) -> "type[Strategy[Any]]":
@@ -55,10 +55,10 @@ def _find(half: Half, name: str, base: type) -> Any:
     point = _entry_points(half).get(name)
     if point is None:
         raise ConfigError(f"there is no '{name}' among the {half}", mend="known: " + ", ".join(names(half)))
-    found = _load(point, f"the entry point '{name}' of fedkd.{half}")
-    if not (inspect.isclass(found) and issubclass(found, base)):
+    cls = _load(point, f"the entry point '{name}' of fedkd.{half}")
+    if not (inspect.isclass(cls) and issubclass(cls, base)):
         raise ConfigError(f"the entry point '{name}' of fedkd.{half} is no subclass of {base.__name__}")
-    return found
+    return cls
 
 
 def _load(point: "EntryPoint", what: str) -> Any:
@@ -77,14 +77,14 @@ def _load(point: "EntryPoint", what: str) -> Any:
 
 
 def _only_class(module: str, base: type) -> type:
-    found = [
+    classes = [
         value
         for value in vars(importlib.import_module(module)).values()
         if inspect.isclass(value) and issubclass(value, base) and value.__module__ == module
     ]
-    if len(found) == 1:
-        return found[0]
-    listed = ", ".join(value.__name__ for value in found) or "none"
+    if len(classes) == 1:
+        return classes[0]
+    listed = ", ".join(value.__name__ for value in classes) or "none"
     raise ConfigError(f"{module} must define one subclass of {base.__name__}, found {listed}")
 
 

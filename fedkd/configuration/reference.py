@@ -123,15 +123,15 @@ def _common_traits() -> dict[str, Any]:
 
 def _literals(owner: ast.ClassDef) -> dict[str, Any]:
     """Its class attributes that are plain literals."""
-    found = {}
+    literals = {}
     for node in owner.body:
         match node:
             case (
                 ast.Assign(targets=[ast.Name(id=name)], value=ast.Constant(value=value))
                 | ast.AnnAssign(target=ast.Name(id=name), value=ast.Constant(value=value))
             ):
-                found[name] = value
-    return found
+                literals[name] = value
+    return literals
 
 
 def _base(node: ast.ClassDef) -> str:

@@ -318,8 +318,8 @@ def _halves(strategy: str, client: str) -> tuple[type[Any], type[Any]]:
     """The Config classes of both halves. Raises ConfigError if they declare a shared key differently."""
     classes = (plugins.strategy(strategy).Config, plugins.client(client).Config)
     declared: dict[str, Any] = {}
-    for name, how in (pair for cls in (AlgorithmConfig, *classes) for pair in _declared(cls)):
-        if declared.setdefault(name, how) != how:
+    for name, declaration in (pair for cls in (AlgorithmConfig, *classes) for pair in _declared(cls)):
+        if declared.setdefault(name, declaration) != declaration:
             what = f"strategy {strategy} and client {client} both have the key '{name}' and declare it differently"
             raise ConfigError(what, mend="give it the same type, range and default in both Config classes")
     return classes

@@ -34,27 +34,27 @@ class Entry:
 
 def read(path: Path, agreed: Agreed) -> Brought:
     """train_x, train_y and optionally test_x, test_y of a file; or x, y. Raises OwnDataError."""
-    found = entries(path)
-    if set(found) not in _LAYOUTS:
-        shown = ", ".join(sorted(found))[:200] or "nothing"
+    arrays = entries(path)
+    if set(arrays) not in _LAYOUTS:
+        shown = ", ".join(sorted(arrays))[:200] or "nothing"
         raise _refused(f"the file holds {shown}", path, "name its arrays train_x, train_y, test_x, test_y; or x, y")
-    train = pair(found, "x" if "x" in found else "train_x", path, agreed)
-    return Brought(train, pair(found, "test_x", path, agreed) if "test_x" in found else None)
+    train = pair(arrays, "x" if "x" in arrays else "train_x", path, agreed)
+    return Brought(train, pair(arrays, "test_x", path, agreed) if "test_x" in arrays else None)
 
 
 def entries(path: Path) -> dict[str, Entry]:
     """The arrays of a file by name. Raises OwnDataError if it is damaged."""
-    found = _guarded(path, partial(_of_npz if path.suffix.lower() == ".npz" else _of_safetensors, path))
-    for entry in found.values():
+    arrays = _guarded(path, partial(_of_npz if path.suffix.lower() == ".npz" else _of_safetensors, path))
+    for entry in arrays.values():
         if math.prod(entry.shape) * entry.dtype.itemsize > MOST_BYTES:
             raise too_many(str(path))
-    return found
+    return arrays
 
 
-def pair(found: Mapping[str, Entry], name: str, path: Path, agreed: Agreed) -> Pair:
+def pair(arrays: Mapping[str, Entry], name: str, path: Path, agreed: Agreed) -> Pair:
     """The images `name` (ending in x) and their labels, as agreed. Raises OwnDataError."""
     names = f"{name[:-1]}y"
-    x, y = found[name], found[names]
+    x, y = arrays[name], arrays[names]
     if x.shape[:1] != y.shape or len(y.shape) != 1:
         raise _refused(f"{name} has shape {x.shape} and {names} {y.shape}", path, "give each image one label")
     if y.dtype.kind not in "iuU":
@@ -115,7 +115,7 @@ def _fitted(x: np.ndarray, agreed: Agreed, where: str) -> np.ndarray:
 
 
 def _of_npz(path: Path) -> dict[str, Entry]:
-    found: dict[str, Entry] = {}
+    arrays: dict[str, Entry] = {}
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         if len(members) > _MOST_ARRAYS:
@@ -128,10 +128,10 @@ def _of_npz(path: Path) -> dict[str, Entry]:
             if dtype.hasobject:
                 mend = "save it as numbers or text, without pickle"
                 raise _refused(f"{name} holds Python objects, which fedkd does not unpickle", path, mend)
-            if promised != member.file_size or name in found:
+            if promised != member.file_size or name in arrays:
                 raise ValueError(f"{name} has {member.file_size} bytes, its header promises {promised}")
-            found[name] = Entry(dtype, shape, partial(_member, path, member.filename))
-    return found
+            arrays[name] = Entry(dtype, shape, partial(_member, path, member.filename))
+    return arrays
 
 
 def _header(stream: IO[bytes]) -> tuple[np.dtype[Any], tuple[int, ...]]:
@@ -155,13 +155,13 @@ def _member(path: Path, name: str) -> np.ndarray:
 def _of_safetensors(path: Path) -> dict[str, Entry]:
     from safetensors import safe_open
 
-    found = {}
+    arrays = {}
     with safe_open(path, framework="numpy") as file:
         for name in file.keys():  # noqa: SIM118  # not a mapping
             part = file.get_slice(name)
             dtype = np.dtype(_SAFETENSORS.get(part.get_dtype(), "V1"))
-            found[name] = Entry(dtype, tuple(part.get_shape()), partial(_tensor, path, name))
-    return found
+            arrays[name] = Entry(dtype, tuple(part.get_shape()), partial(_tensor, path, name))
+    return arrays
 
 
 def _tensor(path: Path, name: str) -> np.ndarray:

@@ -31,9 +31,9 @@ def read(folder: Path, agreed: Agreed) -> Brought:
 
 def _is_split(folder: Path) -> bool:
     """Whether the next level is train and test, not classes: a class may also be called `train`."""
-    found = _entries(folder, folder)
-    are_parts = bool(found) and all(path.name in _PARTS and path.is_dir() for path in found)
-    return are_parts and any(below.is_dir() for path in found for below in _entries(path, folder))
+    entries = _entries(folder, folder)
+    are_parts = bool(entries) and all(path.name in _PARTS and path.is_dir() for path in entries)
+    return are_parts and any(below.is_dir() for path in entries for below in _entries(path, folder))
 
 
 def _part(folder: Path, root: Path, agreed: Agreed) -> Pair:

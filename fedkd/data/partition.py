@@ -32,8 +32,8 @@ class Partition:
     def untested(self) -> str:
         """A sentence about clients without a test image; empty if all have some."""
         count = sum(not len(part) for part in self.test)
-        who = f"{count} of {len(self)} clients have no test image of a class that they hold"
-        return f"{who}: they train, and are left out of the accuracy per client" if count else ""
+        clients = f"{count} of {len(self)} clients have no test image of a class that they hold"
+        return f"{clients}: they train, and are left out of the accuracy per client" if count else ""
 
     def label_counts(self, train_labels: np.ndarray) -> np.ndarray:
         """Training images (clients, classes) of each client and class."""
@@ -85,7 +85,7 @@ def split(
     rng = recipe.generator(rng)
     left = np.arange(len(train_labels)) if left is None else left
     pool = left[_pool(recipe.samples, len(left), rng)]
-    train = [pool[share] for share in recipe.deal(train_labels[pool], num_clients, num_classes, rng)]
+    train = [pool[share] for share in recipe.partition(train_labels[pool], num_clients, num_classes, rng)]
     _check_each_has_some(train)
     counts = _counts(train, train_labels, num_classes)
     test = _TESTS[recipe.test](counts, test_labels, rng, recipe)
@@ -111,7 +111,7 @@ def _matched(counts: np.ndarray, test_labels: np.ndarray, rng: Rng, recipe: Reci
     return _hand_out(give, [rng.permutation(np.flatnonzero(test_labels == label)) for label in range(counts.shape[1])])
 
 
-def _own_law(counts: np.ndarray, test_labels: np.ndarray, rng: Rng, recipe: Recipe) -> Shares:
+def _own_distribution(counts: np.ndarray, test_labels: np.ndarray, rng: Rng, recipe: Recipe) -> Shares:
     """Equally many test images for each client, from its own label distribution; clients may share images."""
     assert isinstance(recipe, ClientDirichlet)
     index = [np.flatnonzero(test_labels == label) for label in range(counts.shape[1])]
@@ -133,7 +133,7 @@ def _classes(counts: np.ndarray, test_labels: np.ndarray, rng: Rng, recipe: Reci
 _TESTS: dict[str, Callable[[np.ndarray, np.ndarray, Rng, Recipe], Shares]] = {
     "matched": _matched,
     "classes": _classes,
-    "law": _own_law,
+    "law": _own_distribution,
 }
 
 

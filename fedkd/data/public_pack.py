@@ -42,25 +42,25 @@ def read(path: Path, config: RunConfig) -> Public:
     path = path.expanduser()
     path = path / NAME if path.is_dir() else path
     agreed = sources.agree(config.data)
-    found = arrays.entries(path) if path.is_file() else {}
-    if strangers := set(found) - _NAMES:
+    pack = arrays.entries(path) if path.is_file() else {}
+    if strangers := set(pack) - _NAMES:
         raise DataError(f"the file holds {', '.join(sorted(strangers))[:200]}", where=str(path), mend=_MEND)
-    if config.proxy.name != "none" and "proxy_x" not in found:
+    if config.proxy.name != "none" and "proxy_x" not in pack:
         raise DataError(f"there is no public set, and proxy={config.proxy.name}", where=str(path), mend=_MEND)
     return Public(
-        _proxy(found, path, config.proxy.name, agreed) if config.proxy.name != "none" else None,
-        _probe(found, path, agreed) if "probe_x" in found else None,
-        _pair(found, "common", path, agreed) if "common_x" in found else None,
+        _proxy(pack, path, config.proxy.name, agreed) if config.proxy.name != "none" else None,
+        _probe(pack, path, agreed) if "probe_x" in pack else None,
+        _pair(pack, "common", path, agreed) if "common_x" in pack else None,
     )
 
 
 _MEND = "copy the public.npz that was written for this run"
 
 
-def _proxy(found: Mapping[str, Entry], path: Path, name: str, agreed: Agreed) -> Proxy:
-    samples = _pair(found, "proxy", path, agreed)
-    if "proxy_scaling" in found:
-        scaling = _loaded(found, "proxy_scaling", path)
+def _proxy(pack: Mapping[str, Entry], path: Path, name: str, agreed: Agreed) -> Proxy:
+    samples = _pair(pack, "proxy", path, agreed)
+    if "proxy_scaling" in pack:
+        scaling = _loaded(pack, "proxy_scaling", path)
         if scaling.shape != (2, agreed.shape[0]) or scaling.dtype.kind != "f" or not np.isfinite(scaling).all():
             raise DataError(f"proxy_scaling is {scaling.dtype} {scaling.shape}", where=str(path), mend=_MEND)
         scale, offset = scaling.tolist()
@@ -68,15 +68,15 @@ def _proxy(found: Mapping[str, Entry], path: Path, name: str, agreed: Agreed) ->
     return proxy.of(name, samples, is_labelled=bool((samples.y >= 0).all()))
 
 
-def _probe(found: Mapping[str, Entry], path: Path, agreed: Agreed) -> Tensor:
-    x = arrays.of_images(found["probe_x"], "probe_x", path, agreed)
+def _probe(pack: Mapping[str, Entry], path: Path, agreed: Agreed) -> Tensor:
+    x = arrays.of_images(pack["probe_x"], "probe_x", path, agreed)
     return sources.samples((x, np.zeros(len(x), np.int64)), agreed).take(arange(len(x)))[0]
 
 
-def _pair(found: Mapping[str, Entry], part: str, path: Path, agreed: Agreed) -> Samples:
+def _pair(pack: Mapping[str, Entry], part: str, path: Path, agreed: Agreed) -> Samples:
     """Images and labels; those of a public set may all be -1."""
-    x = arrays.of_images(found[f"{part}_x"], f"{part}_x", path, agreed)
-    y = _loaded(found, f"{part}_y", path)
+    x = arrays.of_images(pack[f"{part}_x"], f"{part}_x", path, agreed)
+    y = _loaded(pack, f"{part}_y", path)
     if y.shape != (len(x),) or y.dtype.kind not in "iu":
         raise DataError(f"{part}_y is {y.dtype} {y.shape}, images are {len(x)}", where=str(path), mend=_MEND)
     is_unlabelled = part == "proxy" and bool((y == -1).all())
@@ -84,7 +84,7 @@ def _pair(found: Mapping[str, Entry], part: str, path: Path, agreed: Agreed) -> 
     return sources.samples((x, labels), agreed)
 
 
-def _loaded(found: Mapping[str, Entry], name: str, path: Path) -> np.ndarray:
-    if name not in found:
+def _loaded(pack: Mapping[str, Entry], name: str, path: Path) -> np.ndarray:
+    if name not in pack:
         raise DataError(f"the file holds no {name}", where=str(path), mend=_MEND)
-    return arrays.load(found[name], path)
+    return arrays.load(pack[name], path)

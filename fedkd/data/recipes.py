@@ -37,7 +37,7 @@ class Recipe(ABC):
         return rng
 
     @abstractmethod
-    def deal(self, labels: np.ndarray, num_clients: int, num_classes: int, rng: Rng) -> Shares:
+    def partition(self, labels: np.ndarray, num_clients: int, num_classes: int, rng: Rng) -> Shares:
         """Disjoint indices into `labels` (n,) for each client. Errors: ConfigError if that is impossible."""
 
 
@@ -47,7 +47,7 @@ class Iid(Recipe):
 
     name: Literal["iid"] = "iid"
 
-    def deal(self, labels: np.ndarray, num_clients: int, num_classes: int, rng: Rng) -> Shares:
+    def partition(self, labels: np.ndarray, num_clients: int, num_classes: int, rng: Rng) -> Shares:
         return np.array_split(rng.permutation(len(labels)), num_clients)
 
 
@@ -59,7 +59,7 @@ class Dirichlet(Recipe):
     alpha: Annotated[float, Gt(0)] = 0.5  # paper: beta; small is skewed
     min_samples: Annotated[int, Ge(1)] = 10  # drawn anew until each client has as many
 
-    def deal(self, labels: np.ndarray, num_clients: int, num_classes: int, rng: Rng) -> Shares:
+    def partition(self, labels: np.ndarray, num_clients: int, num_classes: int, rng: Rng) -> Shares:
         _require(len(labels), num_clients, self.min_samples, "min_samples")
         shares = dirichlet(labels, num_clients, num_classes, self.alpha, self.min_samples, rng)
         for share in shares:
@@ -81,7 +81,7 @@ class FedGenDirichlet(Recipe):
     def generator(self, rng: Rng) -> Rng:
         return np.random.RandomState(self.seed)
 
-    def deal(self, labels: np.ndarray, num_clients: int, num_classes: int, rng: Rng) -> Shares:
+    def partition(self, labels: np.ndarray, num_clients: int, num_classes: int, rng: Rng) -> Shares:
         order = list(range(num_classes))
         random.Random(self.seed).shuffle(order)
         cap = self.ratio * len(labels) / num_clients
@@ -105,7 +105,7 @@ class ClientDirichlet(Recipe):
     test: Literal["matched", "classes", "law"] = "law"  # type: ignore[assignment]  # law: own law, images may be shared
     tests: Annotated[int, Ge(1)] = 400  # test images a client gets under `law`
 
-    def deal(self, labels: np.ndarray, num_clients: int, num_classes: int, rng: Rng) -> Shares:
+    def partition(self, labels: np.ndarray, num_clients: int, num_classes: int, rng: Rng) -> Shares:
         size = len(labels) // num_clients if self.per_client is None else self.per_client
         _require(len(labels), num_clients, max(1, size), "per_client")
         stock = [rng.permutation(np.flatnonzero(labels == label)) for label in range(num_classes)]
@@ -128,7 +128,7 @@ class Shards(Recipe):
     name: Literal["shards"] = "shards"
     shards_per_client: Annotated[int, Ge(1)] = 2  # a client sees at most about one class more than this
 
-    def deal(self, labels: np.ndarray, num_clients: int, num_classes: int, rng: Rng) -> Shares:
+    def partition(self, labels: np.ndarray, num_clients: int, num_classes: int, rng: Rng) -> Shares:
         _require(len(labels), num_clients, self.shards_per_client, "shards_per_client")
         num_shards = num_clients * self.shards_per_client
         shards = np.array_split(np.argsort(labels, kind="stable"), num_shards)
@@ -143,7 +143,7 @@ class Classes(Recipe):
     name: Literal["classes"] = "classes"
     classes_per_client: Annotated[int, Ge(1)] = 2
 
-    def deal(self, labels: np.ndarray, num_clients: int, num_classes: int, rng: Rng) -> Shares:
+    def partition(self, labels: np.ndarray, num_clients: int, num_classes: int, rng: Rng) -> Shares:
         self._check(num_clients, num_classes)
         holds = self._covering(num_clients, num_classes, rng)
         have, holders = np.bincount(labels, minlength=num_classes), holds.sum(0)
@@ -195,7 +195,7 @@ class Quantity(Recipe):
     beta: Annotated[float, Gt(0)] = 0.5  # small is skewed
     min_samples: Annotated[int, Ge(1)] = 10  # drawn anew until each client has as many
 
-    def deal(self, labels: np.ndarray, num_clients: int, num_classes: int, rng: Rng) -> Shares:
+    def partition(self, labels: np.ndarray, num_clients: int, num_classes: int, rng: Rng) -> Shares:
         _require(len(labels), num_clients, self.min_samples, "min_samples")
         index = rng.permutation(len(labels))
 

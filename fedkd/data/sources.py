@@ -82,8 +82,8 @@ def agree(config: DataConfig) -> Agreed:
         near = difflib.get_close_matches(config.name, names(), n=1)
         mend = (f"did you mean '{near[0]}'? " if near else "") + f"known: {', '.join(names())}"
         raise ConfigError(f"data.name = '{config.name}' is unknown", where="data", mend=mend)
-    if found := list(image_spec.problems(config)):
-        wrong = [(f"data.{key} = {strict_yaml.write(getattr(config, key))}", mend) for key, mend in found]
+    if problems := list(image_spec.problems(config)):
+        wrong = [(f"data.{key} = {strict_yaml.write(getattr(config, key))}", mend) for key, mend in problems]
         mistakes = tuple(Mistake(what, "data", mend) for what, mend in wrong)
         raise ConfigError(wrong[0][0], where="data", mend=wrong[0][1], mistakes=mistakes)
     if config.name == OWN:

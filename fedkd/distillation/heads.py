@@ -62,8 +62,8 @@ def shapes(problem: Problem, side: int = 0) -> dict[str, tuple[int, ...]]:
     student = problem.initial().eval()
     blocks = [name for name, _ in student.named_children()]
     with torch.no_grad():
-        _, found = student.taps(torch.zeros(1, *problem.input_shape), blocks[:-1])
-    return {name: tuple(features(value, side).shape[1:]) for name, value in found.items()}
+        _, outputs = student.taps(torch.zeros(1, *problem.input_shape), blocks[:-1])
+    return {name: tuple(features(value, side).shape[1:]) for name, value in outputs.items()}
 
 
 def make(problem: Problem, depth: int, kind: str, shape: Sequence[int]) -> Student:
@@ -141,9 +141,9 @@ def teach(
             if len(rows) < least:
                 continue
             part = data.take(rows)
-            found = dict(terms(part, head(part.taps), temperature, weight))
-            sgd.step(torch.autograd.grad(torch.stack(list(found.values())).sum(), sgd.parameters))
-            for name, value in found.items():
+            losses = dict(terms(part, head(part.taps), temperature, weight))
+            sgd.step(torch.autograd.grad(torch.stack(list(losses.values())).sum(), sgd.parameters))
+            for name, value in losses.items():
                 seen.setdefault(name, []).append(value.detach())
     return {name: float(torch.stack(values).mean()) for name, values in seen.items()}
 

@@ -76,16 +76,16 @@ def train(
     So a model's statistics are compared with those of images whose label mixture is the model's own.
     """
     draws, students = draw.torch(), _Students(problem)
-    asked = min(recipe.clients, len(models))
+    per_step = min(recipe.clients, len(models))
 
     def terms(entries: Weights) -> Iterator[tuple[str, Tensor]]:
-        chosen = [models[k] for k in torch.randperm(len(models), generator=draws)[:asked].tolist()]
+        chosen = [models[k] for k in torch.randperm(len(models), generator=draws)[:per_step].tolist()]
         y_KB = torch.stack([_labels(model.distribution_C, recipe.batch, draws) for model in chosen])
         noise_BN = torch.randn(y_KB.numel(), recipe.noise, generator=draws)
         x = image_generators.generate(entries, y_KB.flatten(), noise_BN, problem.input_shape, training=True)
         return _terms(students, chosen, x, y_KB, noise_BN, recipe)
 
-    found = loop.optimise(
+    optimised = loop.optimise(
         generator,
         image_generators.learnable(generator),
         adam,
@@ -95,7 +95,7 @@ def train(
         betas=BETAS,
         skip_non_finite=True,  # a student may be finite on noise, but not here: one client must not stop the others
     )
-    return Trained(found.generator, found.adam, _means(found.recent))
+    return Trained(optimised.generator, optimised.adam, _means(optimised.recent))
 
 
 def draw_images(generator: Weights, y_N: Tensor, noise: int, problem: Problem, draw: Stream) -> Tensor:
@@ -259,8 +259,8 @@ def _terms(
     if recipe.diversity_weight:
         # Pairs within one model's batch suffice: pairs across batches are many more and add no information.
         apart_KB = y_KB + y_KB.max().add(1) * torch.arange(len(y_KB))[:, None]
-        found = diversity(x, apart_KB.flatten(), noise_BN)
-        yield "diversity", -recipe.diversity_weight * found.clamp(max=recipe.diversity_cap)
+        variety = diversity(x, apart_KB.flatten(), noise_BN)
+        yield "diversity", -recipe.diversity_weight * variety.clamp(max=recipe.diversity_cap)
 
 
 def _labels(distribution_C: Tensor, count: int, draws: torch.Generator) -> Tensor:

@@ -48,12 +48,12 @@ def optimise(
     optimiser = Adam({name: entries[name].requires_grad_() for name in learnable}, adam, betas)
     recent: deque[Mapping[str, Tensor]] = deque(maxlen=RECENT)
     for _ in range(steps):
-        found = dict(terms(entries))
-        if not found:
+        losses = dict(terms(entries))
+        if not losses:
             break
-        loss = torch.stack(list(found.values())).sum()
+        loss = torch.stack(list(losses.values())).sum()
         if skip_non_finite and not bool(loss.isfinite()):
             continue
         optimiser.step(torch.autograd.grad(loss, optimiser.parameters), lr, weight_decay)
-        recent.append({name: value.detach() for name, value in found.items()})
+        recent.append({name: value.detach() for name, value in losses.items()})
     return Optimised({name: entry.detach() for name, entry in entries.items()}, optimiser.memory(), recent)

@@ -169,12 +169,12 @@ def teachers(clients: Sequence[int], W_RK: Tensor, fused_RNC: Tensor) -> dict[in
     Weights may differ by sample: (N, R, K).
     """
     of_row: dict[bytes, Tensor] = {}
-    found = {}
+    by_client = {}
     for row, client in enumerate(clients):
-        its = W_RK[..., row, :]
-        if bool(its.any()):
-            found[client] = of_row.setdefault(its.numpy().tobytes(), as_logits(fused_RNC[row]))
-    return found
+        row_weights = W_RK[..., row, :]
+        if bool(row_weights.any()):
+            by_client[client] = of_row.setdefault(row_weights.numpy().tobytes(), as_logits(fused_RNC[row]))
+    return by_client
 
 
 def beta_for(D_KK: Tensor, target: float, **rule: Any) -> float:

@@ -28,11 +28,11 @@ def of_fused(own_KNC: Tensor, fused_RNC: Tensor, y_N: Tensor | None = None) -> F
         return {}
     fused_RNC = _clean(fused_RNC)
     said_RN, own_KN = fused_RNC.argmax(2), _clean(own_KNC).argmax(2)
-    found: dict[str, object] = {
+    findings: dict[str, object] = {
         "teacher_agreement": _mean(said_RN == own_KN),
         "teacher_entropy": _mean(torch.special.entr(fused_RNC).sum(2)),
     }
-    return found if y_N is None else found | _with_labels(own_KN, said_RN, fused_RNC, y_N)
+    return findings if y_N is None else findings | _with_labels(own_KN, said_RN, fused_RNC, y_N)
 
 
 def calibration(probs_MC: Tensor, y_M: Tensor) -> float:

@@ -136,23 +136,23 @@ def trust_logit(log_KNC: Tensor, trust_RKC: Tensor) -> Tensor:
     is trusted have probability 0, which says nothing about them: see `held`. Senders without any trust are ignored, so
     theirs may be NaN.
     """
-    log_KNC, trust_RKC = _heard(log_KNC, trust_RKC)
+    log_KNC, trust_RKC = _trusted(log_KNC, trust_RKC)
     score_RNC = torch.einsum("rky,kny->rny", trust_RKC, log_KNC)
     return score_RNC.masked_fill(~held(trust_RKC)[:, None], -torch.inf).softmax(2)
 
 
 def trust_prob(log_KNC: Tensor, trust_RKC: Tensor) -> Tensor:
     """F[r, i, y] proportional to sum_k w[r, k, y] S[k, i, y], (R, N, C): an arithmetic mean, label by label."""
-    log_KNC, trust_RKC = _heard(log_KNC, trust_RKC)
-    return _as_law(torch.einsum("rky,kny->rny", trust_RKC, log_KNC.exp()), trust_RKC)
+    log_KNC, trust_RKC = _trusted(log_KNC, trust_RKC)
+    return _as_distribution(torch.einsum("rky,kny->rny", trust_RKC, log_KNC.exp()), trust_RKC)
 
 
 def confident(log_KNC: Tensor, trust_RKC: Tensor) -> Tensor:
     """F[r, i] = sum_k v S[k, i] / sum_k v, v = sum_y w[r, k, y] S[k, i, y]: by the trust in their prediction."""
-    log_KNC, trust_RKC = _heard(log_KNC, trust_RKC)
+    log_KNC, trust_RKC = _trusted(log_KNC, trust_RKC)
     prob_KNC = log_KNC.exp()
     v_RKN = torch.einsum("rky,kny->rkn", trust_RKC, prob_KNC)
-    return _as_law(torch.einsum("rkn,kny->rny", v_RKN, prob_KNC), trust_RKC)
+    return _as_distribution(torch.einsum("rkn,kny->rny", v_RKN, prob_KNC), trust_RKC)
 
 
 RULES = {"trust_logit": trust_logit, "trust_prob": trust_prob, "confident": confident}
@@ -163,14 +163,14 @@ def held(trust_RKC: Tensor) -> Tensor:
     return (trust_RKC > 0).any(1)
 
 
-def _heard(log_KNC: Tensor, trust_RKC: Tensor) -> tuple[Tensor, Tensor]:
+def _trusted(log_KNC: Tensor, trust_RKC: Tensor) -> tuple[Tensor, Tensor]:
     """Only the senders with some trust, because 0 * NaN is NaN; a trust of one label axis is expanded."""
     trust_RKC = trust_RKC.to(log_KNC.dtype).expand(-1, -1, log_KNC.shape[2])
     senders_K = (trust_RKC > 0).any(2).any(0)
     return log_KNC[senders_K], trust_RKC[:, senders_K]
 
 
-def _as_law(mass_RNC: Tensor, trust_RKC: Tensor) -> Tensor:
+def _as_distribution(mass_RNC: Tensor, trust_RKC: Tensor) -> Tensor:
     """Rows over held labels that sum to 1; a row whose mass has underflowed is uniform."""
     held_R1C = held(trust_RKC)[:, None].to(mass_RNC.dtype)
     mass_RNC = mass_RNC * held_R1C

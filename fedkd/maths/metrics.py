@@ -15,12 +15,12 @@ def over_clients(correct: Sequence[float], counts: Sequence[int]) -> dict[str, f
     Worst tenth is the mean of the ceil(K/10) lowest; `pooled` is all correct samples divided by all samples, which is
     FedGen's round accuracy.
     """
-    each = sorted(c / n for c, n in zip(correct, counts, strict=True))
-    mean = math.fsum(each) / len(each)
-    worst = each[: math.ceil(len(each) / 10)]
+    accuracies = sorted(c / n for c, n in zip(correct, counts, strict=True))
+    mean = math.fsum(accuracies) / len(accuracies)
+    worst = accuracies[: math.ceil(len(accuracies) / 10)]
     return {
         "mean": mean,
-        "std": math.sqrt(math.fsum((a - mean) ** 2 for a in each) / len(each)),
+        "std": math.sqrt(math.fsum((a - mean) ** 2 for a in accuracies) / len(accuracies)),
         "worst_decile": math.fsum(worst) / len(worst),
         "pooled": math.fsum(correct) / sum(counts),
     }
@@ -39,9 +39,9 @@ def weight_drift(sent: Sequence[Weights], returned: Sequence[Weights]) -> dict[s
         for before, after in zip(sent, returned, strict=True):
             yield torch.cat([(after[name] - before[name]).flatten() for name in names]).double()
 
-    each = updates()
-    mean_P = next(each)
-    for update_P in each:
+    remaining = updates()
+    mean_P = next(remaining)
+    for update_P in remaining:
         mean_P += update_P
     mean_P /= len(sent)
     length, distances, cosines = float(mean_P.norm()), [], []
@@ -69,31 +69,34 @@ def function_drift(labels_KN: Tensor, classes: int) -> float:
     return float(1 - agreeing.mean())
 
 
-def local_accuracy(labels_KN: Tensor, y_N: Tensor, laws_KC: Tensor) -> dict[str, float]:
+def local_accuracy(labels_KN: Tensor, y_N: Tensor, q_KC: Tensor) -> dict[str, float]:
     """In-local and out-local accuracy of K trained students: labels weighted by their client's share, and against it.
 
     A_k(y) is student k's accuracy on the probe images of label y, q_k its client's label distribution: `in` is
     sum_y q_k(y) A_k(y), `out` the same under (1 - q_k(y)) / (C - 1), both averaged over clients (Lee et al.,
     NeurIPS 2022). Labels without a probe image are left out of both.
     """
-    classes = laws_KC.shape[1]
+    classes = q_KC.shape[1]
     of_label_NC = (y_N[:, None] == torch.arange(classes)).double()
     counts_C = of_label_NC.sum(0)
     accuracy_KC = (labels_KN == y_N).double() @ of_label_NC / counts_C.clamp(min=1)
-    found = {}
-    for name, law_KC in (("in", laws_KC.double()), ("out", (1 - laws_KC.double()) / max(1, classes - 1))):
-        law_KC = law_KC * (counts_C > 0)
-        total_K = law_KC.sum(1)
+    accuracy = {}
+    for name, share_KC in (
+        ("in", q_KC.double()),
+        ("out", (1 - q_KC.double()) / max(1, classes - 1)),
+    ):
+        share_KC = share_KC * (counts_C > 0)
+        total_K = share_KC.sum(1)
         held = total_K > 0
         if bool(held.any()):
-            found[name] = float(((accuracy_KC * law_KC).sum(1)[held] / total_K[held]).mean())
-    return found
+            accuracy[name] = float(((accuracy_KC * share_KC).sum(1)[held] / total_K[held]).mean())
+    return accuracy
 
 
 def by_class(counts: Sequence[Tensor]) -> list[float | None]:
     """Accuracy of each class over all of some evaluations, each (2, C): images, and right ones. None: no image."""
     seen, right = torch.stack(list(counts)).sum(0).tolist()
-    return [its / of if of else None for its, of in zip(right, seen, strict=True)]
+    return [correct / count if count else None for correct, count in zip(right, seen, strict=True)]
 
 
 def summarise(by_round: Mapping[int, float]) -> dict[str, float]:

@@ -97,8 +97,8 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         with safe_open(path, framework="pt") as file:
             about = dict(file.metadata() or {})
             if about.get("format") != FORMAT:
-                said = about.get("format", "nothing")
-                raise _broken(path, f"says {said[:40]!r} of its format, not {FORMAT!r}")
+                claimed = about.get("format", "nothing")
+                raise _broken(path, f"says {claimed[:40]!r} of its format, not {FORMAT!r}")
             return about, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
     except (OSError, SafetensorError) as error:
         raise _broken(path, str(error)) from None
@@ -128,16 +128,16 @@ def _form(about: Mapping[str, str], num_members: int) -> tuple[Exported, tuple[s
         return Exported(members, [0.0] * shape[0], [0.0] * shape[0], empty), labels
 
 
-def _check(path: Path, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+def _check(path: Path, wanted: Mapping[str, Tensor], entries: Mapping[str, Tensor]) -> None:
     """Raises DataError unless names, shapes and types are the architecture's, and all numbers finite."""
-    if lacking := sorted(wanted.keys() - found.keys()):
+    if lacking := sorted(wanted.keys() - entries.keys()):
         raise _broken(path, f"lacks {len(lacking)} entries of its student: {', '.join(lacking[:3])}")
-    if unknown := sorted(found.keys() - wanted.keys()):
+    if unknown := sorted(entries.keys() - wanted.keys()):
         raise _broken(path, f"has {len(unknown)} entries that its student does not have: {', '.join(unknown[:3])}")
-    for name, value in found.items():
+    for name, value in entries.items():
         like = wanted[name]
         if value.shape != like.shape or value.dtype != like.dtype:
-            has, should = (f"{tuple(each.shape)} {each.dtype}" for each in (value, like))
+            has, should = (f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in (value, like))
             raise _broken(path, f"{name!r} is {has}, should be {should}")
         if value.is_floating_point() and not bool(value.isfinite().all()):
             raise _broken(path, f"{name!r} has values that are not finite")

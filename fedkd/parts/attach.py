@@ -25,7 +25,7 @@ from fedkd.parts import guards, part
 from fedkd.parts.graph import Graph
 from fedkd.parts.layers import Layers
 from fedkd.parts.mixup import Mixup
-from fedkd.parts.part import PREFIX, Part, Seen, Watch
+from fedkd.parts.part import PREFIX, BlockRecorder, Part, Seen
 from fedkd.parts.teacher import Teacher
 from fedkd.payload import Weights
 from fedkd.problem import Problem
@@ -134,7 +134,7 @@ class WithParts(Client):
 
     def terms(self, student: Student, batch: Batch, job: Job) -> Iterator[tuple[str, Tensor]]:
         taken = set()
-        with Watch(student, batch.x) as watch:
+        with BlockRecorder(student, batch.x) as watch:
             for name, value in super().terms(student, _bare(batch), job):
                 taken.add(name)
                 yield name, value

@@ -29,14 +29,14 @@ class Layers(Part):
         return bool(self.config.weight) and self.config.mapping != "none"
 
     def check(self, problem: Problem) -> None:
-        found = shapes(problem)
-        if unknown := [name for name in self.config.taps or () if name not in found]:
-            mend = f"its blocks are {', '.join(found)}"
+        sizes = shapes(problem)
+        if unknown := [name for name in self.config.taps or () if name not in sizes]:
+            mend = f"its blocks are {', '.join(sizes)}"
             raise ConfigError(f"the student has no block {', '.join(unknown)}", where="part.layers.taps", mend=mend)
-        for own, its in self._pairs(self.taps(problem)):
-            if found[own][0] != found[its][0]:
+        for one, other in self._pairs(self.taps(problem)):
+            if sizes[one][0] != sizes[other][0]:
                 raise ConfigError(
-                    f"layers '{own}' {found[own]} and '{its}' {found[its]} differ in width, and there is no projector",
+                    f"layers '{one}' {sizes[one]} and '{other}' {sizes[other]} differ in width: there is no projector",
                     where="part.layers",
                     mend="choose taps of one width, or part.layers.mapping=forward",
                 )
@@ -49,7 +49,7 @@ class Layers(Part):
         if any(tap_of(source, name) not in seen.per_sample for name in taps):
             return
         pairs = self._pairs(taps)
-        distances = [distance(seen.outputs[own], seen.per_sample[tap_of(source, its)]) for own, its in pairs]
+        distances = [distance(seen.outputs[one], seen.per_sample[tap_of(source, other)]) for one, other in pairs]
         yield self.name, self.config.weight * torch.stack(distances).sum()
 
     def _taps(self, blocks: Sequence[str]) -> tuple[str, ...]:
@@ -59,32 +59,33 @@ class Layers(Part):
     def _pairs(self, taps: Sequence[str]) -> list[tuple[str, str]]:
         rng = seeds.stream(self.seed, "part layers").numpy()
         chosen = mapping(self.config.mapping, len(taps), len(taps), rng)
-        return [(own, taps[its]) for own, its in zip(taps, chosen, strict=True)]
+        return [(tap, taps[index]) for tap, index in zip(taps, chosen, strict=True)]
 
 
-def mapping(kind: str, own: int, its: int, rng: np.random.Generator) -> list[int]:
-    """For each of the student's `own` layers, the index of one of the teacher's `its` layers; both count from 0.
+def mapping(kind: str, num_student: int, num_teacher: int, rng: np.random.Generator) -> list[int]:
+    """For each of the student's S layers, the index of one of the teacher's T layers; both count from 0.
 
-    forward: round((l + 1) * its / own) - 1. reverse: the same from the other end. all_to_one: the last. random: a
+    forward: round((l + 1) * T / S) - 1. reverse: the same from the other end. all_to_one: the last. random: a
     permutation, repeated if the student has more. none: an empty list.
     """
     if kind == "none":
         return []
     if kind == "all_to_one":
-        return [its - 1] * own
+        return [num_teacher - 1] * num_student
     if kind == "random":
-        order = rng.permutation(its).tolist()
-        return [int(order[layer % its]) for layer in range(own)]
-    forward = [min(its, max(1, int((layer + 1) * its / own + 0.5))) - 1 for layer in range(own)]
+        order = rng.permutation(num_teacher).tolist()
+        return [int(order[layer % num_teacher]) for layer in range(num_student)]
+    ratio = [(layer + 1) * num_teacher / num_student for layer in range(num_student)]
+    forward = [min(num_teacher, max(1, int(r + 0.5))) - 1 for r in ratio]
     return forward if kind == "forward" else forward[::-1]
 
 
-def distance(own: Tensor, its: Tensor) -> Tensor:
+def distance(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared difference of two outputs: maps are pooled to the smaller side, or to vectors if one is a vector."""
-    if own.dim() == its.dim() == 4:
-        side = (min(own.shape[2], its.shape[2]), min(own.shape[3], its.shape[3]))
-        return F.mse_loss(pool(own, side), pool(its, side))
-    return F.mse_loss(_vector(own), _vector(its))
+    if student.dim() == teacher.dim() == 4:
+        side = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
+        return F.mse_loss(pool(student, side), pool(teacher, side))
+    return F.mse_loss(_vector(student), _vector(teacher))
 
 
 def _vector(value: Tensor) -> Tensor:

@@ -91,12 +91,12 @@ def shapes(problem: Problem) -> dict[str, tuple[int, ...]]:
     """Shape of each block's output for one image, from shallow to deep."""
     student, names = problem.shape.eval(), [name for name, _ in problem.shape.named_children()]
     with torch.no_grad():
-        _, found = student.taps(torch.empty(1, *problem.input_shape, device="meta"), names)
-    return {name: tuple(value.shape[1:]) for name, value in found.items()}
+        _, outputs = student.taps(torch.empty(1, *problem.input_shape, device="meta"), names)
+    return {name: tuple(value.shape[1:]) for name, value in outputs.items()}
 
 
 @dataclass
-class Watch:
+class BlockRecorder:
     """Records the outputs of a student's blocks on one batch during any run: no second forward, BatchNorm moves once.
 
     It records the first run with gradient; each block's input must be the previous block's output.
@@ -106,7 +106,7 @@ class Watch:
     x: Tensor
     outputs: dict[str, Tensor] = field(default_factory=dict)
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> "BlockRecorder":
         self._next = self.x
         self._handles = [block.register_forward_hook(self._note(name)) for name, block in self.student.named_children()]
         return self
@@ -134,5 +134,5 @@ def answers(source: str, teacher: Student, x: Tensor, taps: Iterable[str], rows:
     """A frozen teacher's logits and outputs of some blocks on images, `rows` at a time."""
     taps = tuple(taps)
     parts = [teacher.taps(part, taps) for part in x.split(rows)]
-    found = {tap_of(source, name): torch.cat([tapped[name] for _, tapped in parts]) for name in taps}
-    return {logits_of(source): torch.cat([logits for logits, _ in parts]), **found}
+    tapped_outputs = {tap_of(source, name): torch.cat([tapped[name] for _, tapped in parts]) for name in taps}
+    return {logits_of(source): torch.cat([logits for logits, _ in parts]), **tapped_outputs}

@@ -78,13 +78,13 @@ def load(folder: Path, experiment: Experiment, digest: str, warn: Callable[[str]
     damaged: list[str] = []
     for path in reversed(committed(folder)):
         try:
-            found = _restore(_read(path, digest), experiment, path)
+            restored = _restore(_read(path, digest), experiment, path)
         except _Damaged as damage:
             damaged.append(f"checkpoint round {_number(path)} is damaged ({damage})")
             continue
         for text in damaged:
             warn(f"{text}; continuing from round {_number(path)}, results stay identical")
-        return found
+        return restored
     if damaged:
         raise CheckpointError(
             f"none is whole: {'; '.join(damaged)}",
@@ -111,9 +111,9 @@ def prune(folder: Path, keep: int) -> None:
 
     A folder whose name differs from its round is a user's copy: it is not counted and not removed.
     """
-    said = {path: _said(path) for path in committed(folder)}
-    paths = [path for path, head in said.items() if head.get("round", _number(path)) == _number(path)]
-    scores = {path: score for path in paths if isinstance(score := said[path].get("score"), int | float)}
+    manifests = {path: _said(path) for path in committed(folder)}
+    paths = [path for path, head in manifests.items() if head.get("round", _number(path)) == _number(path)]
+    scores = {path: score for path in paths if isinstance(score := manifests[path].get("score"), int | float)}
     best = max(scores, key=scores.__getitem__, default=None)
     for path in paths[:-keep]:
         if path != best:
@@ -142,13 +142,13 @@ def _contents(state: RunState, lengths: Mapping[str, int]) -> dict[str, bytes]:
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors, contiguous, on the CPU and without shared memory, as the format requires."""
-    found, seen = {}, set()
+    stored_by_name, seen = {}, set()
     for name, tensor in tensors.items():
         stored = tensor.cpu().contiguous()
         address = stored.untyped_storage().data_ptr()
-        found[name] = stored.clone() if address in seen else stored
+        stored_by_name[name] = stored.clone() if address in seen else stored
         seen.add(address)
-    return found
+    return stored_by_name
 
 
 def _pack(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[tuple[str, str, list[int]]]]:

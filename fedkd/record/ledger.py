@@ -130,12 +130,12 @@ def configuration(folder: Path) -> Row:
 
     try:
         written: Any = strict_yaml.read((folder / "config.yaml").read_text(encoding="utf-8"), str(folder)).plain
-        found = flat(written)
+        values = flat(written)
     except (OSError, ValueError, AttributeError, ConfigError) as error:
         what = error.what if isinstance(error, ConfigError) else str(error)
         raise FolderError(f"config.yaml is unreadable: {what}", where=str(folder)) from error
-    strategy = {key.partition(".")[2]: value for key, value in found.items() if key.startswith("strategy.")}
-    return {**found, "strategy.setting": compose.setting_of(strategy, strategy.get("setting") or "")}
+    strategy = {key.partition(".")[2]: value for key, value in values.items() if key.startswith("strategy.")}
+    return {**values, "strategy.setting": compose.setting_of(strategy, strategy.get("setting") or "")}
 
 
 def rows(path: Path) -> list[Row]:
@@ -143,15 +143,15 @@ def rows(path: Path) -> list[Row]:
     if not path.exists():
         return []
     lines = path.read_bytes().split(b"\n")[:-1]
-    found = []
+    parsed = []
     for number, line in enumerate(lines, 1):
         try:
-            found.append(_renamed(strict_json.mapping(line)))
+            parsed.append(_renamed(strict_json.mapping(line)))
         except ValueError:
             raise FolderError(
                 f"line {number} is damaged", where=str(path), mend="restore the file from a copy"
             ) from None
-    return found
+    return parsed
 
 
 def _renamed(row: Row) -> Row:
@@ -171,8 +171,8 @@ def load_runs(folder: Path | str, table: str = "metrics") -> list[Row]:
     `pandas.DataFrame(load_runs("runs"))`.
     """
     path = Path(folder)
-    found = {place.parent for pattern in _RUNS for place in path.glob(pattern) if ".broken-" not in place.parent.name}
-    return [row for place in sorted(found) for row in tidy(read(place), table)]
+    folders = {place.parent for pattern in _RUNS for place in path.glob(pattern) if ".broken-" not in place.parent.name}
+    return [row for place in sorted(folders) for row in tidy(read(place), table)]
 
 
 def tidy(records: Records, table: str = "metrics") -> list[Row]:
@@ -188,13 +188,13 @@ def tidy(records: Records, table: str = "metrics") -> list[Row]:
 
 def flat(row: Mapping[str, Any], prefix: str = "") -> Row:
     """Nested keys joined by dots: `accuracy.clients.mean`. Lists stay."""
-    found: Row = {}
+    leaves: Row = {}
     for key, value in row.items():
         if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
+            leaves |= flat(value, f"{prefix}{key}.")
         else:
-            found[f"{prefix}{key}"] = value
-    return found
+            leaves[f"{prefix}{key}"] = value
+    return leaves
 
 
 def _drop_half_line(path: Path) -> None:

@@ -28,7 +28,7 @@ class HeadOutputs:
     passes: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # z (B, d) and logits (B, C) by step
     step: int = 0
 
-    def attend(self, batch: Batch) -> None:
+    def start(self, batch: Batch) -> None:
         """Start a step: its first pass is recorded. Later passes are those of parts, on other images."""
         self.step = batch.step
         self.passes.pop(batch.step, None)
@@ -47,8 +47,8 @@ def recording(student: Student) -> Iterator[HeadOutputs]:
     """Record passes through the head while open: terms stay pure, and nothing is computed twice."""
     outputs = HeadOutputs()
 
-    def note(head: torch.nn.Module, given: tuple[Tensor, ...], said: Tensor) -> None:
-        outputs.passes.setdefault(outputs.step, (given[0].detach(), said.detach()))
+    def note(head: torch.nn.Module, inputs: tuple[Tensor, ...], logits: Tensor) -> None:
+        outputs.passes.setdefault(outputs.step, (inputs[0].detach(), logits.detach()))
 
     handle = student.get_submodule("head").register_forward_hook(note)
     try:
@@ -57,12 +57,14 @@ def recording(student: Student) -> Iterator[HeadOutputs]:
         handle.remove()
 
 
-def descend(client: Client, site: Site, job: Job, student: Student, drawn: LocalBatches) -> tuple[Outcome, HeadOutputs]:
+def fit_recording(
+    client: Client, site: Site, job: Job, student: Student, drawn: LocalBatches
+) -> tuple[Outcome, HeadOutputs]:
     """The default local update, `Site.fit`, and the recorded outputs of the head; callers complete the payload."""
     with recording(student) as outputs:
 
         def terms(batch: Batch) -> Iterator[tuple[str, Tensor]]:
-            outputs.attend(batch)
+            outputs.start(batch)
             return client.terms(student, batch, job)
 
         outcome = site.fit(client, job, student, batches=drawn, terms=terms)
@@ -104,8 +106,8 @@ def without_own(values_KCm: Tensor, weights_KC: Tensor) -> tuple[Tensor, Tensor]
     weighted_KCm = values_KCm.double() * weights_KC[..., None]
     total_KCm = weighted_KCm.sum(0) - weighted_KCm
     weight_KC = weights_KC.sum(0) - weights_KC
-    found_KCm = torch.where(weight_KC[..., None] > 0, total_KCm / weight_KC.clamp(min=1)[..., None], 0.0)
-    return found_KCm.to(values_KCm.dtype), weight_KC
+    mean_KCm = torch.where(weight_KC[..., None] > 0, total_KCm / weight_KC.clamp(min=1)[..., None], 0.0)
+    return mean_KCm.to(values_KCm.dtype), weight_KC
 
 
 @dataclass(frozen=True)

@@ -35,9 +35,9 @@ def evaluate(
     deadline = experiment.config.engine.deadline
     results = engine.results(runner, jobs, deadline, "evaluation", watch) if jobs else []
     classes = experiment.problem.classes
-    found = [each for pair in engine.pair(jobs, results) for each in _admitted(*pair, classes)]
-    failures = [result for result in found if isinstance(result, Failure)]
-    done = [result for result in found if isinstance(result, Reply)]
+    admitted = [reply for pair in engine.pair(jobs, results) for reply in _admitted(*pair, classes)]
+    failures = [result for result in admitted if isinstance(result, Failure)]
+    done = [result for result in admitted if isinstance(result, Reply)]
     trained = range(experiment.config.clients) if experiment.strategy.pools_data else state.clients.keys()
     return Evaluated(_accuracy(done, experiment.num_pooled, trained), _of_clients(done), failures)
 
@@ -71,9 +71,9 @@ def _due(experiment: Experiment, state: RunState) -> Iterator[Job]:
     is_pooled_due = _is_due(number, config.pooled_every, experiment.config.rounds)
     if _is_due(number, config.every, experiment.config.rounds):
         own = _own(experiment, state)
-        yield from _together(experiment, number, [each for each in own if _has_tests(experiment, each.client)])
+        yield from _together(experiment, number, [student for student in own if _has_tests(experiment, student.client)])
         if pooled is None and is_pooled_due and config.common and experiment.num_pooled:
-            yield from (Job(task="evaluate_common", round=number, **each._asdict()) for each in own)
+            yield from (Job(task="evaluate_common", round=number, **student._asdict()) for student in own)
     if pooled is not None and is_pooled_due:
         payload = with_statistics(experiment.problem, pooled, state)
         for part in range(num_pooled_parts(experiment.num_pooled)):
@@ -84,7 +84,7 @@ def _is_due(number: int, every: int, rounds: int) -> bool:
     return number % every == 0 or number == rounds
 
 
-def judged_clients(config: RunConfig, num_tests: Sequence[int] | None) -> Sequence[ClientId]:
+def evaluated_clients(config: RunConfig, num_tests: Sequence[int] | None) -> Sequence[ClientId]:
     """The evaluated clients: all, or a sample of those with test samples, the same in every round."""
     size, everybody = config.evaluate.clients, range(config.clients)
     able = [client for client in everybody if num_tests is None or num_tests[client]]
@@ -110,11 +110,11 @@ class _Own(NamedTuple):
 def _own(experiment: Experiment, state: RunState) -> list[_Own]:
     """The students of the evaluated clients."""
     fresh, same = ClientState(), dict[tuple[Any, ...], Payload]()
-    found = []
-    for client in judged_clients(experiment.config, experiment.num_tests):
+    students = []
+    for client in evaluated_clients(experiment.config, experiment.num_tests):
         served = experiment.strategy.evaluation_payload(state.server, client) or Payload()
-        found.append(_Own(client, _one_of(same, served), state.clients.get(client, fresh)))
-    return found
+        students.append(_Own(client, _one_of(same, served), state.clients.get(client, fresh)))
+    return students
 
 
 def _one_of(same: dict[tuple[Any, ...], Payload], served: Payload) -> Payload:
@@ -203,8 +203,8 @@ def _over_clients(replies: Sequence[Reply]) -> dict[str, float]:
 
 
 def _of_clients(done: Sequence[Reply]) -> dict[ClientId, dict[str, float]]:
-    found: dict[ClientId, dict[str, float]] = {}
+    by_client: dict[ClientId, dict[str, float]] = {}
     for name, task in (("accuracy", "evaluate"), ("common", "evaluate_common")):
         for reply in (reply for reply in done if reply.task == task):
-            found.setdefault(reply.client, {})[name] = reply.numbers["correct"] / reply.num_examples
-    return found
+            by_client.setdefault(reply.client, {})[name] = reply.numbers["correct"] / reply.num_examples
+    return by_client

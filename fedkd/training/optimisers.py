@@ -60,14 +60,14 @@ class Adam:
         named = zip(self.names, self._mean, self._square, strict=True)
         means, squares = {}, {}
         for name, mean, square in named:
-            means[name], squares[name] = (of.clone(memory_format=torch.contiguous_format) for of in (mean, square))
+            means[name], squares[name] = (m.clone(memory_format=torch.contiguous_format) for m in (mean, square))
         return {"step": self.count, "mean": means, "square": squares}
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor | None], lr: float, weight_decay: float = 0.0) -> None:
         """One update; a parameter without gradient, and its moments, do not change (all share one count)."""
         reached = _reached(self.parameters, gradients)
-        parameters, mean, square = ([of[i] for i in reached] for of in (self.parameters, self._mean, self._square))
+        parameters, mean, square = ([t[i] for i in reached] for t in (self.parameters, self._mean, self._square))
         steps = list(torch.full((len(reached),), float(self.count)).unbind())  # torch counts each parameter's own
         beta1, beta2 = self.betas
         state = list(reached.values()), mean, square, list[Tensor](), steps
@@ -117,7 +117,7 @@ def _reached(parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -
     return {i: g for i, (_, g) in enumerate(zip(parameters, gradients, strict=True)) if g is not None}
 
 
-def descend(optimiser: LocalOptimiser, batches: Iterable[Batch], terms: Terms) -> dict[str, float]:
+def minimise(optimiser: LocalOptimiser, batches: Iterable[Batch], terms: Terms) -> dict[str, float]:
     """One update per batch, along the sum of its terms. Returns the mean of each term over the steps."""
     sums: dict[str, Tensor] = {}
     count = 0

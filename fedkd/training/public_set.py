@@ -60,7 +60,7 @@ def describe(problem: Problem, size: int) -> Numbers:
     return {"checksum": float(required(problem).checksum), "samples": float(size)}
 
 
-def look(problem: Problem, numbers: Numbers | None, round: int) -> Tensor:
+def agreed_images(problem: Problem, numbers: Numbers | None, round: int) -> Tensor:
     """The round's images (N, channels, height, width), scaled. Raises ValueError if the server's set differs."""
     proxy, numbers = required(problem), numbers or {}
     if numbers.get("checksum") != float(proxy.checksum):

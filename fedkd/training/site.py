@@ -70,7 +70,7 @@ class LocalSite:
         optimiser = self.optimiser(job, trained.learnable if learnable is None else learnable)
         per_sample = client.precompute(self, job, drawn.x, drawn.y, drawn.position)
         terms = terms or (lambda batch: client.terms(trained, batch, job))
-        numbers = optimisers.descend(optimiser, self.batches(client, job, drawn, per_sample), terms)
+        numbers = optimisers.minimise(optimiser, self.batches(client, job, drawn, per_sample), terms)
         return self.close(client, job, trained, drawn, numbers, optimiser)
 
     def draw(self, job: Job, train: TrainConfig | None = None) -> LocalBatches:
@@ -258,10 +258,10 @@ class LocalSite:
         parts = [self.test_index[client] for client in job.clients]
         student, index = self.student(job).eval(), torch.cat(parts)
         batches = self.predict(self.client, student, job, index)
-        found = [(logits.argmax(1) == y, F.cross_entropy(logits, y, reduction="none")) for logits, y in batches]
+        outcomes = [(logits.argmax(1) == y, F.cross_entropy(logits, y, reduction="none")) for logits, y in batches]
         sizes = torch.tensor([len(part) for part in parts])
         owner = torch.arange(len(parts)).repeat_interleave(sizes)
-        sums = [torch.bincount(owner, torch.cat(each).double(), len(parts)) for each in zip(*found, strict=True)]
+        sums = [torch.bincount(owner, torch.cat(values).double(), len(parts)) for values in zip(*outcomes, strict=True)]
         judged = torch.stack([sizes.double(), *sums], 1)
         return Reply(client=job.client, round=job.round, task=job.task, num_examples=len(index), judged=judged)
 

@@ -219,7 +219,7 @@ def _inline_round(experiment: Experiment, engine: Engine, state: RunState) -> tu
 
 def _play(experiment: Experiment, engine: Engine, state: RunState) -> Round:
     """One round. Raises EngineError if a client failed: failing is faster than working."""
-    played = rounds.play(experiment, engine, state)
+    played = rounds.run_round(experiment, engine, state)
     if played.failures:
         raise EngineError(f"client {played.failures[0].client} failed: {played.failures[0].what}")
     return played

@@ -55,7 +55,7 @@ def measure(plan: Plan) -> dict[str, Any]:
     try:
         state = rounds.begin(experiment)
         for _ in range(plan.rounds):
-            state = rounds.play(experiment, engine, state).state
+            state = rounds.run_round(experiment, engine, state).state
         return {
             "clients": plan.clients,
             "trained": len(state.clients),

@@ -39,7 +39,7 @@ def _hint(word: str) -> str:
     """The replacement for an option that fedkd does not have."""
     from fedkd.configuration import compose
 
-    return foreign_words.hint(word.partition("=")[0]) or compose.as_word(word)
+    return foreign_words.hint(word.partition("=")[0]) or compose.as_override(word)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -61,7 +61,7 @@ def _measure(config: RunConfig) -> Pace:
     for every, pooled_every in ((_NEVER, _NEVER), (1, _NEVER), (1, 1)):
         asked = replace(config.evaluate, every=every, pooled_every=pooled_every)
         experiment = replace(assembly.experiment, config=replace(config, rounds=_NEVER, evaluate=asked))
-        played = rounds.play(experiment, with_engine, state)
+        played = rounds.run_round(experiment, with_engine, state)
         state = played.state
         found.append(played.timings)
     own, both = found[1]["evaluation"], found[2]["evaluation"]

@@ -120,7 +120,7 @@ class Driver:
         self._event("start" if not state.round else "resume", round=state.round, engine=sentence)
         self._begin(self._head(sentence.removeprefix("engine: ")))
         while state.round < config.rounds:
-            played = rounds.play(assembly.experiment, engine, state, self.screen.progress)
+            played = rounds.run_round(assembly.experiment, engine, state, self.screen.progress)
             with self.interrupts.deferred():
                 _check_sane(played)
                 self._record(played)

@@ -42,7 +42,7 @@ def test_it_trains_on_its_own_data_and_says_probabilities(problem, site):
     found = tiny.fit(client(), asked(problem, 0), site)
     its = tiny.fit(Supervised(), tiny.job(problem, payload=Payload()), site)
     tiny.assert_same_weights(found.state.kept, its.state.kept)
-    x = public_set.look(problem, public_set.describe(problem, SIZE), 1)
+    x = public_set.agreed_images(problem, public_set.describe(problem, SIZE), 1)
     expected = forward.logits(problem.initial().load(found.state.kept), x).softmax(1)
     assert found.payload.kinds() == {"probe_logits"}
     assert torch.equal(found.payload.probe_logits, expected)
@@ -55,7 +55,7 @@ def test_then_it_learns_the_target_and_sends_nothing(problem, site):
     found = tiny.fit(its, asked(problem, 1, target, state=said.state), site)
     assert found.payload.kinds() == frozenset()
     assert set(found.numbers) == {"distil"}
-    x = public_set.look(problem, public_set.describe(problem, SIZE), 1)
+    x = public_set.agreed_images(problem, public_set.describe(problem, SIZE), 1)
     before, after = (
         float(losses.cross_entropy(forward.logits(problem.initial().load(state.kept), x), target))
         for state in (said.state, found.state)
@@ -65,7 +65,7 @@ def test_then_it_learns_the_target_and_sends_nothing(problem, site):
 
 
 def test_the_term_is_the_cross_entropy_with_the_target(problem, job):
-    student, x = problem.initial(), public_set.look(problem, public_set.describe(problem, SIZE), 1)
+    student, x = problem.initial(), public_set.agreed_images(problem, public_set.describe(problem, SIZE), 1)
     target = torch.rand(SIZE, 3, generator=torch.Generator().manual_seed(1)).softmax(1)
     batch = Batch(x, torch.full((SIZE,), -1), 0, SIZE, per_sample={"target": target})
     (found,) = client().terms(student, batch, job)

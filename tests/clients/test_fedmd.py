@@ -47,7 +47,7 @@ def learn(problem, consensus, **changes):
 
 
 def images(problem, round=1):
-    return public_set.look(problem, public_set.describe(problem, SIZE), round)
+    return public_set.agreed_images(problem, public_set.describe(problem, SIZE), round)
 
 
 def test_it_says_the_logits_of_its_student_in_eval_mode_and_trains_nothing():

@@ -37,7 +37,7 @@ def job_for(problem, **changes):
 def phases(monkeypatch: pytest.MonkeyPatch) -> list:
     """Of each phase: how many steps, and the entries of the student after it."""
     found: list = []
-    site, original = tiny.site(fedrep(), tiny.problem(tiny.normed, train=HARD)), optimisers.descend
+    site, original = tiny.site(fedrep(), tiny.problem(tiny.normed, train=HARD)), optimisers.minimise
 
     def descend(optimiser, batches, terms):
         taken = list(batches)
@@ -46,7 +46,7 @@ def phases(monkeypatch: pytest.MonkeyPatch) -> list:
         found.append(([len(batch.x) for batch in taken], dict(module.weights)))
         return numbers
 
-    monkeypatch.setattr(optimisers, "descend", descend)
+    monkeypatch.setattr(optimisers, "minimise", descend)
     found.append(site)
     return found
 
@@ -130,7 +130,7 @@ def test_a_client_goes_on_with_the_head_it_kept(problem):
 
 def test_the_loss_in_the_ledger_is_the_mean_over_all_steps(monkeypatch):
     means = iter([{"ce": 2.0}, {"ce": 5.0}])
-    monkeypatch.setattr(optimisers, "descend", lambda *_: next(means))
+    monkeypatch.setattr(optimisers, "minimise", lambda *_: next(means))
     problem = tiny.problem()  # three steps: two of the head, one of the body
     site = tiny.site(fedrep(head_share=0.6), problem)
     assert tiny.fit(site.client, job_for(problem), site).numbers == {"ce": pytest.approx(3.0)}

@@ -144,7 +144,7 @@ def test_a_round_with_a_refused_reply_goes_on_as_if_the_liar_had_been_silent(tra
         def tell(reply: Reply, number: int = number) -> Any:
             return extra(reply, "") if (reply.client, reply.exchange) == (liar, number) else reply
 
-        played = rounds.play(once(trail, number + 1), Replay(said, tell), state)
+        played = rounds.run_round(once(trail, number + 1), Replay(said, tell), state)
         (row,) = [row for row in played.clients if row["client"] == liar]
         assert (row["state"], bool(row["reason"])) == ("rejected", True)
         assert played.row["clients"] == {"ok": len(told.said[0].asked) - 1, "failed": 0, "late": 0, "rejected": 1}
@@ -157,5 +157,5 @@ def test_no_reply_at_all_ends_the_run_with_its_state_untouched(trail: Trail, tol
     state = trail.states[1]
     before = tiny.canonical(state)
     with pytest.raises(RunError, match=f"only 0 of {len(told.said[0].asked)} clients replied usefully"):
-        rounds.play(once(trail, 1), Replay(told.said, lambda reply: extra(reply, "")), state)
+        rounds.run_round(once(trail, 1), Replay(told.said, lambda reply: extra(reply, "")), state)
     tiny.assert_same(tiny.canonical(state), before)

@@ -134,7 +134,7 @@ def check_purity(optimiser: LocalOptimiser, batch: Batch, terms: Terms) -> None:
 
 def test_terms_draw_nothing_and_leave_everything_as_it_was(trail: Trail, monkeypatch):
     """So the same terms serve the eager loop and a batched cohort. BatchNorm's statistics may move."""
-    monkeypatch.setattr(optimisers, "descend", Descending(optimisers.descend, is_twice=True))
+    monkeypatch.setattr(optimisers, "minimise", Descending(optimisers.minimise, is_twice=True))
     for job in last_jobs(trail):
         before = tiny.canonical(job)
         run(trail, trail.assembly.site.client, job)
@@ -219,9 +219,9 @@ def _annotations(cls: type) -> dict[str, Any]:
 
 def watched(trail: Trail, client: Client, struck: frozenset[str] = frozenset()) -> tuple[list[Any], list[list[str]]]:
     """Replies to the jobs of the third round, with some terms struck out, and the names of the terms in each phase."""
-    descending = Descending(optimisers.descend, struck)
+    descending = Descending(optimisers.minimise, struck)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(optimisers, "descend", descending)
+        patch.setattr(optimisers, "minimise", descending)
         return [tiny.lasting(run(trail, client, job)) for job in last_jobs(trail)], descending.phases
 
 

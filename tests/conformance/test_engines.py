@@ -13,5 +13,5 @@ def test_two_workers_give_the_bytes_of_one_process(words: tuple[str, ...], two_w
     """In the third round, when all knowledge flows and clients have states."""
     trail = algorithms.trail(words)
     two_workers.serve(trail.assembly.site)
-    played = rounds.play(trail.experiment, two_workers, trail.states[2])
+    played = rounds.run_round(trail.experiment, two_workers, trail.states[2])
     tiny.assert_same(algorithms.what_counts([played]), algorithms.what_counts(trail.rounds[2:]))

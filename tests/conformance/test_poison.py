@@ -94,7 +94,7 @@ def test_what_is_refused_leaves_no_trace_in_the_state_after_its_round(trail: Tra
     def tell(reply: Reply) -> Any:
         return lied(reply) if reply.client == told.liar else reply
 
-    played = rounds.play(once(trail, 1), Replay(told.said, tell), trail.states[0])
+    played = rounds.run_round(once(trail, 1), Replay(told.said, tell), trail.states[0])
     assert [(failure.client, failure.is_rejected) for failure in played.failures] == [(told.liar, True)]
     (row,) = [row for row in played.clients if row["client"] == told.liar]
     assert (row["state"], bool(row["reason"])) == ("rejected", True)

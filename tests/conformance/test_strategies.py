@@ -140,7 +140,7 @@ def test_a_state_survives_saving_and_loading(trail: Trail, tmp_path):
     loaded = checkpoint.load(tmp_path, trail.experiment, "digest", warn=pytest.fail)
     assert loaded is not None
     tiny.assert_same(tiny.canonical(loaded.state), tiny.canonical(state))
-    played = rounds.play(trail.experiment, tiny.FakeEngine(trail.assembly.site), loaded.state)
+    played = rounds.run_round(trail.experiment, tiny.FakeEngine(trail.assembly.site), loaded.state)
     tiny.assert_same(algorithms.what_counts([played]), algorithms.what_counts(trail.rounds[2:]))
 
 

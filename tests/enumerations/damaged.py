@@ -61,7 +61,7 @@ def play(folder: Path) -> Original:
     assembly = assemble.assemble(resolved.config)
     engine, state = inline.Inline(assembly.site), rounds.begin(assembly.experiment)
     for number in (1, 2, 3):
-        state = rounds.play(assembly.experiment, engine, state).state
+        state = rounds.run_round(assembly.experiment, engine, state).state
         checkpoint.commit(folder / "checkpoints", state, {"metrics.jsonl": 100 * number}, resolved.digest())
     found = {number: contents(folder / "checkpoints" / f"round-{number:04d}") for number in (1, 2, 3)}
     return Original(folder / "checkpoints", assembly.experiment, resolved.digest(), found)

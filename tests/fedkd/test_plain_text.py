@@ -51,7 +51,7 @@ def test_what_an_exception_says_cannot_steer_a_terminal_and_has_an_end():
     job = Job(task="train", client=0, round=1, payload=Payload())
     found = engine.failure(job, ValueError("\x1b[2J" + "x" * 10**6))
     assert found.what.startswith("ValueError: \\x1b[2Jxxx")
-    assert len(found.what) <= engine.LONGEST_WORDS
+    assert len(found.what) <= engine.LONGEST_TEXT
 
 
 def test_half_a_surrogate_pair_is_written_to_the_ledger_as_its_code():

@@ -23,13 +23,13 @@ from strategies.fedavg import FedAvg
 def test_a_round_changes_nothing_it_was_given(experiment, engine):
     state = tiny.play(experiment, engine)[0].state
     before = tiny.canonical(state)
-    rounds.play(experiment, engine, state)
+    rounds.run_round(experiment, engine, state)
     tiny.assert_same(tiny.canonical(state), before)
 
 
 def test_the_same_round_played_again_gives_the_same_bytes(experiment, engine):
     state = tiny.play(experiment, engine)[0].state
-    one, other = (rounds.play(experiment, engine, state) for _ in range(2))
+    one, other = (rounds.run_round(experiment, engine, state) for _ in range(2))
     assert tiny.as_bytes(one) == tiny.as_bytes(other)
     tiny.assert_same(tiny.canonical(one.state), tiny.canonical(other.state))
 
@@ -55,7 +55,7 @@ def test_too_few_usable_replies_end_the_run_and_leave_the_state_alone(site):
         return result
 
     with pytest.raises(RunError) as caught:
-        rounds.play(experiment, tiny.FakeEngine(site, spoil=spoil), state)
+        rounds.run_round(experiment, tiny.FakeEngine(site, spoil=spoil), state)
     tiny.assert_same(tiny.canonical(state), before)
     assert "round 2: only 1 of 3 clients replied usefully, quorum is 2" in str(caught.value)
     assert "(1 failed, 1 rejected: client 0: out of memory" in str(caught.value)
@@ -158,7 +158,7 @@ def test_bytes_are_counted_by_kind_and_direction(experiment, engine):
 
 def test_who_watches_a_round_is_told_of_each_phase_and_each_job(experiment, engine):
     seen = []
-    rounds.play(experiment, engine, rounds.begin(experiment), lambda *doing: seen.append(doing))
+    rounds.run_round(experiment, engine, rounds.begin(experiment), lambda *doing: seen.append(doing))
     clients = [("clients", done, 3) for done in range(4)]
     assert seen[:5] == [*clients, ("server", 0, 0)]
     assert {phase for phase, *_ in seen[5:]} == {"evaluation"}
@@ -230,8 +230,8 @@ def test_rounds_go_on_from_a_state_as_if_never_stopped(experiment, site):
     whole = tiny.play(experiment, tiny.FakeEngine(site), count=4)
     state = tiny.play(experiment, tiny.FakeEngine(site), count=2)[-1].state
     fresh = tiny.FakeEngine(tiny.site(Supervised(), tiny.problem()))
-    third = rounds.play(experiment, fresh, state)
-    fourth = rounds.play(experiment, fresh, third.state)
+    third = rounds.run_round(experiment, fresh, state)
+    fourth = rounds.run_round(experiment, fresh, third.state)
     assert [tiny.as_bytes(whole[2]), tiny.as_bytes(whole[3])] == [tiny.as_bytes(third), tiny.as_bytes(fourth)]
 
 

@@ -88,7 +88,7 @@ def test_a_standing_survives_a_checkpoint_and_the_rounds_after_it_are_the_same(s
         assert loaded.state.standing == whole[cut - 1].state.standing
         state, again = loaded.state, []
         for _ in range(cut, 7):
-            again.append(rounds.play(experiment, tiny.FakeEngine(site, spoil=spoil), state))
+            again.append(rounds.run_round(experiment, tiny.FakeEngine(site, spoil=spoil), state))
             state = again[-1].state
         assert [tiny.as_bytes(one) for one in again] == [tiny.as_bytes(one) for one in whole[cut:]]
 

@@ -56,7 +56,7 @@ def grid(site: LocalSite, at: Callable[[LocalSite], None]) -> LocalGrid:
 def played(experiment: Experiment, engine: Engine, num_rounds: int = 3) -> list[rounds.Round]:
     state, found = rounds.begin(experiment), []
     for _ in range(num_rounds):
-        found.append(rounds.play(experiment, engine, state))
+        found.append(rounds.run_round(experiment, engine, state))
         state = found[-1].state
     return found
 
@@ -259,7 +259,7 @@ def test_the_apps_write_the_run_folder_that_fedkd_run_writes(tmp_path):
 def test_a_run_on_flower_can_be_resumed_without_it(tmp_path, monkeypatch):
     grid = LocalGrid(flower_app.client_app, 3, {"overrides": SMALL})
     serve(grid, tmp_path, SMALL, "whole")
-    monkeypatch.setattr(rounds, "play", _dies_after(rounds.play, rounds_played=1))
+    monkeypatch.setattr(rounds, "run_round", _dies_after(rounds.run_round, rounds_played=1))
     with pytest.raises(SystemError, match="killed"):
         serve(grid, tmp_path, SMALL, "broken")
     monkeypatch.undo()

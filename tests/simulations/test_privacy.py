@@ -74,7 +74,7 @@ def test_a_stop_after_each_round_changes_nothing(tmp_path):
     whole = algorithms.play(experiment, engine)
     state, found = rounds.begin(experiment), []
     for _ in whole:
-        found.append(rounds.play(experiment, engine, state))
+        found.append(rounds.run_round(experiment, engine, state))
         checkpoint.commit(tmp_path, found[-1].state, {}, "digest")
         loaded = checkpoint.load(tmp_path, experiment, "digest", warn=pytest.fail)
         assert loaded is not None

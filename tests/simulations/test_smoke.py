@@ -39,7 +39,7 @@ def test_every_strategy_plays_every_student_on_every_data_set(strategy: str, stu
         pytest.skip(f"{data} is not here: {error.what}")
     state = rounds.begin(made.experiment)
     for _ in range(config.rounds):
-        played = rounds.play(made.experiment, Inline(made.site), state)
+        played = rounds.run_round(made.experiment, Inline(made.site), state)
         state = played.state
         assert not played.failures
     accuracy = played.row["accuracy"]

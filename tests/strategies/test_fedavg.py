@@ -97,4 +97,4 @@ def test_one_full_batch_step_of_all_is_one_central_step():
 
 def _after_a_round(site):
     experiment = tiny.experiment(fedavg(), site)
-    return rounds.play(experiment, tiny.FakeEngine(site), rounds.begin(experiment)).state.server.weights
+    return rounds.run_round(experiment, tiny.FakeEngine(site), rounds.begin(experiment)).state.server.weights

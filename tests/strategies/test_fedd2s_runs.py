@@ -91,8 +91,8 @@ def test_one_poisoned_report_changes_nothing_but_the_count_of_refusals():
         samples["logits"][0, 0] = math.nan
         return replace(result, payload=replace(result.payload, samples=samples))
 
-    honest = rounds.play(experiment, tiny.FakeEngine(site), first)
-    spoiled = rounds.play(experiment, tiny.FakeEngine(site, spoil=poison), first)
+    honest = rounds.run_round(experiment, tiny.FakeEngine(site), first)
+    spoiled = rounds.run_round(experiment, tiny.FakeEngine(site, spoil=poison), first)
     assert (honest.row["clients"]["rejected"], spoiled.row["clients"]["rejected"]) == (0, 1)
     # what a round without client 1 gives
     state = first.server
@@ -170,7 +170,7 @@ def test_a_run_resumed_at_any_round_gives_the_same_bytes(changes, tmp_path):
         folder = tmp_path / str(at)
         checkpoint.commit(folder, played[at].state, {}, "digest")
         loaded = checkpoint.load(folder, experiment, "digest", warn=pytest.fail)
-        again = rounds.play(experiment, tiny.FakeEngine(site), loaded.state)
+        again = rounds.run_round(experiment, tiny.FakeEngine(site), loaded.state)
         assert tiny.as_bytes(again) == tiny.as_bytes(played[at + 1])
         tiny.assert_same(tiny.canonical(again.state), tiny.canonical(played[at + 1].state))
 

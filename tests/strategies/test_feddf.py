@@ -156,7 +156,7 @@ def test_teachers_have_the_statistics_that_they_sent():
     problem = posed(tiny.normed, statistics="local")
     entries = problem.initial().weights
     stay = {name: value[None] + 1.5 for name, value in entries.items() if ".running_" in name}
-    (found,) = feddf.said(problem, [reply(0, problem.shared(entries), stay)], X)
+    (found,) = feddf.all_logits(problem, [reply(0, problem.shared(entries), stay)], X)
     expected = forward.logits(problem.initial().load({name: value[0] for name, value in stay.items()}), X)
     assert torch.equal(found, expected)
     assert not torch.equal(found, forward.logits(problem.initial(), X))

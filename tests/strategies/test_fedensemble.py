@@ -127,7 +127,7 @@ def test_a_client_that_fails_holds_what_was_broadcast():
     problem = tiny.problem(tiny.normed, clients=len(SIZES), statistics="local")
     site = tiny.site(Client(), problem, (20, 0, 7, 9))
     experiment = tiny.experiment(FedEnsemble(), site)
-    found = rounds.play(experiment, tiny.FakeEngine(site), rounds.begin(experiment))
+    found = rounds.run_round(experiment, tiny.FakeEngine(site), rounds.begin(experiment))
     members = found.state.server.members
     initial = problem.initial().weights
     tiny.assert_same_weights({name: members[name][1] for name in initial}, initial)

@@ -196,7 +196,7 @@ def test_stock_fedavg_plays_a_run_like_ours():
         experiment = tiny.experiment(strategy, site)
         state = rounds.begin(experiment)
         for _ in range(3):
-            state = rounds.play(experiment, tiny.FakeEngine(site), state).state
+            state = rounds.run_round(experiment, tiny.FakeEngine(site), state).state
         states.append(state.server.weights)
     for name, value in states[0].items():
         torch.testing.assert_close(value, states[1][name], rtol=1e-5, atol=1e-6)

@@ -25,7 +25,7 @@ def judge(*values, kind="weights", config=CONFIG, sizes=None, sent=None, **more)
     jobs = {client: replace(job, client=client) for client in range(len(payloads))}
     replies = [tiny.reply(client, num_examples=7, **more) for client in jobs]
     replies = [replace(reply, payload=payload) for reply, payload in zip(replies, payloads, strict=True)]
-    return guard.judge(config, CLASSES, sizes, jobs, replies)
+    return guard.screen(config, CLASSES, sizes, jobs, replies)
 
 
 def tensor(kind, value):
@@ -69,7 +69,7 @@ def test_a_running_variance_may_grow_by_the_square_of_the_limit():
     def judged(entry, change):
         grown = [{**sent, entry: sent[entry] + each} for each in (change, 1.0, 1.0)]
         replies = [tiny.reply(c, num_examples=7, payload=Payload(weights=weights)) for c, weights in enumerate(grown)]
-        return guard.judge(CONFIG, CLASSES, None, {c: replace(job, client=c) for c in range(3)}, replies)
+        return guard.screen(CONFIG, CLASSES, None, {c: replace(job, client=c) for c in range(3)}, replies)
 
     assert refused(judged("norm.running_var", 1e5)) == []
     assert refused(judged("norm.running_var", 1e7)) == [0]
@@ -120,7 +120,7 @@ def test_an_overflowing_change_is_refused():
     jobs = {client: replace(job, client=client) for client in range(3)}
     honest = [tiny.reply(client, sent["weights"]) for client in (1, 2)]
     replies = [tiny.reply(0, {"w": torch.full((2,), 3e38)}), *honest]
-    assert refused(guard.judge(CONFIG, CLASSES, None, jobs, replies)) == [0]
+    assert refused(guard.screen(CONFIG, CLASSES, None, jobs, replies)) == [0]
 
 
 def test_numbers_are_compared_by_name_and_a_lone_one_is_not():
@@ -128,10 +128,10 @@ def test_numbers_are_compared_by_name_and_a_lone_one_is_not():
     jobs = {client: Job(task="train", client=client, round=1, payload=Payload()) for client in range(3)}
     replies = [tiny.reply(client) for client in range(3)]
     honest = [replace(reply, payload=Payload(numbers=checksum)) for reply in replies]
-    assert refused(guard.judge(CONFIG, CLASSES, None, jobs, honest)) == []
-    assert refused(guard.judge(CONFIG, CLASSES, None, jobs, honest[:1])) == []
+    assert refused(guard.screen(CONFIG, CLASSES, None, jobs, honest)) == []
+    assert refused(guard.screen(CONFIG, CLASSES, None, jobs, honest[:1])) == []
     liar = replace(honest[0], payload=Payload(numbers={**checksum, "depth": 1e9}))
-    assert refused(guard.judge(CONFIG, CLASSES, None, jobs, [liar, *honest[1:]])) == [0]
+    assert refused(guard.screen(CONFIG, CLASSES, None, jobs, [liar, *honest[1:]])) == [0]
 
 
 # Counts
@@ -143,7 +143,7 @@ def counted(num_examples, labels=None, config=CONFIG, sizes=None, others=(7, 7))
     told = [(num_examples, payload), *((count, fellows) for count in others)]
     replies = [replace(tiny.reply(client, num_examples=n), payload=p) for client, (n, p) in enumerate(told)]
     jobs = {reply.client: Job(task="train", client=reply.client, round=1, payload=Payload()) for reply in replies}
-    return guard.judge(config, CLASSES, sizes, jobs, replies)
+    return guard.screen(config, CLASSES, sizes, jobs, replies)
 
 
 def test_in_a_simulation_nobody_has_more_examples_than_the_partition_gave():
@@ -169,7 +169,7 @@ def test_noise_that_all_add_to_their_label_counts_refuses_nobody():
     replies = [tiny.reply(client, num_examples=2, payload=payload) for client, payload in enumerate(payloads)]
     jobs = {client: Job(task="train", client=client, round=1, payload=Payload()) for client in range(4)}
     config = replace(CONFIG, train=TrainConfig(batch=2, steps=1))
-    assert refused(guard.judge(config, CLASSES, [2, 2, 2, 2], jobs, replies)) == [3]
+    assert refused(guard.screen(config, CLASSES, [2, 2, 2, 2], jobs, replies)) == [3]
 
 
 def test_label_counts_under_whole_epochs_follow_the_size():

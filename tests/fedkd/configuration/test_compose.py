@@ -248,7 +248,7 @@ def test_the_words_of_other_platforms_are_answered_with_ours(conf, word, hint):
     ],
 )
 def test_a_key_that_is_given_as_an_option_is_answered_with_the_word(option, word):
-    assert compose.as_word(option) == word
+    assert compose.as_override(option) == word
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ TESTS = np.repeat(np.arange(10), 50)
 
 
 def deal(recipe, clients=5, labels=LABELS, seed=0):
-    return recipe.deal(labels, clients, 10, np.random.default_rng(seed))
+    return recipe.partition(labels, clients, 10, np.random.default_rng(seed))
 
 
 def split(recipe, clients=5, seed=0):

@@ -39,7 +39,7 @@ def test_dirichlet_matches_niid_bench(alpha, expected, held, begins):
     assert sizes(shares) == expected
     assert labels_held(shares) == held
     assert shares[0][:5].tolist() == begins  # before the final shuffle
-    dealt = recipes.Dirichlet(alpha=alpha).deal(LABELS, 5, 10, legacy())
+    dealt = recipes.Dirichlet(alpha=alpha).partition(LABELS, 5, 10, legacy())
     assert [set(share) for share in dealt] == [set(share) for share in shares]
     assert dealt[0].tolist() != shares[0].tolist()
 
@@ -62,12 +62,12 @@ def test_a_repeated_draw_starts_from_the_stored_order_again():
 
 
 def test_shards_match_their_golden_pairs():
-    shares = recipes.Shards(shards_per_client=2).deal(LABELS, 5, 10, legacy())
+    shares = recipes.Shards(shards_per_client=2).partition(LABELS, 5, 10, legacy())
     assert [set(LABELS[share]) for share in shares] == [{2, 8}, {4, 9}, {1, 6}, {3, 7}, {0, 5}]
 
 
 def test_quantity_matches_its_golden_sizes():
-    assert sizes(recipes.Quantity(beta=0.5).deal(LABELS, 5, 10, legacy())) == [122, 89, 212, 40, 537]
+    assert sizes(recipes.Quantity(beta=0.5).partition(LABELS, 5, 10, legacy())) == [122, 89, 212, 40, 537]
 
 
 # --- laws of each recipe
@@ -93,7 +93,8 @@ RECIPES = [
 def test_every_recipe_deals_each_image_at_most_once_and_the_same_again(recipe, counts, num_clients, seed):
     labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
     first, again = (
-        recipe.deal(labels, num_clients, len(counts), recipe.generator(np.random.default_rng(seed))) for _ in range(2)
+        recipe.partition(labels, num_clients, len(counts), recipe.generator(np.random.default_rng(seed)))
+        for _ in range(2)
     )
     dealt = np.concatenate(first)
     assert len(first) == num_clients
@@ -105,13 +106,13 @@ def test_every_recipe_deals_each_image_at_most_once_and_the_same_again(recipe, c
 
 
 def test_iid_clients_differ_by_one_image_at_most():
-    assert sorted(sizes(recipes.Iid().deal(LABELS, 7, 10, legacy()))) == [142] + [143] * 6
+    assert sorted(sizes(recipes.Iid().partition(LABELS, 7, 10, legacy()))) == [142] + [143] * 6
 
 
 @settings(deadline=None, max_examples=60)
 @given(num_clients=st.integers(4, 30), k=st.integers(3, 10), seed=st.integers(0, 1000))
 def test_classes_gives_exactly_k_classes_and_divides_each_evenly(num_clients, k, seed):
-    shares = recipes.Classes(classes_per_client=k).deal(LABELS, num_clients, 10, np.random.default_rng(seed))
+    shares = recipes.Classes(classes_per_client=k).partition(LABELS, num_clients, 10, np.random.default_rng(seed))
     assert labels_held(shares) == [k] * num_clients
     assert all(client % 10 in LABELS[share] for client, share in enumerate(shares))
     for label in range(10):
@@ -122,12 +123,12 @@ def test_classes_gives_exactly_k_classes_and_divides_each_evenly(num_clients, k,
 
 def test_fedgen_caps_the_images_of_a_class():
     # cap = 0.5 * 1000 / 20 = 25 < 0.5 * 100: 25 images of each of 10 classes.
-    shares = recipes.FedGenDirichlet(alpha=1, min_size=1).deal(LABELS, 20, 10, legacy())
+    shares = recipes.FedGenDirichlet(alpha=1, min_size=1).partition(LABELS, 20, 10, legacy())
     assert np.bincount(LABELS[np.concatenate(shares)]).tolist() == [25] * 10
 
 
 def test_fedgen_stores_classes_in_its_shuffled_order():
-    shares = recipes.FedGenDirichlet(alpha=10).deal(LABELS, 5, 10, legacy())
+    shares = recipes.FedGenDirichlet(alpha=10).partition(LABELS, 5, 10, legacy())
     assert list(dict.fromkeys(LABELS[shares[0]].tolist())) == [7, 3, 2, 8, 5, 6, 9, 4, 0, 1]
 
 
@@ -141,7 +142,7 @@ def test_no_recipe_touches_the_global_generators():
     random.seed(7)
     before, legacy_before = random.getstate(), np.random.get_state()[1].tolist()
     for recipe in RECIPES:
-        recipe.deal(LABELS, 5, 10, recipe.generator(np.random.default_rng(0)))
+        recipe.partition(LABELS, 5, 10, recipe.generator(np.random.default_rng(0)))
     assert random.getstate() == before
     assert np.random.get_state()[1].tolist() == legacy_before
 
@@ -164,18 +165,18 @@ def test_no_recipe_touches_the_global_generators():
 )
 def test_impossible_recipe_is_an_error_with_a_mend(recipe, num_clients, says):
     with pytest.raises(ConfigError, match=says) as caught:
-        recipe.deal(LABELS, num_clients, 10, np.random.default_rng(0))
+        recipe.partition(LABELS, num_clients, 10, np.random.default_rng(0))
     assert caught.value.mend
 
 
 def test_draws_that_give_everything_to_full_clients_are_repeated():
     with np.errstate(all="raise"):
-        shares = recipes.Dirichlet(alpha=1e-9).deal(LABELS, 2, 10, np.random.default_rng(0))
+        shares = recipes.Dirichlet(alpha=1e-9).partition(LABELS, 2, 10, np.random.default_rng(0))
     assert sizes(shares) == [500, 500]
 
 
 def test_a_class_without_images_is_skipped():
-    shares = recipes.Dirichlet(min_samples=1).deal(np.zeros(40, int), 2, 10, np.random.default_rng(0))
+    shares = recipes.Dirichlet(min_samples=1).partition(np.zeros(40, int), 2, 10, np.random.default_rng(0))
     assert sum(sizes(shares)) == 40
 
 

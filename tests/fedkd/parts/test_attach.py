@@ -181,7 +181,7 @@ class Phased(Supervised):
         student, drawn = site.student(job).train(), site.draw(job)
         optimiser = site.optimiser(job, student.learnable)
         batches = site.batches(self, job, drawn)
-        numbers = optimisers.descend(optimiser, batches, lambda batch: self.terms(student, batch, job))
+        numbers = optimisers.minimise(optimiser, batches, lambda batch: self.terms(student, batch, job))
         return site.close(self, job, student, drawn, numbers, optimiser)
 
 
@@ -239,7 +239,7 @@ def test_the_students_statistics_move_once_a_step(site, job):
 
 def test_the_student_is_run_if_the_client_half_does_not(problem):
     student, x = problem.initial(), torch.rand(2, 1, tiny.SIDE, tiny.SIDE)
-    with part.Watch(student, x) as watch:
+    with part.BlockRecorder(student, x) as watch:
         pass
     assert list(watch.complete()) == ["conv", "latent", "head"]
     assert not student.conv._forward_hooks

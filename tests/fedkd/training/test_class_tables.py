@@ -122,7 +122,7 @@ def test_the_ear_hears_the_first_pass_of_each_step_and_is_taken_away(problem, si
     student, drawn = problem.initial(), site.draw(job)
     with class_tables.recording(student) as outputs:
         for batch in site.batches(site.client, job, drawn):
-            outputs.attend(batch)
+            outputs.start(batch)
             expected = student(batch.x)
             student(batch.x + 1)
     assert len(outputs.logits()) == len(drawn.y)
@@ -138,5 +138,5 @@ def test_the_ear_hears_the_first_pass_of_each_step_and_is_taken_away(problem, si
 def test_recording_changes_no_byte_of_training(site, job, seed):
     site = replace(site, problem=replace(site.problem, seed=seed))
     drawn = site.draw(job)
-    outcome, _ = class_tables.descend(Supervised(), site, job, site.student(job).train(), drawn)
+    outcome, _ = class_tables.fit_recording(Supervised(), site, job, site.student(job).train(), drawn)
     tiny.assert_same_weights(outcome.payload.weights, tiny.fit(Supervised(), job, site).payload.weights)

@@ -151,4 +151,4 @@ def test_a_sample_of_clients_is_the_same_in_every_round_and_has_test_samples(pro
     ((_, who),) = set(tasks(engine))
     assert len(who) == 1
     assert who != (1,)
-    assert list(evaluation.judged_clients(replace(known.config, clients=3), None)) == [0, 1, 2]
+    assert list(evaluation.evaluated_clients(replace(known.config, clients=3), None)) == [0, 1, 2]

@@ -167,7 +167,7 @@ def test_kept_moments_survive_a_checkpoint(tmp_path):
     first, second = tiny.play(experiment, engine, count=2)
     checkpoint.commit(tmp_path, first.state, {}, "digest")
     loaded = checkpoint.load(tmp_path, experiment, "digest", warn=pytest.fail)
-    again = rounds.play(experiment, engine, loaded.state)
+    again = rounds.run_round(experiment, engine, loaded.state)
     tiny.assert_same(tiny.canonical(again.state), tiny.canonical(second.state))
 
 

@@ -69,14 +69,14 @@ def test_what_is_not_labelled_has_no_labels():
 
 def test_a_client_looks_at_the_images_that_the_server_means():
     problem = posed()
-    x = public_set.look(problem, public_set.describe(problem, 10), 2)
+    x = public_set.agreed_images(problem, public_set.describe(problem, 10), 2)
     assert torch.equal(x, problem.proxy.samples.take(public_set.part(problem, 10, 2))[0])
 
 
 @pytest.mark.parametrize("numbers", [None, {}, {"checksum": 1.0, "samples": 10.0}])
 def test_another_set_is_noticed(numbers):
     with pytest.raises(ValueError, match="checksum"):
-        public_set.look(posed(), numbers, 1)
+        public_set.agreed_images(posed(), numbers, 1)
 
 
 def test_there_must_be_a_set():

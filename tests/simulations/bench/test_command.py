@@ -37,7 +37,7 @@ def play_both(made, count=3):
     bare, engine, state = BareLoop(made), Inline(made.site), rounds.begin(made.experiment)
     for number in range(1, count + 1):
         bare.play(number, rounds.draw_cohort(made.experiment.config, number))
-        state = rounds.play(made.experiment, engine, state).state
+        state = rounds.run_round(made.experiment, engine, state).state
     return bare, state
 
 
@@ -69,7 +69,7 @@ def test_the_bare_loop_evaluates_what_a_run_evaluates():
     made = assembly(Supervised(), FedAvg(), tiny.normed, "local")
     bare, state = play_both(made)
     bare.play(4, (0, 1, 2))
-    played = rounds.play(made.experiment, Inline(made.site), state)
+    played = rounds.run_round(made.experiment, Inline(made.site), state)
     assert bare.accuracy == pytest.approx(played.row["accuracy"]["global"], abs=0.04)
     for row in played.clients:
         assert bare.own_accuracy[row["client"]] == pytest.approx(row["accuracy"], abs=0.04)
@@ -122,7 +122,7 @@ def test_the_idle_student_has_ten_thousand_parameters_and_its_clients_change_not
     experiment, site = measures.idle_experiment()
     assert sum(p.numel() for p in measures.idle_student().parameters()) == 10_000
     before = rounds.begin(experiment)
-    played = rounds.play(experiment, Inline(site), before)
+    played = rounds.run_round(experiment, Inline(site), before)
     assert not played.failures
     tiny.assert_same_weights(played.state.server.weights, before.server.weights)
 
@@ -250,7 +250,7 @@ def test_both_of_a_pair_play_the_same_cohorts_and_warm_up_is_left_out(monkeypatc
 
     def play(experiment, engine, state):
         seen.append((experiment, rounds.draw_cohort(experiment.config, state.round + 1)))
-        return rounds.play(experiment, engine, state)
+        return rounds.run_round(experiment, engine, state)
 
     monkeypatch.setattr(measures, "_play", play)
     one = assembly(Supervised(), FedAvg(), clients_per_round=2)

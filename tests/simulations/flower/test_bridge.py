@@ -83,7 +83,7 @@ FEDGEN_CLIENT = FedGenClient(FedGenClient.Config(synthetic_batch=4))
 def our_rounds(experiment: Experiment, site: LocalSite, num_rounds: int) -> RunState:
     state = rounds.begin(experiment)
     for _ in range(num_rounds):
-        state = rounds.play(experiment, tiny.FakeEngine(site), state).state
+        state = rounds.run_round(experiment, tiny.FakeEngine(site), state).state
     return state
 
 
@@ -105,7 +105,7 @@ def test_metrics_are_those_of_our_ledger(site, at):
     experiment = tiny.experiment(FedAvg(), site)
     bridge = as_flower(experiment)
     result = bridge.start(at(site), bridge.initial_arrays, num_rounds=1)
-    row = rounds.play(experiment, tiny.FakeEngine(site), rounds.begin(experiment)).row
+    row = rounds.run_round(experiment, tiny.FakeEngine(site), rounds.begin(experiment)).row
     trained, evaluated = result.train_metrics_clientapp[1], result.evaluate_metrics_clientapp[1]
     assert (trained["replies"], trained["failures"]) == (3, 0)
     assert trained["ce"] == row["terms"]["ce"]
