@@ -5,7 +5,7 @@ Source: Itahara et al., IEEE TMC 2021; docs/strategies/dsfl.md, equation 3. Serv
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from annotated_types import Ge, Gt
 from torch import Tensor
@@ -14,14 +14,11 @@ from fedkd import seeds
 from fedkd.client import Client
 from fedkd.engine import Job
 from fedkd.maths import losses
-from fedkd.participation import Batch
+from fedkd.participation import Batch, Outcome, Site
 from fedkd.payload import Payload
 from fedkd.student import Student
 from fedkd.training import forward, optimisers, public_set
 from fedkd.training.optimisers import LocalOptimiser
-
-if TYPE_CHECKING:
-    from fedkd.participation import Outcome, Site
 
 
 class DSFL(Client):
@@ -41,16 +38,16 @@ class DSFL(Client):
         else:
             yield "ce", losses.cross_entropy(logits, batch.y)
 
-    def train(self, site: "Site", job: Job) -> "Outcome":
+    def train(self, site: Site, job: Job) -> Outcome:
         x = public_set.agreed_images(site.problem, job.payload.numbers, job.round)
         return self._train_and_predict(site, job, x) if job.exchange == 0 else self._distil(site, job, x)
 
-    def _train_and_predict(self, site: "Site", job: Job, x: Tensor) -> "Outcome":
+    def _train_and_predict(self, site: Site, job: Job, x: Tensor) -> Outcome:
         outcome = site.fit(self, job)
         assert outcome.student is not None
         return replace(outcome, payload=Payload(probe_logits=forward.logits(outcome.student, x).softmax(1)))
 
-    def _distil(self, site: "Site", job: Job, x: Tensor) -> "Outcome":
+    def _distil(self, site: Site, job: Job, x: Tensor) -> Outcome:
         config, student = self.config, site.student(job).train()
         stream = seeds.stream(site.problem.seed, "distil", round=job.round, client=job.client)
         per_sample = {"target": job.payload.probe_logits}

@@ -6,7 +6,7 @@ Source: Jeong et al., arXiv 1811.11479 (FD), and FedGen's code; docs/strategies/
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge
@@ -16,15 +16,12 @@ from fedkd.client import Client
 from fedkd.engine import Job
 from fedkd.maths import divergences, losses
 from fedkd.off import Off
-from fedkd.participation import Batch
+from fedkd.participation import Batch, LocalBatches, Outcome, Site
 from fedkd.problem import Problem
 from fedkd.seeds import Stream
 from fedkd.student import Student
 from fedkd.training import class_tables
 from fedkd.training.class_tables import HeadOutputs
-
-if TYPE_CHECKING:
-    from fedkd.participation import LocalBatches, Outcome, Site
 
 
 class FedDistill(Client):
@@ -58,7 +55,7 @@ class FedDistill(Client):
             share = known.double().mean()
             yield "distil", self.config.gamma * share * self._distance(table[batch.y[known]], logits[known])
 
-    def train(self, site: "Site", job: Job) -> "Outcome":
+    def train(self, site: Site, job: Job) -> Outcome:
         """As `fit`; also sums up by label the outputs that the student gave while it trained, in train mode."""
         drawn = site.draw(job)
         outcome, outputs = class_tables.fit_recording(self, site, job, site.student(job).train(), drawn)
@@ -74,7 +71,7 @@ class FedDistill(Client):
         )
 
     def _add_up(
-        self, outputs: HeadOutputs, drawn: "LocalBatches", memory: Mapping[str, Any], classes: int
+        self, outputs: HeadOutputs, drawn: LocalBatches, memory: Mapping[str, Any], classes: int
     ) -> tuple[Tensor, Tensor]:
         """Sums of outputs (C, C) and counts (C,) by label: of this participation, and of remembered ones."""
         said_SC = outputs.logits()

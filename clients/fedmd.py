@@ -5,7 +5,7 @@ Source: Li and Wang, arXiv 1910.03581, Algorithm 1, and the authors' code; docs/
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt
 from torch import Tensor
@@ -14,15 +14,12 @@ from fedkd import seeds
 from fedkd.client import Client
 from fedkd.engine import Job
 from fedkd.maths import divergences, losses
-from fedkd.participation import Batch
+from fedkd.participation import Batch, Outcome, Site
 from fedkd.payload import Payload
 from fedkd.seeds import Stream
 from fedkd.student import Student
 from fedkd.training import forward, optimisers, public_set
 from fedkd.training.optimisers import LocalOptimiser
-
-if TYPE_CHECKING:
-    from fedkd.participation import Outcome, Site
 
 
 class FedMD(Client):
@@ -48,11 +45,11 @@ class FedMD(Client):
         else:
             yield "digest", divergences.OF_LOGITS[self.config.digest](batch.per_sample["consensus"], logits)
 
-    def train(self, site: "Site", job: Job) -> "Outcome":
+    def train(self, site: Site, job: Job) -> Outcome:
         x = public_set.agreed_images(site.problem, job.payload.numbers, job.round)
         return self._predict(site, job, x) if job.exchange == 0 else self._learn_and_revisit(site, job, x)
 
-    def _predict(self, site: "Site", job: Job, x: Tensor) -> "Outcome":
+    def _predict(self, site: Site, job: Job, x: Tensor) -> Outcome:
         """The first exchange: reports logits. It trains only in a client's first round: the initial training."""
         student = site.student(job)
         numbers = {} if "is_prepared" in job.state.memory else self._prepare(site, job, student)
@@ -61,7 +58,7 @@ class FedMD(Client):
         # Initial training is not this round's training: the probe images are labelled after the second exchange.
         return replace(outcome, payload=Payload(probe_logits=forward.logits(student, x)), state=state, student=None)
 
-    def _prepare(self, site: "Site", job: Job, student: Student) -> dict[str, float]:
+    def _prepare(self, site: Site, job: Job, student: Student) -> dict[str, float]:
         """Initial training: on the labelled public set, then on the client's own data."""
         numbers = {}
         if epochs := self.config.public_epochs:
@@ -73,7 +70,7 @@ class FedMD(Client):
         return numbers
 
     def _pass_over(
-        self, site: "Site", job: Job, student: Student, purpose: str, x: Tensor, y: Tensor, epochs: int
+        self, site: Site, job: Job, student: Student, purpose: str, x: Tensor, y: Tensor, epochs: int
     ) -> float:
         size, stream = site.problem.train.batch, self._stream(site, job, purpose)
         labelled = public_set.batches(x, {"y": y}, size, stream, epochs=epochs)
@@ -81,7 +78,7 @@ class FedMD(Client):
         optimiser = site.optimiser(job, student.train().learnable, {})
         return optimisers.minimise(optimiser, batches, lambda batch: self.terms(student, batch, job))["ce"]
 
-    def _learn_and_revisit(self, site: "Site", job: Job, x: Tensor) -> "Outcome":
+    def _learn_and_revisit(self, site: Site, job: Job, x: Tensor) -> Outcome:
         student = site.student(job).train()
         numbers = self._digest(site, job, student, x)
         drawn = site.draw(job)
@@ -90,7 +87,7 @@ class FedMD(Client):
         numbers |= optimisers.minimise(optimiser, batches, lambda batch: self.terms(student, batch, job))
         return site.close(self, job, student, drawn, numbers, optimiser)
 
-    def _digest(self, site: "Site", job: Job, student: Student, x: Tensor) -> dict[str, float]:
+    def _digest(self, site: Site, job: Job, student: Student, x: Tensor) -> dict[str, float]:
         """Learn the mean logits with a separate optimiser: the moments of one loss do not suit the other."""
         per_sample = {"consensus": job.payload.probe_logits}
         config, stream = self.config, self._stream(site, job, "digest")
@@ -99,5 +96,5 @@ class FedMD(Client):
         optimiser = LocalOptimiser(site.problem.train, student.learnable, lr)
         return optimisers.minimise(optimiser, batches, lambda batch: self.terms(student, batch, job))
 
-    def _stream(self, site: "Site", job: Job, purpose: str) -> Stream:
+    def _stream(self, site: Site, job: Job, purpose: str) -> Stream:
         return seeds.stream(site.problem.seed, purpose, round=job.round, client=job.client)

@@ -5,7 +5,7 @@ Source: Tan et al., AAAI 2022, equations 3 and 7; docs/strategies/fedproto.md, e
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Ge
 from torch import Tensor
@@ -15,12 +15,9 @@ from fedkd.engine import Job
 from fedkd.maths import losses
 from fedkd.models.predictors import Predictor, Prototypes, SingleModel
 from fedkd.off import Off
-from fedkd.participation import Batch
+from fedkd.participation import Batch, LocalBatches, Outcome, Site
 from fedkd.student import Student
 from fedkd.training import class_tables, forward
-
-if TYPE_CHECKING:
-    from fedkd.participation import LocalBatches, Outcome, Site
 
 
 class FedProto(Client):
@@ -45,7 +42,7 @@ class FedProto(Client):
         known = counts[batch.y] > 0
         yield "prototype", self.config.lam * ((z - prototypes[batch.y]).square().mean(1) * known).mean()
 
-    def train(self, site: "Site", job: Job) -> "Outcome":
+    def train(self, site: Site, job: Job) -> Outcome:
         student = site.student(job).train()
         drawn = site.draw(job)
         outcome, outputs = class_tables.fit_recording(self, site, job, student, drawn)
@@ -67,7 +64,7 @@ class FedProto(Client):
         return Prototypes(prototypes, counts != 0)
 
 
-def last_epoch(drawn: "LocalBatches", num_examples: int) -> int:
+def last_epoch(drawn: LocalBatches, num_examples: int) -> int:
     """The last step from which at least `num_examples` samples are drawn to the end; 0 if there is none."""
     samples = 0
     for step in reversed(range(len(drawn.sizes))):

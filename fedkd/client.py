@@ -18,7 +18,7 @@ from fedkd.student import Student, copied
 
 
 class Client:
-    """A loss of named terms, and a report after training. It does not deal with train loop, device or bytes."""
+    """A loss of named terms, and a report after training. The train loop, device and bytes are not its concern."""
 
     sends: ClassVar[frozenset[str]] = frozenset({"weights"})
     # Kinds in `sends` whose rows are not by label here, although other halves' are: label noise remains possible.

@@ -16,7 +16,7 @@ from torch import Tensor
 
 CONSTANT = {"is_stored": False}  # metadata of a field that is equal in all states of a run
 
-
+_hints = cache(get_type_hints)
 _SCALARS: dict[type, tuple[type, ...]] = {bool: (bool,), int: (int, float), float: (float, int), str: (str,)}
 
 
@@ -162,11 +162,6 @@ def _dataclasses(hint: Any) -> set[type]:
     if isinstance(hint, type) and is_dataclass(hint):
         return {hint}
     return {kind for part in get_args(hint) for kind in _dataclasses(part)}
-
-
-@cache
-def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
 
 
 def _tensor(template: Any, tensor: Tensor, path: str) -> Tensor:

@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, get_type_hints
@@ -19,6 +19,7 @@ from fedkd.errors import ConfigError, Mistake
 Path = tuple[str, ...]
 Checked = tuple[Any, list[Mistake]]  # the checked value with all defaults filled in, or None; and what is wrong
 
+_adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
 _MESSAGES = {
     "greater_than_equal": "must be at least {ge}",
     "greater_than": "must be greater than {gt}",
@@ -116,7 +117,7 @@ def check(cls: type[Any], draft: Draft, prefix: Path, only: list[str] | None = N
     known, strangers = _sift(cls, _part(node, only) if only is not None else node, prefix)
     mistakes = [unknown_key(path, draft) for path in strangers]
     try:
-        adapter = _adapter(cls)  # type: ignore[arg-type]
+        adapter = _adapter(cls)
         value = adapter.validate_json(json.dumps(known), strict=True)
         # Validated again: defaults are not yet checked, and `alpha: float = 10` must become 10.0, as it reads back.
         return (None if mistakes else adapter.validate_json(adapter.dump_json(value), strict=True)), mistakes
@@ -335,11 +336,6 @@ def _recipes() -> Mapping[str, type[Any]]:
     from fedkd.data import partition  # late: NumPy takes a third of an error's time
 
     return partition.RECIPES
-
-
-@cache
-def _adapter(cls: type[Any]) -> TypeAdapter[Any]:
-    return TypeAdapter(cls)
 
 
 def _part(node: Mapping[str, Any], keys: list[str]) -> dict[str, Any]:

@@ -73,13 +73,11 @@ def split(
     rng: Rng,
     left: np.ndarray | None = None,
 ) -> Partition:
-    """Deal training and test samples to clients; each gets at least one to train on.
+    """Divide training and test samples among clients; each gets at least one to train on.
 
-    A client gets no test sample if there are too few, or none of a class that it holds.
-
-    `left` are the training samples to deal, ascending; None: all.
-
-    `rng` is `seeds.stream(seed, "partition").numpy()`; fedgen-dirichlet uses its own instead.
+    A client gets no test sample if there are too few, or none of a class that it holds. `left` are the training
+    samples to divide, ascending; None: all. `rng` is `seeds.stream(seed, "partition").numpy()`; fedgen-dirichlet
+    uses its own instead.
     Errors: ConfigError if the recipe cannot be followed.
     """
     rng = recipe.generator(rng)
@@ -105,7 +103,7 @@ def _pool(samples: int | None, available: int, rng: Rng) -> np.ndarray:
 
 
 def _matched(counts: np.ndarray, test_labels: np.ndarray, rng: Rng, recipe: Recipe) -> Shares:
-    """Test images of each class, in the proportions of its dealt training images."""
+    """Test images of each class, in the proportions of its training images among the clients."""
     give = _keep_each_supplied(_apportion(counts, np.bincount(test_labels, minlength=counts.shape[1]), rng), counts)
     # Shuffled: the second half of MNIST's test set is harder than the first.
     return _hand_out(give, [rng.permutation(np.flatnonzero(test_labels == label)) for label in range(counts.shape[1])])
@@ -116,8 +114,8 @@ def _own_distribution(counts: np.ndarray, test_labels: np.ndarray, rng: Rng, rec
     assert isinstance(recipe, ClientDirichlet)
     index = [np.flatnonzero(test_labels == label) for label in range(counts.shape[1])]
     have, shares = np.array([len(images) for images in index]), []
-    for law in counts / counts.sum(1, keepdims=True):
-        give = np.minimum(rng.multinomial(recipe.tests, law), have)
+    for distribution in counts / counts.sum(1, keepdims=True):
+        give = np.minimum(rng.multinomial(recipe.tests, distribution), have)
         mine = [rng.permutation(images)[:size] for images, size in zip(index, give, strict=True)]
         shares.append(np.sort(np.concatenate(mine)))
     return shares
@@ -140,7 +138,7 @@ _TESTS: dict[str, Callable[[np.ndarray, np.ndarray, Rng, Recipe], Shares]] = {
 def _apportion(counts: np.ndarray, available: np.ndarray, rng: Rng) -> np.ndarray:
     """Share out `available` (C,) in proportion to `counts` (clients, C) by largest remainders, ties at random.
 
-    Classes without holders are not dealt.
+    Images of classes without holders go to nobody.
     """
     quota, holders = counts * available, np.maximum(counts.sum(0), 1)
     give = quota // holders

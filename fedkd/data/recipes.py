@@ -1,4 +1,4 @@
-"""How training samples are dealt to clients: seven recipes, each a schema and a pure function over the labels.
+"""How training samples are divided among clients: seven recipes, each a schema and a pure function over the labels.
 
 A recipe draws only from the given generator. NumPy's legacy RandomState is accepted too, because published partitions
 use it. See docs/partitions.md.
@@ -8,29 +8,27 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import numpy as np
 from annotated_types import Ge, Gt, Le
 
+from fedkd.config import Schema
 from fedkd.errors import ConfigError
 
 Rng = np.random.Generator | np.random.RandomState
-Shares = list[np.ndarray]  # per client: indices into the dealt labels
+Shares = list[np.ndarray]  # per client: indices into the labels
 Drawn = TypeVar("Drawn")
 
 TRIES = 1000  # draws of a random partition before it counts as impossible
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe(ABC):
+class Recipe(Schema, ABC):
     """Base of all recipes."""
 
-    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}  # pydantic: an unknown key is an error
     samples: Annotated[int, Ge(1)] | None = None  # training images used, a random subset; null: all
-    test: Literal["matched", "classes"] = (
-        "matched"  # local test split: training proportions; equal parts of own classes
-    )
+    test: Literal["matched", "classes"] = "matched"  # test split: training proportions, or equal parts of own classes
 
     def generator(self, rng: Rng) -> Rng:
         """The generator of this recipe: the run's, unless its definition fixes another."""
@@ -57,7 +55,7 @@ class Dirichlet(Recipe):
 
     name: Literal["dirichlet"] = "dirichlet"
     alpha: Annotated[float, Gt(0)] = 0.5  # paper: beta; small is skewed
-    min_samples: Annotated[int, Ge(1)] = 10  # drawn anew until each client has as many
+    min_samples: Annotated[int, Ge(1)] = 10  # redrawn until each client has this many
 
     def partition(self, labels: np.ndarray, num_clients: int, num_classes: int, rng: Rng) -> Shares:
         _require(len(labels), num_clients, self.min_samples, "min_samples")
@@ -74,7 +72,7 @@ class FedGenDirichlet(Recipe):
     name: Literal["fedgen-dirichlet"] = "fedgen-dirichlet"
     alpha: Annotated[float, Gt(0)] = 0.1
     ratio: Annotated[float, Gt(0), Le(1)] = 0.5  # at most this share of each class and of the training set is used
-    min_size: Annotated[int, Ge(1)] = 10  # drawn anew until each client has as many; EMNIST's: 10 a class, 260
+    min_size: Annotated[int, Ge(1)] = 10  # redrawn until each client has this many; EMNIST's: 10 per class, 260
     seed: Annotated[int, Ge(0), Le(2**32 - 1)] = 42  # not the run's: one partition for all seeds
     test: Literal["matched", "classes"] = "classes"
 
@@ -101,9 +99,9 @@ class ClientDirichlet(Recipe):
 
     name: Literal["client-dirichlet"] = "client-dirichlet"
     alpha: Annotated[float, Gt(0)] = 0.5  # small is skewed; not the same skew as dirichlet's at the same alpha
-    per_client: Annotated[int, Ge(1)] | None = None  # training images of each client; null: all that there are
-    test: Literal["matched", "classes", "law"] = "law"  # type: ignore[assignment]  # law: own law, images may be shared
-    tests: Annotated[int, Ge(1)] = 400  # test images a client gets under `law`
+    per_client: Annotated[int, Ge(1)] | None = None  # training images of each client; null: an equal share of all
+    test: Literal["matched", "classes", "law"] = "law"  # type: ignore[assignment]  # law: own distribution, shared images
+    tests: Annotated[int, Ge(1)] = 400  # test images of each client under `law`
 
     def partition(self, labels: np.ndarray, num_clients: int, num_classes: int, rng: Rng) -> Shares:
         size = len(labels) // num_clients if self.per_client is None else self.per_client
@@ -171,9 +169,7 @@ class Classes(Recipe):
             raise ConfigError(what, where="partition", mend="raise clients or partition.classes_per_client")
 
     def _covering(self, num_clients: int, num_classes: int, rng: Rng) -> np.ndarray:
-        """Which client holds which class, (clients, classes) bool. Redraws until every class has a holder, unlike the
-        reference, which crashes.
-        """
+        """Which client holds which class, (clients, classes) bool; redrawn until every class has a holder."""
         for _ in range(TRIES):
             holds = np.zeros((num_clients, num_classes), bool)
             for client in range(num_clients):
@@ -183,7 +179,7 @@ class Classes(Recipe):
                 holds[client, rng.permutation(others)[: self.classes_per_client - 1]] = True
             if holds.any(0).all():
                 return holds
-        what = f"in {TRIES} draws some class stayed without a client"
+        what = f"in {TRIES} draws, some class always had no client"
         raise ConfigError(what, where="partition", mend="raise clients or partition.classes_per_client")
 
 
@@ -193,7 +189,7 @@ class Quantity(Recipe):
 
     name: Literal["quantity"] = "quantity"
     beta: Annotated[float, Gt(0)] = 0.5  # small is skewed
-    min_samples: Annotated[int, Ge(1)] = 10  # drawn anew until each client has as many
+    min_samples: Annotated[int, Ge(1)] = 10  # redrawn until each client has this many
 
     def partition(self, labels: np.ndarray, num_clients: int, num_classes: int, rng: Rng) -> Shares:
         _require(len(labels), num_clients, self.min_samples, "min_samples")
@@ -219,7 +215,7 @@ RECIPES: dict[str, type[Recipe]] = {
 
 
 def dirichlet(labels: np.ndarray, num_clients: int, num_classes: int, alpha: float, least: int, rng: Rng) -> Shares:
-    """NIID-Bench's label skew before its final shuffle, drawn anew until each client has `least` images."""
+    """NIID-Bench's label skew before its final shuffle, redrawn until each client has `least` images."""
     have = np.bincount(labels, minlength=num_classes)
     order = list(range(num_classes))
     return fedgen_dirichlet(labels, num_clients, order, have, len(labels) / num_clients, alpha, least, rng)
@@ -235,7 +231,7 @@ def fedgen_dirichlet(
     least: int,
     rng: Rng,
 ) -> Shares:
-    """FedGen's label skew, drawn anew until each client has `least` images.
+    """FedGen's label skew, redrawn until each client has `least` images.
 
     Classes in `order`; of class l the first `used[l]` shuffled images; clients that hold `cap` images get no more.
     """
@@ -260,17 +256,17 @@ def fedgen_dirichlet(
     return [np.concatenate(mine) for mine in zip(*by_class, strict=True)]
 
 
-def _without_replacement(law: np.ndarray, left: np.ndarray, size: int, rng: Rng) -> np.ndarray:
-    """How many images (C,) of each class a client gets: draws from `law`, and over the rest when a class runs out.
+def _without_replacement(distribution: np.ndarray, left: np.ndarray, size: int, rng: Rng) -> np.ndarray:
+    """How many images (C,) of each class a client gets: drawn from `distribution`, restricted to classes that are left.
 
     If only classes of probability 0 are left, these are equally likely.
     """
-    give = np.zeros(len(law), int)
+    give = np.zeros(len(distribution), int)
     while (missing := size - give.sum()) > 0:
-        open_law = law * (give < left)
-        if not open_law.sum() > 0:
-            open_law = (give < left).astype(float)
-        give = np.minimum(give + rng.multinomial(missing, open_law / open_law.sum()), left)
+        possible = distribution * (give < left)
+        if not possible.sum() > 0:
+            possible = (give < left).astype(float)
+        give = np.minimum(give + rng.multinomial(missing, possible / possible.sum()), left)
     return give
 
 
@@ -296,7 +292,7 @@ def _retry(draw: Callable[[], tuple[Drawn, float]], least: int, key: str) -> Dra
             return drawn
         best = max(best, smallest)
     images = f"{least} training image{'s' * (least > 1)}"
-    what = f"no draw of {TRIES} gave each client {images}; the best left one with {int(best)}"
+    what = f"none of {TRIES} draws gave each client {images}; the best left one client with {int(best)}"
     raise ConfigError(
         what, where="partition", mend=f"raise partition.{key}, or lower clients or the images each must have"
     )

@@ -123,55 +123,36 @@ def _fedgen_cnn(shape: Shape, norm: Norm) -> Extractor:
     """FedGen's code: strided 3x3 convolutions; z is linear, of width 32."""
     channels, height, width = shape
     pixels = -(-height // 4) * -(-width // 4)  # each stride of 2 rounds up
-    blocks: dict[str, nn.Module] = {
-        "conv1": _strided(channels, 6, norm),
-        "conv2": _strided(6, 16, norm),
-        "latent": _sequence(flatten=nn.Flatten(), linear=nn.Linear(16 * pixels, 32)),
-    }
-    return OrderedDict(blocks), 32
+    conv1, conv2 = _strided(channels, 6, norm), _strided(6, 16, norm)
+    latent = _sequence(flatten=nn.Flatten(), linear=nn.Linear(16 * pixels, 32))
+    return OrderedDict(conv1=conv1, conv2=conv2, latent=latent), 32
 
 
-def _mcmahan_cnn(shape: Shape, norm: Norm) -> Extractor:
-    """McMahan et al., AISTATS 2017: padded 5x5 convolutions, so 1,663,370 parameters on MNIST."""
-    channels, height, width = shape
-    blocks: dict[str, nn.Module] = {
-        "conv1": _pooled(channels, 32, padding=2),
-        "conv2": _pooled(32, 64, padding=2),
-        "fc1": _dense(64 * (height // 4) * (width // 4), 512),
-    }
-    return OrderedDict(blocks), 512
+def _pooled_cnn(first: int, second: int, dense: int) -> Callable[[Shape, Norm], Extractor]:
+    """Padded 5x5 convolutions with pooling, of these widths (McMahan et al., AISTATS 2017)."""
+
+    def extractor(shape: Shape, norm: Norm) -> Extractor:
+        channels, height, width = shape
+        conv1, conv2 = _pooled(channels, first, padding=2), _pooled(first, second, padding=2)
+        return OrderedDict(conv1=conv1, conv2=conv2, fc1=_dense(second * (height // 4) * (width // 4), dense)), dense
+
+    return extractor
 
 
-def _knfu_cnn(shape: Shape, norm: Norm) -> Extractor:
-    """Strided 5x5 convolutions without normalisation: 114 thousand parameters on MNIST."""
-    return _strided5(shape, None)
+def _knfu_cnn(has_norms: bool) -> Callable[[Shape, Norm], Extractor]:
+    """Strided 5x5 convolutions, normalised for FedFuse without a public set."""
 
+    def extractor(shape: Shape, norm: Norm) -> Extractor:
+        channels, height, width = shape
+        pixels = -(-height // 4) * -(-width // 4)  # each stride of 2 rounds up
 
-def _knfu_cnn_bn(shape: Shape, norm: Norm) -> Extractor:
-    """The same, normalised after each convolution, for FedFuse without a public set."""
-    return _strided5(shape, norm)
+        def convolution(inputs: int, outputs: int) -> nn.Sequential:
+            norms = {"norm": _norm(norm, outputs)} if has_norms else {}
+            return _sequence(conv=nn.Conv2d(inputs, outputs, 5, stride=2, padding=2), **norms, relu=nn.ReLU())
 
+        return OrderedDict(conv1=convolution(channels, 16), conv2=convolution(16, 32), fc1=_dense(32 * pixels, 64)), 64
 
-def _strided5(shape: Shape, norm: Norm | None) -> Extractor:
-    channels, height, width = shape
-    pixels = -(-height // 4) * -(-width // 4)  # each stride of 2 rounds up
-
-    def convolution(inputs: int, outputs: int) -> nn.Sequential:
-        norms = {} if norm is None else {"norm": _norm(norm, outputs)}
-        return _sequence(conv=nn.Conv2d(inputs, outputs, 5, stride=2, padding=2), **norms, relu=nn.ReLU())
-
-    return OrderedDict(conv1=convolution(channels, 16), conv2=convolution(16, 32), fc1=_dense(32 * pixels, 64)), 64
-
-
-def _fedd2s_cnn(shape: Shape, norm: Norm) -> Extractor:
-    """Padded 5x5 convolutions with pooling, as FedD2S is measured on: 215,370 parameters on MNIST."""
-    channels, height, width = shape
-    blocks: dict[str, nn.Module] = {
-        "conv1": _pooled(channels, 16, padding=2),
-        "conv2": _pooled(16, 32, padding=2),
-        "fc1": _dense(32 * (height // 4) * (width // 4), 128),
-    }
-    return OrderedDict(blocks), 128
+    return extractor
 
 
 def _lenet5(shape: Shape, norm: Norm) -> Extractor:
@@ -179,13 +160,8 @@ def _lenet5(shape: Shape, norm: Norm) -> Extractor:
     channels, height, width = shape
     padding = [max(0, -(-(32 - side) // 2)) for side in (height, width)]
     rows, columns = (((side + 2 * pad - 4) // 2 - 4) // 2 for side, pad in zip((height, width), padding, strict=True))
-    blocks: dict[str, nn.Module] = {
-        "conv1": _pooled(channels, 6, padding=(padding[0], padding[1])),
-        "conv2": _pooled(6, 16, padding=0),
-        "fc1": _dense(16 * rows * columns, 120),
-        "fc2": _dense(120, 84),
-    }
-    return OrderedDict(blocks), 84
+    conv1, conv2 = _pooled(channels, 6, padding=(padding[0], padding[1])), _pooled(6, 16, padding=0)
+    return OrderedDict(conv1=conv1, conv2=conv2, fc1=_dense(16 * rows * columns, 120), fc2=_dense(120, 84)), 84
 
 
 def _mlp(shape: Shape, norm: Norm) -> Extractor:
@@ -267,10 +243,10 @@ _ARCHITECTURES = {
     "mlp": Architecture(_mlp),
     "lenet5": Architecture(_lenet5, layout=torch.channels_last),
     "fedgen-cnn": Architecture(_fedgen_cnn, least_side=5, has_norms=True),
-    "mcmahan-cnn": Architecture(_mcmahan_cnn, least_side=4, layout=torch.channels_last),
-    "knfu-cnn": Architecture(_knfu_cnn),
-    "knfu-cnn-bn": Architecture(_knfu_cnn_bn, least_side=5, has_norms=True),
-    "fedd2s-cnn": Architecture(_fedd2s_cnn, least_side=4, layout=torch.channels_last),
+    "mcmahan-cnn": Architecture(_pooled_cnn(32, 64, 512), least_side=4, layout=torch.channels_last),
+    "knfu-cnn": Architecture(_knfu_cnn(has_norms=False)),
+    "knfu-cnn-bn": Architecture(_knfu_cnn(has_norms=True), least_side=5, has_norms=True),
+    "fedd2s-cnn": Architecture(_pooled_cnn(16, 32, 128), least_side=4, layout=torch.channels_last),
     "resnet8": Architecture(_resnet(units=1), least_side=5, has_norms=True, layout=torch.channels_last),
     "resnet20": Architecture(_resnet(units=3), least_side=5, has_norms=True, layout=torch.channels_last),
 }

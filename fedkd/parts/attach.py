@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from fedkd.configuration import naming
 from fedkd.engine import Job
 from fedkd.errors import ConfigError
 from fedkd.models.predictors import Predictor
-from fedkd.participation import Batch, Trained
+from fedkd.participation import Batch, Outcome, Site, Trained
 from fedkd.parts import guards, part
 from fedkd.parts.graph import Graph
 from fedkd.parts.layers import Layers
@@ -32,9 +32,6 @@ from fedkd.problem import Problem
 from fedkd.strategy import Strategy
 from fedkd.student import Student
 from fedkd.training import forward
-
-if TYPE_CHECKING:
-    from fedkd.participation import Outcome, Site
 
 Taps = Mapping[str, Mapping[str, tuple[str, ...]]]  # architecture -> frozen teacher -> compared blocks
 
@@ -84,10 +81,10 @@ def make(config: PartsConfig, seed: int) -> tuple[Part, ...]:
 
 
 @dataclass(frozen=True)
-class Acting:
+class Context:
     """What a copy of the client half knows during one participation."""
 
-    site: "Site"
+    site: Site
     job: Job  # the original one; phases of a client half may change theirs
     memory: Mapping[str, Weights]  # of parts
     loaded: dict[str, Student] = field(default_factory=dict)  # frozen teachers, each loaded once per participation
@@ -110,18 +107,18 @@ class WithParts(Client):
     parts: tuple[Part, ...] = ()
     decay: float = 1.0  # of the moving average, per step
     taps: Taps = MappingProxyType({})
-    acting: Acting | None = None
+    context: Context | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (self.inner, self.config, self.parts, self.decay, self.taps)
 
-    def train(self, site: "Site", job: Job) -> "Outcome":
+    def train(self, site: Site, job: Job) -> Outcome:
         state = job.state
         copy = _rebuild(self.inner, self.config, self.parts, self.decay, self.taps)
-        copy.acting = Acting(site, job, state.memory.get(MEMORY, {}))
+        copy.context = Context(site, job, state.memory.get(MEMORY, {}))
         return super(WithParts, copy).train(site, replace(job, state=replace(state, memory=_without(state.memory))))
 
-    def precompute(self, site: "Site", job: Job, x: Tensor, y: Tensor, position: Tensor) -> Mapping[str, Tensor]:
+    def precompute(self, site: Site, job: Job, x: Tensor, y: Tensor, position: Tensor) -> Mapping[str, Tensor]:
         return {**super().precompute(site, job, x, y, position), **self._precompute(x, y)}
 
     def draw(self, job: Job, y: Tensor, step: int, generator: torch.Generator) -> Mapping[str, Tensor]:
@@ -173,10 +170,10 @@ class WithParts(Client):
         per_sample: dict[str, Tensor] = {}
         if not self._sources:
             return per_sample
-        acting = self._acting
-        taps = self.taps[acting.site.problem.architecture(acting.job.client)]
+        context = self._context
+        taps = self.taps[context.site.problem.architecture(context.job.client)]
         for source, parts in self._sources.items():
-            teacher = acting.frozen(source)
+            teacher = context.frozen(source)
             if teacher is None:
                 continue
             per_sample |= part.answers(source, teacher, x, taps.get(source, ()), forward.EVALUATION_BATCH)
@@ -185,16 +182,16 @@ class WithParts(Client):
         return per_sample
 
     def _ask(self, source: str | None, x: Tensor) -> Tensor | None:
-        teacher = self._acting.frozen(source) if source is not None else None
+        teacher = self._context.frozen(source) if source is not None else None
         return forward.logits(teacher, x) if teacher is not None else None
 
     def _kept(self, trained: Trained) -> dict[str, Weights]:
         """The parts' next memory: the trained student, and the moving average, updated once per participation."""
-        kept = dict(self._acting.memory)
+        kept = dict(self._context.memory)
         if not trained.steps:
             return kept
         if "ema" in self._sources:
-            start = self._acting.frozen("ema")
+            start = self._context.frozen("ema")
             assert start is not None  # it starts as the received student
             kept["ema"] = average(start.weights, trained.student.weights, self.decay**trained.steps)
         if "own" in self._sources:
@@ -202,10 +199,10 @@ class WithParts(Client):
         return kept
 
     @property
-    def _acting(self) -> Acting:
-        if self.acting is None:
+    def _context(self) -> Context:
+        if self.context is None:
             raise RuntimeError("parts have teachers only within a participation: call train")
-        return self.acting
+        return self.context
 
 
 def average(old: Weights, new: Weights, decay: float) -> Weights:

@@ -6,7 +6,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,12 +18,10 @@ from fedkd.configuration import naming
 from fedkd.engine import ClientId, ClientState, Job
 from fedkd.errors import ConfigError, EngineError
 from fedkd.models.predictors import Predictor
+from fedkd.participation import Outcome, Site
 from fedkd.payload import Payload
 from fedkd.problem import Problem
 from fedkd.seeds import Stream
-
-if TYPE_CHECKING:
-    from fedkd.participation import Outcome, Site
 
 Draw = Callable[[Tensor, float, Stream], Tensor]  # counts (C,) int64, epsilon, the client's stream -> with noise
 
@@ -119,7 +117,7 @@ class Private(Client):
         self.inner, self.privacy, self.seed, self.draw_noise = inner, privacy, seed, draw
         self.personal_predictor = inner.personal_predictor
 
-    def train(self, site: "Site", job: Job) -> "Outcome":
+    def train(self, site: Site, job: Job) -> Outcome:
         outcome = self.inner.train(site, _without(job))
         release, payload = self._cover(site, job, outcome.payload)
         state = outcome.state
@@ -131,7 +129,7 @@ class Private(Client):
     def predictor(self, job: Job) -> Predictor:
         return self.inner.predictor(_without(job))
 
-    def _cover(self, site: "Site", job: Job, payload: Payload) -> tuple[Mapping[str, Any] | None, Payload]:
+    def _cover(self, site: Site, job: Job, payload: Payload) -> tuple[Mapping[str, Any] | None, Payload]:
         """The client's release so far, and the payload with counts that depend on the release alone."""
         release, epsilon, counts_C = job.state.memory.get(MEMORY), self.privacy.label_epsilon, payload.label_counts
         if epsilon is None or counts_C is None or not bool(counts_C.any()):

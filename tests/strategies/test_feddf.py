@@ -93,7 +93,7 @@ def test_the_average_comes_nearer_to_the_mean_of_logits():
 
 def test_the_teacher_is_the_mean_of_logits_and_not_of_probabilities(monkeypatch):
     problem, seen = posed(), []
-    monkeypatch.setattr(feddf, "judged", lambda student, x, teacher, y: (seen.append(teacher), {"gap": 0.0})[1])
+    monkeypatch.setattr(feddf, "measure", lambda student, x, teacher, y: (seen.append(teacher), {"gap": 0.0})[1])
     each = [weights_of(problem, seed) for seed in (1, 2)]
     scaled = [{name: 20 * value for name, value in weights.items()} for weights in each]
     aggregate(problem, [reply(k, weights) for k, weights in enumerate(scaled)])
@@ -104,7 +104,7 @@ def test_the_teacher_is_the_mean_of_logits_and_not_of_probabilities(monkeypatch)
 
 def test_teachers_count_by_examples_if_asked(monkeypatch):
     problem, seen = posed(), []
-    monkeypatch.setattr(feddf, "judged", lambda student, x, teacher, y: (seen.append(teacher), {"gap": 0.0})[1])
+    monkeypatch.setattr(feddf, "measure", lambda student, x, teacher, y: (seen.append(teacher), {"gap": 0.0})[1])
     each = [weights_of(problem, seed) for seed in (1, 2)]
     aggregate(problem, [reply(k, w, size=1 + 2 * k) for k, w in enumerate(each)], teachers="examples")
     one, two = (forward.logits(problem.initial().load(w), X).double() for w in each)

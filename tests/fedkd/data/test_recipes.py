@@ -160,7 +160,7 @@ def test_no_recipe_touches_the_global_generators():
         (recipes.Classes(classes_per_client=11), 5, "there are 10 classes"),
         (recipes.Classes(classes_per_client=1), 5, "cannot hold all 10 classes"),
         (recipes.Classes(classes_per_client=1), 1001, r"class 0 has 100 training images for 101 clients"),
-        (recipes.Dirichlet(alpha=0.01), 100, "no draw of 1000 gave each client 10"),
+        (recipes.Dirichlet(alpha=0.01), 100, "none of 1000 draws gave each client 10"),
     ],
 )
 def test_impossible_recipe_is_an_error_with_a_mend(recipe, num_clients, says):
