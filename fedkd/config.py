@@ -31,7 +31,7 @@ class DataConfig(Schema):
 @dataclass(frozen=True, kw_only=True)
 class StudentsConfig(Schema):
     name: str = "fedgen-cnn"  # a student of fedkd.models.students; in a mixture, the server's own student
-    mix: dict[str, float] | list[str] | None = None  # shares by architecture, or one per client; null: `name` for all
+    mix: dict[str, Annotated[float, Gt(0)]] | list[str] | None = None  # shares, or one per client; null: `name` for all
     assign: Literal["shuffled", "size"] = "shuffled"  # mixture by shares: at random, or in order of rising data size
     mixed: Literal["refuse", "groups"] = "refuse"  # averaging weights in a mixture: an error, or one group each
     common_init: bool = True  # clients of one architecture start from the same weights

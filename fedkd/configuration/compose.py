@@ -7,6 +7,7 @@ All of these share one grammar, a list of entries `key: value`:
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,7 @@ from omegaconf import OmegaConf
 from fedkd import errors, plain_text, strict_yaml
 from fedkd.config import RunConfig, StudentsConfig
 from fedkd.configuration import hinting, naming, validate
-from fedkd.configuration.resolved import Resolved
+from fedkd.configuration.resolved import DEFAULT, Resolved
 from fedkd.errors import ConfigError, Mistake
 from fedkd.strict_yaml import Value
 
@@ -147,6 +148,19 @@ def setting_of(strategy: Mapping[str, Any], chosen: str = "", *, conf: Path | No
     return naming.setting_of(strategy, _settings(conf or CONF, options("strategy", conf=conf)), chosen)
 
 
+def unchanged_setting(strategy: Mapping[str, Any]) -> str:
+    """The setting's name of a complete strategy if all values equal the setting's; else empty. Imports torch."""
+    name = naming.of(strategy)
+    return name if name in options("strategy") and {**strategy, "setting": None} == _complete(name) else ""
+
+
+@cache
+def _complete(setting: str) -> dict[str, Any]:
+    """A setting with the defaults of its halves."""
+    complete, _ = validate.check_strategy(draft([f"strategy={setting}"]))
+    return dict(complete)
+
+
 @cache
 def _halves() -> dict[str, tuple[str, str]]:
     nodes = {name: node("strategy", name) for name in options("strategy")}
@@ -220,10 +234,35 @@ def as_override(option: str) -> str:
 
 
 def _raise(mistakes: Sequence[Mistake]) -> None:
+    mistakes = _of_other_version(mistakes)
     mistakes = [hinting.better(mistake, _halves) for mistake in mistakes]
     if len(mistakes) > 1:  # a table has room for one way to mend each
         mistakes = [replace(mistake, mend=mistake.mend.split("   ")[0]) for mistake in mistakes]
     errors.refuse(mistakes)
+
+
+def _of_other_version(mistakes: Sequence[Mistake]) -> list[Mistake]:
+    """Joins the unknown keys on lines that a run wrote, file by file: the version of that run knew them."""
+    unknown: dict[str, list[Mistake]] = {}
+    for mistake in mistakes:
+        file, _, line = mistake.where.rpartition(":")
+        if mistake.what.startswith("unknown key '") and line.isdecimal() and _is_written_by_run(file, int(line)):
+            unknown.setdefault(file, []).append(mistake)
+    joined = []
+    for file, strangers in unknown.items():
+        keys = ", ".join(mistake.what.split("'")[1] for mistake in strangers)
+        what = f"another version of fedkd wrote this file, with keys that this version does not have: {keys}"
+        joined.append(Mistake(what, file, "delete the lines of these keys in a copy, or use that version"))
+    known = {mistake for strangers in unknown.values() for mistake in strangers}
+    return [*joined, *(mistake for mistake in mistakes if mistake not in known)]
+
+
+def _is_written_by_run(file: str, line: int) -> bool:
+    """Whether a line is `key: value  # source` in a file that `Resolved.to_yaml` wrote."""
+    with suppress(OSError, UnicodeDecodeError, IndexError):
+        text = Path(file).read_text(encoding="utf-8")
+        return f"  # {DEFAULT}\n" in text and "  # " in text.splitlines()[line - 1]
+    return False
 
 
 def _of_command_line(args: Iterable[str], conf: Path, mistakes: list[Mistake]) -> list[Layer]:

@@ -88,6 +88,15 @@ def of_halves(strategy: str, client: str) -> list[Key] | None:
     return None if server is None or own is None else _joined(server, own)
 
 
+def may_disagree(strategy: str, client: str) -> bool:
+    """Whether both halves may declare a shared key differently: their texts differ, or only an import would tell."""
+    server, own = of_half("strategies", strategy), of_half("clients", client)
+    if server is None or own is None:
+        return True
+    declared = {key.name: (key.type, key.range, key.default) for key in server}
+    return any(declared.get(key.name) not in (None, (key.type, key.range, key.default)) for key in own)
+
+
 def of_algorithm(strategy: str, client: str) -> list[Key]:
     """`of_halves`, with an import if necessary. Raises ConfigError if there is no such half."""
     server, own = of_half("strategies", strategy), of_half("clients", client)
@@ -177,6 +186,8 @@ def _type(node: ast.expr) -> str:
             return " | ".join(strict_yaml.write(ast.literal_eval(option)) for option in options)
         case ast.Subscript(value=ast.Name(id="list"), slice=kind):
             return f"list of {_type(kind)}"
+        case ast.Subscript(value=ast.Name(id="dict"), slice=ast.Tuple(elts=[_, kind])):
+            return f"dict[str, {_type(kind)}]"
         case ast.Constant(value=None):
             return "null"
         case ast.Name(id="str"):

@@ -54,12 +54,6 @@ class Resolved:
         """Dotted key -> value, in the order of the schema."""
         return flat(dataclasses.asdict(self.config))
 
-    def as_in_conf(self, group: str) -> str:
-        """The option of a group if all its values equal those of conf; else empty."""
-        option = self.choices.get(group, "")
-        origins = {source for key, source in self.sources.items() if key.startswith(f"{group}.")}
-        return option if origins <= {DEFAULT, f"conf/{group}/{option}.yaml"} else ""
-
     def to_yaml(self) -> str:
         """Text from which `fedkd run` restores this configuration; each value has its source as a comment."""
         lines = list(_lines(dataclasses.asdict(self.config)))

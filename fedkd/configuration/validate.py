@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import inspect
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -10,6 +11,7 @@ from functools import cache
 from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic.errors import PydanticUserError
 
 from fedkd import strict_yaml
 from fedkd.config import AlgorithmConfig, RunConfig
@@ -97,7 +99,7 @@ def check_strategy(draft: Draft) -> Checked:
     shared, mistakes = check(AlgorithmConfig, draft, ("strategy",), only=_names(AlgorithmConfig))
     if mistakes:
         return None, mistakes
-    classes: tuple[type[Any], ...] = (AlgorithmConfig, *_halves(shared.name, shared.client))
+    classes: tuple[type[Any], ...] = (AlgorithmConfig, *halves(shared.name, shared.client))
     known = list(dict.fromkeys(name for cls in classes for name in _names(cls)))
     mistakes = [unknown_key(("strategy", key), draft, known) for key in node if key not in known]
     complete: dict[str, Any] = {}
@@ -294,6 +296,10 @@ def _crossed(config: RunConfig, draft: Draft) -> list[Mistake]:
         mistakes.append(draft.mistake(("quorum",), f"must be at most the {cohort} clients of a round"))
     if config.evaluate.clients > config.clients:
         mistakes.append(draft.mistake(("evaluate", "clients"), f"must be at most clients = {config.clients}"))
+    mix = config.students.mix
+    if isinstance(mix, list) and len(mix) != config.clients:
+        mend = f"must be one student per client, {config.clients} in all, or shares: '{{mlp: 0.5, lenet5: 0.5}}'"
+        mistakes.append(draft.mistake(("students", "mix"), mend))
     from fedkd.data import image_spec  # late: needs numpy, which --help does not
 
     return mistakes + [draft.mistake(("data", key), mend) for key, mend in image_spec.problems(config.data)]
@@ -315,15 +321,49 @@ def _static_names(draft: Draft) -> list[str] | None:
     return None if keys is None else [key.name for key in keys]
 
 
-def _halves(strategy: str, client: str) -> tuple[type[Any], type[Any]]:
-    """The Config classes of both halves. Raises ConfigError if they declare a shared key differently."""
+def halves(strategy: str, client: str) -> tuple[type[Any], type[Any]]:
+    """The Config classes of both halves, which it imports.
+
+    Raises ConfigError if a class is no schema, or if both declare a shared key differently.
+    """
     classes = (plugins.strategy(strategy).Config, plugins.client(client).Config)
+    for cls in classes:
+        _check_schema(cls)
     declared: dict[str, Any] = {}
     for name, declaration in (pair for cls in (AlgorithmConfig, *classes) for pair in _declared(cls)):
         if declared.setdefault(name, declaration) != declaration:
             what = f"strategy {strategy} and client {client} both have the key '{name}' and declare it differently"
             raise ConfigError(what, mend="give it the same type, range and default in both Config classes")
     return classes
+
+
+def _check_schema(cls: type[Any]) -> None:
+    """Raises ConfigError for a Config class that an algorithm's author must mend."""
+    owners = [owner for owner in reversed(cls.__mro__) if owner is not object]
+    for owner in owners:
+        if "__dataclass_fields__" not in vars(owner) and (owner is cls or inspect.get_annotations(owner)):
+            what = f"{owner.__qualname__} is no dataclass, so its keys would be lost"
+            raise ConfigError(what, where=owner.__module__, mend="put @dataclass(frozen=True, kw_only=True) above it")
+    try:
+        get_type_hints(cls)  # pydantic only defers an unknown name
+        _adapter(cls)  # type: ignore[arg-type]
+    except (NameError, PydanticUserError):
+        for owner in owners:
+            for key in inspect.get_annotations(owner):
+                _check_annotation(owner, key)
+        raise
+
+
+def _check_annotation(owner: type[Any], key: str) -> None:
+    """Raises ConfigError if the type of a key has no meaning."""
+    probe = type(owner.__name__, (), {"__annotations__": {key: inspect.get_annotations(owner)[key]}})
+    probe.__module__ = owner.__module__
+    try:
+        TypeAdapter(get_type_hints(probe, include_extras=True)[key])
+    except (NameError, PydanticUserError) as error:
+        what = f"{owner.__qualname__} declares the key '{key}' with a type that cannot be checked: {error}"
+        mend = "import the names of that type in its module; a key is a number, text, bool, list, mapping or Literal"
+        raise ConfigError(what.splitlines()[0], where=owner.__module__, mend=mend) from error
 
 
 def _declared(cls: type[Any]) -> Iterator[tuple[str, Any]]:

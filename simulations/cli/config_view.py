@@ -7,7 +7,7 @@ from typing import Any
 
 from fedkd import config as core
 from fedkd import strict_yaml
-from fedkd.configuration import compose, reference, resolved, validate
+from fedkd.configuration import compose, naming, reference, resolved, validate
 from fedkd.configuration.reference import Key
 from fedkd.configuration.resolved import Resolved
 from fedkd.errors import ConfigError
@@ -101,8 +101,10 @@ def _keys_of(node: str, draft: validate.Draft) -> Iterator[Key]:
         yield from reference.of(RECIPES[draft.name("partition")])
     elif node == "strategy":
         yield from reference.of(core.AlgorithmConfig)
-        chosen = draft.values["strategy"]
-        yield from reference.of_algorithm(chosen["name"], chosen.get("client", "supervised"))
+        names = naming.halves(draft.values["strategy"])
+        if reference.may_disagree(*names):
+            validate.halves(*names)
+        yield from reference.of_algorithm(*names)
     else:
         yield from reference.nested(_NODES[node])
 

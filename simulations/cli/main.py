@@ -76,7 +76,9 @@ def _dispatch(args: list[str], answers: list[Mapping[str, Any]]) -> int:
         print(_overview())
         return 0
     if args[0] == "--version":
-        print(f"fedkd {fedkd.__version__}")
+        options.Options(json="--json" in args, answers=answers).answer({"version": fedkd.__version__})
+        if not answers:
+            print(f"fedkd {fedkd.__version__}")
         return 0
     verb = VERBS.get(args[0])
     if verb is None:

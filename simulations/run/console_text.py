@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import fedkd
-from fedkd.configuration import naming
+from fedkd.configuration import compose, naming
 from fedkd.configuration.resolved import Resolved
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -108,7 +108,7 @@ def head(resolved: Resolved, folder: Path, engine: str, client_student: str = "o
         rounds=config.rounds,
         folder=str(folder),
         engine=engine,
-        option=resolved.as_in_conf("strategy"),
+        option=compose.unchanged_setting(config.strategy),
         client_student=client_student,
     )
 

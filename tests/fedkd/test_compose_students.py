@@ -24,7 +24,7 @@ def test_shares_may_stand_for_the_group():
 
 
 def test_a_list_may_stand_for_the_group():
-    assert mix("students=[mlp, lenet5]") == ["mlp", "lenet5"]
+    assert mix("students=[mlp, lenet5]", "clients=2") == ["mlp", "lenet5"]
 
 
 def test_the_long_form_is_the_same():
@@ -55,13 +55,13 @@ def test_a_mixture_keeps_the_student_of_the_server():
 
 def test_another_mixture_replaces_the_one_before_and_null_takes_it_away():
     assert mix("students={mlp: 1, lenet5: 1}", "students={resnet8: 1}") == {"resnet8": 1.0}
-    assert mix("students={mlp: 1, lenet5: 1}", "students=[mlp, lenet5]") == ["mlp", "lenet5"]
+    assert mix("students={mlp: 1, lenet5: 1}", "students=[mlp, lenet5]", "clients=2") == ["mlp", "lenet5"]
     assert mix("students=[mlp, lenet5]", "students.mix=null") is None
 
 
 @pytest.mark.parametrize("word", ["students={fedgen-cnn: 0.5, mlp: 0.5}", "students=[mlp, lenet5]"])
 def test_what_a_run_writes_is_read_back_as_the_same(tmp_path, word):
-    written = compose.resolve([word, "proxy=held-out", "proxy.size=20", "students.assign=size"])
+    written = compose.resolve([word, "clients=2", "proxy=held-out", "proxy.size=20", "students.assign=size"])
     path = tmp_path / "config.yaml"
     path.write_text(written.to_yaml())
     read = compose.from_yaml_file(path)
@@ -74,12 +74,15 @@ def test_what_a_run_writes_is_read_back_as_the_same(tmp_path, word):
     ("word", "says"),
     [
         ("students={fedgen-cnn: 0.5, mpl: 0.5}", "students.mix names mpl (command line) did you mean 'mlp'? must be"),
-        ("students=[mlp, lenet]", "students.mix names lenet (command line) did you mean 'lenet5'?"),
+        ("students=[mlp, lenet]", "students.mix names lenet command line did you mean 'lenet5'?"),
         ("students=mpl", "students = mpl (command line) did you mean 'mlp'?"),
         ("students.name=mpl", "students.name = mpl (command line) did you mean 'mlp'?"),
         ("students={nrom: batch}", "unknown key 'students.nrom' (command line) did you mean 'students.norm'?"),
         ("students={mlp: a}", "students.mix.mlp = a (command line) must be a number"),
         ("students={mlp: null}", "students.mix.mlp = null (command line) must be a number"),
+        ("students={mlp: -0.5, lenet5: 1.5}", "students.mix.mlp = -0.5 (command line) must be greater than 0"),
+        ("students={mlp: 0, lenet5: 1}", "students.mix.mlp = 0 (command line) must be greater than 0"),
+        ("students=[mlp, mlp]", "students.mix = [mlp, mlp] (command line) must be one student per client, 10 in all"),
         ("students=[mlp, 3]", "students.mix.1 = 3 (command line) must be text"),
         ("students.mix=mlp", "students.mix = mlp (command line) must be a mapping or a list, like '{mlp: 0.5"),
         ("students={mlp: .nan}", ".nan is not a number"),

@@ -65,11 +65,6 @@ def test_who_needs_none_may_have_one():
     assert made("strategy=fedavg", *PUBLIC).experiment.problem.proxy.name == "held-out"
 
 
-def test_a_mixture_that_is_none_is_refused_before_a_round_is_played():
-    assert refused(MIXED.replace("0.5}", "-1}"))[0].startswith("the shares of students.mix must be positive")
-    assert refused("students=[mlp, mlp]")[0] == "students.mix names 2 students for 4 clients"
-
-
 def test_images_too_small_for_one_student_of_a_mixture_are_a_mistake():
     config = compose.resolve([*SMALL, "students={name: mlp, mlp: 1, resnet8: 1}"]).config
     with pytest.raises(ConfigError, match="'resnet8' needs images of at least 5 x 5"):

@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from fedkd.configuration import plugins, reference
+from fedkd.configuration import plugins, reference, validate
 from fedkd.errors import ConfigError
 
 
@@ -100,12 +100,50 @@ def test_an_entry_point_that_cannot_be_loaded_is_an_error_of_its_package(package
 def test_an_entry_point_of_an_older_fedkd_is_told_the_new_name(package, monkeypatch):
     from importlib.metadata import EntryPoint
 
-    package("old", "from fedkd.client import Client\n\nclass Mine(Client):\n    def logits(self): ...\n")
+    package(
+        "old", "from fedkd.client import Client\n\nclass Mine(Client):\n    def logits(self, student, x, job): ...\n"
+    )
     point = EntryPoint("mine", "toy_halves.old:Mine", "fedkd.clients")
     monkeypatch.setattr(plugins, "_entry_points", lambda half: {"mine": point})
     with pytest.raises(ConfigError, match="Mine defines logits, which nothing calls") as caught:
         plugins.client("mine")
     assert "predictor" in caught.value.mend
+
+
+def configs(package, monkeypatch, text):
+    """The Configs of an entry point whose module has this text, and of `supervised`."""
+    from importlib.metadata import EntryPoint
+
+    package("mine", text)
+    point = EntryPoint("mine", "toy_halves.mine:Toy", "fedkd.strategies")
+    monkeypatch.setattr(plugins, "_entry_points", lambda half: {"mine": point})
+    return validate.halves("mine", "supervised")
+
+
+@pytest.mark.parametrize("future", ["", "from __future__ import annotations\n"])
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("'Unheard'", "name 'Unheard' is not defined"),
+        ("'list[Unheard]'", "name 'Unheard' is not defined"),
+        ("EntryPoint", "Unable to generate pydantic-core schema for <class 'importlib.metadata.EntryPoint'>"),
+    ],
+)
+def test_a_type_that_cannot_be_checked_is_a_mistake_of_the_plugin(package, monkeypatch, future, kind, why):
+    text = HALF.replace('Literal["a", "b"]', kind).replace("import dataclass", "import dataclass as dataclass", 1)
+    text = f"{future}from importlib.metadata import EntryPoint\n{text}"
+    with pytest.raises(ConfigError) as caught:
+        configs(package, monkeypatch, text)
+    assert caught.value.what.startswith(f"Toy.Config declares the key 'kind' with a type that cannot be checked: {why}")
+    assert caught.value.where == "toy_halves.mine"
+    assert caught.value.mend.startswith("import the names of that type in its module")
+
+
+def test_a_config_that_is_no_dataclass_would_lose_its_keys(package, monkeypatch):
+    with pytest.raises(ConfigError, match=r"Toy\.Config is no dataclass, so its keys would be lost") as caught:
+        configs(package, monkeypatch, HALF.replace("    @dataclass(frozen=True, kw_only=True)\n", ""))
+    assert caught.value.where == "toy_halves.mine"
+    assert caught.value.mend == "put @dataclass(frozen=True, kw_only=True) above it"
 
 
 def test_the_reference_is_read_without_importing(package):

@@ -15,7 +15,10 @@ from fedkd.configuration import compose
     ],
 )
 def test_a_strategy_is_named_only_where_it_is_as_conf_has_it(words, option):
-    assert compose.resolve(words).as_in_conf("strategy") == option
+    resolved = compose.resolve(words)
+    assert compose.unchanged_setting(resolved.config.strategy) == option
+    written = compose.from_yaml(resolved.to_yaml(), "config.yaml")  # as after a resume
+    assert compose.unchanged_setting(written.config.strategy) == option
 
 
 def test_keys_of_own_data_do_not_part_older_runs_from_their_configuration():

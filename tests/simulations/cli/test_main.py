@@ -5,11 +5,13 @@ import signal
 import subprocess
 import sys
 import types
+from dataclasses import make_dataclass
 from pathlib import Path
 
 import pytest
 
-from fedkd.configuration import compose
+import fedkd
+from fedkd.configuration import compose, reference, validate
 from fedkd.errors import CheckpointError, ConfigError, DataError, EngineError, FolderError, RunError
 from simulations.bench import costs
 from simulations.cli import ending, listing, main
@@ -86,6 +88,8 @@ def test_no_words_at_all_give_help_and_version_its_number(capsys):
     assert "usage:" in capsys.readouterr().out
     assert main.main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("fedkd 0.")
+    assert main.main(["--version", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"version": fedkd.__version__}
 
 
 def test_examples_of_run_and_config_are_valid(capsys):
@@ -360,6 +364,31 @@ def test_config_schema_shows_the_nodes_that_are_named(capsys):
     names = [row["name"] for row in json.loads(capsys.readouterr().out)["keys"]]
     written = [key for key in compose.resolve([]).values() if not key.startswith(("partition.", "strategy."))]
     assert {*written, "partition.alpha", "strategy.name"} <= set(names)
+
+
+def test_config_schema_refuses_halves_that_declare_a_key_differently(monkeypatch, capsys):
+    monkeypatch.setattr(reference, "of_half", lambda half, name: [reference.Key("pull", "float", "", half, "")])
+    fields = [("pull", float, 1.0)], [("pull", float, 2.0)]
+    server, client = (make_dataclass("Config", each, frozen=True, kw_only=True) for each in fields)
+    monkeypatch.setattr(validate.plugins, "strategy", lambda name: types.SimpleNamespace(Config=server))
+    monkeypatch.setattr(validate.plugins, "client", lambda name: types.SimpleNamespace(Config=client))
+    assert main.main(["config", "schema", "strategy=fedgen"]) == 2
+    assert "strategy fedgen and client fedgen both have the key 'pull'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("action", ["show", "check", "diff"])
+def test_a_config_of_another_version_says_so_once(tmp_path, capsys, action):
+    place = tmp_path / "old" / "config.yaml"
+    place.parent.mkdir()
+    text = compose.resolve(["strategy=fedd2s"]).to_yaml()
+    gone = "  tap_dtype: half  # default (schema)\n  tap_noise: 0.0  # default (schema)\n"
+    place.write_text(text.replace("  client: fedd2s", f"{gone}  client: fedd2s") + "roundz: 3\n")
+    assert main.main(["config", action, str(place), *([str(place)] if action == "diff" else ()), "--json"]) == 2
+    first, second = json.loads(capsys.readouterr().out)["error"]["mistakes"]
+    assert first["what"].endswith("with keys that this version does not have: strategy.tap_dtype, strategy.tap_noise")
+    assert first["where"] == str(place)
+    assert first["mend"] == "delete the lines of these keys in a copy, or use that version"
+    assert second["what"] == "unknown key 'roundz'"  # no run wrote this line
 
 
 def test_config_schema_refuses_a_node_that_does_not_exist(capsys):
