@@ -41,7 +41,7 @@ class FedMD(Client):
         if "consensus" not in batch.per_sample:
             yield "ce", losses.cross_entropy(logits, batch.y)
         elif self.config.digest == "kl":
-            yield "digest", divergences.forward_kl(batch.per_sample["consensus"], logits)
+            yield "digest", losses.softened_kl(batch.per_sample["consensus"], logits, 1.0)
         else:
             yield "digest", divergences.OF_LOGITS[self.config.digest](batch.per_sample["consensus"], logits)
 

@@ -27,9 +27,7 @@ class FedProto(Client):
     @dataclass(frozen=True, kw_only=True)
     class Config(Client.Config):
         lam: Annotated[float, Ge(0), Off("local training")] = 1.0  # of prototypes. Paper: 1 on MNIST, 0.1 on CIFAR-10
-        source: Literal["all", "last_epoch"] = (
-            "all"  # of own prototypes: all samples after training; code: latents of the last epoch, during training
-        )
+        source: Literal["all", "last_epoch"] = "all"  # of prototypes: after training; code: during the last epoch
         inference: Literal["prototype", "head"] = "prototype"  # label of the nearest prototype, or the head's
 
     def terms(self, student: Student, batch: Batch, job: Job) -> Iterator[tuple[str, Tensor]]:

@@ -64,9 +64,7 @@ class Reply:
     state: ClientState = field(default_factory=ClientState)
     num_examples: int = 0  # training: size of the client's data; evaluation: samples classified
     numbers: Numbers = field(default_factory=dict)
-    probe: Tensor | None = (
-        None  # (N,) uint8: the trained student's labels of the probe images; a diagnostic, not knowledge
-    )
+    probe: Tensor | None = None  # (N,) uint8: the trained student's labels of the probe images, for diagnostics
     by_label: Tensor | None = None  # (2, C) int64: by label, images and correct ones; for common and pooled images
     judged: Tensor | None = None  # evaluate_shared: (K, 3) float64, per client: samples, correct ones, sum of losses
     seconds: float = 0.0  # a machine fact, not in the ledger

@@ -16,7 +16,7 @@ from fedkd.border import checks
 from fedkd.border.checks import Refused
 from fedkd.config import TrainConfig
 from fedkd.engine import ClientId, Job, Reply
-from fedkd.maths import diagnostics, losses
+from fedkd.maths import diagnostics, fusion, losses
 from fedkd.payload import Findings, Payload, Weights
 from fedkd.problem import Problem
 from fedkd.seeds import Stream
@@ -78,7 +78,7 @@ class DSFL(Strategy[State]):
     def aggregate(self, state: State, replies: Sequence[Reply], stream: Stream) -> tuple[State, Findings]:
         if replies[0].exchange == 1:
             return state, {}
-        probs_KNC = torch.stack([r.payload.probe_logits for r in replies if r.payload.probe_logits is not None])
+        probs_KNC = fusion.stacked(replies, "probe_logits")
         mean_NC = probs_KNC.double().mean(0)
         target_NC = sharpen(mean_NC, self.config.temperature) if self.config.aggregation == "era" else mean_NC
         index = public_set.part(state.problem, self._size(state), replies[0].round)

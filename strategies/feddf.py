@@ -55,9 +55,7 @@ class FedDF(Strategy[State]):
         distil_batch: Annotated[int, Ge(1)] = 128  # public images per step
         distil_lr: Annotated[float, Gt(0)] = 1e-3  # Adam's, annealed to 0 along a cosine within the round
         distil_clip: Annotated[float, Gt(0)] | None = 5.0  # the gradient's norm is at most this; null: not clipped
-        statistics: Literal["frozen", "moving"] = (
-            "frozen"  # BatchNorm's while the student learns: the average's, or those of public batches (train mode)
-        )
+        statistics: Literal["frozen", "moving"] = "frozen"  # BatchNorm's in distillation: the average's, or the batch's
 
     def init(self, problem: Problem, stream: Stream) -> State:
         public_set.required(problem)
@@ -193,15 +191,8 @@ def by_architecture(problem: Problem, replies: Sequence[Reply]) -> Mapping[str, 
 def all_logits(problem: Problem, replies: Sequence[Reply], x: Tensor) -> Tensor:
     """Logits (K, N, C) of every received student, in eval mode and with its own statistics."""
     modules = {name: problem.alike(name).initial() for name in by_architecture(problem, replies)}
-    return torch.stack(
-        [
-            forward.logits(
-                modules[problem.architecture(r.client)].load(r.payload.weights or {}, statistics_of(r)),
-                x,
-            )
-            for r in replies
-        ]
-    )
+    loaded = (modules[problem.architecture(r.client)].load(r.payload.weights or {}, statistics_of(r)) for r in replies)
+    return torch.stack([forward.logits(student, x) for student in loaded])
 
 
 def statistics_of(reply: Reply) -> Weights:

@@ -35,9 +35,7 @@ class FedDistill(Strategy[State]):
     @dataclass(frozen=True, kw_only=True)
     class Config(Strategy.Config):
         leave_one_out: bool = False  # a client of the last round gets the mean without its own table; paper: true
-        mean: Literal["holders", "examples", "senders"] = (
-            "holders"  # of a label's rows: over its holders, equal or by samples; FedGen's code: over all, zeros too
-        )
+        mean: Literal["holders", "examples", "senders"] = "holders"  # of a label; FedGen's code: senders, zeros too
 
     def init(self, problem: Problem, stream: Stream) -> State:
         return State(Tables())

@@ -36,9 +36,7 @@ class FedDistillPlus(Strategy[State]):
         share: Literal["all", "head"] = "all"  # which weights travel; the rest stays with each client
         weighting: Literal["examples", "uniform"] = "examples"  # of weights: by size of the client's data, or equal
         leave_one_out: bool = False  # a client of the last round gets the mean without its own table
-        mean: Literal["holders", "examples", "senders"] = (
-            "holders"  # of a label's rows: over its holders, equal or by samples; FedGen's code: over all, zeros too
-        )
+        mean: Literal["holders", "examples", "senders"] = "holders"  # of a label; FedGen's code: senders, zeros too
 
     def init(self, problem: Problem, stream: Stream) -> State:
         return State(problem.shared(problem.initial().weights, self.config.share), Tables())

@@ -16,7 +16,7 @@ from torch import Tensor
 from fedkd import state_values
 from fedkd.border import checks
 from fedkd.distillation import image_distillation
-from fedkd.distillation.image_distillation import ClientModel, Recipe
+from fedkd.distillation.image_distillation import ClientModel, Training
 from fedkd.engine import ClientId, Job, Reply
 from fedkd.errors import ConfigError
 from fedkd.maths import affinity, diagnostics, fusion
@@ -129,9 +129,9 @@ class FedFuse(Strategy[State]):
     def aggregate(self, state: State, replies: Sequence[Reply], stream: Stream) -> tuple[State, Findings]:
         if replies[0].exchange:
             return replace(state, rounds=state.rounds + 1, knowledge=None), {}
-        counts_KC = torch.stack([r.payload.label_counts for r in replies if r.payload.label_counts is not None])
+        counts_KC = fusion.stacked(replies, "label_counts")
         if not self._generates(state.problem):
-            logits_KNC = torch.stack([r.payload.probe_logits for r in replies if r.payload.probe_logits is not None])
+            logits_KNC = fusion.stacked(replies, "probe_logits")
             knowledge, findings = self._fuse(state.problem, replies, logits_KNC, counts_KC)
             return replace(state, knowledge=knowledge), findings
         if not bool(counts_KC.any()):
@@ -192,10 +192,9 @@ class FedFuse(Strategy[State]):
         """Trains the generator for this round, draws images, asks the clients' students and fuses their answers."""
         config, problem = self.config, state.problem
         models = self._client_models(problem, replies, counts_KC)
-        judges = [w for w, holds in zip(models, counts_KC.sum(1) > 0, strict=True) if holds]
-        recipe = self._recipe()
-        draws = stream.child("generator")
-        trained = image_distillation.train(problem, state.generator, state.adam, judges, recipe, draws)
+        holders = [model for model, holds in zip(models, counts_KC.sum(1) > 0, strict=True) if holds]
+        draws, settings = stream.child("generator"), self._training()
+        trained, terms = image_distillation.train(problem, state.generator, state.adam, holders, settings, draws)
         y_N = image_distillation.balanced(counts_KC.sum(0) > 0, config.images)
         x = image_distillation.draw_images(trained.generator, y_N, config.noise, problem, stream.child("images"))
         x, y_N, pool = self._mix(state.pool, x, y_N, stream.child("pool"))
@@ -211,7 +210,7 @@ class FedFuse(Strategy[State]):
             pool=pool,
             knowledge=None if collapsed else replace(knowledge, images={"x": x}),
         )
-        return after, {**findings, **trained.numbers, **quality, "collapsed": float(collapsed)}
+        return after, {**findings, **terms, **quality, "collapsed": float(collapsed)}
 
     def _client_models(self, problem: Problem, replies: Sequence[Reply], counts_KC: Tensor) -> list[ClientModel]:
         """The clients' students, each with its label distribution, restricted to labels that some client holds."""
@@ -233,9 +232,9 @@ class FedFuse(Strategy[State]):
         keep = self.config.pool * len(y_N)
         return all_x[chosen], all_y[chosen], {"x": all_x[-keep:].clone(), "y": all_y[-keep:].clone()}
 
-    def _recipe(self) -> Recipe:
+    def _training(self) -> Training:
         config = self.config
-        return Recipe(
+        return Training(
             steps=config.generator_steps,
             batch=config.generator_batch,
             clients=config.generator_clients,

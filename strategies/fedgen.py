@@ -130,7 +130,6 @@ class FedGen(Strategy[State]):
 
         trained = loop.optimise(
             state.generator,
-            generators.learnable(state.generator),
             state.adam,
             terms,
             steps=config.generator_steps,
@@ -177,7 +176,7 @@ def teacher_loss(form: str, logits_KBC: Tensor, y_B: Tensor, trust_KC: Tensor) -
 
 def stack_counts(replies: Sequence[Reply]) -> Tensor:
     """c of W, (K, C) int64: 1 + how often client k drew label y this round; a 0 is read as 1."""
-    return torch.stack([r.payload.label_counts for r in replies if r.payload.label_counts is not None]).clamp(min=1)
+    return fusion.stacked(replies, "label_counts").clamp(min=1)
 
 
 def stack_heads(replies: Sequence[Reply], counts_KC: Tensor) -> Heads:

@@ -15,7 +15,7 @@ from fedkd import state_values
 from fedkd.border import checks
 from fedkd.engine import ClientId, Job, Reply
 from fedkd.errors import ConfigError
-from fedkd.maths import diagnostics
+from fedkd.maths import diagnostics, fusion
 from fedkd.payload import Findings, Payload
 from fedkd.problem import Problem
 from fedkd.seeds import Stream
@@ -71,7 +71,7 @@ class FedMD(Strategy[State]):
     def aggregate(self, state: State, replies: Sequence[Reply], stream: Stream) -> tuple[State, Findings]:
         if replies[0].exchange == 1:
             return state, {}
-        logits_KNC = torch.stack([r.payload.probe_logits for r in replies if r.payload.probe_logits is not None])
+        logits_KNC = fusion.stacked(replies, "probe_logits")
         mean_NC = logits_KNC.double().mean(0)
         y_N = public_set.labels(state.problem, public_set.part(state.problem, self._size(state), replies[0].round))
         findings = diagnostics.of_fused(logits_KNC.softmax(2), mean_NC.softmax(1)[None], y_N)

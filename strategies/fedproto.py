@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedkd.engine import ClientId, Reply
 from fedkd.errors import ConfigError
+from fedkd.maths import fusion
 from fedkd.payload import Findings, Payload
 from fedkd.problem import Problem
 from fedkd.seeds import Stream
@@ -56,16 +57,16 @@ class FedProto(Strategy[State]):
 
     def aggregate(self, state: State, replies: Sequence[Reply], stream: Stream) -> tuple[State, Findings]:
         """A label that no client of this round has keeps its earlier prototype."""
-        sent = [r.payload.prototypes for r in replies if r.payload.prototypes is not None]
-        counts_KC = torch.stack([r.payload.label_counts for r in replies if r.payload.label_counts is not None])
+        sent_KCd = fusion.stacked(replies, "prototypes")
+        counts_KC = fusion.stacked(replies, "label_counts")
         rule: class_tables.Mean = "examples" if self.config.aggregation == "examples" else "holders"
-        fresh_Cd, weight_C = class_tables.combine(torch.stack(sent), class_tables.weigh(counts_KC, rule))
+        fresh_Cd, weight_C = class_tables.combine(sent_KCd, class_tables.weigh(counts_KC, rule))
         is_fresh_C = weight_C > 0
         after = State(
             torch.where(is_fresh_C[:, None], fresh_Cd, state.prototypes),
             torch.where(is_fresh_C, weight_C, state.counts),
         )
-        return after, self._describe(after, torch.stack(sent), counts_KC)
+        return after, self._describe(after, sent_KCd, counts_KC)
 
     def evaluation_payload(self, state: State, client: ClientId | None) -> Payload | None:
         return None if client is None else self._payload(state)

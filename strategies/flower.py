@@ -76,9 +76,7 @@ class FlowerStrategy(Strategy[State]):
         trim: Annotated[float, Ge(0), Lt(0.5)] | None = None  # FedTrimmedAvg: fraction cut off at each end
         malicious: Annotated[int, Ge(0)] | None = None  # Krum, MultiKrum, Bulyan: clients that may lie
         selected: Annotated[int, Ge(1)] | None = None  # MultiKrum: clients that are averaged
-        statistics: Literal["average", "optimise"] = (
-            "average"  # BatchNorm's; optimise: step along them too, as Flower does; variances can become negative
-        )
+        statistics: Literal["average", "optimise"] = "average"  # BatchNorm's; optimise as Flower: can turn negative
 
     def notes(self, problem: Problem) -> Iterator[str]:
         chosen = self.config
@@ -193,12 +191,8 @@ def _message(reply: Reply, entries: Weights) -> "Message":
     """A reply as Flower's strategies expect it."""
     from flwr.app import Message, Metadata, MetricRecord, RecordDict
 
-    content = RecordDict(
-        {
-            "arrays": _record(_pick(reply, entries)),
-            "metrics": MetricRecord({"num-examples": reply.num_examples}),
-        }
-    )
+    metrics = MetricRecord({"num-examples": reply.num_examples})
+    content = RecordDict({"arrays": _record(_pick(reply, entries)), "metrics": metrics})
     metadata = Metadata(  # given whole: the public way of making messages asks for the identity of a Flower task
         run_id=0,
         message_id=f"{reply.round}-{reply.client}",

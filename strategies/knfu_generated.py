@@ -98,7 +98,7 @@ class KnFuGenerated(Strategy[State]):
         return payloads
 
     def aggregate(self, state: State, replies: Sequence[Reply], stream: Stream) -> tuple[State, Findings]:
-        counts_KC = torch.stack([r.payload.label_counts for r in replies if r.payload.label_counts is not None])
+        counts_KC = fusion.stacked(replies, "label_counts")
         seen = state.labels_seen + counts_KC.sum(0)
         fresh = {reply.client: reply.payload.weights for reply in replies if reply.payload.weights is not None}
         heads = dict(sorted({**state.heads, **fresh}.items()))
@@ -161,7 +161,6 @@ class KnFuGenerated(Strategy[State]):
 
         trained = loop.optimise(
             state.generator,
-            generators.learnable(state.generator),
             state.adam,
             terms,
             steps=config.generator_steps,

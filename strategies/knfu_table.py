@@ -98,9 +98,7 @@ class KnFuTable(Strategy[State]):
 
 def stack(replies: Sequence[Reply]) -> tuple[Tensor, Tensor]:
     """The clients' tables (K, C, C) and label counts (K, C)."""
-    tables = [reply.payload.class_logits for reply in replies]
-    counts = [reply.payload.label_counts for reply in replies]
-    return torch.stack([t for t in tables if t is not None]), torch.stack([c for c in counts if c is not None])
+    return fusion.stacked(replies, "class_logits"), fusion.stacked(replies, "label_counts")
 
 
 def fuse(tables_KCC: Tensor, owns_KC: Tensor, W_CKK: Tensor, temperature: float) -> Tensor:

@@ -65,11 +65,13 @@ def settle(
         tried.append(result := attempt(_without(replies, out)))
         if not result.wrong:
             out, result = _readmitted(replies, out, result, attempt)
-            failures = [_refused(jobs[reply.client], first.wrong) for reply in out]
+            reason = f"with this reply {first.wrong}; without it everything is finite"
+            failures = [engine.failed(jobs[reply.client], reason, "range") for reply in out]
             return Settled(result.server, result.findings, _without(replies, out), failures)
     if first.error is not None and all(result.error is not None for result in tried):
         raise first.error  # leaving out replies did not help: no reply is at fault
-    return Settled(server, {}, [], [_unsettled(jobs[reply.client], first.wrong) for reply in replies])
+    reason = f"the round is not aggregated: {first.wrong}, and leaving out a few replies does not help"
+    return Settled(server, {}, [], [engine.failed(jobs[reply.client], reason, "unsettled") for reply in replies])
 
 
 def _left_out(suspects: list[Reply], most: int) -> Iterator[list[Reply]]:
@@ -123,20 +125,8 @@ def _wrong(strategy: Strategy[Any], server: Any, cohort: Cohort | None) -> str:
     return ""
 
 
-def _sent(payload: Payload) -> list[tuple[str, Tensor]]:
-    tensors = []
+def _sent(payload: Payload) -> Iterator[tuple[str, Tensor]]:
     for kind in KINDS:
         value = getattr(payload, kind)
         parts = value.values() if isinstance(value, Mapping) else [value]
-        tensors += [(kind, part) for part in parts if isinstance(part, Tensor)]
-    return tensors
-
-
-def _refused(job: Job, wrong: str) -> Failure:
-    return engine.failed(job, f"with this reply {wrong}; without it everything is finite", "range")
-
-
-def _unsettled(job: Job, wrong: str) -> Failure:
-    return engine.failed(
-        job, f"the round is not aggregated: {wrong}, and leaving out a few replies does not help", "unsettled"
-    )
+        yield from ((kind, part) for part in parts if isinstance(part, Tensor))

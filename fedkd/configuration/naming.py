@@ -25,9 +25,9 @@ def setting_of(node: Node, known: Mapping[str, Node], chosen: str = "") -> str:
     Of several, it is the one that shares most values with the strategy, text before numbers; of equals, the `chosen`
     one. Without any, the name joins the halves: `fedavg+mine`.
     """
-    alike = [name for name, setting in known.items() if halves(setting) == halves(node)]
-    if alike:
-        return min(alike, key=lambda name: (*_not_shared(known[name], node), name != chosen))
+    candidates = [name for name, setting in known.items() if halves(setting) == halves(node)]
+    if candidates:
+        return min(candidates, key=lambda name: (*_not_shared(known[name], node), name != chosen))
     server, client = halves(node)
     return server if client in ("supervised", server) else f"{server}+{client}"
 

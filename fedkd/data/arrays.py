@@ -12,7 +12,7 @@ from typing import IO, Any
 import numpy as np
 
 from fedkd.data import images
-from fedkd.data.image_spec import MOST_BYTES, MOST_SAMPLES, Agreed, Brought, OwnDataError, Pair, too_many
+from fedkd.data.image_spec import MOST_BYTES, MOST_SAMPLES, ImageSpec, OwnData, OwnDataError, Pair, too_many
 
 SUFFIXES = (".npz", ".safetensors")
 _LAYOUTS = ({"x", "y"}, {"train_x", "train_y"}, {"train_x", "train_y", "test_x", "test_y"})
@@ -32,14 +32,14 @@ class Entry:
     load: Callable[[], np.ndarray]
 
 
-def read(path: Path, agreed: Agreed) -> Brought:
+def read(path: Path, spec: ImageSpec) -> OwnData:
     """train_x, train_y and optionally test_x, test_y of a file; or x, y. Raises OwnDataError."""
     arrays = entries(path)
     if set(arrays) not in _LAYOUTS:
         shown = ", ".join(sorted(arrays))[:200] or "nothing"
         raise _refused(f"the file holds {shown}", path, "name its arrays train_x, train_y, test_x, test_y; or x, y")
-    train = pair(arrays, "x" if "x" in arrays else "train_x", path, agreed)
-    return Brought(train, pair(arrays, "test_x", path, agreed) if "test_x" in arrays else None)
+    train = pair(arrays, "x" if "x" in arrays else "train_x", path, spec)
+    return OwnData(train, pair(arrays, "test_x", path, spec) if "test_x" in arrays else None)
 
 
 def entries(path: Path) -> dict[str, Entry]:
@@ -51,7 +51,7 @@ def entries(path: Path) -> dict[str, Entry]:
     return arrays
 
 
-def pair(arrays: Mapping[str, Entry], name: str, path: Path, agreed: Agreed) -> Pair:
+def pair(arrays: Mapping[str, Entry], name: str, path: Path, spec: ImageSpec) -> Pair:
     """The images `name` (ending in x) and their labels, as agreed. Raises OwnDataError."""
     names = f"{name[:-1]}y"
     x, y = arrays[name], arrays[names]
@@ -60,15 +60,15 @@ def pair(arrays: Mapping[str, Entry], name: str, path: Path, agreed: Agreed) -> 
     if y.dtype.kind not in "iuU":
         mend = "save labels as whole numbers, or as the names of the classes"
         raise _refused(f"{names} holds labels of type {y.dtype}", path, mend)
-    return of_images(x, name, path, agreed), agreed.numbers(load(y, path), f"{names} in {path}")
+    return of_images(x, name, path, spec), spec.numbers(load(y, path), f"{names} in {path}")
 
 
-def of_images(entry: Entry, name: str, path: Path, agreed: Agreed) -> np.ndarray:
+def of_images(entry: Entry, name: str, path: Path, spec: ImageSpec) -> np.ndarray:
     """The images of an entry as agreed, (N, channels, height, width) uint8. Raises OwnDataError."""
-    _, high, wide = agreed.shape
-    where, layout = f"{name} in {path}", _layout(entry.shape, agreed)
+    _, high, wide = spec.shape
+    where, layout = f"{name} in {path}", _layout(entry.shape, spec)
     if entry.dtype != np.uint8:
-        mend = f"save the pixels as uint8, 0 to {agreed.top}"
+        mend = f"save the pixels as uint8, 0 to {spec.top}"
         raise _refused(f"{name} holds pixels of type {entry.dtype}", path, mend)
     if layout is None:
         mend = "save images as (N, height, width), (N, channels, height, width) or (N, height, width, channels)"
@@ -76,14 +76,14 @@ def of_images(entry: Entry, name: str, path: Path, agreed: Agreed) -> np.ndarray
     height, width = (entry.shape[layout.index(axis)] for axis in "HW")
     if not math.prod(entry.shape):
         raise OwnDataError(f"{name} is empty", public="it is empty", where=str(path), mend="put images into it")
-    if entry.shape[0] > MOST_SAMPLES or entry.shape[0] * math.prod(agreed.shape) > MOST_BYTES:
+    if entry.shape[0] > MOST_SAMPLES or entry.shape[0] * math.prod(spec.shape) > MOST_BYTES:
         raise too_many(where)
-    if (height, width) != (high, wide) and agreed.resize == "refuse":
-        raise images.wrong_size(height, width, agreed, where)
+    if (height, width) != (high, wide) and spec.resize == "refuse":
+        raise images.wrong_size(height, width, spec, where)
     x = load(entry, path)
-    agreed.check_pixels(x, where)
+    spec.check_pixels(x, where)
     x = x[:, None] if layout == "NHW" else x.transpose(0, 3, 1, 2) if layout == "NHWC" else x
-    return np.ascontiguousarray(x) if x.shape[1:] == agreed.shape else _fitted(x, agreed, where)
+    return np.ascontiguousarray(x) if x.shape[1:] == spec.shape else _fitted(x, spec, where)
 
 
 def load(entry: Entry, path: Path) -> np.ndarray:
@@ -91,26 +91,26 @@ def load(entry: Entry, path: Path) -> np.ndarray:
     return _guarded(path, entry.load)
 
 
-def _layout(shape: tuple[int, ...], agreed: Agreed) -> str | None:
+def _layout(shape: tuple[int, ...], spec: ImageSpec) -> str | None:
     """The order of the axes; if two orders are possible, the agreed shape decides."""
-    channels, *size = agreed.shape
+    channels, *size = spec.shape
     if len(shape) == 3:
         return "NHW"
     if len(shape) != 4:
         return None
-    if shape[1:] == (*size, channels) != agreed.shape:
+    if shape[1:] == (*size, channels) != spec.shape:
         return "NHWC"
     return "NCHW" if shape[1] in (1, 3) else "NHWC" if shape[3] in (1, 3) else None
 
 
-def _fitted(x: np.ndarray, agreed: Agreed, where: str) -> np.ndarray:
+def _fitted(x: np.ndarray, spec: ImageSpec, where: str) -> np.ndarray:
     """Images (N, 1 or 3, height, width), converted to the agreed channels and size."""
     from PIL import Image
 
-    fitted = np.empty((len(x), *agreed.shape), np.uint8)
+    fitted = np.empty((len(x), *spec.shape), np.uint8)
     for row, image in zip(fitted, x, strict=True):
         pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
-        row[:] = images.fit(Image.fromarray(np.ascontiguousarray(pixels)), agreed, where)
+        row[:] = images.fit(Image.fromarray(np.ascontiguousarray(pixels)), spec, where)
     return fitted
 
 
@@ -185,7 +185,7 @@ def _guarded(path: Path, read: Callable[[], Any]) -> Any:
             f"the file cannot be read: {str(error)[:200] or type(error).__name__}",
             public="it cannot be read",
             where=str(path),
-            mend="save it anew with numpy.savez, or safetensors",
+            mend="save it again with numpy.savez, or safetensors",
         ) from error
 
 

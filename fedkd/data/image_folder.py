@@ -7,17 +7,17 @@ from pathlib import Path
 import numpy as np
 
 from fedkd.data import images
-from fedkd.data.image_spec import MOST_BYTES, MOST_SAMPLES, Agreed, Brought, OwnDataError, Pair, too_many
+from fedkd.data.image_spec import MOST_BYTES, MOST_SAMPLES, ImageSpec, OwnData, OwnDataError, Pair, too_many
 
 _PARTS = ("train", "test")
 # Skipped, like names that begin with a dot: files of Windows, and a pack beside the class folders.
 _LITTER = {"thumbs.db", "desktop.ini", "public.npz"}
 
 
-def read(folder: Path, agreed: Agreed) -> Brought:
+def read(folder: Path, spec: ImageSpec) -> OwnData:
     """All images below a folder. Raises OwnDataError that names the unusable file or folder."""
     if not _is_split(folder):
-        return Brought(_part(folder, folder, agreed), None)
+        return OwnData(_part(folder, folder, spec), None)
     train, test = (folder / name for name in _PARTS)
     if not train.is_dir():
         raise OwnDataError(
@@ -26,7 +26,7 @@ def read(folder: Path, agreed: Agreed) -> Brought:
             where=str(folder),
             mend="add train/CLASS/..., or put the class folders directly here",
         )
-    return Brought(_part(train, folder, agreed), _part(test, folder, agreed) if test.is_dir() else None)
+    return OwnData(_part(train, folder, spec), _part(test, folder, spec) if test.is_dir() else None)
 
 
 def _is_split(folder: Path) -> bool:
@@ -36,8 +36,8 @@ def _is_split(folder: Path) -> bool:
     return are_parts and any(below.is_dir() for path in entries for below in _entries(path, folder))
 
 
-def _part(folder: Path, root: Path, agreed: Agreed) -> Pair:
-    files = list(_files(folder, root, agreed))
+def _part(folder: Path, root: Path, spec: ImageSpec) -> Pair:
+    files = list(_files(folder, root, spec))
     if not files:
         raise OwnDataError(
             "there is no image in it",
@@ -45,22 +45,22 @@ def _part(folder: Path, root: Path, agreed: Agreed) -> Pair:
             where=str(folder),
             mend="put images into a folder for each class: CLASS/name.png",
         )
-    size = len(files) * int(np.prod(agreed.shape))
+    size = len(files) * int(np.prod(spec.shape))
     if len(files) > MOST_SAMPLES or size > MOST_BYTES:
         raise too_many(str(folder))
-    x = np.empty((len(files), *agreed.shape), np.uint8)
+    x = np.empty((len(files), *spec.shape), np.uint8)
     for row, (path, _) in zip(x, files, strict=True):
-        row[:] = images.read(path, agreed)
+        row[:] = images.read(path, spec)
     return x, np.array([label for _, label in files], np.int64)
 
 
-def _files(folder: Path, root: Path, agreed: Agreed) -> Iterator[tuple[Path, int]]:
+def _files(folder: Path, root: Path, spec: ImageSpec) -> Iterator[tuple[Path, int]]:
     """Each image with its label; classes and images are in sorted order."""
     count = 0
     for class_folder in _entries(folder, root):
         if not class_folder.is_dir():
             raise _stray("a file is not in a folder of its class", class_folder)
-        label = agreed.number(class_folder.name, str(class_folder))
+        label = spec.number(class_folder.name, str(class_folder))
         for path in _entries(class_folder, root):
             if not path.is_file():  # reading a pipe or a device may never end
                 raise _stray("a class folder holds images only, this is no file", path)

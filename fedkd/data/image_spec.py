@@ -1,4 +1,4 @@
-"""The agreed form of a run's images, and the errors for data that differ from it. Free of torch."""
+"""The form that all images of a run share, and the errors for data that differ from it. Free of torch."""
 
 import difflib
 import math
@@ -21,7 +21,7 @@ _MOST_LABELS = 10_000
 Pair = tuple[np.ndarray, np.ndarray]  # images (N, channels, height, width) uint8, labels (N,) int64 from 0
 
 
-class Brought(NamedTuple):
+class OwnData(NamedTuple):
     """The data at a path; `test` is None if they have no test part."""
 
     train: Pair
@@ -52,7 +52,7 @@ def too_many(where: str) -> OwnDataError:
 
 
 @dataclass(frozen=True)
-class Agreed:
+class ImageSpec:
     """The label map, the shape and the scaling of all images of a run."""
 
     source: str  # data.name
@@ -109,14 +109,14 @@ class Agreed:
             )
 
 
-def of_own(config: DataConfig) -> Agreed:
+def of_own(config: DataConfig) -> ImageSpec:
     """The agreed form of own data, from a configuration without `problems`."""
     assert config.labels
     assert config.shape
     channels, height, width = config.shape
     unknown = [0.5] * channels  # for scaling=symmetric, which does not use them
     scale, offset = scaling(config.scaling, tuple(config.mean or unknown), tuple(config.std or unknown), 255)
-    return Agreed(OWN, tuple(config.labels), (channels, height, width), 255, scale, offset, config.resize)
+    return ImageSpec(OWN, tuple(config.labels), (channels, height, width), 255, scale, offset, config.resize)
 
 
 def scaling(
@@ -149,7 +149,7 @@ def _label_problems(labels: list[str] | None) -> Iterator[tuple[str, str]]:
     elif not 2 <= len(labels) <= _MOST_LABELS:
         yield "labels", f"must be 2 to {_MOST_LABELS} names"
     elif len({unicodedata.normalize("NFC", label) for label in labels}) < len(labels):
-        yield "labels", "no name may stand twice"
+        yield "labels", "no name may occur twice"
     elif not all(label.strip() == label and label.isprintable() and label for label in labels):
         yield "labels", "names must be printable text without spaces around it"
 
@@ -158,8 +158,8 @@ def _scaling_problems(config: DataConfig) -> Iterator[tuple[str, str]]:
     for key in ("mean", "std"):
         values: list[float] | None = getattr(config, key)
         if values is None and config.scaling == "standard":
-            yield key, "data.scaling=standard needs it of own data: of the pixels scaled to 0..1, a channel"
+            yield key, "own data with data.scaling=standard need it: one number per channel, of pixels scaled to 0..1"
         elif values is not None and config.shape and len(values) != config.shape[0]:
-            yield key, f"must be {config.shape[0]} numbers, one a channel of data.shape"
+            yield key, f"must be {config.shape[0]} numbers, one per channel of data.shape"
         elif values is not None and not all(map(math.isfinite, values)):
             yield key, "must be finite"

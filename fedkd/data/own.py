@@ -8,13 +8,13 @@ import numpy as np
 from fedkd import seeds
 from fedkd.config import DataConfig
 from fedkd.data import own_data, sources
-from fedkd.data.image_spec import OWN, Agreed, Brought
+from fedkd.data.image_spec import OWN, ImageSpec, OwnData
 from fedkd.data.samples import Dataset, Samples
 
 
-def read(path: Path, config: DataConfig) -> Brought:
-    """What lies at a path, as stored and as agreed: `brought.read`. Errors: ConfigError, OwnDataError."""
-    return own_data.read(path, sources.agree(config))
+def read(path: Path, config: DataConfig) -> OwnData:
+    """The data at a path, checked against the run's image spec. Errors: ConfigError, OwnDataError."""
+    return own_data.read(path, sources.spec_of(config))
 
 
 def load_device(config: DataConfig, path: Path, seed: int, client: int) -> Dataset:
@@ -23,10 +23,10 @@ def load_device(config: DataConfig, path: Path, seed: int, client: int) -> Datas
     If they have no test part, `data.test_share` of them is drawn from stream(seed, "own test", client), so equal files
     give an equal test part. Errors: ConfigError, OwnDataError (others may see `image_spec.public_reason`).
     """
-    common = sources.agree(config)
+    spec = sources.spec_of(config)
     stream = seeds.stream(seed, "own test", client=client)
-    train, test = own_data.of_device(path, common, config.test_share, config.min_samples, stream)
-    return Dataset(config.name, common.labels, sources.samples(train, common), sources.samples(test, common))
+    train, test = own_data.of_device(path, spec, config.test_share, config.min_samples, stream)
+    return Dataset(config.name, spec.labels, sources.samples(train, spec), sources.samples(test, spec))
 
 
 def load_server(config: DataConfig) -> Dataset:
@@ -34,15 +34,15 @@ def load_server(config: DataConfig) -> Dataset:
 
     Own data without `data.test` have an empty pooled test set. Errors: ConfigError, DataError.
     """
-    common = sources.agree(config)
+    spec = sources.spec_of(config)
     if config.name != OWN:
         whole = sources.load(config)
-        return replace(whole, train=_none(common))
+        return replace(whole, train=_none(spec))
     if config.test is None:
-        return Dataset(OWN, common.labels, _none(common), _none(common))
-    test = own_data.test_part(Path(config.test), common)
-    return Dataset(OWN, common.labels, _none(common), sources.samples(test, common))
+        return Dataset(OWN, spec.labels, _none(spec), _none(spec))
+    test = own_data.test_part(Path(config.test), spec)
+    return Dataset(OWN, spec.labels, _none(spec), sources.samples(test, spec))
 
 
-def _none(common: Agreed) -> Samples:
-    return sources.samples((np.empty((0, *common.shape), np.uint8), np.empty(0, np.int64)), common)
+def _none(spec: ImageSpec) -> Samples:
+    return sources.samples((np.empty((0, *spec.shape), np.uint8), np.empty(0, np.int64)), spec)

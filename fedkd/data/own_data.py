@@ -7,12 +7,12 @@ import numpy as np
 
 from fedkd import seeds
 from fedkd.data import arrays, image_folder
-from fedkd.data.image_spec import Agreed, Brought, OwnDataError, Pair
+from fedkd.data.image_spec import ImageSpec, OwnData, OwnDataError, Pair
 
 _SHARD = ("data.npz", "data.safetensors")  # the file to read in a folder
 
 
-def read(path: Path, agreed: Agreed) -> Brought:
+def read(path: Path, spec: ImageSpec) -> OwnData:
     """The data at a path: a folder of images by class, a .npz or .safetensors file, or a folder with such a file.
 
     Errors: OwnDataError for data that are missing, damaged or not in the agreed form.
@@ -20,9 +20,9 @@ def read(path: Path, agreed: Agreed) -> Brought:
     path = path.expanduser()
     path = next((path / name for name in _SHARD if (path / name).is_file()), path)
     if path.is_dir():
-        brought = image_folder.read(path, agreed)
+        data = image_folder.read(path, spec)
     elif path.is_file() and path.suffix.lower() in arrays.SUFFIXES:
-        return arrays.read(path, agreed)
+        return arrays.read(path, spec)
     else:
         what = "is neither a folder nor a .npz or .safetensors file" if path.exists() else "is not there"
         raise OwnDataError(
@@ -31,44 +31,44 @@ def read(path: Path, agreed: Agreed) -> Brought:
             where=str(path),
             mend="name a folder of images by class, or a .npz or .safetensors file: docs/data.md",
         )
-    for x, _ in filter(None, brought):
-        agreed.check_pixels(x, str(path))
-    return brought
+    for x, _ in filter(None, data):
+        spec.check_pixels(x, str(path))
+    return data
 
 
-def test_part(path: Path, agreed: Agreed) -> Pair:
+def test_part(path: Path, spec: ImageSpec) -> Pair:
     """The test images at a path; all images if it has no parts. Raises OwnDataError."""
-    brought = read(path, agreed)
-    return brought.test or brought.train
+    data = read(path, spec)
+    return data.test or data.train
 
 
-def of_simulation(path: Path, agreed: Agreed, test: str | None, share: float) -> tuple[Pair, Pair]:
+def of_simulation(path: Path, spec: ImageSpec, test: str | None, share: float) -> tuple[Pair, Pair]:
     """Training and test part of a whole data set, the same for all seeds.
 
     If it has no test part and `test` is None, every 1/share-th image of each class is a test image.
     """
-    brought = read(path, agreed)
+    data = read(path, spec)
     if test is not None:
-        return brought.train, test_part(Path(test), agreed)
-    if brought.test is not None:
-        return brought.train, brought.test
-    y = brought.train[1]
+        return data.train, test_part(Path(test), spec)
+    if data.test is not None:
+        return data.train, data.test
+    y = data.train[1]
     is_test = np.zeros(len(y), bool)
     for label in np.unique(y):
         rank = np.arange((y == label).sum())
         is_test[y == label] = np.floor((rank + 1) * share) > np.floor(rank * share)
     if not is_test.any():
         raise _too_few(path, "none is left to be a test image")
-    return _parted(brought.train, is_test)
+    return _parted(data.train, is_test)
 
 
-def of_device(path: Path, agreed: Agreed, share: float, fewest: int, stream: seeds.Stream) -> tuple[Pair, Pair]:
+def of_device(path: Path, spec: ImageSpec, share: float, fewest: int, stream: seeds.Stream) -> tuple[Pair, Pair]:
     """Training and test part of one device's data, with at least `fewest` training images.
 
     If they have no test part, `share` of them is drawn, in proportion from each class; a class with one image keeps it
     for training. Raises OwnDataError.
     """
-    train, test = read(path, agreed)
+    train, test = read(path, spec)
     if test is None:
         train, test = _parted(train, _drawn(train[1], share, stream))
         if share and not len(test[1]):

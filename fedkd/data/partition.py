@@ -116,8 +116,8 @@ def _own_distribution(counts: np.ndarray, test_labels: np.ndarray, rng: Rng, rec
     have, shares = np.array([len(images) for images in index]), []
     for distribution in counts / counts.sum(1, keepdims=True):
         give = np.minimum(rng.multinomial(recipe.tests, distribution), have)
-        mine = [rng.permutation(images)[:size] for images, size in zip(index, give, strict=True)]
-        shares.append(np.sort(np.concatenate(mine)))
+        chosen = [rng.permutation(images)[:size] for images, size in zip(index, give, strict=True)]
+        shares.append(np.sort(np.concatenate(chosen)))
     return shares
 
 

@@ -33,7 +33,7 @@ def hold_out(config: RunConfig, dataset: Dataset) -> np.ndarray:
     return _choose(config, dataset, np.arange(len(dataset.train)))
 
 
-def load(config: RunConfig, dataset: Dataset, held: Partition, taken: np.ndarray) -> Proxy | None:
+def load(config: RunConfig, dataset: Dataset, partition: Partition, taken: np.ndarray) -> Proxy | None:
     """The public set of a run; `taken` is the result of `hold_out`. Raises ConfigError and DataError."""
     name = config.proxy.name
     if name == "none":
@@ -42,7 +42,9 @@ def load(config: RunConfig, dataset: Dataset, held: Partition, taken: np.ndarray
         return of(name, _noise(config, dataset), is_labelled=False)
     if name in OF_THE_TASK:
         if name == "unused":
-            taken = _choose(config, dataset, np.setdiff1d(np.arange(len(dataset.train)), np.concatenate(held.train)))
+            taken = _choose(
+                config, dataset, np.setdiff1d(np.arange(len(dataset.train)), np.concatenate(partition.train))
+            )
         index = torch.from_numpy(taken)
         train = dataset.train
         return of(name, Samples(train.x[index], train.y[index], train.scale, train.offset), is_labelled=True)
@@ -69,8 +71,8 @@ def _choose(config: RunConfig, dataset: Dataset, candidates: np.ndarray) -> np.n
         raise ConfigError(what, where="proxy.name", mend="lower partition.samples, so that clients hold less")
     chosen = []
     for label, number in zip(classes.tolist(), wanted.tolist(), strict=True):
-        mine = rng.permutation(candidates[labels[candidates] == label])
-        fresh = [i for i in mine.tolist() if _bytes(dataset.train.x[i]) not in tests][:number]
+        shuffled = rng.permutation(candidates[labels[candidates] == label])
+        fresh = [i for i in shuffled.tolist() if _bytes(dataset.train.x[i]) not in tests][:number]
         if len(fresh) < number:
             name = f"{label} ({dataset.labels[label]})"
             what = f"proxy={config.proxy.name} wants {number} images of class {name}, there are {len(fresh)}"

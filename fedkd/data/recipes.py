@@ -111,10 +111,10 @@ class ClientDirichlet(Recipe):
         have = np.array([len(images) for images in stock])
         for _ in range(num_clients):
             give = _without_replacement(rng.dirichlet(np.full(num_classes, self.alpha)), have - used, size, rng)
-            mine = [
+            chosen = [
                 images[start : start + count] for images, start, count in zip(stock, used, give, strict=True) if count
             ]
-            shares.append(rng.permutation(np.concatenate(mine)))
+            shares.append(rng.permutation(np.concatenate(chosen)))
             used += give
         return shares
 
@@ -253,7 +253,7 @@ def fedgen_dirichlet(
 
     pieces = _retry(draw, least, "alpha")
     by_class = [np.split(index, cuts) for index, cuts in pieces]
-    return [np.concatenate(mine) for mine in zip(*by_class, strict=True)]
+    return [np.concatenate(parts) for parts in zip(*by_class, strict=True)]
 
 
 def _without_replacement(distribution: np.ndarray, left: np.ndarray, size: int, rng: Rng) -> np.ndarray:

@@ -18,7 +18,7 @@ import numpy as np
 from fedkd import strict_yaml
 from fedkd.config import DataConfig
 from fedkd.data import digits, idx, image_spec, label_names
-from fedkd.data.image_spec import OWN, Agreed, Pair
+from fedkd.data.image_spec import OWN, ImageSpec, Pair
 from fedkd.errors import ConfigError, DataError, Mistake
 
 if TYPE_CHECKING:
@@ -66,17 +66,17 @@ def load(config: DataConfig) -> Dataset:
 
     Errors: ConfigError for an unknown name, DataError for files that are missing, damaged or impossible to fetch.
     """
-    common = agree(config)
+    spec = spec_of(config)
     from fedkd.data.samples import Dataset
 
     if config.name == OWN:
-        parts = Parts(*_own(config, common), common.labels)
+        parts = Parts(*_own(config, spec), spec.labels)
     else:
         parts = SOURCES[config.name].read(find_root(config))
-    return Dataset(config.name, parts.labels, samples(parts.train, common), samples(parts.test, common))
+    return Dataset(config.name, parts.labels, samples(parts.train, spec), samples(parts.test, spec))
 
 
-def agree(config: DataConfig) -> Agreed:
+def spec_of(config: DataConfig) -> ImageSpec:
     """Labels, shape and scaling of all images of a run, without loading a data set. Raises ConfigError."""
     if config.name not in names():
         near = difflib.get_close_matches(config.name, names(), n=1)
@@ -90,7 +90,7 @@ def agree(config: DataConfig) -> Agreed:
         return image_spec.of_own(config)
     source = SOURCES[config.name]
     scale, offset = image_spec.scaling(config.scaling, source.mean, source.std, source.top)
-    return Agreed(config.name, source.labels, source.shape, source.top, scale, offset, config.resize)
+    return ImageSpec(config.name, source.labels, source.shape, source.top, scale, offset, config.resize)
 
 
 def find_root(config: DataConfig) -> Root:
@@ -103,16 +103,16 @@ def find_root(config: DataConfig) -> Root:
     return Root(Path(cache).expanduser() / "fedkd" / "data", "the default", config.download)
 
 
-def _own(config: DataConfig, common: Agreed) -> tuple[Pair, Pair]:
+def _own(config: DataConfig, spec: ImageSpec) -> tuple[Pair, Pair]:
     from fedkd.data import own_data
 
     if not config.root:
         mend = "name the folder of images or the file: data.root=PATH"
         raise ConfigError("data=own has no place to come from: data.root = null", where="data", mend=mend)
-    return own_data.of_simulation(Path(config.root), common, config.test, config.test_share)
+    return own_data.of_simulation(Path(config.root), spec, config.test, config.test_share)
 
 
-def samples(pair: Pair, common: Agreed) -> Samples:
+def samples(pair: Pair, spec: ImageSpec) -> Samples:
     """Images and labels as tensors, scaled as agreed."""
     import torch
 
@@ -121,7 +121,7 @@ def samples(pair: Pair, common: Agreed) -> Samples:
     x, y = pair
     # np.array copies: arrays that view a file's bytes are read-only, which torch does not support.
     bytes_, labels = torch.from_numpy(np.array(x, np.uint8, order="C")), torch.from_numpy(np.array(y, np.int64))
-    return Samples(bytes_, labels, common.scale, common.offset)
+    return Samples(bytes_, labels, spec.scale, spec.offset)
 
 
 def _read_digits(root: Root) -> Parts:

@@ -11,7 +11,7 @@ from fedkd.data.samples import Dataset, Samples
 from fedkd.errors import ConfigError
 
 
-def instead_of_test(dataset: Dataset, held: Partition, share: float, seed: int) -> tuple[Dataset, Partition]:
+def instead_of_test(dataset: Dataset, partition: Partition, share: float, seed: int) -> tuple[Dataset, Partition]:
     """The same clients with fewer training images; the held-out images are the test part of data set and partition.
 
     Each client gives round(share * n), at least 1, drawn from stream(seed, "validation", client); a client with a
@@ -19,7 +19,7 @@ def instead_of_test(dataset: Dataset, held: Partition, share: float, seed: int) 
     ConfigError if no client can give any.
     """
     train, kept_out = [], []
-    for client, index in enumerate(held.train):
+    for client, index in enumerate(partition.train):
         count = min(max(1, round(share * len(index))), len(index) - 1)
         order = seeds.stream(seed, "validation", client=client).numpy().permutation(len(index))
         kept_out.append(index[np.sort(order[:count])])
@@ -28,8 +28,8 @@ def instead_of_test(dataset: Dataset, held: Partition, share: float, seed: int) 
         what = "every client has a single training image: none can be held out"
         raise ConfigError(what, where="evaluate.validation", mend="use fewer clients, or raise partition.samples")
     ends = np.cumsum([0, *map(len, kept_out)])
-    test = tuple(np.arange(*ends[client : client + 2]) for client in range(len(held)))
+    test = tuple(np.arange(*ends[client : client + 2]) for client in range(len(partition)))
     every = torch.from_numpy(np.concatenate(kept_out))
     chosen = Samples(dataset.train.x[every], dataset.train.y[every], dataset.train.scale, dataset.train.offset)
-    recipe = {**held.recipe, "validation": share}
-    return replace(dataset, test=chosen), replace(held, train=tuple(train), test=test, recipe=recipe)
+    recipe = {**partition.recipe, "validation": share}
+    return replace(dataset, test=chosen), replace(partition, train=tuple(train), test=test, recipe=recipe)

@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from fedkd.border import checks
 from fedkd.distillation import loop
+from fedkd.distillation.loop import Optimised
 from fedkd.maths import losses, metrics
 from fedkd.models import image_generators
 from fedkd.payload import Numbers, Weights
@@ -41,7 +42,7 @@ class ClientModel:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Training:
     """How the generator is trained (docs/strategies/fedfuse.md, equations 10 to 12)."""
 
     steps: int
@@ -54,48 +55,39 @@ class Recipe:
     diversity_cap: float
 
 
-@dataclass(frozen=True)
-class Trained:
-    """The generator after training, its optimiser's memory, and the mean of each term over the last steps."""
-
-    generator: Weights
-    adam: Mapping[str, Any]
-    numbers: Numbers
-
-
 def train(
     problem: Problem,
     generator: Weights,
     adam: Mapping[str, Any],
     models: Sequence[ClientModel],
-    recipe: Recipe,
+    settings: Training,
     draw: Stream,
-) -> Trained:
-    """Adam on the generator alone. Each step draws a few client models and, for each, labels from its distribution.
+) -> tuple[Optimised, Numbers]:
+    """Train the generator; returns mean terms of the last steps too. Each step draws a few models and their labels.
 
-    So a model's statistics are compared with those of images whose label mixture is the model's own.
+    Labels follow each model's distribution: its statistics are compared with those of images of its own label mixture.
     """
     draws, students = draw.torch(), _Students(problem)
-    per_step = min(recipe.clients, len(models))
+    per_step = min(settings.clients, len(models))
 
     def terms(entries: Weights) -> Iterator[tuple[str, Tensor]]:
         chosen = [models[k] for k in torch.randperm(len(models), generator=draws)[:per_step].tolist()]
-        y_KB = torch.stack([_labels(model.distribution_C, recipe.batch, draws) for model in chosen])
-        noise_BN = torch.randn(y_KB.numel(), recipe.noise, generator=draws)
+        y_KB = torch.stack([_labels(model.distribution_C, settings.batch, draws) for model in chosen])
+        noise_BN = torch.randn(y_KB.numel(), settings.noise, generator=draws)
         x = image_generators.generate(entries, y_KB.flatten(), noise_BN, problem.input_shape, training=True)
-        return _terms(students, chosen, x, y_KB, noise_BN, recipe)
+        return _terms(students, chosen, x, y_KB, noise_BN, settings)
 
     optimised = loop.optimise(
         generator,
-        image_generators.learnable(generator),
         adam,
         terms,
-        steps=recipe.steps,
-        lr=recipe.lr,
+        steps=settings.steps,
+        lr=settings.lr,
         betas=BETAS,
         skip_non_finite=True,  # a student may be finite on noise, but not here: one client must not stop the others
     )
-    return Trained(optimised.generator, optimised.adam, _means(optimised.recent))
+    recent = [{name: float(value) for name, value in terms.items()} for terms in optimised.recent]
+    return optimised, metrics.mean_by_name(recent)  # by name: a step may lack a term
 
 
 def draw_images(generator: Weights, y_N: Tensor, noise: int, problem: Problem, draw: Stream) -> Tensor:
@@ -150,8 +142,8 @@ def diversity(x: Tensor, y_B: Tensor, noise_BN: Tensor) -> Tensor:
     docs/strategies/fedfuse.md, equation 12. 0 if no two images share a label.
     """
     rows, columns = torch.triu_indices(len(y_B), len(y_B), 1)
-    alike = y_B[rows] == y_B[columns]
-    rows, columns = rows[alike], columns[alike]
+    same = y_B[rows] == y_B[columns]
+    rows, columns = rows[same], columns[same]
     if not len(rows):
         return x.new_zeros(())
     flat = x.flatten(1)
@@ -173,12 +165,12 @@ def describe(x: Tensor, y_N: Tensor, log_KNC: Tensor, fused_RNC: Tensor) -> dict
     by_label_C = torch.bincount(y_N, right_N, classes) / count_C
     few = image_generators.from_bytes(x[:LOOKED_AT]).flatten(1)
     y_B = y_N[:LOOKED_AT]
-    alike = (y_B[:, None] == y_B) & ~torch.eye(len(y_B), dtype=torch.bool)
+    same = (y_B[:, None] == y_B) & ~torch.eye(len(y_B), dtype=torch.bool)
     distance = torch.cdist(few, few, p=1) / few.shape[1]
     return {
         "fidelity": float(right_N.mean()),
         "fidelity_by_label": [round(v, 4) if n else -1.0 for v, n in zip(by_label_C.tolist(), count_C, strict=True)],
-        "spread": float(distance[alike].mean()) if bool(alike.any()) else 0.0,
+        "spread": float(distance[same].mean()) if bool(same.any()) else 0.0,
         "variation": variation(log_KNC),
     }
 
@@ -208,7 +200,7 @@ class _Students:
         """Logits (N, C) without gradient, for any number of images."""
         return forward.logits(self.module(model.architecture).load(model.weights), x)
 
-    def judge(self, model: ClientModel, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def compare(self, model: ClientModel, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Logits (B, C), and the distance of the images' statistics from the student's at each BatchNorm.
 
         The call uses the model's own tensors: loading the next model into the module would break this one's graph.
@@ -244,29 +236,24 @@ def _watch(module: nn.Module, weights: Weights) -> Iterator[list[Tensor]]:
 
 
 def _terms(
-    students: _Students, chosen: Sequence[ClientModel], x: Tensor, y_KB: Tensor, noise_BN: Tensor, recipe: Recipe
+    students: _Students, chosen: Sequence[ClientModel], x: Tensor, y_KB: Tensor, noise_BN: Tensor, settings: Training
 ) -> Iterator[tuple[str, Tensor]]:
     """Named summands of the generator's loss: means over the models, for statistics over models with BatchNorm."""
     recognised, distances = [], []
     for model, images, y_B in zip(chosen, x.split(y_KB.shape[1]), y_KB, strict=True):
-        logits, norms = students.judge(model, images)
+        logits, norms = students.compare(model, images)
         recognised.append(losses.cross_entropy(logits + model.log_prior_C, y_B))
         if norms:
             distances.append(torch.stack(norms).sum())
     yield "recognised", torch.stack(recognised).mean()
-    if recipe.statistics_weight and distances:
-        yield "statistics", recipe.statistics_weight * torch.stack(distances).mean()
-    if recipe.diversity_weight:
+    if settings.statistics_weight and distances:
+        yield "statistics", settings.statistics_weight * torch.stack(distances).mean()
+    if settings.diversity_weight:
         # Pairs within one model's batch suffice: pairs across batches are many more and add no information.
         apart_KB = y_KB + y_KB.max().add(1) * torch.arange(len(y_KB))[:, None]
         variety = diversity(x, apart_KB.flatten(), noise_BN)
-        yield "diversity", -recipe.diversity_weight * variety.clamp(max=recipe.diversity_cap)
+        yield "diversity", -settings.diversity_weight * variety.clamp(max=settings.diversity_cap)
 
 
 def _labels(distribution_C: Tensor, count: int, draws: torch.Generator) -> Tensor:
     return torch.multinomial(distribution_C, count, replacement=True, generator=draws)
-
-
-def _means(recent: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
-    """Mean of each term over the steps that had it."""
-    return metrics.mean_by_name([{name: float(value) for name, value in terms.items()} for terms in recent])

@@ -1,13 +1,14 @@
 """Distillation at a server: trains a generator of latents or images against the clients' replies."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fedkd.models.generators import learnable
 from fedkd.payload import Weights
 from fedkd.training.optimisers import Adam
 
@@ -30,7 +31,6 @@ class Optimised:
 
 def optimise(
     generator: Weights,
-    learnable: Iterable[str],
     adam: Mapping[str, Any],
     terms: Callable[[Weights], Iterator[tuple[str, Tensor]]],
     *,
@@ -40,12 +40,12 @@ def optimise(
     betas: tuple[float, float] = (0.9, 0.999),
     skip_non_finite: bool = False,
 ) -> Optimised:
-    """Adam on the `learnable` entries of a copy of the generator, along the sum of its terms.
+    """Adam on a copy of the generator, except for its running statistics, along the sum of its terms.
 
     A step without terms ends the loop, because all are switched off. `skip_non_finite` skips non-finite losses.
     """
     entries = {name: entry.clone() for name, entry in generator.items()}
-    optimiser = Adam({name: entries[name].requires_grad_() for name in learnable}, adam, betas)
+    optimiser = Adam({name: entries[name].requires_grad_() for name in learnable(entries)}, adam, betas)
     recent: deque[Mapping[str, Tensor]] = deque(maxlen=RECENT)
     for _ in range(steps):
         losses = dict(terms(entries))

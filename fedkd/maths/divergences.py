@@ -1,8 +1,7 @@
 """Divergences between a teacher and a student: pure functions of logits. B samples, C classes.
 
-Divergences of distributions are means over the batch, in nats, at a temperature tau and times tau^2, which preserves
-the size of gradients. They are 0 if and only if both logits are equal up to a constant per sample. The functions do not
-detach the teacher: pass it without gradient.
+Divergences of distributions are means over the batch, in nats; they are 0 if and only if both logits are equal up to a
+constant per sample. The functions do not detach the teacher: pass it without gradient.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,20 +12,15 @@ from torch import Tensor
 _SMALLEST = 1e-12  # smallest probability in a logarithm: a teacher's may be exactly 0
 
 
-def forward_kl(teacher_BC: Tensor, student_BC: Tensor, tau: float = 1.0) -> Tensor:
-    """tau^2 KL(teacher || student): mode covering."""
-    return tau**2 * _forward((teacher_BC / tau).softmax(1), (student_BC / tau).log_softmax(1))
-
-
-def l1(teacher_BC: Tensor, student_BC: Tensor, tau: float = 1.0) -> Tensor:
-    """Mean absolute difference of logits over samples and classes; the temperature has no effect."""
+def l1(teacher_BC: Tensor, student_BC: Tensor) -> Tensor:
+    """Mean absolute difference of logits over samples and classes."""
     return (student_BC - teacher_BC).abs().mean()
 
 
-def mse(teacher_BC: Tensor, student_BC: Tensor, tau: float = 1.0) -> Tensor:
-    """Mean squared difference of logits over samples and classes; half of it is forward_kl's limit for large tau.
+def mse(teacher_BC: Tensor, student_BC: Tensor) -> Tensor:
+    """Mean squared difference of logits over samples and classes.
 
-    The limit holds for logits of mean 0 per sample. The temperature has no effect.
+    For logits of mean 0 per sample, half of it is the limit of losses.softened_kl at a high temperature.
     """
     return (student_BC - teacher_BC).square().mean()
 

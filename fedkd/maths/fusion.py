@@ -17,6 +17,11 @@ from fedkd.payload import Numbers, Weights
 Weighting = Literal["examples", "uniform"]  # of senders: by the size of their data, or equal
 
 
+def stacked(replies: Sequence[Reply], kind: str) -> Tensor:
+    """One kind of knowledge, a tensor in every reply: (K, ...)."""
+    return torch.stack([getattr(reply.payload, kind) for reply in replies])
+
+
 def by_examples(replies: Sequence[Reply]) -> Tensor:
     """Trust by the size of the sender's data, n_k / n: (1, K, 1). FedAvg's rule."""
     return normalise(torch.tensor([float(reply.num_examples) for reply in replies]).view(1, -1, 1))

@@ -18,9 +18,6 @@ from fedkd.seeds import Stream
 Conditioning = Literal["one_hot", "embedding"]
 NoiseDistribution = Literal["uniform", "normal"]
 
-MOMENTUM = 0.1  # share of a batch in the running statistics: BatchNorm1d's default
-EPSILON = 1e-5  # added to the variance, likewise
-
 
 def init(
     stream: Stream, *, noise: int, hidden: int, latent: int, classes: int, conditioning: Conditioning = "one_hot"
@@ -36,12 +33,9 @@ def init(
     label_width = noise if conditioning == "embedding" else classes
     return {
         **embedding,
-        **_linear("hidden", noise + label_width, hidden, generator),
-        "norm.weight": torch.ones(hidden),
-        "norm.bias": torch.zeros(hidden),
-        "norm.running_mean": torch.zeros(hidden),
-        "norm.running_var": torch.ones(hidden),
-        **_linear("out", hidden, latent, generator),
+        **affine("hidden", (hidden, noise + label_width), generator),
+        **batch_norm("norm", hidden),
+        **affine("out", (latent, hidden), generator),
     }
 
 
@@ -54,22 +48,19 @@ def generate(weights: Weights, y_B: Tensor, noise_BN: Tensor, *, training: bool 
     """
     label_BL = _label_table(weights, noise_BN).index_select(0, y_B)
     hidden_BH = F.linear(torch.cat([noise_BN, label_BL], 1), weights["hidden.weight"], weights["hidden.bias"])
-    hidden_BH = F.batch_norm(
-        hidden_BH,
-        weights["norm.running_mean"],
-        weights["norm.running_var"],
-        weights["norm.weight"],
-        weights["norm.bias"],
-        training,
-        MOMENTUM,
-        EPSILON,
-    )
+    hidden_BH = normalise(weights, "norm", hidden_BH, training)
     return F.linear(hidden_BH.relu(), weights["out.weight"], weights["out.bias"])
+
+
+def normalise(weights: Weights, name: str, x: Tensor, training: bool) -> Tensor:
+    """BatchNorm of this name, with torch's defaults; in training it moves its running statistics in place."""
+    mean, variance = weights[f"{name}.running_mean"], weights[f"{name}.running_var"]
+    return F.batch_norm(x, mean, variance, weights[f"{name}.weight"], weights[f"{name}.bias"], training, 0.1, 1e-5)
 
 
 def learnable(weights: Weights) -> tuple[str, ...]:
     """Names of the entries that an optimiser updates: all except for the running statistics."""
-    return tuple(name for name in weights if not name.startswith("norm.running_"))
+    return tuple(name for name in weights if ".running_" not in name)
 
 
 def draw_noise(shape: Sequence[int], generator: torch.Generator, distribution: NoiseDistribution = "uniform") -> Tensor:
@@ -94,10 +85,21 @@ def _label_table(weights: Weights, noise_BN: Tensor) -> Tensor:
     return torch.eye(classes, dtype=noise_BN.dtype, device=noise_BN.device)
 
 
-def _linear(name: str, inputs: int, outputs: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """A Linear's entries, both with torch's default distribution U(-1/sqrt(inputs), 1/sqrt(inputs))."""
-    bound = 1 / math.sqrt(inputs)
+def affine(name: str, size: tuple[int, ...], generator: torch.Generator) -> dict[str, Tensor]:
+    """Entries of a linear or convolutional layer with torch's default U(-1/sqrt(f), 1/sqrt(f)), f its fan-in."""
+    bound = 1 / math.sqrt(math.prod(size[1:]))
     return {
-        f"{name}.weight": torch.empty(outputs, inputs).uniform_(-bound, bound, generator=generator),
-        f"{name}.bias": torch.empty(outputs).uniform_(-bound, bound, generator=generator),
+        f"{name}.weight": torch.empty(size).uniform_(-bound, bound, generator=generator),
+        f"{name}.bias": torch.empty(size[0]).uniform_(-bound, bound, generator=generator),
+    }
+
+
+def batch_norm(name: str, width: int) -> dict[str, Tensor]:
+    """Initial entries of a BatchNorm layer."""
+    ones, zeros = torch.ones(width), torch.zeros(width)
+    return {
+        f"{name}.weight": ones,
+        f"{name}.bias": zeros,
+        f"{name}.running_mean": zeros.clone(),
+        f"{name}.running_var": ones.clone(),
     }

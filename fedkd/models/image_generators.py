@@ -5,18 +5,16 @@ It starts on a grid of a quarter of the image's side, rounded up, and crops the 
 28 x 28, 32 x 32. Shapes: B images, N noise width, C classes, H height, W width.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedkd.models.generators import affine, batch_norm, normalise
 from fedkd.payload import Weights
 from fedkd.seeds import Stream
 
 WIDE, NARROW = 32, 16  # channels before and after the second convolution
 SLOPE = 0.2  # of LeakyReLU below 0
-MOMENTUM, EPSILON = 0.1, 1e-5  # of BatchNorm: torch's defaults
 LEVELS = 255  # steps between -1 and 1 of an image sent as bytes
 
 Shape = tuple[int, int, int]  # channels, height, width
@@ -27,13 +25,13 @@ def init(stream: Stream, *, noise: int, classes: int, shape: Shape) -> Weights:
     channels, rows, columns = shape[0], *_grid(shape)
     draw = stream.torch()
     return {
-        **_affine("hidden", (WIDE * rows * columns, noise + classes), draw),
-        **_norm("norm1", WIDE),
-        **_affine("conv1", (WIDE, WIDE, 3, 3), draw),
-        **_norm("norm2", WIDE),
-        **_affine("conv2", (NARROW, WIDE, 3, 3), draw),
-        **_norm("norm3", NARROW),
-        **_affine("conv3", (channels, NARROW, 3, 3), draw),
+        **affine("hidden", (WIDE * rows * columns, noise + classes), draw),
+        **batch_norm("norm1", WIDE),
+        **affine("conv1", (WIDE, WIDE, 3, 3), draw),
+        **batch_norm("norm2", WIDE),
+        **affine("conv2", (NARROW, WIDE, 3, 3), draw),
+        **batch_norm("norm3", NARROW),
+        **affine("conv3", (channels, NARROW, 3, 3), draw),
     }
 
 
@@ -47,16 +45,11 @@ def generate(weights: Weights, y_B: Tensor, noise_BN: Tensor, shape: Shape, *, t
     x = F.linear(torch.cat([noise_BN, label_BC], 1), weights["hidden.weight"], weights["hidden.bias"])
     # Channels last takes two thirds of the time.
     x = x.view(len(y_B), WIDE, *_grid(shape)).contiguous(memory_format=torch.channels_last)
-    x = _normalise(weights, "norm1", x, training)
+    x = normalise(weights, "norm1", x, training)
     for conv, norm in (("conv1", "norm2"), ("conv2", "norm3")):
         x = _convolve(weights, conv, F.interpolate(x, scale_factor=2, mode="nearest"))
-        x = F.leaky_relu(_normalise(weights, norm, x, training), SLOPE)
+        x = F.leaky_relu(normalise(weights, norm, x, training), SLOPE)
     return _convolve(weights, "conv3", x)[:, :, : shape[1], : shape[2]].tanh().contiguous()
-
-
-def learnable(weights: Weights) -> tuple[str, ...]:
-    """Names of the entries that an optimiser updates: all except for the running statistics."""
-    return tuple(name for name in weights if ".running_" not in name)
 
 
 def to_bytes(x: Tensor) -> Tensor:
@@ -73,29 +66,5 @@ def _grid(shape: Shape) -> tuple[int, int]:
     return -(-shape[1] // 4), -(-shape[2] // 4)
 
 
-def _normalise(weights: Weights, name: str, x: Tensor, training: bool) -> Tensor:
-    mean, variance = weights[f"{name}.running_mean"], weights[f"{name}.running_var"]
-    weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
-    return F.batch_norm(x, mean, variance, weight, bias, training, MOMENTUM, EPSILON)
-
-
 def _convolve(weights: Weights, name: str, x: Tensor) -> Tensor:
     return F.conv2d(x, weights[f"{name}.weight"], weights[f"{name}.bias"], padding=1)
-
-
-def _affine(name: str, size: tuple[int, ...], draw: torch.Generator) -> dict[str, Tensor]:
-    """Entries of a linear or convolutional layer with torch's default U(-1/sqrt(f), 1/sqrt(f)), f its fan-in."""
-    bound = 1 / math.sqrt(math.prod(size[1:]))
-    return {
-        f"{name}.weight": torch.empty(size).uniform_(-bound, bound, generator=draw),
-        f"{name}.bias": torch.empty(size[0]).uniform_(-bound, bound, generator=draw),
-    }
-
-
-def _norm(name: str, width: int) -> dict[str, Tensor]:
-    return {
-        f"{name}.weight": torch.ones(width),
-        f"{name}.bias": torch.zeros(width),
-        f"{name}.running_mean": torch.zeros(width),
-        f"{name}.running_var": torch.ones(width),
-    }

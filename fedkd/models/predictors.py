@@ -119,10 +119,10 @@ class Ensemble(Predictor):
         return cls(torch.empty(len(members)), **options)
 
     def members(self, student: Student) -> list[Student]:
-        made = [deepcopy(student) for _ in self.entries]
-        for member, entries in zip(made, self.entries, strict=True):
+        copies = [deepcopy(student) for _ in self.entries]
+        for member, entries in zip(copies, self.entries, strict=True):
             member.load_state_dict(dict(entries), strict=False, assign=True)  # not copied: keeps the memory layout
-        return made
+        return copies
 
     def forward(self, members: Iterable[Student], x: Tensor) -> Tensor:
         each_MBC = torch.stack([student(x) for student in members])

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fedkd.client import Client
 from fedkd.engine import ClientId, Job, Reply
+from fedkd.maths import fusion
 from fedkd.participation import Batch, LocalBatches, Outcome, Site
 from fedkd.payload import Payload
 from fedkd.student import Student
@@ -121,10 +122,8 @@ class Tables:
 
 def gather(replies: Sequence[Reply], mean: Mean) -> Tables:
     """The tables of class logits in the replies, which are in order of client."""
-    tables = [(r.client, r.payload.class_logits, r.payload.label_counts) for r in replies]
-    values_KCC = torch.stack([value for _, value, _ in tables if value is not None])
-    counts_KC = torch.stack([counts for _, _, counts in tables if counts is not None])
-    return Tables(torch.tensor([client for client, _, _ in tables]), values_KCC, weigh(counts_KC, mean))
+    clients, weights_KC = [reply.client for reply in replies], weigh(fusion.stacked(replies, "label_counts"), mean)
+    return Tables(torch.tensor(clients), fusion.stacked(replies, "class_logits"), weights_KC)
 
 
 def payloads(

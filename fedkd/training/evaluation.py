@@ -148,8 +148,8 @@ def _together(experiment: Experiment, number: int, students: Sequence[_Own]) -> 
             groups.setdefault((problem.architecture(own.client), own.payload), []).append(own.client)
         else:
             yield Job(task="evaluate", round=number, **own._asdict())
-    for (_, payload), alike in groups.items():
-        for part in _parts(alike, num_tests or ()):
+    for (_, payload), clients in groups.items():
+        for part in _parts(clients, num_tests or ()):
             yield Job(task="evaluate_shared", client=part[0], round=number, payload=payload, clients=tuple(part))
 
 

@@ -60,9 +60,9 @@ class Grouped(Strategy[State]):
     def plan(self, state: State, cohort: Cohort) -> Mapping[ClientId, Payload]:
         payloads: dict[ClientId, Payload] = {}
         for name, inner in state.groups.items():
-            theirs = tuple(state.number(client) for client in cohort if state.assigned[client] == name)
-            if theirs:
-                members, planned = state.members(name), self.inner.plan(inner, replace(cohort, clients=theirs))
+            numbers = tuple(state.number(client) for client in cohort if state.assigned[client] == name)
+            if numbers:
+                members, planned = state.members(name), self.inner.plan(inner, replace(cohort, clients=numbers))
                 payloads |= {members[number]: payload for number, payload in planned.items()}
         return payloads
 

@@ -179,7 +179,7 @@ def test_standard_scaling_takes_the_agreed_mean_and_deviation(folder):
 
 
 def test_symmetric_scaling_needs_nothing(folder):
-    assert (sources.agree(COLOUR).scale, sources.agree(COLOUR).offset) == ((2 / 255,) * 3, (-1.0,) * 3)
+    assert (sources.spec_of(COLOUR).scale, sources.spec_of(COLOUR).offset) == ((2 / 255,) * 3, (-1.0,) * 3)
 
 
 def test_own_images_for_a_published_task(tmp_path):

@@ -56,7 +56,7 @@ def test_a_folder_that_vanishes_while_it_is_read(tmp_path):
     from fedkd.data import image_folder
 
     with pytest.raises(OwnDataError, match="the folder cannot be read: No such file"):
-        image_folder.read(tmp_path / "gone", sources.agree(GREY))
+        image_folder.read(tmp_path / "gone", sources.spec_of(GREY))
 
 
 def test_an_unknown_class_is_named_with_the_nearest(folder):
@@ -267,7 +267,7 @@ def test_damage_in_a_file_of_arrays_is_found_or_harmless(tmp_path_factory, at, f
         (DataConfig(name="own"), "data.labels = null"),
         (DataConfig(name="own"), "data.shape = null"),
         (replace(GREY, labels=["cat"]), "data.labels"),
-        (replace(GREY, labels=["cat", "cat"]), "no name may stand twice"),
+        (replace(GREY, labels=["cat", "cat"]), "no name may occur twice"),
         (replace(GREY, labels=["cat", ""]), "printable"),
         (replace(GREY, labels=["cat", "a\nb"]), "printable"),
         (replace(GREY, shape=[4, 5]), "data.shape = "),

@@ -9,7 +9,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from fedkd import seeds
-from fedkd.models import image_generators
+from fedkd.models import generators, image_generators
 
 STREAM = seeds.stream(1, "generator")
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (1, 5, 6)]
@@ -34,7 +34,7 @@ def test_images_have_the_shape_of_the_data_and_lie_between_minus_one_and_one(sha
 
 def test_it_has_as_many_parameters_as_its_layers_add_up_to():
     weights = init((1, 28, 28), noise=64, classes=10)
-    sizes = {name: weights[name].numel() for name in image_generators.learnable(weights)}
+    sizes = {name: weights[name].numel() for name in generators.learnable(weights)}
     assert sizes["hidden.weight"] + sizes["hidden.bias"] == 117_600
     assert round(sum(sizes.values()), -3) == 132_000
 
@@ -70,7 +70,7 @@ def test_only_training_moves_the_running_statistics():
     tiny.assert_same(tiny.canonical(weights), before)
     image_generators.generate(weights, *draw(), (1, 8, 8), training=True)
     moved = {name for name, value in weights.items() if tiny.canonical(value) != before[name]}
-    assert moved == set(weights) - set(image_generators.learnable(weights))
+    assert moved == set(weights) - set(generators.learnable(weights))
 
 
 def test_the_label_makes_a_difference():
