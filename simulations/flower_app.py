@@ -23,7 +23,7 @@ def main(grid: Grid, context: Context) -> None:
     """Train the configuration and write a run folder, as `fedkd run` does; on devices if the nodes are devices."""
     given = dict(context.run_config)
     if given.get("devices"):
-        server_run.play(grid, given, run_config.text(given), run_config.name(given, context.run_id))
+        server_run.run(grid, given, run_config.text(given), run_config.name(given, context.run_id))
         return
     runs.start(
         run_config.resolve(str(given["overrides"])),

@@ -1,4 +1,4 @@
-"""The answers of a node: a device uses its own data, a node of Flower's simulation all data."""
+"""A node's answers: a device uses its own data, a node of Flower's simulation uses all data."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -19,29 +19,29 @@ from simulations.flower.message_limits import OWN
 
 
 def respond(
-    kind: str, content: RecordDict, node_config: Mapping[str, Any], given: Mapping[str, Any], *, run_id: int
+    kind: str, content: RecordDict, node_config: Mapping[str, Any], app_config: Mapping[str, Any], *, run_id: int
 ) -> RecordDict:
-    """A node's answer to a `query` (which client it is), or to a job (`work`). `given` is the app's run config.
+    """A node's answer to a `query` (which client is it?), or to a job (`work`). `app_config`: the app's run config.
 
     Errors travel as Failures: Flower would only log the traceback at this node.
     """
     if kind == "query":
-        found = device.of(node_config)
-        if found is None:
+        own = device.of(node_config)
+        if own is None:
             return RecordDict({"node": _plain_introduction(node_config)})
-        return RecordDict({"node": found.introduce(run_config.text(given), run_config.name(given, run_id))})
-    unknown = Job(task="train", client=0, round=0, payload=Payload())  # the engine knows the job
+        return RecordDict({"node": own.introduce(run_config.text(app_config), run_config.name(app_config, run_id))})
+    unknown = Job(task="train", client=0, round=0, payload=Payload())  # the engine fills in client and round
     try:
-        found = device.of(node_config)
-        job = codec.decode_job(content, OWN if found is None else found.reads)
-        if found is not None:
-            result = found.answer(job, run_config.text(given), run_config.name(given, run_id))
+        own = device.of(node_config)
+        job = codec.decode_job(content, OWN if own is None else own.reads)
+        if own is not None:
+            result = own.answer(job, run_config.text(app_config), run_config.name(app_config, run_id))
         else:
-            result = _site(str(given.get("overrides", ""))).run(job)
+            result = _site(str(app_config.get("overrides", ""))).run(job)
     except Malformed as error:  # the text concerns the server's own message
         result = engine.failed(unknown, f"the job cannot be read: {error}", "raised")
-    except Exception as error:  # the border: the run must learn of it and go on
-        if device.is_one(node_config):  # the device's worker decides what may leave
+    except Exception as error:  # the border: the run must learn of it and continue
+        if device.is_one(node_config):  # the worker decides what may leave the device
             raise
         result = engine.failure(unknown, error)
     return codec.encode_result(result)
@@ -49,15 +49,12 @@ def respond(
 
 def _plain_introduction(node_config: Mapping[str, Any]) -> ConfigRecord:
     """The introduction of a node in a simulation."""
-    said = ConfigRecord()
-    for name in ("partition-id", "num-partitions"):
-        if name in node_config:
-            said[name] = node_config[name]
-    return said
+    names = ("partition-id", "num-partitions")
+    return ConfigRecord({name: node_config[name] for name in names if name in node_config})
 
 
 @cache
 def _site(overrides: str) -> LocalSite:
-    """The site of this process, made once: Flower's simulation uses a process for many clients."""
-    torch.set_num_threads(1)  # bits differ between one and two threads
+    """The site of this process, made once: Flower's simulation uses one process for many clients."""
+    torch.set_num_threads(1)  # results differ in their last bits between one and two threads
     return assemble.assemble(run_config.resolve(overrides).config).site

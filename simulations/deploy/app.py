@@ -1,4 +1,4 @@
-"""fedkd as a bundle that Flower sends to its nodes: our packages beside a pyproject.toml of its own.
+"""fedkd as a bundle that Flower sends to its nodes: our packages, and a pyproject.toml for the bundle.
 
 Works from a checkout and from an installed wheel, which has no pyproject.toml.
 """
@@ -11,7 +11,7 @@ import fedkd
 PACKAGES = ("fedkd", "strategies", "clients", "simulations", "conf")
 _ROOT = Path(__file__).parents[2]  # the folder of our packages
 _SUFFIXES = {".py", ".yaml"}
-_LEFT_OUT = ("analysis", "bench", "cli", "compare", "export", "report")  # below simulations: not needed by nodes
+_LEFT_OUT = ("analysis", "bench", "cli", "compare", "export", "report")  # of simulations: nodes do not need them
 
 KEYS = {  # of the app's run config: what `flwr run -c` may set
     "overrides": '""',

@@ -26,19 +26,16 @@ from simulations.deploy.noise_record import drawn_once
 def server(config: RunConfig, public: Path | None) -> Assembly:
     """The server's side: no training data, its own pooled test set, and the file of public images.
 
-    Raises ConfigError for what only a simulation can do, DataError for files that are missing or damaged.
+    Raises ConfigError for settings that only a simulation supports, DataError for files that are missing or damaged.
     """
     _refuse(config)
     dataset = own.load_server(config.data)
     shared = public_pack.read(public, config) if public is not None else Public()
     pair = assemble.halves(config.strategy)
     if pair[0].pools_data:
-        raise ConfigError(
-            f"strategy '{naming.of(config.strategy)}' trains on everybody's data in one place, which devices keep",
-            where="strategy",
-            mend="run it in simulation: fedkd run",
-        )
-    problem = _pose(config, dataset, shared)
+        what = f"strategy '{naming.of(config.strategy)}' trains on pooled data, but data stay on the devices"
+        raise ConfigError(what, where="strategy", mend="run it in simulation: fedkd run")
+    problem = _problem(config, dataset, shared)
     strategy, client = assemble.match(pair, config, problem)
     strategy.init(problem, seeds.stream(config.seed, "server"))
     available = _num_pooled(problem, strategy, len(dataset.test))
@@ -49,18 +46,18 @@ def server(config: RunConfig, public: Path | None) -> Assembly:
     return Assembly(experiment, site, None, dataset, tuple(cautions.of(pair, config, problem)))
 
 
-def device(config: RunConfig, data: Path, client: int, account: Path | None = None) -> LocalSite:
+def device(config: RunConfig, data: Path, client: int, state: Path | None = None) -> LocalSite:
     """A device's side: its own samples, and the public pack beside them, if any.
 
-    `account`: the folder that records the noise it has sent. Raises ConfigError, DataError, and EngineError if noise is
-    configured and OpenDP is not installed.
+    `state`: the folder with the record of the noise that the device has sent. Raises ConfigError, DataError, and
+    EngineError if noise is configured and OpenDP is not installed.
     """
     _refuse(config)
     dataset = own.load_device(config.data, data, config.seed, client)
     pack = data / public_pack.NAME if data.is_dir() else data.parent / public_pack.NAME
     shared = public_pack.read(pack, config)
-    problem = _pose(config, dataset, shared)
-    _, half = assemble.match(assemble.halves(config.strategy), config, problem, _noise(config, account))
+    problem = _problem(config, dataset, shared)
+    _, half = assemble.match(assemble.halves(config.strategy), config, problem, _noise(config, state))
     test, common = dataset.test, None
     if shared.common is not None:
         common = torch.arange(len(test), len(test) + len(shared.common))
@@ -77,12 +74,12 @@ def device(config: RunConfig, data: Path, client: int, account: Path | None = No
     )
 
 
-def _noise(config: RunConfig, account: Path | None) -> privacy.Draw:
-    """The source of a device's noise; irrelevant if none is configured."""
+def _noise(config: RunConfig, state: Path | None) -> privacy.Draw:
+    """The source of a device's noise; unused if none is configured."""
     if config.privacy.label_epsilon is None:
         return privacy.simulated
     draw = privacy.secret()
-    return draw if account is None else drawn_once(draw, account)
+    return draw if state is None else drawn_once(draw, state)
 
 
 def _refuse(config: RunConfig) -> None:
@@ -91,7 +88,7 @@ def _refuse(config: RunConfig) -> None:
         raise ConfigError(
             "students.assign = size needs the exact sizes of all clients' data, which stay on the devices",
             where="students.assign",
-            mend="name one student a device: students='[mlp, lenet5, ...]'",
+            mend="name one student per device: students='[mlp, lenet5, ...]'",
         )
     if config.evaluate.on == "validation":
         raise ConfigError(
@@ -101,14 +98,14 @@ def _refuse(config: RunConfig) -> None:
         )
 
 
-def _pose(config: RunConfig, dataset: Dataset, shared: Public) -> Problem:
+def _problem(config: RunConfig, dataset: Dataset, shared: Public) -> Problem:
     return assemble.build_problem(config, dataset.shape, len(dataset.labels), (), shared.proxy)
 
 
 def _num_pooled(problem: Problem, strategy: Strategy, available: int) -> int:
     """The number of pooled test images that a global student can be evaluated on.
 
-    Zero if BatchNorm statistics stay with the clients: on devices the server cannot take their mean.
+    Zero if BatchNorm statistics stay with the clients: the server cannot average statistics that stay on devices.
     """
     served = strategy.evaluation_payload(strategy.init(problem, seeds.stream(problem.seed, "server")), None)
     missing = served is not None and set(problem.statistic_names) - set(served.weights or {})

@@ -1,7 +1,7 @@
 """Keys and certificates of server and devices: standard X.509 and OpenSSH keys.
 
-A deployment has its own certificate authority, which signs the server's certificate; devices trust only it.
- A device is recognised by its public key, which the server has registered.
+A deployment has its own certificate authority (CA), which signs the server's certificate; devices trust only this CA.
+The server recognises a device by its registered public key.
 """
 
 import base64
@@ -23,9 +23,9 @@ from simulations.deploy import files, names
 
 CA_DAYS, SERVER_DAYS = 3652, 365
 SOON = 30  # days before expiry at which renewal is suggested
-_EARLIER = timedelta(days=1)  # certificates begin this long ago: the clocks of devices differ
-_LOCAL = ("localhost", "127.0.0.1", "::1")  # names that the server always has, for its own machine
-_RENEW = "fedkd deploy renew DIR, then start the server again"
+_EARLIER = timedelta(days=1)  # certificates are valid from before now: the clocks of devices differ
+_LOCAL = ("localhost", "127.0.0.1", "::1")  # names that every server certificate includes, for the server's own machine
+_RENEW = "fedkd deploy renew DIR, then restart the server"
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class NodeKey:
 
 @dataclass(frozen=True)
 class Problem:
-    """Why devices refuse the server, or (a warning) soon will."""
+    """Why devices refuse the server, or soon will (a warning)."""
 
     what: str
     mend: str = ""
@@ -76,10 +76,10 @@ def authority(now: datetime) -> Signed:
 
 
 def server(ca: Signed, address: str, now: datetime, key: ec.EllipticCurvePrivateKey | None = None) -> Signed:
-    """A new certificate of the server at `address`; with a new key, if there is none yet."""
+    """A new certificate of the server at `address`, for `key` or a new one."""
     key = key or ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedkd superlink")])
-    known = dict.fromkeys([address, *_LOCAL])  # without duplicates
+    known = dict.fromkeys([address, *_LOCAL])  # no duplicates
     end = min(_aware(now) + timedelta(days=SERVER_DAYS), ca.certificate.not_valid_after_utc)
     builder = (
         _begin(subject, ca.certificate.subject, key, ca.key, now, end)
@@ -92,7 +92,7 @@ def server(ca: Signed, address: str, now: datetime, key: ec.EllipticCurvePrivate
 
 
 def node_key(comment: str) -> NodeKey:
-    """A new key of a device; Flower wants ECDSA."""
+    """A new key of a device; Flower requires ECDSA."""
     key = ec.generate_private_key(ec.SECP384R1())
     form = (serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption())
     line = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
@@ -101,11 +101,11 @@ def node_key(comment: str) -> NodeKey:
 
 
 def fingerprint(public: bytes) -> str:
-    """The fingerprint of an OpenSSH public key line. Raises DeployError if it is none."""
+    """The fingerprint of an OpenSSH public key line. Raises DeployError if it is not one."""
     try:
         digest = hashlib.sha256(base64.b64decode(public.split()[1], validate=True)).digest()
     except (IndexError, ValueError) as error:
-        raise DeployError("this is no public key of OpenSSH", mend="its line begins ecdsa-sha2-nistp384") from error
+        raise DeployError("this is not an OpenSSH public key", mend="it begins with ecdsa-sha2-nistp384") from error
     return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
 
 
@@ -117,17 +117,17 @@ def load(certificate: Path, key: Path) -> Signed:
 def load_key(path: Path) -> ec.EllipticCurvePrivateKey:
     """A private key without passphrase. Raises DeployError, and FolderError for a file that cannot be read."""
     try:
-        found = serialization.load_pem_private_key(files.read(path), password=None)
+        key = serialization.load_pem_private_key(files.read(path), password=None)
     except (ValueError, TypeError) as error:
-        raise DeployError("this is no private key without passphrase", where=str(path)) from error
-    if not isinstance(found, ec.EllipticCurvePrivateKey):
-        raise DeployError("this is no key of an elliptic curve", where=str(path))
-    return found
+        raise DeployError("this is not a private key without passphrase", where=str(path)) from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise DeployError("this is not an elliptic-curve key", where=str(path))
+    return key
 
 
 def check_authority(ca: Signed, now: datetime, where: Path) -> None:
     """Raises DeployError if a CA can no longer sign."""
-    mend = "bring back the pair that belongs together, or make a new deployment"
+    mend = "restore the CA's certificate and its key, or make a new deployment"
     if ca.key.public_key() != ca.certificate.public_key():
         raise DeployError("the CA's key is not that of its certificate", where=str(where), mend=mend)
     for problem in _dates(ca.certificate, "the CA", mend, _aware(now)):
@@ -141,19 +141,19 @@ def days_left(certificate: Path, now: datetime) -> int:
 
 
 def inspect(certificate: Path, ca: Path, address: str, now: datetime, key: Path | None = None) -> list[Problem]:
-    """Why devices refuse, or soon will refuse, a server with this certificate; and whether `key` belongs to it.
+    """Why devices refuse, or soon will refuse, a server with this certificate and this key.
 
     Raises DeployError or FolderError for a file that cannot be read.
     """
-    found, root = _certificate(certificate), _certificate(ca)
-    problems = [*_dates(found, "the server's certificate", _RENEW, _aware(now))]
+    leaf, root = _certificate(certificate), _certificate(ca)
+    problems = [*_dates(leaf, "the server's certificate", _RENEW, _aware(now))]
     problems += _dates(root, "the CA", "make a new deployment: copy all kits again", _aware(now))
-    if not _is_issued_by(found, root):
+    if not _is_issued_by(leaf, root):
         problems.append(Problem("the server's certificate is not signed by this deployment's CA", _RENEW))
-    if not _is_named(found, address):
-        known = ", ".join(_names(found)) or "no name"
+    if not _is_named(leaf, address):
+        known = ", ".join(_names(leaf)) or "no name"
         problems.append(Problem(f"the server's certificate is not for {address}, but for {known}", _RENEW))
-    if key is not None and load_key(key).public_key() != found.public_key():
+    if key is not None and load_key(key).public_key() != leaf.public_key():
         problems.append(Problem("the server's key is not that of its certificate", _RENEW))
     return problems
 
@@ -166,7 +166,7 @@ def _begin(
     now: datetime,
     end: datetime,
 ) -> x509.CertificateBuilder:
-    """The fields of both kinds. Python 3.13 and others require key identifiers."""
+    """The fields of both kinds of certificate. Some clients, such as Python 3.13, require key identifiers."""
     identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())
     return (
         x509.CertificateBuilder()
@@ -196,43 +196,44 @@ def _certificate(path: Path) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(files.read(path))
     except ValueError as error:
-        raise DeployError("this is no certificate", where=str(path)) from error
+        raise DeployError("this is not a certificate", where=str(path)) from error
 
 
-def _dates(found: x509.Certificate, what: str, mend: str, now: datetime) -> Iterator[Problem]:
-    start, end = found.not_valid_before_utc, found.not_valid_after_utc
+def _dates(certificate: x509.Certificate, what: str, mend: str, now: datetime) -> Iterator[Problem]:
+    start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if now < start:
-        yield Problem(f"{what} is not valid before {start:%Y-%m-%d %H:%M} UTC", "look at this machine's clock")
+        yield Problem(f"{what} is not valid before {start:%Y-%m-%d %H:%M} UTC", "check this machine's clock")
     elif now > end:
-        yield Problem(f"{what} has expired on {end:%Y-%m-%d}", mend)
+        yield Problem(f"{what} expired on {end:%Y-%m-%d}", mend)
     elif end - now < timedelta(days=SOON):
         yield Problem(f"{what} expires on {end:%Y-%m-%d}, in {(end - now).days} days", mend, is_warning=True)
 
 
-def _is_issued_by(found: x509.Certificate, root: x509.Certificate) -> bool:
+def _is_issued_by(leaf: x509.Certificate, root: x509.Certificate) -> bool:
     try:
-        found.verify_directly_issued_by(root)
+        leaf.verify_directly_issued_by(root)
         return root.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound):
         return False
 
 
-def _names(found: x509.Certificate) -> list[str]:
+def _names(leaf: x509.Certificate) -> list[str]:
     try:
-        said = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        alternatives = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
         return []
-    return [*said.get_values_for_type(x509.DNSName), *map(str, said.get_values_for_type(x509.IPAddress))]
+    addresses = alternatives.get_values_for_type(x509.IPAddress)
+    return [*alternatives.get_values_for_type(x509.DNSName), *map(str, addresses)]
 
 
-def _is_named(found: x509.Certificate, address: str) -> bool:
-    """Whether clients accept it as a certificate of `address`: names ignore case, a star matches one label."""
-    known = [name.lower() for name in _names(found)]
+def _is_named(leaf: x509.Certificate, address: str) -> bool:
+    """Whether clients accept the certificate for `address`: names ignore case, a star matches one label."""
+    known = [name.lower() for name in _names(leaf)]
     if names.ip(address) is not None:
         return str(ipaddress.ip_address(address)) in known
     return address.lower() in known or f"*.{address.lower().partition('.')[2]}" in known
 
 
 def _aware(now: datetime) -> datetime:
-    """In UTC; a time without zone is local."""
+    """The time in UTC; a time without a zone is local."""
     return now.astimezone(UTC)

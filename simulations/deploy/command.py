@@ -1,4 +1,4 @@
-"""`fedkd deploy ACTION`: the options of each action, and the module that does it."""
+"""`fedkd deploy ACTION`: checks the options of each action and calls its module."""
 
 import sys
 from collections.abc import Callable
@@ -9,119 +9,114 @@ from simulations.run.options import COMMAND_LINE, Deploy
 from simulations.system import operating_system, streams
 
 
-def main(asked: Deploy) -> int:
-    """Do one action; gives the exit code. Raises FedkdError."""
-    action = ACTIONS.get(asked.action)
+def main(options: Deploy) -> int:
+    """Do one action; returns the exit code. Raises FedkdError."""
+    action = ACTIONS.get(options.action)
     if action is None:
-        what = f"there is no action '{asked.action}'"
-        mend = validate.one_of(asked.action, ACTIONS) + "   fedkd deploy --help"
-        raise ConfigError(what, where=COMMAND_LINE, mend=mend)
+        mend = validate.one_of(options.action, ACTIONS) + "   fedkd deploy --help"
+        raise ConfigError(f"there is no action '{options.action}'", where=COMMAND_LINE, mend=mend)
     operating_system.check("fedkd deploy", DeployError)
-    return action(asked)
+    return action(options)
 
 
-def _init(asked: Deploy) -> int:
+def _init(options: Deploy) -> int:
     from simulations.deploy import init
 
-    if not (asked.address and asked.devices):
-        raise ConfigError(
-            "deploy init needs --address and --devices",
-            where=COMMAND_LINE,
-            mend="fedkd deploy init DIR --address fl.example.org --devices edge-1,edge-2,edge-3",
-        )
-    return init.init(asked)
+    if not (options.address and options.devices):
+        mend = "fedkd deploy init DIR --address fl.example.org --devices edge-1,edge-2,edge-3"
+        raise ConfigError("deploy init needs --address and --devices", where=COMMAND_LINE, mend=mend)
+    return init.init(options)
 
 
-def _add(asked: Deploy) -> int:
+def _add(options: Deploy) -> int:
     from simulations.deploy import init
 
-    if not asked.devices:
+    if not options.devices:
         raise ConfigError("deploy add needs --devices", where=COMMAND_LINE, mend="--devices edge-4")
-    return init.add(asked.folder, asked.devices, asked, asked.memory_mb)
+    return init.add(options.folder, options.devices, options, options.memory_mb)
 
 
-def _renew(asked: Deploy) -> int:
+def _renew(options: Deploy) -> int:
     from simulations.deploy import init
 
-    return init.renew(asked.folder, asked)
+    return init.renew(options.folder, options)
 
 
-def _shards(asked: Deploy) -> int:
+def _shards(options: Deploy) -> int:
     from fedkd.configuration import compose
-    from simulations.deploy import demo, plan
+    from simulations.deploy import demo, manifest
 
-    found = plan.load(asked.folder)
-    config = compose.resolve([*found.run_words(), *asked.rest]).config
-    written = demo.share(found, config, is_public_only=asked.public_only)
-    asked.answer({"shards": written})
-    if not (asked.json or asked.quiet):
-        for row in written:
+    deployment = manifest.load(options.folder)
+    config = compose.resolve([*deployment.run_overrides(), *options.rest]).config
+    rows = demo.share(deployment, config, is_public_only=options.public_only)
+    options.answer({"shards": rows})
+    if not (options.json or options.quiet):
+        for row in rows:
             print("   ".join(f"{key} {value}" for key, value in row.items()))
     return 0
 
 
-def _server(asked: Deploy) -> int:
-    from simulations.deploy import plan, server
+def _server(options: Deploy) -> int:
+    from simulations.deploy import manifest, server
 
-    return server.main(plan.load(asked.folder), _say(asked), asked.host)
-
-
-def _client(asked: Deploy) -> int:
-    from simulations.deploy import client, kit, plan
-
-    folder = asked.folder
-    if (folder / kit.FILE).exists() or not plan.exists(folder):
-        found = kit.Kit.load(folder)
-    else:
-        if asked.name is None:
-            names = ", ".join(device.name for device in plan.load(folder).devices)
-            raise ConfigError("deploy client needs --name", where=COMMAND_LINE, mend=f"its devices are: {names}")
-        plan.load(folder).find(asked.name)
-        found = plan.load(folder).load_kit(asked.name)
-    return client.main(found, asked.data, _say(asked))
+    return server.main(manifest.load(options.folder), _say(options), options.host)
 
 
-def _run(asked: Deploy) -> int:
-    from simulations.deploy import plan, submit
+def _client(options: Deploy) -> int:
+    from simulations.deploy import client, kit, manifest
+
+    folder = options.folder
+    if (folder / kit.FILE).exists() or not manifest.exists(folder):
+        return client.main(kit.Kit.load(folder), options.data, _say(options))
+    deployment = manifest.load(folder)
+    if options.name is None:
+        names = ", ".join(device.name for device in deployment.devices)
+        raise ConfigError("deploy client needs --name", where=COMMAND_LINE, mend=f"the devices are: {names}")
+    device = deployment.load_kit(deployment.find(options.name).name)
+    return client.main(device, options.data, _say(options))
+
+
+def _run(options: Deploy) -> int:
+    from simulations.deploy import manifest, submit
     from simulations.run import run_folder, runs
 
     streams.outlive_terminal()
-    found = plan.load(asked.folder)
-    if asked.resume:
-        wanted, words = run_folder.told_apart(asked.rest)
-        summary = submit.resume(found, wanted, asked, words)
+    deployment = manifest.load(options.folder)
+    if options.resume:
+        name, overrides = run_folder.told_apart(options.rest)
+        summary = submit.resume(deployment, name, options, overrides)
     else:
-        summary = submit.start(found, asked.rest, asked)
-    asked.answer(summary)
+        summary = submit.start(deployment, options.rest, options)
+    options.answer(summary)
     return runs.exit_code(summary)
 
 
-def _status(asked: Deploy) -> int:
-    from simulations.deploy import plan, status
+def _status(options: Deploy) -> int:
+    from simulations.deploy import manifest, status
 
-    found = status.look(plan.load(asked.folder))
-    asked.answer(found)
-    if not asked.json:
-        print(status.text(found))
+    facts = status.look(manifest.load(options.folder))
+    options.answer(facts)
+    if not options.json:
+        print(status.text(facts))
     return 0
 
 
-def _stop(asked: Deploy) -> int:
-    from simulations.deploy import kit, plan, stop
+def _stop(options: Deploy) -> int:
+    from simulations.deploy import kit, manifest, stop
 
-    folder = asked.folder
+    folder = options.folder
     if (folder / kit.FILE).exists():
-        return stop.device(kit.Kit.load(folder), _say(asked))
-    return stop.deployment(plan.load(folder), _say(asked))
+        return stop.supernode(kit.Kit.load(folder), _say(options))
+    return stop.all_processes(manifest.load(folder), _say(options))
 
 
-def _demo(asked: Deploy) -> int:
+def _demo(options: Deploy) -> int:
     from simulations.deploy import demo
     from simulations.run import runs
 
     streams.outlive_terminal()
-    summary = demo.main(asked.words, asked, _say(asked))
-    asked.answer(summary)
+    summary = demo.main(options.words, options, _say(options))
+    options.answer(summary)
     return runs.exit_code(summary)
 
 
@@ -139,11 +134,11 @@ ACTIONS: dict[str, Callable[[Deploy], int]] = {
 }
 
 
-def _say(asked: Deploy) -> Callable[[str], None]:
-    """Lines for people: on stderr with --json, and only warnings with --quiet."""
+def _say(options: Deploy) -> Callable[[str], None]:
+    """Prints lines for the user: to stderr with --json, and only warnings with --quiet."""
 
     def say(text: str) -> None:
-        if not asked.quiet or text.startswith("warn"):
-            print(text, file=sys.stderr if asked.json else sys.stdout, flush=True)
+        if not options.quiet or text.startswith("warn"):
+            print(text, file=sys.stderr if options.json else sys.stdout, flush=True)
 
     return say

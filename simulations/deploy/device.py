@@ -19,48 +19,41 @@ from fedkd.data import image_spec
 from fedkd.engine import ClientState, Failure, Job, Reply, Result
 from fedkd.errors import ConfigError, FedkdError
 from fedkd.training.site import LocalSite
-from simulations.deploy import assembly, kit
+from simulations.deploy import assembly
+from simulations.deploy.kit import Kit
 from simulations.deploy.memory import Memory, stub, version_of
 from simulations.flower import message_limits
 
 KIT = "kit"  # keys of Flower's node-config that make a node a device
 DATA = "data"
-_JOB = message_limits.Limits(
-    size=1 << 30, text=1 << 20, entries=10_000
-)  # what of a server's job is read, where it lends no less
+# What is read of a server's job; a device that lends less memory reads less.
+_JOB = message_limits.Limits(size=1 << 30, text=1 << 20, entries=10_000)
 _TASKS = ("train", "evaluate", "evaluate_common")
-_COPIES = 12  # of a student's entries during training: gradients, moments, teachers, activations
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """Limits set by the device's owner; None: unlimited."""
-
-    students: tuple[str, ...] | None = None  # architectures
-    strategies: tuple[str, ...] | None = None
-    memory_mb: int | None = None
+_COPIES = 12  # of a student's parameters during training: gradients, moments, teachers, activations
 
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """One device, as its node-config describes it."""
+    """One device, as its node-config and its kit describe it. The last three fields are its owner's limits."""
 
     client: int
     clients: int
     name: str
     data: Path
     state: Path
-    limits: Limits = Limits()
+    students: tuple[str, ...] | None = None  # architectures; None: all, as for strategies
+    strategies: tuple[str, ...] | None = None
+    memory_mb: int | None = None  # None: unlimited
 
     @property
     def reads(self) -> message_limits.Limits:
-        """Size limits of a job: no more than the memory that it lends."""
-        lent = self.limits.memory_mb
+        """Size limits of a job: no more than the memory that the device lends."""
+        lent = self.memory_mb
         return _JOB if lent is None else replace(_JOB, size=min(_JOB.size, 1_000_000 * lent))
 
     def introduce(self, text: str, run: str) -> ConfigRecord:
-        """The device's facts before a run; `refused` says why it takes no part, without revealing its data."""
-        said: dict[str, Any] = {
+        """The device's facts before a run; `refused`: why it does not take part, without revealing its data."""
+        facts: dict[str, Any] = {
             "device": True,
             "partition-id": self.client,
             "num-partitions": self.clients,
@@ -69,41 +62,39 @@ class Device:
             "torch": str(torch.__version__),
             "threads": os.cpu_count() or 1,
         }
-        if self.limits.memory_mb is not None:
-            said["memory-mb"] = self.limits.memory_mb
+        if self.memory_mb is not None:
+            facts["memory-mb"] = self.memory_mb
         try:
             config = configuration(text)
-            said["student"] = self.check(config, text, run)
+            facts["student"] = self.check(config, text, run)
         except FedkdError as error:
-            print(f"{self.name}  takes no part: {error}", flush=True)
-            said["refused"] = _public(error)
+            print(f"{self.name}  does not take part: {error}", flush=True)
+            facts["refused"] = _public(error)
         except Exception as error:  # noqa: BLE001  # the border: the server must learn of it
-            print(f"{self.name}  takes no part: {type(error).__name__}: {error}", flush=True)
-            said["refused"] = type(error).__name__
-        return ConfigRecord(said)
+            print(f"{self.name}  does not take part: {type(error).__name__}: {error}", flush=True)
+            facts["refused"] = type(error).__name__
+        return ConfigRecord(facts)
 
     def check(self, config: RunConfig, text: str, run: str) -> str:
-        """Check that the device can and may take part; gives its student. Raises FedkdError."""
+        """Check that the device can and may take part; returns its student. Raises FedkdError."""
         installed = _installed()
         if installed not in (None, fedkd.__version__):
             raise ConfigError(
-                f"fedkd {installed} is installed here, the run's is {fedkd.__version__}",
+                f"fedkd {installed} is installed here, the run uses {fedkd.__version__}",
                 mend=f"install the same: pip install fedkd=={fedkd.__version__}",
             )
         chosen = naming.of(config.strategy)
-        if self.limits.strategies is not None and chosen not in self.limits.strategies:
+        if self.strategies is not None and chosen not in self.strategies:
             raise ConfigError(f"this device does not allow strategy '{chosen}'", mend="see strategies in its node.yaml")
         site = self._site(text, run)
         student = site.problem.architecture(self.client) or config.students.name
-        if self.limits.students is not None and student not in self.limits.students:
+        if self.students is not None and student not in self.students:
             raise ConfigError(f"this device does not run student '{student}'", mend="see students in its node.yaml")
-        entries = site.problem.of(self.client).shape
-        needed = _COPIES * sum(p.numel() * 4 for p in entries.parameters()) / 1e6
-        if self.limits.memory_mb is not None and needed > self.limits.memory_mb:
-            raise ConfigError(
-                f"student '{student}' may take {needed:.0f} MB in training, this device lends {self.limits.memory_mb}",
-                mend="choose a smaller student for it, or raise memory_mb in its node.yaml",
-            )
+        module = site.problem.of(self.client).shape
+        needed = _COPIES * sum(p.numel() * 4 for p in module.parameters()) / 1e6
+        if self.memory_mb is not None and needed > self.memory_mb:
+            what = f"student '{student}' may take {needed:.0f} MB in training, this device lends {self.memory_mb}"
+            raise ConfigError(what, mend="choose a smaller student for it, or raise memory_mb in its node.yaml")
         return student
 
     def answer(self, job: Job, text: str, run: str) -> Result:
@@ -117,11 +108,11 @@ class Device:
             print(f"{self.name}  {error}", flush=True)
             what = f"{type(error).__name__}: the device cannot keep its state: {error.strerror}"
             return engine.failed(job, what, "raised")
-        return self._covered(result) if isinstance(result, Failure) else result
+        return self._redacted(result) if isinstance(result, Failure) else result
 
     def _answer(self, job: Job, text: str, run: str) -> Result:
         if job.client != self.client or job.task not in _TASKS:
-            return engine.failed(job, f"this device acts for client {self.client} alone", "raised")
+            return engine.failed(job, f"this device only acts for client {self.client}", "raised")
         memory = Memory(self.state, run, self.client)
         state, lost = self._recall(memory, job.state)
         result = self._site(text, run).run(replace(job, state=state))
@@ -132,16 +123,16 @@ class Device:
         return replace(result, state=replace(kept, memory={**kept.memory, "lost": True}) if lost else kept)
 
     def _recall(self, memory: Memory, known: ClientState) -> tuple[ClientState, bool]:
-        """The state of the server's version, and whether it is lost; then only the stub.s facts remain."""
+        """The state of the version that the server names, and whether it is lost; then only the stub's facts remain."""
         version = version_of(known)
         if version is None:
             return ClientState(), False
         state = memory.load(version)
         if state is not None:
-            return replace(state, last_round=known.last_round), False  # the round's clock is the server's
+            return replace(state, last_round=known.last_round), False  # the server counts the rounds
         return ClientState(epoch=known.epoch, position=known.position, last_round=known.last_round), True
 
-    def _covered(self, failure: Failure) -> Failure:
+    def _redacted(self, failure: Failure) -> Failure:
         """A failure that may leave the device: without exception text and traceback, which may name data."""
         if failure.cause != "raised" or not failure.detail:
             return failure
@@ -153,44 +144,45 @@ class Device:
 
 
 def is_one(node_config: Mapping[str, Any]) -> bool:
-    """Whether a node is a device with its own data; else it belongs to a simulation."""
+    """Whether a node is a device with its own data, rather than a node of a simulation."""
     return DATA in node_config or KIT in node_config
 
 
 def of(node_config: Mapping[str, Any]) -> Device | None:
-    """The device that a node-config describes; None if the node is one of a simulation. Raises ConfigError."""
+    """The device that a node-config describes; None for a node of a simulation. Raises ConfigError."""
     if not is_one(node_config):
         return None
     try:
         client, clients = (node_config[key] for key in ("partition-id", "num-partitions"))
     except KeyError as error:
-        raise ConfigError(
-            f"node-config has no {error.args[0]}", where="node-config", mend="see docs/deploy.md"
-        ) from None
-    if KIT in node_config:
-        return _of_kit(Path(str(node_config[KIT])), node_config, client, clients)
-    state = node_config.get("state") or Path.home() / ".fedkd" / "state"
-    name = str(node_config.get("name", f"node-{client}"))
-    data = Path(str(node_config[DATA]))
-    return Device(client=client, clients=clients, name=name, data=data, state=Path(str(state)))
-
-
-def _of_kit(folder: Path, node_config: Mapping[str, Any], client: int, clients: int) -> Device:
-    found = kit.Kit.load(folder)
-    data = node_config.get(DATA) or found.data
-    if not data:
-        raise ConfigError(f"{found.name} has no data", where=str(folder), mend="say --data PATH, or data in node.yaml")
-    limits = Limits(students=found.students, strategies=found.strategies, memory_mb=found.memory_mb)
+        what = f"node-config has no {error.args[0]}"
+        raise ConfigError(what, where="node-config", mend="see docs/deploy.md") from None
+    if KIT not in node_config:
+        state = Path(str(node_config.get("state") or Path.home() / ".fedkd" / "state"))
+        name, data = str(node_config.get("name", f"node-{client}")), Path(str(node_config[DATA]))
+        return Device(client=client, clients=clients, name=name, data=data, state=state)
+    kit = Kit.load(Path(str(node_config[KIT])))
+    given = node_config.get(DATA) or kit.data
+    if not given:
+        mend = "give --data PATH, or data in node.yaml"
+        raise ConfigError(f"{kit.name} has no data", where=str(kit.folder), mend=mend)
     return Device(
-        client=client, clients=clients, name=found.name, data=Path(str(data)), state=found.state, limits=limits
+        client=client,
+        clients=clients,
+        name=kit.name,
+        data=Path(str(given)),
+        state=kit.state,
+        students=kit.students,
+        strategies=kit.strategies,
+        memory_mb=kit.memory_mb,
     )
 
 
 @lru_cache(maxsize=4)
-def _site(text: str, run: str, data: Path, client: int, account: Path) -> LocalSite:
+def _site(text: str, run: str, data: Path, client: int, state: Path) -> LocalSite:
     """The site of a client's jobs. A worker reads the data once per run."""
-    torch.set_num_threads(1)  # bits differ between one and two threads
-    return assembly.device(configuration(text), data, client, account)
+    torch.set_num_threads(1)  # results differ in their last bits between one and two threads
+    return assembly.device(configuration(text), data, client, state)
 
 
 @cache

@@ -17,12 +17,12 @@ from simulations.deploy.roster import POLL, Roster
 from simulations.flower.grid_engine import NOBODY, FlowerEngine, read
 from simulations.flower.message_limits import Limits
 
-REPLY = Limits(size=1 << 28, text=1 << 20, entries=10_000)  # what of a device's reply is read
-DEADLINE = 3600.0  # seconds, by default: a hanging device must not block the others forever
-_NAMED = {"raised", "late", "lost"}  # causes that concern a machine: add the device's name
+REPLY = Limits(size=1 << 28, text=1 << 20, entries=10_000)  # the largest reply of a device that is read
+DEADLINE = 3600.0  # seconds, the default: a hanging device must not block the others forever
+_NAMED = {"raised", "late", "lost"}  # causes that concern a machine: the message names the device
 _LOST = "lost"  # in a stub's memory: the device no longer has the requested version
 
-PLAINTEXT = "no TLS: everything that devices send and receive in this round can be read and changed on its way"
+PLAINTEXT = "no TLS: others can read and change everything that devices send and receive in this round"
 
 
 class EdgeEngine(FlowerEngine):
@@ -61,10 +61,10 @@ class EdgeEngine(FlowerEngine):
         result = read(reply, job, REPLY)
         if isinstance(result, Failure):
             return self._about(result)
-        return self._told(result, job)
+        return self._with_stub(result, job)
 
-    def _told(self, reply: Reply, job: Job) -> Result:
-        """The reply, with only a stub as state; warns about a lost memory."""
+    def _with_stub(self, reply: Reply, job: Job) -> Result:
+        """The reply with only a stub as its state; warns if the device has lost its memory."""
         state = reply.state
         if state.kept or state.optimiser or set(state.memory) - {VERSION, _LOST, privacy.MEMORY}:
             return engine.failed(job, "a device's memory must stay with it", "kinds")
@@ -73,13 +73,11 @@ class EdgeEngine(FlowerEngine):
         except ValueError as error:
             return engine.failed(job, printable(str(error)), "range")
         if state.memory.get(_LOST):
-            name = self.roster.name(job.client)
-            self.notify(
-                f"{name} has lost its state of before round {job.round}; it continued from the initial one", "warn"
-            )
+            lost = f"{self.roster.name(job.client)} has lost its state from before round {job.round}"
+            self.notify(f"{lost}; it continued from the initial state", "warn")
         kept: dict[str, Any] = {} if version is None else {VERSION: version}
         if privacy.MEMORY in state.memory:
-            kept[privacy.MEMORY] = {}  # marks that it has spent its epsilon, which the configuration holds
+            kept[privacy.MEMORY] = {}  # the device has spent its epsilon, whose value is in the configuration
         return replace(reply, state=replace(state, memory=kept))
 
     def _about(self, failure: Failure) -> Failure:

@@ -1,6 +1,6 @@
-"""Files of a deployment: others can never read secret ones, not even briefly; folders appear atomically.
+"""Files of a deployment: other users can never read secret ones, not even briefly; folders appear atomically.
 
-Errors of the disk become FolderError.
+Disk errors become FolderError.
 """
 
 import errno
@@ -38,13 +38,13 @@ Tree = Mapping[str, Content]  # by path relative to the folder, with slashes
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns errors of writing files into errors that tell the user how to mend them."""
+    """Turns disk errors into a FolderError that says how to mend them."""
     try:
         yield
     except OSError as error:
-        place, reason = str(error.filename2 or error.filename or path), error.strerror or str(error)
-        mend = "free some space" if error.errno in _FULL else "change its owner or rights, or choose another folder"
-        raise PlaceError(f"cannot be written: {reason}", where=place, mend=mend) from error
+        where, reason = str(error.filename2 or error.filename or path), error.strerror or str(error)
+        mend = "free some space" if error.errno in _FULL else "change its owner or permissions, or use another folder"
+        raise PlaceError(f"cannot be written: {reason}", where=where, mend=mend) from error
 
 
 def text(content: str, mode: int = OPEN) -> Content:
@@ -64,32 +64,38 @@ def create(path: Path, content: Content) -> None:
 
 
 def replace(path: Path, content: Content) -> None:
-    """Replace a file, atomically."""
+    """Replace a file, atomically. Raises FolderError."""
     with writing(path.parent):
-        handle, temporary = tempfile.mkstemp(prefix=".fedkd-", dir=path.parent)  # 0600
-        try:
-            _write(handle, content.data)
-            if content.mode != SECRET:
-                Path(temporary).chmod(content.mode & ~_umask())
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_atomically(path, content)
+
+
+def write_atomically(path: Path, content: Content) -> None:
+    """Write or replace a file, atomically and synced to disk. Raises OSError."""
+    handle, name = tempfile.mkstemp(prefix=".fedkd-", dir=path.parent)  # 0600
+    temporary = Path(name)
+    try:
+        _write(handle, content.data)
+        if content.mode != SECRET:
+            temporary.chmod(content.mode & ~_umask())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def fill(folder: Path, tree: Tree) -> None:
-    """Write a tree into an existing folder; its subfolders are private to their owner."""
+    """Write a tree into an existing folder; only their owner can enter the subfolders."""
     for name, content in tree.items():
-        place = folder / name
+        path = folder / name
         with writing(folder):
-            for above in reversed(place.relative_to(folder).parents[:-1]):
-                (folder / above).mkdir(PRIVATE, exist_ok=True)
-        create(place, content)
+            for parent in reversed(path.relative_to(folder).parents[:-1]):
+                (folder / parent).mkdir(PRIVATE, exist_ok=True)
+        create(path, content)
 
 
 @contextmanager
 def appearing(target: Path) -> Iterator[Path]:
-    """A folder to fill; becomes `target` atomically at the end, or disappears after an error.
+    """A folder to fill: it becomes `target` atomically at the end, or is deleted after an error.
 
     `target` may be an empty folder. Raises FolderError.
     """
@@ -99,7 +105,7 @@ def appearing(target: Path) -> Iterator[Path]:
     try:
         yield temporary
         with writing(target):
-            temporary.rename(target)  # refused by the system if somebody has filled it meanwhile
+            temporary.rename(target)  # fails if `target` is no longer empty
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

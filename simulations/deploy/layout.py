@@ -11,9 +11,9 @@ from simulations.deploy import certificates, files, guide, kit, names, services
 from simulations.deploy.certificates import NodeKey, Signed
 from simulations.deploy.files import Content
 from simulations.deploy.kit import Kit
-from simulations.deploy.plan import Deployment, Device
+from simulations.deploy.manifest import Deployment, DeviceEntry
 
-# An allow list: everything else, also future files, stays out of version control.
+# An allow list: everything else, including future files, stays out of version control.
 _MAY_BE_COMMITTED = """\
 *
 !*/
@@ -54,15 +54,16 @@ def of_server(deployment: Deployment, now: datetime) -> dict[str, Content]:
 
 def of_device(
     deployment: Deployment,
-    device: Device,
+    device: DeviceEntry,
     key: NodeKey,
     ca: Content | None,
     memory_mb: int | None,
 ) -> dict[str, Content]:
-    """The kit of a device, and its public key for the server."""
+    """A device's kit, and its public key for the server."""
     home = deployment.kit(device.name)
-    found = Kit(
+    new = Kit(
         folder=home,
+        schema=kit.SCHEMA,
         name=device.name,
         client=device.client,
         clients=len(deployment.devices),
@@ -79,10 +80,10 @@ def of_device(
         ca=home / "ca.crt" if ca else None,
     )
     contents = {
-        kit.FILE: found.describe(),
+        kit.FILE: new.describe(),
         "node_key": key.private,
         "start.sh": services.kit_script(device.name),
-        f"fedkd-{device.name}.service": services.kit_unit(found),
+        f"fedkd-{device.name}.service": services.kit_unit(new),
         ".gitignore": files.text(_OF_KIT),
         **({"ca.crt": ca} if ca else {}),
     }
@@ -90,8 +91,8 @@ def of_device(
     return {**tree, f"server/keys/{device.name}.pub": key.public}
 
 
-def of_everybody(deployment: Deployment, memory_mb: Mapping[str, int | None]) -> dict[str, Content]:
-    """The files that name all devices."""
+def of_all(deployment: Deployment, memory_mb: Mapping[str, int | None]) -> dict[str, Content]:
+    """The shared files: those that name all devices."""
     owner = (os.getuid(), os.getgid())
     return {
         "compose.yaml": services.compose_file(deployment, memory_mb, *owner),
@@ -104,8 +105,8 @@ def _signed(name: str, pair: Signed) -> dict[str, Content]:
 
 
 def _user() -> str:
-    """The owner of the server's files, who runs it."""
+    """The user that owns the server's files and runs it."""
     try:
         return getpass.getuser()
-    except (OSError, KeyError):  # a container's user without a name
+    except (OSError, KeyError):  # in a container the user may have no name
         return str(os.getuid())

@@ -1,15 +1,13 @@
-"""A device's memory between rounds: a client's state in files that survive its processes.
+"""A device's memory between rounds: a client's state, in files that outlive the device's processes.
 
-The server holds no client's memory, only the name of the version that its last admitted reply left (`stub`). So a reply
-that was lost, late or refused has no effect: the next job names the version before it.
+The server has only the version of each client's state after its last admitted reply (`stub`). So a reply that was lost,
+late or refused has no effect: the next job names the version before it.
 """
 
 import hashlib
 import json
-import os
 import re
 import secrets
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +17,17 @@ from safetensors import SafetensorError
 from fedkd import state_values, strict_json
 from fedkd.engine import ClientState
 from fedkd.wrappers import privacy
+from simulations.deploy import files
 
 KEPT = 8  # newest versions of a run: a server goes back one round, two after a damaged checkpoint
 VERSION = "version"  # in a stub's memory
-_FILE = re.compile(r"(\d{8})-([0-9a-f]{16})-([0-9a-f]{16})\.safetensors")  # order, version, SHA-256 of what is in it
+_FILE = re.compile(r"(\d{8})-([0-9a-f]{16})-([0-9a-f]{16})\.safetensors")  # order, version, SHA-256 of the content
 _VERSION = re.compile(r"[0-9a-f]{16}")
 _RUN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")
 
 
 class Memory:
-    """The versions of one client's state in one run, below `folder`; readable by their owner only."""
+    """The versions of one client's state in one run, below `folder`; only their owner can read them."""
 
     def __init__(self, folder: Path, run: str, client: int) -> None:
         if not _RUN.fullmatch(run):
@@ -44,17 +43,18 @@ class Memory:
         return None
 
     def save(self, state: ClientState) -> str:
-        """Save a state atomically; gives its version. Raises OSError if the disk is full."""
+        """Save a state atomically; returns its version. Raises OSError if the disk is full."""
         tensors, plain = state_values.flatten(state)
         apart = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         data = safetensors.torch.save(apart, metadata={"plain": json.dumps(plain)})
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        files = self._files()
-        order = int(files[-1].name[:8]) + 1 if files else 1
-        version = secrets.token_hex(8)  # random: a count would restart after a loss, and 7 would be ambiguous
-        _write(self.folder / f"{order:08d}-{version}-{_digest(data)}.safetensors", data)
-        for old in [*files][: 1 - KEPT]:
-            old.unlink(missing_ok=True)
+        older = self._files()
+        order = int(older[-1].name[:8]) + 1 if older else 1
+        version = secrets.token_hex(8)  # random: a counter would restart after a loss, and 7 would be ambiguous
+        name = f"{order:08d}-{version}-{_digest(data)}.safetensors"
+        files.write_atomically(self.folder / name, files.Content(data, files.SECRET))
+        for path in older[: 1 - KEPT]:
+            path.unlink(missing_ok=True)
         return version
 
     def _files(self) -> list[Path]:
@@ -63,10 +63,10 @@ class Memory:
 
 def stub(state: ClientState, version: str) -> ClientState:
     """The server's view of a state: the client's progress, and the version."""
-    told: dict[str, Any] = {VERSION: version}
+    memory: dict[str, Any] = {VERSION: version}
     if spent := state.memory.get(privacy.MEMORY):
-        told[privacy.MEMORY] = {"label_epsilon": spent["label_epsilon"]}  # for the ledger; the counts stay here
-    return ClientState(memory=told, epoch=state.epoch, position=state.position, last_round=state.last_round)
+        memory[privacy.MEMORY] = {"label_epsilon": spent["label_epsilon"]}  # for the ledger; the counts stay here
+    return ClientState(memory=memory, epoch=state.epoch, position=state.position, last_round=state.last_round)
 
 
 def version_of(state: ClientState) -> str | None:
@@ -96,20 +96,6 @@ def _read(path: Path, digest: str) -> ClientState | None:
         RuntimeError,
     ):
         return None
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_suffix(".part")
-    try:
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
 
 
 def _digest(data: bytes) -> str:

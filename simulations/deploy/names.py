@@ -1,11 +1,11 @@
-"""Checks of device names, addresses and ports. Each gives how to mend a mistake, or empty text."""
+"""Checks of device names, addresses and ports. Each check returns how to mend a mistake, or empty text."""
 
 import ipaddress
 import re
 from collections import Counter
 from collections.abc import Iterable
 
-MOST = 10_000  # devices
+MAX_DEVICES = 10_000
 FIRST_RUNTIME_PORT = 9094  # Flower's own default; devices that share a machine need different ones
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -14,11 +14,11 @@ _LONGEST = 253  # characters of a DNS name
 
 
 def device(name: str) -> str:
-    """How to mend a device's name: it becomes a folder, a service and a variable."""
-    return "" if _NAME.fullmatch(name) else "use a-z, 0-9 and -, at most 63, the first no -"
+    """A device's name becomes a folder, a service and an environment variable."""
+    return "" if _NAME.fullmatch(name) else "use a-z, 0-9 and -, at most 63 characters, and no - at the start"
 
 
-def twice(names: Iterable[str]) -> list[str]:
+def duplicates(names: Iterable[str]) -> list[str]:
     """Names that occur more than once."""
     return [name for name, count in Counter(names).items() if count > 1]
 
@@ -28,14 +28,12 @@ def port(number: int) -> str:
 
 
 def address(host: str) -> str:
-    """How to mend the address by which devices find the server: an IP address or a DNS name, without a port."""
+    """The address by which devices find the server: an IP address or a DNS name, without a port."""
     if "://" in host:
         return "leave out the scheme: fl.example.org"
-    if (found := ip(host)) is not None:
-        is_anywhere = found.is_unspecified or found.is_multicast
-        return (
-            "no device can connect to it: write the address by which devices know this machine" if is_anywhere else ""
-        )
+    if (parsed := ip(host)) is not None:
+        is_unreachable = parsed.is_unspecified or parsed.is_multicast
+        return "no device can connect to it: write the address at which devices reach this machine" * is_unreachable
     if host.startswith("["):
         return "leave out the brackets: ::1"
     if host.count(":") == 1:
@@ -47,18 +45,18 @@ def address(host: str) -> str:
 
 
 def ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """The IP address that a host is written as, if it is; one that is bound to a zone (fe80::1%eth0) is none."""
+    """The parsed IP address; None for a name, and for an address with a zone (fe80::1%eth0)."""
     try:
-        found = ipaddress.ip_address(host)
+        parsed = ipaddress.ip_address(host)
     except ValueError:
         return None
-    return None if getattr(found, "scope_id", None) else found
+    return None if getattr(parsed, "scope_id", None) else parsed
 
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine can connect to it."""
-    found = ip(host)
-    return host == "localhost" if found is None else found.is_loopback
+    parsed = ip(host)
+    return host == "localhost" if parsed is None else parsed.is_loopback
 
 
 def with_port(host: str, port: int) -> str:
@@ -67,6 +65,6 @@ def with_port(host: str, port: int) -> str:
 
 
 def runtime_port(client: int, taken: int) -> int:
-    """The local port of a client's SuperNode: its own on one machine, and none of the SuperLink's (`taken`)."""
-    wanted = FIRST_RUNTIME_PORT + client
-    return wanted + (FIRST_RUNTIME_PORT <= taken <= wanted)
+    """The local port of a client's SuperNode: unique on one machine, and never the SuperLink's (`taken`)."""
+    port = FIRST_RUNTIME_PORT + client
+    return port + (FIRST_RUNTIME_PORT <= taken <= port)

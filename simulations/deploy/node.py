@@ -1,8 +1,8 @@
 """The ClientApp: on a device it hands each message to a resident worker, which has torch and the run's code loaded.
 
-A SuperNode starts a process per message. This one imports no torch; it finds or starts the worker and passes the
-message on. The worker runs this very copy of the code and ends with its SuperNode. In Flower's simulation, whose
-processes stay alive, this process answers.
+A SuperNode starts one process per message. That process does not import torch: it finds or starts the worker and passes
+the message on. The worker runs the same copy of the code and ends with its SuperNode. In Flower's simulation the
+processes stay alive, so they answer themselves.
 """
 
 import fcntl
@@ -27,22 +27,22 @@ from flwr.proto.recorddict_pb2 import RecordDict as Proto
 
 from simulations.system import scratch
 
-START_SECONDS = 180.0  # for a worker to import torch: 2 on a laptop, a minute on a small device
+START_SECONDS = 180.0  # to import torch: 2 s on a laptop, a minute on a small device
 _ROOT = Path(__file__).parents[2]
 _LONGEST = 1 << 31  # bytes of a frame: Flower's own limit
 
 
 def app(answer: Callable[[str, Message, Context], Message]) -> ClientApp:
-    """A ClientApp that answers every message with one function: `query`, or `work` for a job."""
-    made = ClientApp()
-    made.query()(partial(answer, "query"))
-    made.train()(partial(answer, "work"))
-    made.evaluate()(partial(answer, "work"))
-    return made
+    """A ClientApp that answers every message with one function; its first argument is `query`, or `work` for a job."""
+    client = ClientApp()
+    client.query()(partial(answer, "query"))
+    client.train()(partial(answer, "work"))
+    client.evaluate()(partial(answer, "work"))
+    return client
 
 
 def _pass_on(kind: str, message: Message, context: Context) -> Message:
-    asked = {
+    request = {
         "kind": kind,
         "node_config": dict(context.node_config),
         "run_config": dict(context.run_config),
@@ -50,9 +50,9 @@ def _pass_on(kind: str, message: Message, context: Context) -> Message:
     }
     owner = [str(context.node_config[key]) for key in ("kit", "data", "state") if key in context.node_config]
     if not owner:
-        return Message(respond(asked, message.content), reply_to=message)
+        return Message(respond(request, message.content), reply_to=message)
     with _connected("\n".join(owner)) as worker:
-        send(worker, json.dumps(asked).encode())
+        send(worker, json.dumps(request).encode())
         send(worker, encode(message.content))
         return Message(decode(receive(worker)), reply_to=message)
 
@@ -71,12 +71,12 @@ def decode(data: bytes) -> RecordDict:
 
 
 def send(connection: socket.socket, data: bytes) -> None:
-    """One frame: its length in 8 bytes, then itself."""
+    """Send one frame: its length in 8 bytes, then the data."""
     connection.sendall(len(data).to_bytes(8, "little") + data)
 
 
 def receive(connection: socket.socket) -> bytes:
-    """One frame. Raises ConnectionError if the other end has gone."""
+    """Receive one frame. Raises ConnectionError if the other end is gone."""
     length = int.from_bytes(_exactly(connection, 8), "little")
     if length > _LONGEST:
         raise ConnectionError(f"a frame of {length} bytes")
@@ -88,7 +88,7 @@ def _exactly(connection: socket.socket, length: int) -> bytes:
     while len(data) < length:
         part = connection.recv(min(1 << 20, length - len(data)))
         if not part:
-            raise ConnectionError("the device's worker has ended; its log says why")
+            raise ConnectionError("the device's worker has ended; see its log")
         data += part
     return bytes(data)
 
@@ -96,22 +96,22 @@ def _exactly(connection: socket.socket, length: int) -> bytes:
 @contextmanager
 def _connected(owner: str) -> Iterator[socket.socket]:
     """A connection to the worker of `owner`; starts one if there is none."""
-    folder = _place(owner)
+    folder = _socket_folder(owner)
     with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two messages at once start one worker
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two simultaneous messages start only one worker
         worker = _reach(folder / "socket") or _started(folder / "socket")
     with worker:
         yield worker
 
 
-def _place(owner: str) -> Path:
+def _socket_folder(owner: str) -> Path:
     """A private folder for the socket, with a short path."""
     digest = hashlib.sha256(f"{owner}\n{_ROOT}".encode()).hexdigest()[:16]
     name = f"fedkd-{os.getuid()}-{digest}"
     folder = scratch.place(f"{name}/socket", first=os.environ.get("XDG_RUNTIME_DIR")) / name
     folder.mkdir(mode=0o700, exist_ok=True)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
         raise PermissionError(f"{folder} belongs to somebody else: remove it")
     return folder
 
@@ -136,15 +136,15 @@ def _started(address: Path) -> socket.socket:
         if worker := _reach(address):
             return worker
         if process.poll() is not None:
-            raise ChildProcessError(f"the device's worker has ended with code {process.returncode}; its log says why")
+            raise ChildProcessError(f"the device's worker has ended with code {process.returncode}; see its log")
         time.sleep(0.05)
     process.kill()
     raise TimeoutError(f"the device's worker has not started within {START_SECONDS:g} s")
 
 
-def respond(asked: dict[str, Any], content: RecordDict) -> RecordDict:
+def respond(request: dict[str, Any], content: RecordDict) -> RecordDict:
     """Answer a message in the worker. Imports torch."""
     from simulations.deploy import answer
 
-    given = asked["node_config"], asked["run_config"]
-    return answer.respond(asked["kind"], content, *given, run_id=int(asked["run_id"]))
+    configs = request["node_config"], request["run_config"]
+    return answer.respond(request["kind"], content, *configs, run_id=int(request["run_id"]))

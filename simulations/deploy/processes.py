@@ -1,4 +1,4 @@
-"""Flower's programs as children: started with their output in a file, found again by process id, ended by it."""
+"""Flower's programs as child processes: output to a file, found again and ended by process id."""
 
 import contextlib
 import json
@@ -52,9 +52,9 @@ class Child:
 
 
 def end_all(children: Sequence[Child], seconds: float = END_SECONDS) -> None:
-    """End some children together, with their own children. A second Ctrl-C does not interrupt this."""
+    """End some children together, and their descendants. A second Ctrl-C does not interrupt this."""
     with _undisturbed():
-        families = [session(child.process.pid) for child in children]  # before they end: orphans lose their parent
+        families = [descendants(child.process.pid) for child in children]  # first: orphans lose their parent
         for child in children:
             if child.ended() is None:
                 child.process.terminate()
@@ -66,7 +66,7 @@ def end_all(children: Sequence[Child], seconds: float = END_SECONDS) -> None:
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Ignore signals that would end this process, in this block; only the main thread can."""
+    """Ignore SIGINT and SIGTERM in this block; only the main thread can."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -78,12 +78,12 @@ def _undisturbed() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def environment(home: Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+def environment(home: Path) -> dict[str, str]:
     """The environment of Flower's programs; `home` is the folder of their files."""
     here = str(Path(sys.executable).parent)
     kept = {key: value for key, value in os.environ.items() if key not in {"PYTHONPATH", "RAY_ADDRESS"}}
     path = f"{here}{os.pathsep}{os.environ.get('PATH', '')}"
-    return {**kept, **_QUIET, "PATH": path, "FLWR_HOME": str(home), **(extra or {})}
+    return {**kept, **_QUIET, "PATH": path, "FLWR_HOME": str(home)}
 
 
 def program(name: str) -> str:
@@ -116,16 +116,16 @@ def start(command: Sequence[str], log: Path, env: Mapping[str, str], *, marker: 
 def run(command: Sequence[str], env: Mapping[str, str], seconds: float = 60.0) -> subprocess.CompletedProcess[str]:
     """Run one of Flower's programs to its end. Raises DeployError if it takes too long.
 
-    It runs in Flower's own folder: if the current folder held one with the name of the connection, Flower would take
-    that name for a path.
+    It runs in Flower's own folder: Flower would take the name of the connection for a path if the current folder
+    contained a folder of that name.
     """
-    place = Path(env["FLWR_HOME"])
-    place.mkdir(parents=True, exist_ok=True, mode=0o700)
+    home = Path(env["FLWR_HOME"])
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
         return subprocess.run(
             [program(command[0]), *command[1:]],
             env=dict(env),
-            cwd=place,
+            cwd=home,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -133,21 +133,21 @@ def run(command: Sequence[str], env: Mapping[str, str], seconds: float = 60.0) -
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise DeployError(f"'{command[0]} {command[1]}' gives no answer within {seconds:g} s") from None
+        raise DeployError(f"'{command[0]} {command[1]}' did not finish within {seconds:g} s") from None
 
 
 def read_marker(marker: Path) -> int | None:
     """The process id in a marker, if that same process still runs."""
     try:
-        found = json.loads(marker.read_text(encoding="utf-8"))
-        pid = int(found["pid"])
+        recorded = json.loads(marker.read_text(encoding="utf-8"))
+        pid, started = int(recorded["pid"]), recorded["born"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return pid if born(pid) is not None and born(pid) == found.get("born") else None
+    return pid if started is not None and born(pid) == started else None
 
 
 def born(pid: int) -> str | None:
-    """When a process was started, as the system writes it; None if there is none. A reused number has another time."""
+    """When a process was started, as the system writes it; None if it does not run. Tells reused ids apart."""
     with contextlib.suppress(OSError, IndexError):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if fields[0] == "Z" else fields[19]
@@ -163,29 +163,29 @@ def end_group(
     poll: Callable[[], object] = lambda: None,
     family: Collection[int] | None = None,
 ) -> None:
-    """SIGTERM to a process, then SIGKILL to the rest of it and its `family` (default: `session(pid)`)."""
-    members = set(session(pid) if family is None else family)
+    """SIGTERM to a process, then SIGKILL to it and to the rest of its `family` (default: `descendants(pid)`)."""
+    members = set(descendants(pid) if family is None else family)
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
-    _wait([pid], seconds, poll)  # it ends its own children first
+    _wait([pid], seconds, poll)  # the process ends its own children first
     for number, patience in ((signal.SIGTERM, seconds / 4), (signal.SIGKILL, seconds)):
-        alive = [each for each in {pid, *members, *session(pid)} if born(each)]
-        for each in alive:
+        alive = [member for member in {pid, *members, *descendants(pid)} if born(member)]
+        for member in alive:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(each, number)
+                os.kill(member, number)
         _wait(alive, patience, poll)
 
 
 def _wait(pids: Sequence[int], seconds: float, poll: Callable[[], object]) -> None:
-    """Wait until none of them runs, or time is up; `poll` reaps our own."""
+    """Wait until none of them runs, or time is up; `poll` reaps our own child."""
     end = time.monotonic() + seconds
-    while time.monotonic() < end and any(born(each) for each in pids):
+    while time.monotonic() < end and any(map(born, pids)):
         poll()
         time.sleep(0.05)
 
 
-def session(pid: int) -> set[int]:
-    """The processes of a session leader and all their children, whatever sessions these are in."""
+def descendants(pid: int) -> set[int]:
+    """The other processes of a session leader, and all their children, whatever sessions these are in."""
     family, parents = {pid}, _parents()
     while more := {child for child, (parent, leader) in parents.items() if parent in family or leader == pid} - family:
         family |= more
@@ -194,18 +194,18 @@ def session(pid: int) -> set[int]:
 
 def _parents() -> dict[int, tuple[int, int]]:
     """Process id -> parent and session."""
-    found = {}
-    for place in Path("/proc").glob("[0-9]*/stat"):
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError, ValueError, IndexError):
-            fields = place.read_text().rpartition(")")[2].split()
-            found[int(place.parent.name)] = (int(fields[1]), int(fields[3]))
-    if not found:
+            fields = path.read_text().rpartition(")")[2].split()
+            parents[int(path.parent.name)] = (int(fields[1]), int(fields[3]))
+    if not parents:
         done = subprocess.run(["ps", "-axo", "pid=,ppid=,sess="], capture_output=True, text=True, check=False)
         for line in done.stdout.splitlines():
             with contextlib.suppress(ValueError):
                 pid, parent, leader = line.split()[:3]
-                found[int(pid)] = (int(parent), int(leader, 16))
-    return found
+                parents[int(pid)] = (int(parent), int(leader, 16))
+    return parents
 
 
 def is_taken(host: str, port: int) -> bool:
@@ -221,6 +221,6 @@ def is_taken(host: str, port: int) -> bool:
 
 def free_port() -> int:
     """A loopback port that is free now."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

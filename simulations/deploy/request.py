@@ -2,114 +2,103 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from fedkd import errors
-from fedkd.configuration import compose
+from fedkd.configuration import compose, validate
 from fedkd.errors import ConfigError, Mistake
-from simulations.deploy import files, names, plan
-from simulations.deploy.plan import Device
+from simulations.deploy import files, manifest, names
+from simulations.deploy.manifest import DeviceEntry
 from simulations.run.options import COMMAND_LINE, Deploy
 
 
-@dataclass(frozen=True)
-class Words:
-    """The overrides of a deployment, and its own copies of the files they name."""
+def check(options: Deploy) -> tuple[list[DeviceEntry], list[str], files.Tree]:
+    """The devices, without keys yet; the overrides; and copies of the files that the overrides name.
 
-    words: tuple[str, ...]
-    copies: files.Tree
-
-
-def check(asked: Deploy) -> tuple[list[Device], Words]:
-    """The devices, without keys yet, and the overrides. Raises ConfigError with all mistakes."""
+    Raises ConfigError with all mistakes.
+    """
     mistakes = []
-    if mend := names.address(asked.address):
-        mistakes.append(Mistake(f"--address {asked.address}", COMMAND_LINE, mend))
-    if mend := names.port(asked.port):
-        mistakes.append(Mistake(f"--port {asked.port}", COMMAND_LINE, mend))
-    if asked.memory_mb is not None and asked.memory_mb < 1:
-        mistakes.append(Mistake(f"--memory-mb {asked.memory_mb}", COMMAND_LINE, "must be at least 1"))
-    devices, more = parse(asked.devices)
-    mistakes += more
-    if not more:
-        mistakes += check_words(asked.rest, devices)
-    errors.refuse(mistakes)
-    return devices, _own(asked.rest, asked.folder)
+    if mend := names.address(options.address):
+        mistakes.append(Mistake(f"--address {options.address}", COMMAND_LINE, mend))
+    if mend := names.port(options.port):
+        mistakes.append(Mistake(f"--port {options.port}", COMMAND_LINE, mend))
+    if options.memory_mb is not None and options.memory_mb < 1:
+        mistakes.append(Mistake(f"--memory-mb {options.memory_mb}", COMMAND_LINE, "must be at least 1"))
+    devices, more = parse(options.devices)
+    errors.refuse(mistakes + (more or check_overrides(options.rest, devices)))
+    return devices, *_with_copies(options.rest, options.folder)
 
 
-def parse(text: str, known: Sequence[Device] = ()) -> tuple[list[Device], list[Mistake]]:
+def parse(text: str, known: Sequence[DeviceEntry] = ()) -> tuple[list[DeviceEntry], list[Mistake]]:
     """The devices in `--devices`, numbered after the known ones; and the mistakes."""
     items = [item.strip() for item in text.split(",")]
     if text.strip().isascii() and text.strip().isdigit():
         count = int(text.strip()[:6])
         taken = {device.name for device in known}
         free = (name for number in itertools.count(1) if (name := f"edge-{number}") not in taken)
-        items = list(itertools.islice(free, min(count, names.MOST + 1)))
+        items = list(itertools.islice(free, min(count, names.MAX_DEVICES + 1)))
     devices = []
     for client, item in enumerate(items, start=len(known)):
         name, colon, student = (part.strip() for part in item.partition(":"))
-        devices.append(Device(name, client, "", student if colon else None))
+        devices.append(DeviceEntry(name, client, "", student if colon else None))
     return devices, _wrong(devices, text, list(known))
 
 
-def check_words(words: Sequence[str], devices: Sequence[Device]) -> list[Mistake]:
-    """Mistakes of a run configuration for these devices, as far as quick checks find them."""
-    deployment = plan.Deployment(Path(), "localhost", 1, True, tuple(devices), tuple(words))
+def check_overrides(overrides: Sequence[str], devices: Sequence[DeviceEntry]) -> list[Mistake]:
+    """Mistakes of a run configuration for these devices, as far as checks without torch find them."""
+    deployment = manifest.Deployment(Path(), "localhost", 1, True, tuple(devices), tuple(overrides))
     try:
-        draft = compose.draft(words)
-        mistakes = _wrong_words(draft.values, draft.sources, devices)
-        compose.check(deployment.run_words())
+        draft = compose.draft(overrides)
+        mistakes = _contradictions(draft, devices)
+        compose.check(deployment.run_overrides())
     except ConfigError as error:
         return list(error.mistakes)
     return mistakes
 
 
-def _wrong(devices: Sequence[Device], text: str, known: list[Device]) -> list[Mistake]:
+def _wrong(devices: Sequence[DeviceEntry], text: str, known: list[DeviceEntry]) -> list[Mistake]:
     where = f"--devices {text}"
     if not devices:
-        return [Mistake(where, COMMAND_LINE, "name one at least: edge-1,edge-2, or how many: 2")]
-    if len(known) + len(devices) > names.MOST:
-        return [Mistake(where, COMMAND_LINE, f"a deployment has at most {names.MOST} devices")]
+        return [Mistake(where, COMMAND_LINE, "name at least one: edge-1,edge-2, or give their number: 2")]
+    if len(known) + len(devices) > names.MAX_DEVICES:
+        return [Mistake(where, COMMAND_LINE, f"a deployment has at most {names.MAX_DEVICES} devices")]
     mistakes = []
     for device in devices:
         if mend := names.device(device.name):
             mistakes.append(Mistake(f"device '{device.name}'", COMMAND_LINE, mend))
-    for name in names.twice([device.name for device in [*known, *devices]]):
+    for name in names.duplicates([device.name for device in [*known, *devices]]):
         mistakes.append(Mistake(f"device '{name}' is listed twice", COMMAND_LINE, "each needs a name of its own"))
-    for device, mend in plan.wrong_students([*known, *devices]):
-        what = f"device '{device.name}' has " + (
-            f"student '{device.student}'" if device.student is not None else "no student"
-        )
-        mistakes.append(Mistake(what, COMMAND_LINE if device not in known else "", mend))
+    for device, mend in manifest.wrong_students([*known, *devices]):
+        student = "no student" if device.student is None else f"student '{device.student}'"
+        where = "" if device in known else COMMAND_LINE
+        mistakes.append(Mistake(f"device '{device.name}' has {student}", where, mend))
     return [replace(mistake, mend=mistake.mend.split("   ")[0]) for mistake in mistakes] if mistakes[1:] else mistakes
 
 
-def _wrong_words(values: object, sources: object, devices: Sequence[Device]) -> list[Mistake]:
+def _contradictions(draft: validate.Draft, devices: Sequence[DeviceEntry]) -> list[Mistake]:
     """Overrides that contradict the list of devices; a preset's number of clients is ignored, a user's is not."""
-    assert isinstance(values, dict)
-    assert isinstance(sources, dict)
     mistakes = []
-    source, clients = sources.get(("clients",), ""), values.get("clients")
-    is_said = not source.startswith(("conf/", "preset "))
-    if is_said and clients != len(devices):
+    source, clients = draft.sources.get(("clients",), ""), draft.values.get("clients")
+    is_users = not source.startswith(("conf/", "preset "))
+    if is_users and clients != len(devices):
         mend = f"leave it out: each of the {len(devices)} devices is a client"
         mistakes.append(Mistake(f"clients = {clients}", source, mend))
-    students = values.get("students")
+    students = draft.values.get("students")
     if isinstance(students, dict) and students.get("mix") is not None and any(device.student for device in devices):
-        source = sources.get(("students", "mix"), COMMAND_LINE)
-        mistakes.append(Mistake("students are given for each device, too", source, "leave one of them out"))
+        source = draft.sources.get(("students", "mix"), COMMAND_LINE)
+        mistakes.append(Mistake("students are also given per device", source, "leave one of them out"))
     return mistakes
 
 
-def _own(words: Sequence[str], folder: Path) -> Words:
-    """Overrides that name the deployment's own copies of files."""
+def _with_copies(overrides: Sequence[str], folder: Path) -> tuple[list[str], files.Tree]:
+    """The overrides, naming the deployment's own copies of files; and these copies."""
     copies: dict[str, files.Content] = {}
-    kept = []
-    for word in words:
-        if plan.is_file(word):
+    own = []
+    for override in overrides:
+        if manifest.is_file(override):
             name = f"base-{len(copies) + 1}.yaml"
-            copies[name] = files.Content(files.read(Path(word)))
-            word = str(folder.resolve() / name)
-        kept.append(word)
-    return Words(tuple(kept), copies)
+            copies[name] = files.Content(files.read(Path(override)))
+            override = str(folder.resolve() / name)
+        own.append(override)
+    return own, copies

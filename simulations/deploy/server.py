@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,49 +11,51 @@ from pathlib import Path
 
 from fedkd.errors import DeployError
 from simulations.deploy import certificates, processes, tls_check
-from simulations.deploy.plan import Deployment
+from simulations.deploy.manifest import Deployment
 from simulations.deploy.processes import Child
 
 CONNECTION = "fedkd"  # of Flower's config.toml
 START_SECONDS = 90.0
-NODES = "nodes.json"  # device -> node id that its key is registered as
+NODES = "nodes.json"  # device -> node id under which its key is registered
 
 Say = Callable[[str], None]
 
 
 @contextmanager
-def serving(plan: Deployment, say: Say, host: str | None = None) -> Iterator[Child]:
-    """A SuperLink that answers and knows the devices' keys; ends with the block. Raises DeployError."""
-    _check_certificate(plan, say)
-    bind = host or plan.listen
-    if processes.is_taken(bind, plan.port):
+def serving(deployment: Deployment, say: Say, host: str | None = None) -> Iterator[Child]:
+    """Run a SuperLink that answers and knows the devices' keys, for one block. Raises DeployError."""
+    _check_certificate(deployment, say)
+    bind = host or deployment.listen
+    if processes.is_taken(bind, deployment.port):
         raise DeployError(
-            f"port {plan.port} is taken",
-            where=f"{bind}:{plan.port}",
-            mend="end what listens there (fedkd deploy stop DIR), or change port in deployment.yaml and in the kits",
+            f"port {deployment.port} is taken",
+            where=f"{bind}:{deployment.port}",
+            mend="end the program there (fedkd deploy stop DIR), or change port in deployment.yaml and in the kits",
         )
-    command = _command(plan, bind)
+    command = _command(deployment, bind)
     say(f"flower  {shlex.join(command)}")
-    env = processes.environment(plan.flwr_home)
-    write_connection(plan)
-    child = processes.start(command, plan.logs / "server.log", env, marker=marker(plan.folder))
+    write_connection(deployment)
+    env = processes.environment(deployment.flwr_home)
+    child = processes.start(command, deployment.logs / "server.log", env, marker=marker(deployment.folder))
     try:
-        _until_ready(plan, child)
-        if plan.tls:
-            register(plan, say)
+        _until_ready(deployment, child)
+        if deployment.tls:
+            register(deployment, say)
         yield child
     finally:
         child.end()
-        marker(plan.folder).unlink(missing_ok=True)
+        marker(deployment.folder).unlink(missing_ok=True)
 
 
-def main(plan: Deployment, say: Say, host: str | None = None) -> int:
+def main(deployment: Deployment, say: Say, host: str | None = None) -> int:
     """Serve until Ctrl-C, SIGTERM or the end of the SuperLink."""
-    with serving(plan, say, host) as child:
-        safe = "TLS ok" if plan.tls else "NO TLS, no authentication: for tests on a network of your own"
-        if plan.tls:
-            safe += f", expires in {certificates.days_left(plan.server_certificate, datetime.now(UTC))} days"
-        say(f"superlink {plan.superlink}  {safe}   {len(plan.devices)} devices registered   Ctrl-C stops it")
+    with serving(deployment, say, host) as child:
+        security = "NO TLS, no authentication: for tests on a network of your own"
+        if deployment.tls:
+            days = certificates.days_left(deployment.server_certificate, datetime.now(UTC))
+            security = f"TLS ok, expires in {days} days"
+        registered = f"{len(deployment.devices)} devices registered"
+        say(f"superlink {deployment.superlink}  {security}   {registered}   Ctrl-C stops it")
         while child.ended() is None:
             time.sleep(0.5)
         raise DeployError(f"the SuperLink has ended with code {child.ended()}", where=str(child.log), mend=child.tail())
@@ -63,76 +66,76 @@ def marker(folder: Path) -> Path:
     return folder / ".flwr" / "superlink.pid"
 
 
-def write_connection(plan: Deployment) -> None:
+def write_connection(deployment: Deployment) -> None:
     """Flower's own configuration of how to reach this SuperLink."""
-    plan.flwr_home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    safe = f"root-certificates = {json.dumps(str(plan.ca))}" if plan.tls else "insecure = true"
-    address = json.dumps(plan.superlink)
-    text = f"[superlink]\ndefault = {json.dumps(CONNECTION)}\n\n[superlink.{CONNECTION}]\naddress = {address}\n{safe}\n"
-    (plan.flwr_home / "config.toml").write_text(text, encoding="utf-8")
+    deployment.flwr_home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    security = f"root-certificates = {json.dumps(str(deployment.ca))}" if deployment.tls else "insecure = true"
+    address = f"address = {json.dumps(deployment.superlink)}"
+    lines = ["[superlink]", f'default = "{CONNECTION}"', "", f"[superlink.{CONNECTION}]", address, security, ""]
+    (deployment.flwr_home / "config.toml").write_text("\n".join(lines), encoding="utf-8")
 
 
-def register(plan: Deployment, say: Say) -> None:
+def reach(deployment: Deployment) -> None:
+    """Raises DeployError if the SuperLink does not answer."""
+    tls_check.check(deployment.address, deployment.port, deployment.ca if deployment.tls else None)
+
+
+def flwr(deployment: Deployment, *arguments: str, seconds: float = 60.0) -> subprocess.CompletedProcess[str]:
+    """Run a command of Flower's for this deployment. Raises DeployError if it takes too long."""
+    return processes.run(["flwr", *arguments], processes.environment(deployment.flwr_home), seconds)
+
+
+def register(deployment: Deployment, say: Say) -> None:
     """Register the keys of new devices at the SuperLink. Raises DeployError."""
-    env = processes.environment(plan.flwr_home)
-    known = nodes(plan)
-    for device in plan.devices:
+    known = nodes(deployment)
+    for device in deployment.devices:
         if device.name in known:
             continue
-        command = ["flwr", "supernode", "register", str(plan.public_key(device.name)), CONNECTION, "--format", "json"]
-        done = processes.run(command, env)
-        found = read_json(done.stdout)
-        if not found.get("node-id"):
-            reason = (done.stderr or done.stdout).strip()[-300:]
-            raise DeployError(f"the key of {device.name} could not be registered: {reason}", where=str(plan.folder))
-        known[device.name] = str(found["node-id"])
-        (plan.flwr_home / NODES).write_text(json.dumps(known, indent=1), encoding="utf-8")
+        key = str(deployment.public_key(device.name))
+        done = flwr(deployment, "supernode", "register", key, CONNECTION, "--format", "json")
+        node = read_json(done.stdout).get("node-id")
+        if not node:
+            what = f"the key of {device.name} could not be registered: {(done.stderr or done.stdout).strip()[-300:]}"
+            raise DeployError(what, where=str(deployment.folder))
+        known[device.name] = str(node)
+        (deployment.flwr_home / NODES).write_text(json.dumps(known, indent=1), encoding="utf-8")
         say(f"registered {device.name}  {device.fingerprint}")
 
 
-def nodes(plan: Deployment) -> dict[str, str]:
+def nodes(deployment: Deployment) -> dict[str, str]:
     """Device -> node id. Empty if the SuperLink's database does not exist."""
-    if not (plan.flwr_home / "state.db").exists():
+    path = deployment.flwr_home / NODES
+    if not (deployment.flwr_home / "state.db").exists() or not path.exists():
         return {}
-    found = read_json((plan.flwr_home / NODES).read_text(encoding="utf-8")) if (plan.flwr_home / NODES).exists() else {}
-    return {str(name): str(node) for name, node in found.items()}
+    return {str(name): str(node) for name, node in read_json(path.read_text(encoding="utf-8")).items()}
 
 
-def _command(plan: Deployment, bind: str) -> list[str]:
-    command = ["flower-superlink", "--host", bind, "--port", str(plan.port)]
-    command += ["--database", str(plan.flwr_home / "state.db"), "--disable-runtime-dependency-installation"]
-    if not plan.tls:
+def _command(deployment: Deployment, bind: str) -> list[str]:
+    command = ["flower-superlink", "--host", bind, "--port", str(deployment.port)]
+    command += ["--database", str(deployment.flwr_home / "state.db"), "--disable-runtime-dependency-installation"]
+    if not deployment.tls:
         return [*command, "--insecure"]
-    return [
-        *command,
-        "--ssl-ca-certfile",
-        str(plan.ca),
-        "--ssl-certfile",
-        str(plan.server_certificate),
-        "--ssl-keyfile",
-        str(plan.server_key),
-        "--enable-supernode-auth",
-    ]
+    command += ["--ssl-ca-certfile", str(deployment.ca), "--ssl-certfile", str(deployment.server_certificate)]
+    return [*command, "--ssl-keyfile", str(deployment.server_key), "--enable-supernode-auth"]
 
 
-def _check_certificate(plan: Deployment, say: Say) -> None:
-    if not plan.tls:
+def _check_certificate(deployment: Deployment, say: Say) -> None:
+    if not deployment.tls:
         return
-    now = datetime.now(UTC)
-    for problem in certificates.inspect(plan.server_certificate, plan.ca, plan.address, now, plan.server_key):
-        if problem.is_warning:
-            say(f"warn   {problem.what}")
-        else:
-            raise DeployError(problem.what, where=str(plan.server_certificate), mend=problem.mend)
+    certificate, now = deployment.server_certificate, datetime.now(UTC)
+    for problem in certificates.inspect(certificate, deployment.ca, deployment.address, now, deployment.server_key):
+        if not problem.is_warning:
+            raise DeployError(problem.what, where=str(certificate), mend=problem.mend)
+        say(f"warn   {problem.what}")
 
 
-def _until_ready(plan: Deployment, child: Child) -> None:
+def _until_ready(deployment: Deployment, child: Child) -> None:
     end = time.monotonic() + START_SECONDS
     while True:
         if child.ended() is not None:
             raise DeployError("the SuperLink has ended at once", where=str(child.log), mend=child.tail())
         try:
-            return tls_check.check(plan.address, plan.port, plan.ca if plan.tls else None)
+            return reach(deployment)
         except DeployError:
             if time.monotonic() > end:
                 raise
@@ -140,10 +143,10 @@ def _until_ready(plan: Deployment, child: Child) -> None:
 
 
 def read_json(text: str) -> dict[str, object]:
-    """The JSON object in the output of one of Flower's programs, which may have other lines before it."""
+    """The JSON object in the output of one of Flower's programs; other lines may precede it."""
     start = text.find("{")
     try:
-        found = json.loads(text[start:]) if start >= 0 else {}
+        value = json.loads(text[start:]) if start >= 0 else {}
     except ValueError:
-        found = {}
-    return found if isinstance(found, dict) else {}
+        return {}
+    return value if isinstance(value, dict) else {}

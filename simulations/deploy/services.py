@@ -5,12 +5,12 @@ from pathlib import Path
 
 from simulations.deploy import files
 from simulations.deploy.kit import Kit
-from simulations.deploy.plan import Deployment
+from simulations.deploy.manifest import Deployment
 
 UNIT_HOME = "/opt/fedkd"  # where a device's unit expects its kit and, in venv, fedkd
-RESTART_SECONDS = 75  # Flower refuses a node for 60 s after a crash: it still counts as online
-OVERHEAD_MB = 1024  # of Python, PyTorch and Flower's processes, beside what training takes
-EDGE = (  # what a device needs of Python packages: the group `edge` of pyproject.toml
+RESTART_SECONDS = 75  # for 60 s after a crash Flower counts a node as online and refuses it
+OVERHEAD_MB = 1024  # memory of Python, PyTorch and Flower's processes, in addition to training
+EDGE = (  # the Python packages of a device: the group `edge` of pyproject.toml
     "torch>=2.6",
     "torchvision>=0.21",
     "numpy>=1.26",
@@ -26,8 +26,8 @@ EDGE = (  # what a device needs of Python packages: the group `edge` of pyprojec
     "cryptography>=42",
 )
 
-# The kit or deployment is the script's own folder, or the one above: found without `cd` and without substituting the
-# output of a command, which would cut a newline at the end of a path.
+# The kit or deployment is the script's own folder, or the one above. Neither `cd` nor command substitution, which would
+# cut a newline at the end of a path.
 _SCRIPT = """\
 #!/bin/sh
 # {about}
@@ -86,7 +86,7 @@ RUN pip install {packages} \\
     && pip install --no-deps /wheel/fedkd-*.whl
 """
 
-# The network of the host: addresses and ports are those of this deployment, in containers or not.
+# The host's network: addresses and ports are the same in containers and outside.
 _SERVICE = """\
   {name}:
     image: fedkd-{target}
@@ -117,15 +117,15 @@ def kit_script(name: str) -> files.Content:
 
 
 def server_unit(deployment: Deployment, user: str, programs: Path) -> files.Content:
-    """The unit of the server, for the deployment where it is now; `programs` is the folder of the fedkd command."""
+    """The unit of the server, for the deployment's current path; `programs`: the folder of the fedkd command."""
     place = _quoted(str(deployment.folder))
     text = _UNIT.format(
-        about="Install: systemctl enable --now PATH_OF_THIS_FILE. Holds the path of the deployment: mend it if moved.",
+        about="Install: systemctl enable --now PATH_OF_THIS_FILE. Contains the deployment's path: edit if moved.",
         description=f"fedkd, server of {_quoted(deployment.superlink)}",
         user=user,
         path=_quoted(str(programs)),
         verb="server",
-        argument=place.replace("$", "$$"),  # ExecStart alone puts in variables
+        argument=place.replace("$", "$$"),  # only ExecStart expands variables
         seconds=RESTART_SECONDS,
         folder=place,
         memory="",
@@ -134,7 +134,7 @@ def server_unit(deployment: Deployment, user: str, programs: Path) -> files.Cont
 
 
 def kit_unit(kit: Kit) -> files.Content:
-    """The unit of a device whose kit has been copied below UNIT_HOME."""
+    """The unit of a device whose kit is below UNIT_HOME."""
     place = f"{UNIT_HOME}/{kit.name}"
     about = f"Expects the kit in {place}, owned by user fedkd, with `data` set in its node.yaml, and"
     text = _UNIT.format(
@@ -162,7 +162,7 @@ def compose_file(deployment: Deployment, memory_mb: Mapping[str, int | None], ui
 
 
 def variable(name: str) -> str:
-    """The prefix of the variables for a device's container."""
+    """The prefix of the environment variables of a device's container."""
     return "FEDKD_" + name.upper().replace("-", "_")
 
 

@@ -1,8 +1,8 @@
-"""Shards: the configured data set, split for devices exactly as in a simulation, a folder per client.
+"""Shards: the configured data set, split for devices exactly as in a simulation, one folder per client.
 
-data.npz     that client's samples alone, for its owner only; in the order of the partition, so that a device that takes
-             them as stored trains on the simulation's batches
-public.npz   what every end may see, the same for all: docs/data.md
+data.npz     the client's samples, readable by its owner only; in the order of the partition, so that a device that
+             uses them as stored trains on the batches of the simulation
+public.npz   data that server and devices may see, the same for all: docs/data.md
 """
 
 import io
@@ -28,18 +28,15 @@ Row = dict[str, Any]
 
 
 def write(config: RunConfig, folders: Sequence[Path]) -> list[Row]:
-    """Client k's samples into `folders[k]`, created if missing; gives a row per client.
+    """Write client k's samples into `folders[k]`, created if missing; returns one row per client.
 
     Raises ConfigError if the recipe cannot be followed or a client has too few samples to join, DataError for missing
     files, FolderError if a folder cannot be written.
     """
     if len(folders) != config.clients:
-        raise ConfigError(
-            f"clients = {config.clients}, and there are {len(folders)} devices",
-            where="clients",
-            mend=f"say clients={len(folders)}",
-        )
-    dataset, held, proxy_set = _dealt(config)
+        what = f"clients = {config.clients}, and there are {len(folders)} devices"
+        raise ConfigError(what, where="clients", mend=f"set clients={len(folders)}")
+    dataset, held, proxy_set = _partitioned(config)
     _check_sizes(held, config.data.min_samples)
     public = _packed(_public(config, dataset, proxy_set))
     rows = [_write_one(client, Path(folder), dataset, held) for client, folder in enumerate(folders)]
@@ -47,22 +44,22 @@ def write(config: RunConfig, folders: Sequence[Path]) -> list[Row]:
 
 
 def write_public(config: RunConfig, folders: Sequence[Path]) -> list[Row]:
-    """The public pack alone, into any folders: for devices that have data of their own. A row a folder.
+    """Write only the public pack, into any folders: for devices with data of their own. Returns one row per folder.
 
-    Own data without `data.root` are in no one place: then the pack is drawn from `data.test`, and the public set cannot
-    be some of the devices' images. Raises ConfigError, DataError, FolderError.
+    Own data without `data.root` are not on one machine: then the pack is drawn from `data.test`, and the public set
+    cannot contain images of the devices. Raises ConfigError, DataError, FolderError.
     """
     if config.data.name == OWN and not config.data.root:
         dataset = own.load_server(config.data)
         proxy_set = _without_clients(config, dataset)
     else:
-        dataset, _, proxy_set = _dealt(config)
+        dataset, _, proxy_set = _partitioned(config)
     public = _packed(_public(config, dataset, proxy_set))
     return [{"public": _publish(Path(folder), public)} for folder in folders]
 
 
-def _dealt(config: RunConfig) -> tuple[Dataset, Partition, Proxy | None]:
-    """The data set, who holds what of it, and the public set: as `assemble.assemble` has them."""
+def _partitioned(config: RunConfig) -> tuple[Dataset, Partition, Proxy | None]:
+    """The data set, its partition among the clients, and the public set, as in `assemble.assemble`."""
     dataset = sources.load(config.data)
     held, proxy_set = assemble.partition_data(config, dataset)
     if config.evaluate.on == "validation":
@@ -72,25 +69,20 @@ def _dealt(config: RunConfig) -> tuple[Dataset, Partition, Proxy | None]:
 
 def _without_clients(config: RunConfig, dataset: Dataset) -> Proxy | None:
     if config.proxy.name in proxy.OF_THE_TASK:
-        raise ConfigError(
-            f"proxy={config.proxy.name} takes images of the clients, which stay on the devices",
-            where="proxy.name",
-            mend="say proxy=noise or a foreign source: fedkd list proxies",
-        )
+        what = f"proxy={config.proxy.name} takes images of the clients, which stay on the devices"
+        raise ConfigError(what, where="proxy.name", mend="use proxy=noise or a foreign source: fedkd list proxies")
     nothing = np.empty(0, np.int64)
     return proxy.load(config, dataset, Partition((nothing,), (nothing,), len(dataset.labels), {}), nothing)
 
 
 def _check_sizes(held: Partition, fewest: int) -> None:
-    """The devices' own checks, made before the shards are copied to them."""
+    """The checks that devices make of their data, made before the shards are copied."""
     small = [client for client, index in enumerate(held.train) if len(index) < fewest]
     if small:
         count = len(held.train[small[0]])
-        raise ConfigError(
-            f"client {small[0]} would have {count} training samples, a device may join with {fewest}",
-            where="data.min_samples",
-            mend=f"say data.min_samples={count}, or use fewer clients",
-        )
+        what = f"client {small[0]} would have {count} training samples, a device may join with {fewest}"
+        mend = f"set data.min_samples={count}, or use fewer clients"
+        raise ConfigError(what, where="data.min_samples", mend=mend)
     if held.untested:
         client = next(client for client, index in enumerate(held.test) if not len(index))
         what = f"client {client} would have no test sample, and a device needs at least one"
@@ -101,39 +93,43 @@ def _write_one(client: int, folder: Path, dataset: Dataset, held: Partition) -> 
     train, test = (torch.from_numpy(part[client].copy()) for part in (held.train, held.test))
     packed = _packed({**_pair("train", dataset.train, train), **_pair("test", dataset.test, test)})
     assert packed is not None
-    with files.writing(folder):
-        folder.mkdir(files.PRIVATE, parents=True, exist_ok=True)
+    _make_private(folder)
     files.replace(folder / DATA, files.Content(packed, files.SECRET))
     return {"client": client, "train": len(train), "test": len(test), "data": str(folder / DATA)}
 
 
 def _publish(folder: Path, public: bytes | None) -> str | None:
-    """The place of the pack in a folder; None, and no file of a run before, if nothing is public."""
+    """Write the pack into a folder; returns its path. If nothing is public: None, and an older pack is deleted."""
     path = folder / public_pack.NAME
-    with files.writing(folder):
-        folder.mkdir(files.PRIVATE, parents=True, exist_ok=True)
-        if public is None:
+    _make_private(folder)
+    if public is None:
+        with files.writing(folder):
             path.unlink(missing_ok=True)
-            return None
+        return None
     files.replace(path, files.Content(public))
     return str(path)
 
 
+def _make_private(folder: Path) -> None:
+    with files.writing(folder):
+        folder.mkdir(files.PRIVATE, parents=True, exist_ok=True)
+
+
 def _public(config: RunConfig, dataset: Dataset, proxy_set: Proxy | None) -> dict[str, np.ndarray]:
-    """The arrays of public.npz, drawn as `assemble.assemble` draws them."""
-    found: dict[str, np.ndarray] = {}
+    """The arrays of public.npz, drawn as in `assemble.assemble`."""
+    arrays: dict[str, np.ndarray] = {}
     available = len(dataset.test)
     if proxy_set is not None:
-        found |= _pair("proxy", proxy_set.samples, torch.arange(len(proxy_set)))
-        found["proxy_scaling"] = np.array([proxy_set.samples.scale, proxy_set.samples.offset])
+        arrays |= _pair("proxy", proxy_set.samples, torch.arange(len(proxy_set)))
+        arrays["proxy_scaling"] = np.array([proxy_set.samples.scale, proxy_set.samples.offset])
     num_probes = probing.num_images(config, dataset.shape, len(dataset.labels), available)
     probe = assemble.draw_probe(config.seed, available, num_probes)
     if len(probe):
-        found["probe_x"] = dataset.test.x[probe].numpy()
+        arrays["probe_x"] = dataset.test.x[probe].numpy()
     common = assemble.draw_common(config.seed, available, config.evaluate.common)
     if len(common):
-        found |= _pair("common", dataset.test, common)
-    return found
+        arrays |= _pair("common", dataset.test, common)
+    return arrays
 
 
 def _pair(part: str, samples: Samples, index: torch.Tensor) -> dict[str, np.ndarray]:
@@ -141,7 +137,7 @@ def _pair(part: str, samples: Samples, index: torch.Tensor) -> dict[str, np.ndar
 
 
 def _packed(arrays: Mapping[str, np.ndarray]) -> bytes | None:
-    """A .npz of some arrays, the same bytes for the same arrays; None if there are none."""
+    """A .npz file of some arrays, the same bytes for the same arrays; None if there are none."""
     if not arrays:
         return None
     stream = io.BytesIO()

@@ -1,4 +1,4 @@
-"""`fedkd deploy run`: hands a run to the SuperLink, shows it live, and leaves its folder beside the deployment."""
+"""`fedkd deploy run`: hands a run to the SuperLink and shows it live; the run's folder is below the deployment."""
 
 import json
 import os
@@ -16,144 +16,135 @@ from fedkd.configuration import compose, naming
 from fedkd.configuration.resolved import Resolved
 from fedkd.errors import ConfigError, DeployError, RunError
 from fedkd.record import ledger
-from simulations.deploy import app, processes, server, tls_check
-from simulations.deploy.plan import Deployment
+from simulations.deploy import app, server
+from simulations.deploy.manifest import Deployment
 from simulations.run import console_text, progress, run_folder, runs
 from simulations.run.options import Options
 from simulations.run.progress import Screen
 from simulations.system import redacted, scratch
 
-PUBLIC = Path("public") / "public.npz"  # below the deployment: images that everybody may see
-BEGIN_SECONDS = 120.0  # until the run's process must show: an import of torch on a busy machine
+PUBLIC = Path("public") / "public.npz"  # below the deployment: images that all devices may see
+BEGIN_SECONDS = 120.0  # until the run's process must have begun: importing torch on a busy machine is slow
 POLL = 0.25
 _FOLLOWED = (ledger.EVENTS, "metrics.jsonl", "timings.jsonl")
 
 
-def start(plan: Deployment, words: Sequence[str], options: Options, folder: Path | None = None) -> dict[str, Any]:
-    """Run a configuration on the devices of a deployment; gives the summary that `--json` prints. Raises FedkdError.
+def start(
+    deployment: Deployment, overrides: Sequence[str], options: Options, folder: Path | None = None
+) -> dict[str, Any]:
+    """Run a configuration on the devices; returns the summary that `--json` prints. Raises FedkdError.
 
-    `folder` is where the run's own folder is made; None: beside the deployment.
+    `folder`: where the run's own folder is made; None: `runs` below the deployment.
     """
-    folder = folder or plan.runs
+    folder = folder or deployment.runs
     with progress.make(options) as screen:
         screen.phase("checking the configuration")
-        resolved = compose.resolve([*plan.run_words(), *words])
-        _check(plan, resolved)
-        place = _place(folder, resolved, options)
-        if place.exists() and not run_folder.is_unbegun(place):
-            where = f"fedkd deploy run DIR {place.name} --resume"
-            raise ConfigError(
-                f"there is a run '{place.name}' already", where="--name", mend=f"choose another, or: {where}"
-            )
-        return _play(plan, resolved, place, screen, is_resumed=False)
+        resolved = compose.resolve([*deployment.run_overrides(), *overrides])
+        _check(deployment, resolved)
+        if options.name is not None:
+            path = run_folder.named(folder, options.name)
+        else:
+            path = run_folder.proposed(folder, naming.of(resolved.config.strategy), resolved.digest())
+        if path.exists() and not run_folder.is_unbegun(path):
+            mend = f"choose another, or: fedkd deploy run DIR {path.name} --resume"
+            raise ConfigError(f"there is a run '{path.name}' already", where="--name", mend=mend)
+        return _run(deployment, resolved, path, screen, is_resumed=False)
 
 
-def resume(plan: Deployment, wanted: str | None, options: Options, words: Sequence[str] = ()) -> dict[str, Any]:
-    """Resume a run of a deployment, by default the newest unfinished one. Raises FedkdError, also for overrides."""
-    folder = run_folder.find(plan.runs, wanted) if wanted else runs.newest_unfinished(plan.runs)
+def resume(deployment: Deployment, name: str | None, options: Options, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Resume a run, by default the newest unfinished one. Raises FedkdError, also if there are overrides."""
+    folder = run_folder.find(deployment.runs, name) if name else runs.newest_unfinished(deployment.runs)
     with progress.make(options) as screen:
-        runs.refuse_words(folder, words, f"fedkd deploy run {shlex.quote(str(plan.folder))}")
+        runs.refuse_words(folder, overrides, f"fedkd deploy run {shlex.quote(str(deployment.folder))}")
         resolved = runs.same_configuration(folder)
         if run_folder.state(folder) == "done":
-            screen.end([f"done   {folder} was finished before; nothing is left to run.  fedkd show {folder}"])
+            screen.end([f"done   {folder} is already finished.  fedkd show {folder}"])
             return runs.show(folder)
-        _check(plan, resolved)
-        return _play(plan, resolved, folder, screen, is_resumed=True)
+        _check(deployment, resolved)
+        return _run(deployment, resolved, folder, screen, is_resumed=True)
 
 
-def public_set(plan: Deployment) -> Path | None:
+def public_set(deployment: Deployment) -> Path | None:
     """The server's file of public images, if there is one."""
-    path = plan.folder / PUBLIC
+    path = deployment.folder / PUBLIC
     return path if path.exists() else None
 
 
-def _check(plan: Deployment, resolved: Resolved) -> None:
+def _check(deployment: Deployment, resolved: Resolved) -> None:
     """Checks before anything is sent. Raises ConfigError, DataError and DeployError."""
     config = resolved.config
-    if config.clients != len(plan.devices):
-        raise ConfigError(
-            f"clients = {config.clients}, the deployment has {len(plan.devices)} devices",
-            where="clients",
-            mend="leave it out: each device is a client; fedkd deploy add makes more",
-        )
-    tls_check.check(plan.address, plan.port, plan.ca if plan.tls else None)
-    from simulations.deploy import assembly  # torch: seconds
+    if config.clients != len(deployment.devices):
+        what = f"clients = {config.clients}, the deployment has {len(deployment.devices)} devices"
+        mend = "leave it out: each device is a client; fedkd deploy add makes more"
+        raise ConfigError(what, where="clients", mend=mend)
+    server.reach(deployment)
+    from simulations.deploy import assembly  # imports torch: seconds
 
-    assembly.server(config, public_set(plan))
+    assembly.server(config, public_set(deployment))
 
 
-def _place(folder: Path, resolved: Resolved, options: Options) -> Path:
-    if options.name is not None:
-        return run_folder.named(folder, options.name)
-    return run_folder.proposed(folder, naming.of(resolved.config.strategy), resolved.digest())
-
-
-def _play(plan: Deployment, resolved: Resolved, place: Path, screen: Screen, *, is_resumed: bool) -> dict[str, Any]:
-    screen.phase("handing it to the SuperLink")
-    follower = Follower(plan, resolved, place, screen)  # before: what is there now belongs to earlier processes
-    follower.flower_id = flower_id = submit(plan, resolved, place, is_resumed=is_resumed)
+def _run(deployment: Deployment, resolved: Resolved, path: Path, screen: Screen, *, is_resumed: bool) -> dict[str, Any]:
+    screen.phase("handing the run to the SuperLink")
+    follower = Follower(deployment, resolved, path, screen)  # first: the rows there now are those of earlier processes
+    follower.flower_id = flower_id = submit(deployment, resolved, path, is_resumed=is_resumed)
     try:
         follower.follow()
     except KeyboardInterrupt:
         screen.close()
         screen.warn("asking the run to stop after the current job; it can be resumed")
-        stop(plan, place, flower_id)
+        stop(deployment, path, flower_id)
         with suppress(KeyboardInterrupt, RunError):
             follower.follow()
     return follower.end()
 
 
-def submit(plan: Deployment, resolved: Resolved, place: Path, *, is_resumed: bool) -> str:
-    """Send app and configuration to the SuperLink; gives Flower's id of the run. Raises DeployError."""
-    server.write_connection(plan)
-    config = replace(resolved, sources=dict.fromkeys(resolved.sources, "the run")).to_yaml()  # no names of files
-    names = {str(device.client): device.name for device in plan.devices}
-    given = {
+def submit(deployment: Deployment, resolved: Resolved, path: Path, *, is_resumed: bool) -> str:
+    """Send app and configuration to the SuperLink; returns Flower's id of the run. Raises DeployError."""
+    server.write_connection(deployment)
+    config = replace(resolved, sources=dict.fromkeys(resolved.sources, "the run")).to_yaml()  # without file names
+    names = {str(device.client): device.name for device in deployment.devices}
+    app_config = {
         "devices": True,
         "config": config,
-        "runs": str(place.parent.absolute()),
-        "name": place.name,
-        "public": str(public_set(plan) or ""),
-        "names": json.dumps({"names": names, "nodes": server.nodes(plan)}),
+        "runs": str(path.parent.absolute()),
+        "name": path.name,
+        "public": str(public_set(deployment) or ""),
+        "names": json.dumps({"names": names, "nodes": server.nodes(deployment)}),
         "resume": is_resumed,
-        "plaintext": not plan.tls,
+        "plaintext": not deployment.tls,
         "command": json.dumps(redacted.command(["fedkd", *sys.argv[1:]])),
     }
-    place.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with scratch.folder("app") as folder:
-        place = app.stage(folder / "fedkd")
-        said = folder / "run.toml"
-        said.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in given.items()), encoding="utf-8")
-        command = ["flwr", "run", str(place), server.CONNECTION, "--run-config", str(said), "--format", "json"]
-        done = processes.run(command, processes.environment(plan.flwr_home), seconds=120.0)
-    found = server.read_json(done.stdout)
-    if not found.get("run-id"):
-        reason = (str(found.get("error-message") or "") or done.stderr or done.stdout).strip()[-500:]
-        raise DeployError(
-            f"the SuperLink does not take the run: {reason}",
-            where=plan.superlink,
-            mend=f"see {shlex.quote(str(plan.logs / 'server.log'))}",
-        )
-    return str(found["run-id"])
+        bundle, toml = app.stage(folder / "fedkd"), folder / "run.toml"
+        lines = (f"{key} = {json.dumps(value)}\n" for key, value in app_config.items())
+        toml.write_text("".join(lines), encoding="utf-8")
+        arguments = (str(bundle), server.CONNECTION, "--run-config", str(toml), "--format", "json")
+        done = server.flwr(deployment, "run", *arguments, seconds=120.0)
+    reply = server.read_json(done.stdout)
+    if not reply.get("run-id"):
+        reason = (str(reply.get("error-message") or "") or done.stderr or done.stdout).strip()[-500:]
+        mend = f"see {shlex.quote(str(deployment.logs / 'server.log'))}"
+        raise DeployError(f"the SuperLink refuses the run: {reason}", where=deployment.superlink, mend=mend)
+    return str(reply["run-id"])
 
 
-def stop(plan: Deployment, folder: Path, flower_id: str | None = None) -> None:
-    """Ask a run to stop in order: its process here by signal, else through Flower."""
-    found = run_folder.holder(folder)
-    if found is not None:
+def stop(deployment: Deployment, folder: Path, flower_id: str | None = None) -> None:
+    """Ask a run to save and stop: by a signal to its process on this machine, else through Flower."""
+    holder = run_folder.holder(folder)
+    if holder is not None:
         with suppress(ProcessLookupError, PermissionError):
-            os.kill(found[0], signal.SIGINT)
+            os.kill(holder[0], signal.SIGINT)
             return
     if flower_id is not None:
-        command = ["flwr", "stop", flower_id, server.CONNECTION]
-        processes.run(command, processes.environment(plan.flwr_home))
+        server.flwr(deployment, "stop", flower_id, server.CONNECTION)
 
 
 class Follower:
-    """Shows a run by following its folder. Does not use clocks to find new rows: clocks may be set back."""
+    """Shows a run by following its folder. Counts rows rather than comparing times: clocks may be set back."""
 
-    def __init__(self, plan: Deployment, resolved: Resolved, folder: Path, screen: Screen) -> None:
-        self.plan, self.resolved, self.screen, self.folder = plan, resolved, screen, folder
+    def __init__(self, deployment: Deployment, resolved: Resolved, folder: Path, screen: Screen) -> None:
+        self.deployment, self.resolved, self.screen, self.folder = deployment, resolved, screen, folder
         self.flower_id = ""
         self._before = _version(folder / "run.json")
         self._first = self._events = len(ledger.rows(folder / ledger.EVENTS))
@@ -161,7 +152,7 @@ class Follower:
         self._sizes: list[int] = []
 
     def follow(self) -> None:
-        """Follow until the run has ended. Raises RunError if its process has died, or never began."""
+        """Follow until the run has ended. Raises RunError if its process has died or never began."""
         begin = time.monotonic() + BEGIN_SECONDS
         self.screen.phase("waiting for the run to begin")
         while True:
@@ -177,22 +168,20 @@ class Follower:
             time.sleep(POLL)
 
     def end(self) -> dict[str, Any]:
-        """Show the last lines; the summary. Raises RunError if the run failed."""
-        found = runs.show(self.folder)
-        if found["status"] == "failed":
-            what, mend = found.get("error") or "the run failed", found.get("mend") or f"To continue: {self._again()}"
-            raise RunError(
-                str(what), where=str(self.folder), mend=str(mend).replace("deploy run DIR", self._deploy_run())
-            )
-        if found["status"] == "done":
-            self.screen.end(console_text.closing(found, self._head("")))
-        else:
-            self.screen.end([f"stopped  after round {found['rounds']}; everything is saved.  {self._again()}"])
-            found = {**found, "signal": found.get("signal", "SIGINT")}
-        return found
+        """Show the last lines; returns the summary. Raises RunError if the run failed."""
+        summary = runs.show(self.folder)
+        if summary["status"] == "done":
+            self.screen.end(console_text.closing(summary, self._head("")))
+            return summary
+        if summary["status"] == "failed":
+            mend = str(summary.get("mend") or f"To continue: {self._again()}")
+            mend = mend.replace("deploy run DIR", self._deploy_run())
+            raise RunError(str(summary.get("error") or "the run failed"), where=str(self.folder), mend=mend)
+        self.screen.end([f"stopped  after round {summary['rounds']}; everything is saved.  {self._again()}"])
+        return {**summary, "signal": summary.get("signal", "SIGINT")}
 
     def _has_ended(self) -> bool:
-        """Whether the folder says so, and no process holds it."""
+        """Whether the folder records an end, and no process holds it."""
         with suppress(Exception):
             info = run_folder.info(self.folder)
             is_new = _version(self.folder / "run.json") != self._before
@@ -202,7 +191,7 @@ class Follower:
     def _show(self) -> None:
         sizes = [path.stat().st_size if path.exists() else 0 for path in map(self.folder.joinpath, _FOLLOWED)]
         if sizes == self._sizes and self.screen.head is not None:
-            return  # nothing new: do not read long ledgers again
+            return  # nothing new: long ledgers are not read again
         self._sizes = sizes
         events, rows, timings = (ledger.rows(self.folder / name) for name in _FOLLOWED)
         for event in events[self._events :]:
@@ -212,8 +201,8 @@ class Follower:
         self._events = len(events)
         begun = [event["round"] for event in events[self._first :] if event.get("event") in ("start", "resume")]
         if self.screen.head is None and begun:
-            self._rows = begun[0]  # rounds that earlier processes played
-            self.screen.begin(self._head(f"{len(self.plan.devices)} devices"), rows[: self._rows])
+            self._rows = begun[0]  # rounds of earlier processes
+            self.screen.begin(self._head(f"{len(self.deployment.devices)} devices"), rows[: self._rows])
         if self.screen.head is None:
             return
         failures = _failures(events)
@@ -226,25 +215,20 @@ class Follower:
         return console_text.head(self.resolved, self.folder, engine, student)
 
     def _died(self) -> RunError:
-        log = processes.run(["flwr", "log", self.flower_id, server.CONNECTION, "--show"], self._env())
+        log = server.flwr(self.deployment, "log", self.flower_id, server.CONNECTION, "--show")
         text = "\n".join(line for line in log.stdout.splitlines()[-12:] if line.strip())
         if not self._has_begun:
-            return RunError(f"the run did not begin; its log ends with\n{text}", where=self.plan.superlink)
-        return RunError(
-            "the process of the run has died; the state after its last round is safe",
-            where=str(self.folder),
-            mend=f"is the SuperLink running? Then: {self._again()}",
-        )
-
-    def _env(self) -> dict[str, str]:
-        return processes.environment(self.plan.flwr_home)
+            return RunError(f"the run did not begin; its log ends with\n{text}", where=self.deployment.superlink)
+        mend = f"make sure that the SuperLink is running, then: {self._again()}"
+        what = "the process of the run has died; the state after its last round is saved"
+        return RunError(what, where=str(self.folder), mend=mend)
 
     def _again(self) -> str:
         """The command that resumes this run."""
         return f"fedkd {self._deploy_run()} {self.folder.name} --resume"
 
     def _deploy_run(self) -> str:
-        return f"deploy run {shlex.quote(str(self.plan.folder))}"
+        return f"deploy run {shlex.quote(str(self.deployment.folder))}"
 
 
 def _version(path: Path) -> tuple[int, bytes] | None:
@@ -256,9 +240,8 @@ def _version(path: Path) -> tuple[int, bytes] | None:
 
 def _failures(events: Sequence[ledger.Row]) -> dict[int, str]:
     """Round -> its last failure."""
-    found = {}
-    for row in events:
-        if row.get("event") == "failure":
-            text = " ".join(str(row.get("what")).split())[:100]
-            found[row["round"]] = f"client {row.get('client')}: {text}"
-    return found
+    return {
+        row["round"]: f"client {row.get('client')}: {' '.join(str(row.get('what')).split())[:100]}"
+        for row in events
+        if row.get("event") == "failure"
+    }

@@ -1,4 +1,4 @@
-"""Checks a SuperLink: whether it answers, and whether our certificate authority has signed its certificate."""
+"""Checks whether a SuperLink answers, and whether our certificate authority has signed its certificate."""
 
 import socket
 import ssl
@@ -12,11 +12,11 @@ SECONDS = 5.0  # for one attempt
 
 
 class Unfit(DeployError):
-    """The two ends cannot connect: only one uses TLS, or the certificate is refused."""
+    """The two ends cannot connect: only one of them uses TLS, or the certificate is refused."""
 
 
 def check(host: str, port: int, ca: Path | None, *, seconds: float = SECONDS) -> None:
-    """Connect once, with TLS if there is a `ca`. Raises DeployError that says which end can mend it."""
+    """Connect once, with TLS if there is a `ca`. Raises DeployError, which says at which end to mend it."""
     where = f"{host}:{port}"
     try:
         with socket.create_connection((host, port), timeout=seconds) as plain:
@@ -25,27 +25,20 @@ def check(host: str, port: int, ca: Path | None, *, seconds: float = SECONDS) ->
                     return
             _expect_plaintext(plain, where)
     except ssl.SSLCertVerificationError as error:
-        raise Unfit(
-            f"the certificate of the SuperLink is refused: {error.verify_message}", where=where, mend=_mend(error)
-        ) from error
+        what = f"the certificate of the SuperLink is refused: {error.verify_message}"
+        raise Unfit(what, where=where, mend=_mend(error)) from error
     except ssl.SSLError as error:
-        raise Unfit(
-            "the SuperLink does not speak TLS there",
-            where=where,
-            mend="another program has that port, or the SuperLink was started without TLS: use one kit for both ends",
-        ) from error
+        mend = "another program has that port, or the SuperLink runs without TLS: use kits of the same deployment"
+        raise Unfit("the SuperLink does not speak TLS there", where=where, mend=mend) from error
     except socket.gaierror as error:
         raise DeployError(f"the name is unknown: {error.strerror}", where=where, mend="check the address") from error
     except OSError as error:
-        raise DeployError(
-            f"no SuperLink answers: {error.strerror or error}",
-            where=where,
-            mend="start it with `fedkd deploy server DIR`, or check address, port and firewall",
-        ) from error
+        mend = "start it with `fedkd deploy server DIR`, or check address, port and firewall"
+        raise DeployError(f"no SuperLink answers: {error.strerror or error}", where=where, mend=mend) from error
 
 
 class Watch:
-    """Checks repeatedly that a SuperLink answers: Flower's own client retries forever, silently."""
+    """Checks repeatedly that a SuperLink answers: Flower's own client silently retries forever."""
 
     def __init__(self, attempt: Callable[[], None], say: Callable[[str], None], every: float = 30.0) -> None:
         self.attempt, self.say, self.every = attempt, say, every
@@ -61,13 +54,11 @@ class Watch:
         try:
             self.attempt()
         except DeployError as error:
-            if isinstance(error, Unfit) and isinstance(
-                before, Unfit
-            ):  # a single one may be a server that is just ending
+            if isinstance(error, Unfit) and isinstance(before, Unfit):  # once may be a server that is shutting down
                 raise
             self._trouble = error
         if self._trouble is not None and before is None:
-            self.say(f"warn   {self._trouble.what}; trying again every {self.every:g} s")
+            self.say(f"warn   {self._trouble.what}; retrying every {self.every:g} s")
         if self._trouble is None and before is not None:
             self.say("note   the SuperLink answers again")
 
@@ -76,27 +67,23 @@ def _expect_plaintext(plain: socket.socket, where: str) -> None:
     """A port with TLS answers plaintext with an alert or by hanging up; Flower's own client would retry forever."""
     plain.sendall(b"GET / HTTP/1.1\r\nHost: fedkd\r\nConnection: close\r\n\r\n")
     if not plain.recv(16).startswith(b"HTTP/"):
-        raise Unfit(
-            "the SuperLink speaks TLS there, this end does not",
-            where=where,
-            mend="use a kit that was made with TLS (without --insecure)",
-        )
+        mend = "use a kit that was made with TLS (without --insecure)"
+        raise Unfit("the SuperLink speaks TLS there, this end does not", where=where, mend=mend)
 
 
 def _context(ca: Path) -> ssl.SSLContext:
     try:
         return ssl.create_default_context(cafile=str(ca))
     except (OSError, ssl.SSLError) as error:
-        raise DeployError(
-            f"the CA's certificate cannot be read: {error}", where=str(ca), mend="copy ca.crt of the deployment again"
-        ) from error
+        mend = "copy ca.crt of the deployment again"
+        raise DeployError(f"the CA's certificate cannot be read: {error}", where=str(ca), mend=mend) from error
 
 
 def _mend(error: ssl.SSLCertVerificationError) -> str:
     if "expired" in error.verify_message:
-        return "on the server: fedkd deploy renew DIR, then start it again; also check this machine's clock"
+        return "on the server: fedkd deploy renew DIR, then restart the server; also check this machine's clock"
     if "not yet valid" in error.verify_message:
         return "check this machine's clock"
     if "mismatch" in error.verify_message or "doesn't match" in error.verify_message:
-        return "use the address that the certificate was made for, or renew it with --address"
-    return "ca.crt here must be the deployment's own: copy the kit again"
+        return "use the address in the certificate, or renew it with --address"
+    return "ca.crt on this machine is not the deployment's: copy the kit again"

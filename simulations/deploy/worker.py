@@ -1,6 +1,6 @@
-"""A device's resident worker: answers messages one by one until its SuperNode is gone, or it has been idle for long.
+"""A device's resident worker: answers messages one by one until its SuperNode ends, or until it has been idle for long.
 
-python -m simulations.deploy.worker SOCKET PID        # it ends with the process PID
+python -m simulations.deploy.worker SOCKET PID        # ends when the process PID ends
 """
 
 import json
@@ -17,13 +17,13 @@ from flwr.app import RecordDict
 
 from fedkd.engine import Failure
 from simulations.deploy import (
-    answer,  # noqa: F401  # now, not with the first message: torch takes seconds
+    answer,  # noqa: F401  # imports torch, for seconds: now rather than with the first message
     node,
     processes,
 )
 from simulations.flower import codec
 
-IDLE_SECONDS = 900.0  # then it ends, to free memory
+IDLE_SECONDS = 900.0  # then the worker ends, to free memory
 POLL = 1.0
 
 
@@ -48,25 +48,25 @@ def _serve(connection: socket.socket) -> None:
     """Answer one message. Neither a lost peer nor an error in the message ends the worker."""
     connection.settimeout(None)
     try:
-        asked = json.loads(node.receive(connection))
+        request = json.loads(node.receive(connection))
         content = node.decode(node.receive(connection))
-        node.send(connection, node.encode(_respond(asked, content)))
+        node.send(connection, node.encode(_respond(request, content)))
     except OSError as error:
         print(f"worker  {type(error).__name__}: {error}", flush=True)
 
 
-def _respond(asked: dict[str, object], content: RecordDict) -> RecordDict:
+def _respond(request: dict[str, object], content: RecordDict) -> RecordDict:
     try:
-        return node.respond(asked, content)
-    except Exception as error:  # noqa: BLE001  # the border: the run must learn of it and go on
-        traceback.print_exc()  # stays on the device: it may name files and values
+        return node.respond(request, content)
+    except Exception as error:  # noqa: BLE001  # the border: the run must learn of it and continue
+        traceback.print_exc()  # stays on the device: a traceback may name files and values
         what = f"{type(error).__name__}: see the device's log"
-        unknown = Failure(client=0, round=0, what=what, cause="raised")  # the engine knows its job
+        unknown = Failure(client=0, round=0, what=what, cause="raised")  # the engine fills in client and round
         return codec.encode_result(unknown)
 
 
 def _end_with(parent: int) -> None:
-    """End this process as soon as another one is gone."""
+    """End this process as soon as process `parent` has ended."""
     born = processes.born(parent)
     while born is not None and processes.born(parent) == born:
         time.sleep(POLL)

@@ -141,7 +141,7 @@ def test_each_problem_is_named(place):
     day = f"{end:%Y-%m-%d}"
     assert whats(folder, now=end - 29.5 * DAY) == [(f"the server's certificate expires on {day}, in 29 days", True)]
     assert whats(folder, now=end - 31 * DAY) == []
-    assert whats(folder, now=end + DAY) == [(f"the server's certificate has expired on {day}", False)]
+    assert whats(folder, now=end + DAY) == [(f"the server's certificate expired on {day}", False)]
     assert certificates.days_left(folder / "server.crt", end + 2 * DAY) in (-2, -3)
     before = [what for what, _ in whats(folder, now=NOW - 3 * DAY)]
     assert len(before) == 2

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from simulations.cli import main
-from simulations.deploy import app, plan, processes
+from simulations.deploy import app, manifest, processes
 
 INIT = ("--address", "127.0.0.1", "--devices", "edge-1,edge-2")
 
@@ -49,7 +49,7 @@ def fl(tmp_path: Path) -> Path:
 
 def test_a_client_must_be_named(fl: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert deploy("client", fl) == 2
-    assert "its devices are: edge-1, edge-2" in capsys.readouterr().err
+    assert "the devices are: edge-1, edge-2" in capsys.readouterr().err
     assert deploy("client", fl, "--name", "edge-9") == 2
     assert "there is no device 'edge-9'" in capsys.readouterr().err
 
@@ -109,4 +109,4 @@ def test_the_bundle_declares_what_the_checkout_declares(tmp_path: Path) -> None:
     assert (place / "conf/strategy/fedgen.yaml").exists()
     assert (place / "simulations/deploy/node.py").exists()
     assert not list(place.rglob("__pycache__"))
-    assert plan.FILE not in [path.name for path in place.iterdir()]
+    assert manifest.FILE not in [path.name for path in place.iterdir()]

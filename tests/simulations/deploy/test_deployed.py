@@ -21,7 +21,7 @@ import pytest
 from fedkd.configuration import compose
 from fedkd.errors import FedkdError
 from simulations.deploy import certificates, client, demo, init, kit, processes, server, submit
-from simulations.deploy.plan import Deployment
+from simulations.deploy.manifest import Deployment
 from simulations.run import runs
 from simulations.run.options import Deploy, Options
 from simulations.system import redacted
@@ -132,7 +132,7 @@ def rows(folder: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
 
 
 def simulated(found: Deployment, words: tuple[str, ...], folder: Path) -> Path:
-    resolved = compose.resolve([*found.run_words(), *words, "engine=inline"])
+    resolved = compose.resolve([*found.run_overrides(), *words, "engine=inline"])
     runs.start(resolved, runs=folder, name="run", options=QUIET)
     return folder / "run"
 
@@ -150,7 +150,7 @@ def test_three_devices_write_the_ledger_of_a_simulation(fl: Deployment, tmp_path
 
 
 def test_flowers_own_command_does_as_well(fl: Deployment, tmp_path: Path) -> None:
-    words = (*fl.run_words(), "strategy=fedavg", "rounds=1")
+    words = (*fl.run_overrides(), "strategy=fedavg", "rounds=1")
     overrides = " ".join(words)
     given = f'devices=true overrides="{overrides}" runs="{tmp_path}" name="by-hand"'
     command = ["flwr", "run", str(ROOT), server.CONNECTION, "-c", given, "--stream"]

@@ -112,7 +112,7 @@ def test_below_the_quorum_a_run_ends_degraded_and_goes_on_later(tmp_path: Path) 
 def test_two_devices_with_one_number(tmp_path: Path, grid: EdgeGrid) -> None:
     grid.partitions[node(grid, 0) + 1] = 0
     grid.play(tmp_path)
-    assert any("not accepted" in text and "two devices with one number" in text for text in grid.told)
+    assert any("not accepted" in text and "two devices have one number" in text for text in grid.told)
     assert [row["clients"]["ok"] for row in rows(tmp_path)] == [3, 3, 3]
 
 
@@ -130,10 +130,10 @@ def test_a_device_that_claims_the_number_of_another_key(grid: EdgeGrid) -> None:
 @pytest.mark.parametrize(
     ("said", "why"),
     [
-        ({"partition-id": 7}, "it says it is client 7"),
-        ({"partition-id": "0"}, "it says it is client '0'"),
-        ({}, "it says it is client None"),
-        ({"partition-id": 1, "refused": "too little memory"}, "takes no part: too little memory"),
+        ({"partition-id": 7}, "it reports that it is client 7"),
+        ({"partition-id": "0"}, "it reports that it is client '0'"),
+        ({}, "it reports that it is client None"),
+        ({"partition-id": 1, "refused": "too little memory"}, "does not take part: too little memory"),
     ],
 )
 def test_what_a_node_says_of_itself_is_checked(grid: EdgeGrid, said: dict[str, Any], why: str) -> None:
@@ -200,7 +200,7 @@ def test_what_a_node_says_cannot_steer_a_terminal(grid: EdgeGrid) -> None:
     grid.spoil = spoil
     told: list[str] = []
     roster.Roster(grid, 3, lambda text, urgency: told.append(text)).refresh()
-    assert told == ["edge\\x1b[2J takes no part: no\\rdevice edge-1 has joined"] * 3
+    assert told == ["edge\\x1b[2J does not take part: no\\rdevice edge-1 has joined"] * 3
 
 
 def test_a_node_that_died_with_the_question_is_asked_again(grid: EdgeGrid, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +246,7 @@ def test_a_node_whose_worker_fails_is_told_of(grid: EdgeGrid) -> None:
 def refusal(grid: EdgeGrid, client: int = 1) -> str:
     told: list[str] = []
     roster.Roster(grid, 3, lambda text, urgency: told.append(text)).refresh()
-    (found,) = [text for text in told if text.startswith(f"edge-{client + 1} takes no part")]
+    (found,) = [text for text in told if text.startswith(f"edge-{client + 1} does not take part")]
     return found
 
 
@@ -259,7 +259,7 @@ def test_an_empty_folder_keeps_a_device_out_without_telling_what_is_in_it(grid: 
 
 def test_another_version_is_refused(grid: EdgeGrid, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "_installed", lambda: "0.0.1")
-    assert f"fedkd 0.0.1 is installed here, the run's is {fedkd.__version__}" in refusal(grid)
+    assert f"fedkd 0.0.1 is installed here, the run uses {fedkd.__version__}" in refusal(grid)
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def test_a_device_has_limits(grid: EdgeGrid, monkeypatch: pytest.MonkeyPatch, li
 
     def limited(node_config: dict[str, Any]) -> device.Device | None:
         found = plain(node_config)
-        return replace(found, limits=device.Limits(**limits)) if found and found.client == 1 else found
+        return replace(found, **limits) if found and found.client == 1 else found
 
     monkeypatch.setattr(device, "of", limited)
     assert why in refusal(grid)
@@ -342,7 +342,7 @@ def test_a_device_acts_for_its_own_client_alone(grid: EdgeGrid) -> None:
 
     job = replace(tiny.job(tiny.problem()), client=0)
     result = found.answer(job, grid.resolved.to_yaml(), "run")
-    assert getattr(result, "what", "") == "this device acts for client 1 alone"
+    assert getattr(result, "what", "") == "this device only acts for client 1"
 
 
 # --- what a device sends -------------------------------------------------------------------------------------------

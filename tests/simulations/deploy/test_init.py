@@ -13,14 +13,14 @@ import yaml
 
 from fedkd.configuration import compose
 from fedkd.errors import ConfigError, DeployError, FolderError
-from simulations.deploy import certificates, files, init, plan
+from simulations.deploy import certificates, files, init, manifest
 from simulations.run.options import Deploy, Options
 
 ROOT = Path(__file__).parents[3]
 SECRETS = {"ca.key", "server.key", "node_key"}
 
 
-def make(folder: Path, devices: str = "edge-1,edge-2,edge-3", **more) -> plan.Deployment:
+def make(folder: Path, devices: str = "edge-1,edge-2,edge-3", **more) -> manifest.Deployment:
     words = (str(folder), *more.pop("words", ()))
     return init.make(Deploy(action="init", words=words, **{"address": "fl.example.org", "devices": devices, **more}))
 
@@ -38,8 +38,8 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 def test_a_deployment_has_all_that_its_machines_need(tmp_path):
     made = make(tmp_path / "edge", "edge-1:mlp,edge-2:lenet5", words=["strategy=fedmd", "proxy=held-out"])
-    assert plan.load(tmp_path / "edge") == made
-    assert made.student_words() == ["students=[mlp, lenet5]"]
+    assert manifest.load(tmp_path / "edge") == made
+    assert made.student_overrides() == ["students=[mlp, lenet5]"]
     now = datetime.now(UTC)
     assert certificates.inspect(made.server_certificate, made.ca, "fl.example.org", now, made.server_key) == []
     for number, device in enumerate(made.devices):
@@ -135,7 +135,7 @@ def test_an_empty_folder_becomes_one_and_a_file_or_the_present_folder_does_not(t
     with pytest.raises(FolderError, match="the folder you are in"):
         make(Path())
     make(Path("below"))
-    assert plan.load(Path("below")).folder == tmp_path / "here" / "below"
+    assert manifest.load(Path("below")).folder == tmp_path / "here" / "below"
 
 
 def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
@@ -172,9 +172,9 @@ def test_files_of_words_are_copied(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     made = make(Path("edge"), words=["mine.yaml", "seed=4"])
     (tmp_path / "mine.yaml").unlink()
-    assert made.words == (str(tmp_path / "edge" / "base-1.yaml"), "seed=4")
+    assert made.overrides == (str(tmp_path / "edge" / "base-1.yaml"), "seed=4")
     (tmp_path / "edge").rename(tmp_path / "moved")
-    assert compose.draft(plan.load(Path("moved")).run_words()).values["rounds"] == 7
+    assert compose.draft(manifest.load(Path("moved")).run_overrides()).values["rounds"] == 7
 
 
 def test_adding_renumbers_nobody_and_keeps_what_was_edited(tmp_path):
@@ -184,7 +184,7 @@ def test_adding_renumbers_nobody_and_keeps_what_was_edited(tmp_path):
     keys = {device.name: (before.kit(device.name) / "node_key").read_bytes() for device in before.devices}
     after, edited = init.extend(tmp_path / "edge", "camera")
     assert edited == []
-    assert plan.load(tmp_path / "edge") == after
+    assert manifest.load(tmp_path / "edge") == after
     assert after.devices[:2] == before.devices
     assert (after.devices[2].name, after.devices[2].client) == ("camera", 2)
     assert [after.load_kit(device.name).clients for device in after.devices] == [3, 3, 3]
@@ -262,7 +262,7 @@ def test_renewing_with_a_lost_key_makes_another(tmp_path):
 def test_renewing_is_refused(tmp_path):
     made = make(tmp_path / "edge")
     before = tree(made.folder)
-    with pytest.raises(DeployError, match="the CA has expired"):
+    with pytest.raises(DeployError, match="the CA expired"):
         init.certify(made.folder, datetime.now(UTC) + timedelta(days=4000))
     key = made.ca_key.read_bytes()
     made.ca_key.write_bytes(certificates.authority(datetime.now(UTC)).key_file.data)

@@ -54,17 +54,17 @@ def test_a_frame_that_breaks_off_or_is_absurd_is_an_error(
 
 
 def test_the_socket_lies_in_a_folder_of_ours(tmp_path: Path) -> None:
-    place = node._place("kit")
+    place = node._socket_folder("kit")
     assert place.parent == tmp_path
     assert stat.S_IMODE(place.stat().st_mode) == 0o700
-    assert node._place("kit") == place
-    assert node._place("another kit") != place
+    assert node._socket_folder("kit") == place
+    assert node._socket_folder("another kit") != place
 
 
 def test_a_folder_that_others_may_write_in_is_refused() -> None:
-    node._place("kit").chmod(0o777)
+    node._socket_folder("kit").chmod(0o777)
     with pytest.raises(PermissionError, match="belongs to somebody else"):
-        node._place("kit")
+        node._socket_folder("kit")
 
 
 def test_the_app_without_torch() -> None:

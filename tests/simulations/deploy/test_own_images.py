@@ -53,7 +53,7 @@ def test_a_server_with_images_of_its_own_tries_the_global_student_on_them(tmp_pa
 def test_a_class_that_nobody_agreed_on_keeps_the_device_out_and_is_not_named(tmp_path: Path, grid: EdgeGrid) -> None:
     write_folder(grid.shards[1], pixels(2, (8, 8)), ["secret-person", "secret-person"])
     grid.play(tmp_path, minimum=2)
-    (told,) = [text for text in grid.told if "edge-2 takes no part" in text]
+    (told,) = [text for text in grid.told if "edge-2 does not take part" in text]
     written = "".join(path.read_text() for path in (tmp_path / "run").rglob("*.jsonl"))
     assert "secret" not in told + written
     assert rows(tmp_path)[-1]["clients"]["ok"] == 2  # type: ignore[index]

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from fedkd.configuration import compose
 from fedkd.errors import ConfigError
-from simulations.deploy import init, names, plan, request
+from simulations.deploy import init, manifest, names, request
 from simulations.run.options import Deploy
 
 
-def make(folder: Path, devices: str, **more) -> plan.Deployment:
+def make(folder: Path, devices: str, **more) -> manifest.Deployment:
     words = (str(folder), *more.pop("words", ()))
     return init.make(Deploy(action="init", words=words, **{"address": "fl.example.org", "devices": devices, **more}))
 
@@ -57,7 +57,7 @@ def test_a_refused_request_makes_nothing_and_tells_everything(tmp_path):
         ("3", ["nothing.yaml"], "there is no such file"),
         ("3", ["clients=4"], "clients = 4"),
         ("3", ["clients_per_round=4"], "clients_per_round"),
-        ("a:mlp,b:lenet5", ["students=[mlp, mlp]"], "students are given for each device, too"),
+        ("a:mlp,b:lenet5", ["students=[mlp, mlp]"], "students are also given per device"),
         ("a:mlp,b", [], "device 'b' has no student"),
         ("a:", [], "device 'a' has student ''"),
         ("", [], "device ''"),
@@ -77,7 +77,7 @@ def test_each_mistake_is_named(tmp_path, devices, words, what):
 def test_what_is_no_mistake(tmp_path):
     make(tmp_path / "a", "3", words=["clients=3"])
     make(tmp_path / "b", "10", words=["preset=fedgen-mnist"])  # its 20 clients give way
-    assert plan.load(tmp_path / "b").run_words() == ["preset=fedgen-mnist", "clients=10"]
+    assert manifest.load(tmp_path / "b").run_overrides() == ["preset=fedgen-mnist", "clients=10"]
     make(tmp_path / "c", " a:mlp , b:mlp ", words=["students=lenet5", "strategy=fedmd", "proxy=held-out"])
 
 
@@ -112,7 +112,7 @@ def test_what_is_read_without_mistake_is_a_right_list(text):
     count=st.integers(1, 6),
 )
 def test_a_number_of_devices_finds_free_names(known, count):
-    before = [plan.Device(name, client, "") for client, name in enumerate(known)]
+    before = [manifest.DeviceEntry(name, client, "") for client, name in enumerate(known)]
     found, wrong = request.parse(str(count), before)
     assert wrong == []
     assert len({*known, *(device.name for device in found)}) == len(known) + count

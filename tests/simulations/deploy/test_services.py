@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from simulations.deploy import init, plan, services
+from simulations.deploy import init, manifest, services
 from simulations.run.options import Deploy
 
 ROOT = Path(__file__).parents[3]
 WEIRD = "a b'c\"d$(touch x)`e`;f%n\\g\né&*"
 
 
-def make(folder: Path, devices: str, **more) -> plan.Deployment:
+def make(folder: Path, devices: str, **more) -> manifest.Deployment:
     return init.make(Deploy(action="init", words=(str(folder),), address="fl.example.org", devices=devices, **more))
 
 

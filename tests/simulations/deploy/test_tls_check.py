@@ -111,7 +111,7 @@ def test_a_device_says_once_that_no_superlink_answers_and_once_that_one_does_aga
     watch = tls_check.Watch(attempt, told.append, every=0.0)
     for _ in range(4):
         watch.look()
-    assert told == ["warn   no SuperLink answers; trying again every 0 s", "note   the SuperLink answers again"]
+    assert told == ["warn   no SuperLink answers; retrying every 0 s", "note   the SuperLink answers again"]
 
 
 def test_a_plaintext_device_does_not_wait_for_ever_for_a_server_that_has_turned_to_tls() -> None:
@@ -121,7 +121,7 @@ def test_a_plaintext_device_does_not_wait_for_ever_for_a_server_that_has_turned_
         watch.look()
         with pytest.raises(DeployError, match="speaks TLS there, this end does not"):
             watch.look()
-    assert told == ["warn   the SuperLink speaks TLS there, this end does not; trying again every 0 s"]
+    assert told == ["warn   the SuperLink speaks TLS there, this end does not; retrying every 0 s"]
 
 
 def test_a_device_with_tls_does_not_wait_for_ever_for_a_plaintext_server(ca: Path) -> None:

@@ -1,9 +1,9 @@
-"""Reads small YAML pages strictly: only known keys, typed values, all mistakes reported at once.
+"""Reads small YAML files strictly: only known keys, typed values, all mistakes reported at once.
 
-A page is described by a dataclass, like a configuration; each mistake names its line.
+A dataclass describes the keys of a file, as for a configuration; each mistake names its line.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from fedkd.strict_yaml import Value
 
 
 def read(path: Path, what: str, mend: str) -> validate.Draft:
-    """The page at `path`. Raises ConfigError; a missing page means that the folder is no `what`."""
+    """The file at `path`. Raises ConfigError; if the file is missing, its folder is no `what`."""
     try:
         content = strict_yaml.read(path.read_text(encoding="utf-8"), str(path)).content
     except (FileNotFoundError, NotADirectoryError):
@@ -30,14 +30,16 @@ def read(path: Path, what: str, mend: str) -> validate.Draft:
     return validate.Draft(plain, {(): str(path), **sources})
 
 
-def check(cls: type[Any], draft: validate.Draft, prefix: validate.Path = ()) -> validate.Checked:
-    """The node at `prefix` as a `cls`, or None; and its mistakes."""
+def check(
+    cls: type[Any], draft: validate.Draft, prefix: validate.Path = (), keys: Sequence[str] | None = None
+) -> validate.Checked:
+    """The node at `prefix` as a `cls`, or None; and its mistakes. `keys`: fields that may be set; None: all."""
     node: Any = draft.values
     for part in prefix:
         node = node[part]
     if not isinstance(node, Mapping):
         return None, [draft.mistake(prefix, "must be a mapping of keys")]
-    known = [field.name for field in fields(cls)]
+    known = [field.name for field in fields(cls)] if keys is None else list(keys)
     unknown = [
         Mistake(f"unknown key '{'.'.join((*prefix, key))}'", draft.source((*prefix, key)), validate.one_of(key, known))
         for key in node

@@ -1,10 +1,9 @@
-"""A deployment: its devices and its files. Described by DIR/deployment.yaml.
+"""A deployment: its devices and its files, as DIR/deployment.yaml describes them.
 
-Device number i acts for client i of its runs; numbers never change.
+Device number i acts for client i of every run; numbers never change.
 """
 
 import re
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,22 +14,22 @@ from annotated_types import Ge, Le
 from fedkd import errors, strict_yaml
 from fedkd.configuration import compose, validate
 from fedkd.errors import ConfigError, Mistake
-from simulations.deploy import files, names, yaml_pages
+from simulations.deploy import files, names, yaml_files
 from simulations.deploy.kit import Kit
 
 FILE = "deployment.yaml"
 SCHEMA = 1
 _FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
-_NONE = "fedkd deploy init DIR --address HOST --devices 3 makes one"
+_NONE = "make one: fedkd deploy init DIR --address HOST --devices 3"
 
 
 @dataclass(frozen=True)
-class Device:
-    """A device, and the client of federated learning that it acts for."""
+class DeviceEntry:
+    """A device of a deployment, and the client of federated learning that it acts for."""
 
     name: str
     client: int  # from 0; Flower's partition-id
-    fingerprint: str  # of its public key, as `ssh-keygen -l` shows it
+    fingerprint: str  # of the public key, as `ssh-keygen -l` shows it
     student: str | None = None  # architecture; None: that of the run
 
 
@@ -39,11 +38,11 @@ class Deployment:
     """A folder with keys and certificates, and its devices."""
 
     folder: Path
-    address: str  # by which devices find the server
+    address: str  # at which devices reach the server
     port: int
     tls: bool
-    devices: tuple[Device, ...]  # in order of client
-    words: tuple[str, ...] = ()  # of the configuration of its runs; files by their absolute path
+    devices: tuple[DeviceEntry, ...]  # in order of client
+    overrides: tuple[str, ...] = ()  # the configuration of its runs; files by their absolute path
 
     @property
     def superlink(self) -> str:
@@ -91,24 +90,24 @@ class Deployment:
         return self.folder / "devices" / name
 
     def load_kit(self, name: str) -> Kit:
-        """The server's copy of a kit; the owner may have changed the device's. Raises ConfigError."""
+        """The server's copy of a kit; the owner may have edited the copy on the device. Raises ConfigError."""
         return Kit.load(self.kit(name))
 
     def public_key(self, name: str) -> Path:
-        """A device's public key; stays here when the kit is gone."""
+        """A device's public key; it stays here after the kit has been deleted."""
         return self.folder / "server" / "keys" / f"{name}.pub"
 
-    def student_words(self) -> list[str]:
-        """The devices' architectures by client, as overrides of `fedkd run`; none if no device names one."""
-        found = [device.student for device in self.devices if device.student]
-        return [f"students=[{', '.join(found)}]"] if found else []
+    def student_overrides(self) -> list[str]:
+        """The devices' architectures by client, as overrides of `fedkd run`; empty if no device names one."""
+        students = [device.student for device in self.devices if device.student]
+        return [f"students=[{', '.join(students)}]"] if students else []
 
-    def run_words(self) -> list[str]:
-        """All overrides of its runs: the base configuration, and those that follow from its devices."""
-        return [*self.words, f"clients={len(self.devices)}", *self.student_words()]
+    def run_overrides(self) -> list[str]:
+        """All overrides of a run: the base configuration, and what follows from the devices."""
+        return [*self.overrides, f"clients={len(self.devices)}", *self.student_overrides()]
 
-    def find(self, name: str) -> Device:
-        """The device of a name. Raises ConfigError."""
+    def find(self, name: str) -> DeviceEntry:
+        """The device with that name. Raises ConfigError."""
         for device in self.devices:
             if device.name == name:
                 return device
@@ -117,12 +116,12 @@ class Deployment:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Page:
+class _File:
     schema: Literal[1]
     address: str
     port: Annotated[int, Ge(1), Le(65535)]
     tls: bool
-    words: list[str]
+    words: list[str]  # the overrides
     devices: dict[str, Any]
 
 
@@ -141,19 +140,19 @@ def exists(folder: Path) -> bool:
 def load(folder: Path) -> Deployment:
     """The deployment in a folder. Raises ConfigError with all mistakes in its description."""
     folder = folder.resolve()
-    draft = yaml_pages.read(folder / FILE, "deployment", _NONE)
-    page, mistakes = yaml_pages.check(_Page, draft)
-    given = draft.values.get("devices")
+    draft = yaml_files.read(folder / FILE, "deployment", _NONE)
+    file, mistakes = yaml_files.check(_File, draft)
+    listed = draft.values.get("devices")
     entries = {}
-    for name in given if isinstance(given, Mapping) else ():
-        entries[name], more = yaml_pages.check(_Entry, draft, ("devices", name))
+    for name in listed if isinstance(listed, Mapping) else ():
+        entries[name], more = yaml_files.check(_Entry, draft, ("devices", name))
         mistakes += more
     errors.refuse(mistakes)
-    devices = [Device(name, entry.client, entry.fingerprint, entry.student) for name, entry in entries.items()]
-    errors.refuse(_wrong(page.address, devices, draft))
+    devices = [DeviceEntry(name, entry.client, entry.fingerprint, entry.student) for name, entry in entries.items()]
+    errors.refuse(_wrong(file.address, devices, draft))
     by_client = tuple(sorted(devices, key=lambda device: device.client))
-    words = tuple(_read_word(word, folder) for word in page.words)
-    return Deployment(folder, page.address, page.port, page.tls, by_client, words)
+    overrides = tuple(str(folder / override) if is_file(override) else override for override in file.words)
+    return Deployment(folder, file.address, file.port, file.tls, by_client, overrides)
 
 
 def save(deployment: Deployment) -> None:
@@ -165,14 +164,14 @@ def describe(deployment: Deployment) -> files.Content:
     """The file deployment.yaml."""
     write = strict_yaml.write
     lines = [
-        "# A deployment of fedkd. What may be edited: words, the configuration of its runs. All else follows from",
-        "# `fedkd deploy init` and `add`, and is known to the devices.",
+        "# A deployment of fedkd. You may edit `words`, the configuration of its runs. `fedkd deploy init` and `add`",
+        "# write everything else, and the devices rely on it.",
         f"schema: {SCHEMA}",
         f"address: {write(deployment.address)}",
         f"port: {deployment.port}",
         f"tls: {write(deployment.tls)}",
-        "words:" if deployment.words else "words: []",
-        *(f"  - {write(_write_word(word, deployment.folder))}" for word in deployment.words),
+        "words:" if deployment.overrides else "words: []",
+        *(f"  - {write(_relative(override, deployment.folder))}" for override in deployment.overrides),
         "devices:",
     ]
     for device in deployment.devices:
@@ -181,24 +180,19 @@ def describe(deployment: Deployment) -> files.Content:
     return files.text("\n".join(lines) + "\n")
 
 
-def command(*words: str) -> str:
-    """Words as one line for a shell."""
-    return shlex.join(words)
+def is_file(override: str) -> bool:
+    """Whether an override names a YAML file."""
+    return "=" not in override and override.endswith((".yaml", ".yml"))
 
 
-def is_file(word: str) -> bool:
-    """Whether a word of the command line names a YAML file."""
-    return "=" not in word and word.endswith((".yaml", ".yml"))
-
-
-def _wrong(address: str, devices: list[Device], draft: validate.Draft) -> list[Mistake]:
+def _wrong(address: str, devices: list[DeviceEntry], draft: validate.Draft) -> list[Mistake]:
     """Mistakes that the types do not exclude."""
     mistakes = []
     if mend := names.address(address):
         mistakes.append(draft.mistake(("address",), mend))
     if sorted(device.client for device in devices) != list(range(len(devices))) or not devices:
         clients = ", ".join(str(device.client) for device in devices) or "none"
-        mend = f"must be 0 to {len(devices) - 1}, each once" if devices else "name one at least"
+        mend = f"must be 0 to {len(devices) - 1}, each once" if devices else "name at least one"
         mistakes.append(Mistake(f"the clients of devices are {clients}", draft.source(("devices",)), mend))
     for device in devices:
         path = ("devices", device.name)
@@ -209,26 +203,22 @@ def _wrong(address: str, devices: list[Device], draft: validate.Draft) -> list[M
     for device, mend in wrong_students(devices):
         mistakes.append(draft.mistake(("devices", device.name, "student"), mend))
     keys = [device.fingerprint for device in devices]
-    for key in names.twice(keys):
+    for key in names.duplicates(keys):
         both = " and ".join(device.name for device in devices if device.fingerprint == key)
         mistakes.append(Mistake(f"{both} have the same key", draft.source(("devices",)), "each device needs its own"))
     return mistakes
 
 
-def wrong_students(devices: list[Device]) -> list[tuple[Device, str]]:
-    """Devices whose student does not exist, or is missing while others have one; with how to mend it."""
-    known, some = compose.options("students"), any(device.student for device in devices)
+def wrong_students(devices: list[DeviceEntry]) -> list[tuple[DeviceEntry, str]]:
+    """Devices whose student is unknown, or missing while others have one; each with how to mend it."""
+    known, has_any = compose.options("students"), any(device.student for device in devices)
     wrong = [
         (device, validate.one_of(device.student, known)) for device in devices if device.student not in (None, *known)
     ]
-    return wrong + [(d, "name one for each device, or for none") for d in devices if some and d.student is None]
+    return wrong + [(d, "name one for each device, or for none") for d in devices if has_any and d.student is None]
 
 
-def _write_word(word: str, folder: Path) -> str:
+def _relative(override: str, folder: Path) -> str:
     """A relative path for a file inside the deployment, whose folder may move."""
-    path = Path(word)
-    return str(path.relative_to(folder)) if is_file(word) and path.is_relative_to(folder) else word
-
-
-def _read_word(word: str, folder: Path) -> str:
-    return str(folder / word) if is_file(word) else word
+    path = Path(override)
+    return str(path.relative_to(folder)) if is_file(override) and path.is_relative_to(folder) else override

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from fedkd.configuration import compose
 from fedkd.errors import ConfigError
-from simulations.deploy import kit, plan
-from simulations.deploy.plan import Deployment, Device, Kit
+from simulations.deploy import kit, manifest
+from simulations.deploy.manifest import Deployment, DeviceEntry, Kit
 
 ROOT = Path(__file__).parents[3]
 KEY = "SHA256:" + "a" * 43
@@ -24,13 +24,14 @@ def fingerprint(number: int) -> str:
 
 
 def deployment(folder: Path, *, students: tuple[str | None, ...] = (None, None)) -> Deployment:
-    devices = tuple(Device(f"edge-{i + 1}", i, fingerprint(i), student) for i, student in enumerate(students))
+    devices = tuple(DeviceEntry(f"edge-{i + 1}", i, fingerprint(i), student) for i, student in enumerate(students))
     return Deployment(folder.resolve(), "fl.example.org", 8000, True, devices, ("strategy=fedgen", "rounds=3"))
 
 
 def node(folder: Path, **changes) -> Kit:
     folder = folder.resolve()
     values = {
+        "schema": 1,
         "name": "edge-1",
         "client": 0,
         "clients": 2,
@@ -49,7 +50,7 @@ def node(folder: Path, **changes) -> Kit:
     return Kit(folder=folder, **{**values, **changes})
 
 
-def write(folder: Path, text: str, name: str = plan.FILE) -> Path:
+def write(folder: Path, text: str, name: str = manifest.FILE) -> Path:
     (folder / name).write_text(text, encoding="utf-8")
     return folder
 
@@ -70,18 +71,18 @@ def test_any_deployment_is_read_as_it_was_written(tmp_path_factory, names_, word
     folder = tmp_path_factory.mktemp("deployment")
     order = data.draw(st.permutations(range(len(names_))))
     student = st.sampled_from(STUDENTS) if data.draw(st.booleans()) else st.none()
-    devices = [Device(n, c, fingerprint(c), data.draw(student)) for n, c in zip(names_, order, strict=True)]
-    words = [str(folder / word) if plan.is_file(word) else word for word in words]
+    devices = [DeviceEntry(n, c, fingerprint(c), data.draw(student)) for n, c in zip(names_, order, strict=True)]
+    words = [str(folder / word) if manifest.is_file(word) else word for word in words]
     made = Deployment(
         folder=folder.resolve(),
         address=data.draw(st.sampled_from(["fl.example.org", "192.168.1.10", "2001:db8::1", "localhost"])),
         port=data.draw(st.integers(1, 65535)),
         tls=data.draw(st.booleans()),
         devices=tuple(sorted(devices, key=lambda device: device.client)),
-        words=tuple(words),
+        overrides=tuple(words),
     )
-    plan.save(made)
-    assert plan.load(folder) == made
+    manifest.save(made)
+    assert manifest.load(folder) == made
 
 
 @given(
@@ -113,15 +114,15 @@ def test_any_kit_is_read_as_it_was_written(tmp_path_factory, name, client, stude
 def test_a_deployment_may_be_moved_with_its_files(tmp_path):
     old, new = tmp_path / "old", tmp_path / "new"
     old.mkdir()
-    plan.save(replace(deployment(old), words=(str(old / "base-1.yaml"), "/etc/other.yaml", "seed=2")))
+    manifest.save(replace(deployment(old), overrides=(str(old / "base-1.yaml"), "/etc/other.yaml", "seed=2")))
     old.rename(new)
-    found = plan.load(new)
-    assert found.words == (str(new / "base-1.yaml"), "/etc/other.yaml", "seed=2")
+    found = manifest.load(new)
+    assert found.overrides == (str(new / "base-1.yaml"), "/etc/other.yaml", "seed=2")
     assert found.public_key("edge-1") == new / "server" / "keys" / "edge-1.pub"
 
 
 def test_no_deployment_says_how_to_make_one(tmp_path):
-    found = mistakes(lambda: plan.load(tmp_path))
+    found = mistakes(lambda: manifest.load(tmp_path))
     assert list(found) == [f"{tmp_path} is no deployment: deployment.yaml is missing"]
     assert "fedkd deploy init" in found.popitem()[1][1]
 
@@ -142,8 +143,8 @@ devices:
   edge-3: 4
 """,
     )
-    found = mistakes(lambda: plan.load(tmp_path))
-    place = tmp_path / plan.FILE
+    found = mistakes(lambda: manifest.load(tmp_path))
+    place = tmp_path / manifest.FILE
     assert {what: where for what, (where, _) in found.items()} == {
         "unknown key 'word'": f"{place}:5",
         "port = 70000": f"{place}:3",
@@ -171,7 +172,7 @@ devices:
   edge-3: {{client: 4, fingerprint: "SHA256:short"}}
 """,
     )
-    found = mistakes(lambda: plan.load(tmp_path))
+    found = mistakes(lambda: manifest.load(tmp_path))
     assert set(found) == {
         'address = "https://fl.example.org"',
         "the clients of devices are 0, 2, 4",
@@ -198,7 +199,7 @@ devices:
 )
 def test_a_broken_page_is_an_error_with_its_place(tmp_path, text, what):
     with pytest.raises(ConfigError, match=what) as caught:
-        plan.load(write(tmp_path, text))
+        manifest.load(write(tmp_path, text))
     assert str(tmp_path) in caught.value.message()
 
 
@@ -268,12 +269,12 @@ def test_where_a_server_listens():
     assert replace(made, address="2001:db8::1").superlink == "[2001:db8::1]:8000"
 
 
-def test_words_of_runs_say_who_is_in_it(tmp_path):
-    assert deployment(tmp_path).run_words() == ["strategy=fedgen", "rounds=3", "clients=2"]
+def test_the_overrides_of_a_run_name_its_devices(tmp_path):
+    assert deployment(tmp_path).run_overrides() == ["strategy=fedgen", "rounds=3", "clients=2"]
     mixed = deployment(tmp_path, students=("mlp", "lenet5"))
-    assert mixed.student_words() == ["students=[mlp, lenet5]"]
-    assert mixed.run_words() == ["strategy=fedgen", "rounds=3", "clients=2", "students=[mlp, lenet5]"]
-    assert compose.draft(mixed.run_words()).values["students"]["mix"] == ["mlp", "lenet5"]
+    assert mixed.student_overrides() == ["students=[mlp, lenet5]"]
+    assert mixed.run_overrides() == ["strategy=fedgen", "rounds=3", "clients=2", "students=[mlp, lenet5]"]
+    assert compose.draft(mixed.run_overrides()).values["students"]["mix"] == ["mlp", "lenet5"]
 
 
 def test_a_device_is_found_by_its_name(tmp_path):
@@ -284,10 +285,10 @@ def test_a_device_is_found_by_its_name(tmp_path):
 
 
 def test_reading_imports_neither_torch_nor_flower(tmp_path):
-    plan.save(deployment(tmp_path))
+    manifest.save(deployment(tmp_path))
     code = (
-        "import sys; from pathlib import Path; from simulations.deploy import init, plan;"
-        f"plan.load(Path({str(tmp_path)!r})); print([m for m in ('torch', 'flwr', 'ray') if m in sys.modules])"
+        "import sys; from pathlib import Path; from simulations.deploy import init, manifest;"
+        f"manifest.load(Path({str(tmp_path)!r})); print([m for m in ('torch', 'flwr', 'ray') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
