@@ -14,7 +14,7 @@ from fedkd.client import Client
 from fedkd.engine import Job
 from fedkd.maths import losses
 from fedkd.off import Off
-from fedkd.participation import Batch, LocalBatches, Outcome, Site
+from fedkd.participation import Batch, Outcome, Site
 from fedkd.payload import Payload
 from fedkd.student import Student
 from fedkd.training import optimisers
@@ -33,8 +33,14 @@ class Ditto(Client):
 
     def train(self, site: Site, job: Job) -> Outcome:
         """Both students start from their values before this participation: the pull is to the weights as received."""
-        drawn = site.draw(job)
-        shared = self._train_received(site, job, drawn)
+        drawn, student = site.draw(job), site.student(job).train()
+        shared = site.fit(
+            self,
+            job,
+            student,
+            batches=drawn,
+            terms=lambda batch: iter([("received", losses.cross_entropy(student(batch.x), batch.y))]),
+        )
         own = site.student(replace(job, payload=Payload())).train()  # the same module; its entries were copied before
         optimiser = site.optimiser(job, own.learnable, job.state.memory.get("optimiser", {}))
         numbers = optimisers.minimise(
@@ -43,14 +49,3 @@ class Ditto(Client):
         memory = {**shared.state.memory, "optimiser": optimiser.memory()}
         state = replace(shared.state, kept=own.weights, memory=memory)
         return replace(shared, state=state, numbers={**numbers, **shared.numbers}, student=own)
-
-    def _train_received(self, site: Site, job: Job, drawn: LocalBatches) -> Outcome:
-        """FedAvg's local update, bit for bit."""
-        student = site.student(job).train()
-        optimiser = site.optimiser(job, student.learnable)
-        numbers = optimisers.minimise(
-            optimiser,
-            site.batches(self, job, drawn),
-            lambda batch: iter([("received", losses.cross_entropy(student(batch.x), batch.y))]),
-        )
-        return site.close(self, job, student, drawn, numbers, optimiser)

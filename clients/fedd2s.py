@@ -26,7 +26,7 @@ from fedkd.training.forward import EVALUATION_BATCH
 
 @dataclass(frozen=True)
 class ClientInstructions:
-    """What the round asks of a client, and the head in use."""
+    """A client's instructions for the round, and the head in use."""
 
     depth: int  # m: blocks that take part; 0: none
     is_whole: bool  # no block is dropped
@@ -159,11 +159,11 @@ class FedD2S(Client):
         student.eval()
         # A client that reports before it trains may have no adapter yet.
         is_new = instructions.head is None and self.config.hetero == "adapter"
-        brings = self._new_head(site, job, instructions) if is_new else instructions.head
+        head = self._new_head(site, job, instructions) if is_new else instructions.head
         taps, logits = [], []
         for part in x.split(EVALUATION_BATCH):
             u, outputs = student.taps(part, [instructions.tap])
-            taps.append(heads.features(outputs[instructions.tap], self.config.tap_pool, brings))
+            taps.append(heads.features(outputs[instructions.tap], self.config.tap_pool, head))
             is_own = instructions.is_whole or instructions.head is None
             logits.append(u if is_own else self._logits(student, instructions, outputs[instructions.tap]))
         rows = {"taps": torch.cat(taps), "logits": torch.cat(logits)}

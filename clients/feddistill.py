@@ -74,9 +74,9 @@ class FedDistill(Client):
         self, outputs: HeadOutputs, drawn: LocalBatches, memory: Mapping[str, Any], classes: int
     ) -> tuple[Tensor, Tensor]:
         """Sums of outputs (C, C) and counts (C,) by label: of this participation, and of remembered ones."""
-        said_SC = outputs.logits()
-        said_SC = said_SC.softmax(1) if self.config.table == "prob" else said_SC
-        sums_CC, counts_C = class_tables.sums(said_SC, drawn.y, classes)
+        outputs_SC = outputs.logits()
+        outputs_SC = outputs_SC.softmax(1) if self.config.table == "prob" else outputs_SC
+        sums_CC, counts_C = class_tables.sums(outputs_SC, drawn.y, classes)
         if self.config.accumulate == "round":
             return sums_CC, counts_C
         return sums_CC + memory["sums"], counts_C + memory["counts"]

@@ -146,10 +146,7 @@ class FedFuse(Client):
 
 
 def restore_statistics(student: Student, x: Tensor) -> None:
-    """Set BatchNorm's statistics to their mean over one pass of `x`; the student is left in eval mode.
-
-    The limit of many passes in train mode.
-    """
+    """Set BatchNorm's statistics to their mean over one pass of `x`, the limit of many passes; ends in eval mode."""
     norms = [module for module in student.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
     if norms:
         momenta, seen = [norm.momentum for norm in norms], 0

@@ -26,7 +26,7 @@ class KnFu(Client):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Client.Config):
-        distill_epochs: Annotated[int, Ge(0), Off("local training")] = 1  # passes over the public set in a round
+        distill_epochs: Annotated[int, Ge(0), Off("local training")] = 1  # passes over the public set per round
         distill_batch: Annotated[int, Ge(1)] = 64  # public images per step
         distill_weight: Annotated[float, Ge(0), Off("local training")] = 1.0  # paper: lambda, of unknown value
         common_before: bool = False  # whether to also test the student before fine-tuning on the common test images

@@ -57,10 +57,7 @@ class Scaffold(Client):
 
 
 def correction(job: Job, own: Weights, num_samples: int) -> Weights:
-    """c - c_k of the received c and the client's own c_k, which is 0 before its first participation.
-
-    Where sizes count, c is a sum of scaled variates, so it is divided by omega_k = n_k / mean of n.
-    """
+    """c - c_k; c_k = 0 at first. Where sizes count, c sums scaled variates and is divided by omega_k = n_k / mean n."""
     mean_size = (job.payload.numbers or {}).get("mean_size")
     omega = num_samples / mean_size if mean_size else 1.0
     received = job.payload.reference or {}

@@ -41,10 +41,7 @@ class Client:
         self.config: Any = config if config is not None else self.Config()
 
     def notes(self, problem: Problem) -> Iterator[str]:
-        """Sentences for the start of a run: settings that reduce this to another algorithm.
-
-        By default, one for each value that the Config marks as `Off`.
-        """
+        """Sentences on settings that reduce this to another algorithm; by default one for each value marked `Off`."""
         return off.notes(self.config)
 
     def init(self, problem: Problem, stream: Stream) -> Mapping[str, Any]:

@@ -86,9 +86,7 @@ class BorderConfig(Schema):
     """Limits of a reply, and when refused replies exclude a client (docs/runs.md)."""
 
     limit: Annotated[float, Ge(0)] = 1000.0  # largest value, relative to the others' median; 0: not compared
-    max_examples: Annotated[int, Ge(1)] | None = (
-        None  # samples a client may claim; null: its partition's (docs/runs.md)
-    )
+    max_examples: Annotated[int, Ge(1)] | None = None  # samples that a client may claim; null: see docs/runs.md
     quarantine_after: Annotated[int, Ge(0)] = 3  # refusals in a row that exclude a client; 0: never
     quarantine_rounds: Annotated[int, Ge(1)] | None = None  # rounds of an exclusion; null: to the end of the run
 
@@ -200,7 +198,7 @@ class RunConfig(Schema):
     seed: Annotated[int, Ge(0)] = 0  # of every random stream
     rounds: Annotated[int, Ge(1)] = 50  # number of rounds
     clients: Annotated[int, Ge(1)] = 10  # number of clients in all
-    clients_per_round: Annotated[int, Ge(1)] | None = None  # number of clients drawn anew each round; null: all
+    clients_per_round: Annotated[int, Ge(1)] | None = None  # number of clients, redrawn each round; null: all
     quorum: Annotated[int, Ge(1)] = 1  # usable replies that an exchange needs
     data: DataConfig = field(default_factory=DataConfig)
     partition: dict[str, Any] = field(default_factory=lambda: {"name": "dirichlet"})

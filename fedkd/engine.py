@@ -77,7 +77,7 @@ class Failure:
     client: ClientId
     round: int
     what: str  # a sentence: `weights: 'head.bias' has shape (9,), expected (10,)`
-    cause: str  # a word of CAUSES
+    cause: str  # one of CAUSES
     detail: str = ""  # the traceback, if any
     task: Task = "train"
     exchange: int = 0

@@ -78,14 +78,12 @@ def run_round(experiment: Experiment, runner: Engine, state: RunState, watch: en
     tally.timings["total"] = time.perf_counter() - start
     row = _row(number, tally, accuracy) | privacy.row(experiment.config.privacy, clients)
     row |= {"left_out": sorted(absent)} if absent else {}
-    return Round(after, row, _client_rows(number, tally), tally.failures, tally.timings)
+    client_rows = [{"round": number, "client": client, **row} for client, row in sorted(tally.rows.items())]
+    return Round(after, row, client_rows, tally.failures, tally.timings)
 
 
 def draw_cohort(config: RunConfig, number: int, absent: frozenset[ClientId] = frozenset()) -> tuple[ClientId, ...]:
-    """The clients of a round, ascending, without the `absent` ones. Raises RunError if all are absent.
-
-    They depend on (seed, round) alone, so all strategies have the same cohorts.
-    """
+    """The clients of a round, ascending: (seed, round) alone decide. Raises RunError if all clients are absent."""
     here = [client for client in range(config.clients) if client not in absent]
     if not here:
         raise RunError(
@@ -99,10 +97,7 @@ def draw_cohort(config: RunConfig, number: int, absent: frozenset[ClientId] = fr
 def remembered(
     client: ClientId, now: Mapping[ClientId, ClientState], before: Mapping[ClientId, ClientState]
 ) -> ClientState:
-    """A client's memory in an exchange: that of the previous exchange, with `last_round` as before this round.
-
-    So all exchanges of a round have the same learning rate.
-    """
+    """A client's memory in an exchange; `last_round`, and so the learning rate, is the same in the whole round."""
     last_round = before.get(client, ClientState()).last_round
     return replace(now.get(client, ClientState()), last_round=last_round)
 
@@ -251,7 +246,3 @@ def _row(number: int, tally: _Tally, accuracy: Mapping[str, Any]) -> dict[str, A
         "local_accuracy": tally.local_accuracy,
         "bytes": {"down": tally.down, "up": tally.up},
     }
-
-
-def _client_rows(number: int, tally: _Tally) -> list[dict[str, Any]]:
-    return [{"round": number, "client": client, **row} for client, row in sorted(tally.rows.items())]

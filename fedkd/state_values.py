@@ -44,10 +44,7 @@ class _Tensors:
 
 
 def flatten(value: Any) -> tuple[dict[str, Tensor], Any]:
-    """Tensors by name, and all else as JSON that refers to them. Raises TypeError for types that a state may not hold.
-
-    The tensors are not copied, and may share memory with each other.
-    """
+    """Tensors by name, not copied, and all else as JSON. Raises TypeError for types that a state may not hold."""
     tensors = _Tensors()
     plain = _plain(value, "", tensors)
     return tensors.by_name, plain

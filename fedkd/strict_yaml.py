@@ -97,10 +97,7 @@ _Dumper.add_representer(float, _number)
 
 @lru_cache(maxsize=128)  # a comparison reads the same files for each of its cells
 def read(text: str, where: str) -> Value:
-    """The one document in `text`; callers must not change it. Errors begin with `where`, a file name.
-
-    Raises ConfigError with `where:line`.
-    """
+    """The one document in `text`, not to be changed. Raises ConfigError at `where:line`; `where` is a file name."""
     if len(text) > LONGEST:
         raise ConfigError(f"the file has {len(text)} characters, at most {LONGEST} are read", where=where)
     try:
@@ -154,7 +151,7 @@ def _mapping(node: MappingNode, where: str) -> dict[str, Value]:
         if key.value in content:
             first = content[key.value].line
             raise ConfigError(
-                f"the key '{key.value}' stands twice, first on line {first}", where=place, mend="keep one"
+                f"the key '{key.value}' occurs twice, first on line {first}", where=place, mend="keep one"
             )
         content[key.value] = Value(_value(value, where).content, line)
     return content

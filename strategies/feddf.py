@@ -152,10 +152,7 @@ class FedDF(Strategy[State]):
 
 
 def measure(student: Student, x: Tensor, teacher_NC: Tensor, y_N: Tensor | None) -> dict[str, float]:
-    """gap: KL(teacher || student) in nats, mean over public images; accuracy, if they have labels.
-
-    In float64, so that the gap between equal distributions is 0.
-    """
+    """gap: KL(teacher || student) in nats and float64, so 0 if equal; accuracy, if public images have labels."""
     logits_NC = forward.logits(student, x).double()
     measures = {"gap": float(losses.kl(teacher_NC, logits_NC).clamp(min=0))}
     if y_N is not None and bool((kept_N := y_N >= 0).any()):

@@ -80,10 +80,7 @@ def updated(statistics: Weights, replies: Sequence[Reply]) -> Weights:
 
 
 def gathered(state: State, statistics: Weights, replies: Sequence[Reply]) -> Weights:
-    """The students that clients hold now: a client that replied holds its trained student, others the broadcast one.
-
-    Clients that hold equal students share one member, and `copies` counts them.
-    """
+    """The students that clients hold now: those sent in replies, else the broadcast one. `copies` counts equal ones."""
     fresh, idle = _stacked(state.weights, replies), state.clients - len(replies)
     broadcast = {name: torch.cat([fresh[name], sent[None]]) for name, sent in state.weights.items()}
     if not statistics:

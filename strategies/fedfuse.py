@@ -45,7 +45,7 @@ class Knowledge:
 class State:
     """Between rounds: a counter and, without a public set, the generator, its optimiser and earlier images."""
 
-    rounds: int  # played
+    rounds: int  # completed
     generator: Weights
     adam: Mapping[str, Any]
     pool: Weights  # `x` uint8 and `y` int64 of earlier rounds, oldest first
@@ -189,7 +189,7 @@ class FedFuse(Strategy[State]):
     def _generate(
         self, state: State, replies: Sequence[Reply], counts_KC: Tensor, stream: Stream
     ) -> tuple[State, dict[str, Any]]:
-        """Trains the generator for this round, draws images, asks the clients' students and fuses their answers."""
+        """Trains the generator for this round, draws images, and fuses the predictions of the clients' students."""
         config, problem = self.config, state.problem
         models = self._client_models(problem, replies, counts_KC)
         holders = [model for model, holds in zip(models, counts_KC.sum(1) > 0, strict=True) if holds]
@@ -198,7 +198,7 @@ class FedFuse(Strategy[State]):
         y_N = image_distillation.balanced(counts_KC.sum(0) > 0, config.images)
         x = image_distillation.draw_images(trained.generator, y_N, config.noise, problem, stream.child("images"))
         x, y_N, pool = self._mix(state.pool, x, y_N, stream.child("pool"))
-        logits_KNC = image_distillation.ask(problem, models, x)
+        logits_KNC = image_distillation.predict(problem, models, x)
         knowledge, findings = self._fuse(problem, replies, logits_KNC, counts_KC, y_N)
         assert knowledge is not None  # at least one client holds a label
         quality = image_distillation.describe(x, y_N, logits_KNC.log_softmax(2), knowledge.log_RNC)

@@ -188,10 +188,7 @@ def stack_heads(replies: Sequence[Reply], counts_KC: Tensor) -> Heads:
 
 
 def label_distribution(counts_KC: Tensor, kind: str) -> Tensor:
-    """Probabilities (C,) of generated labels over Q, the labels drawn by a client this round: uniform or by count.
-
-    If no client reports a draw (all counts are 1), all labels are equally likely.
-    """
+    """Probabilities (C,) of the labels drawn this round: uniform or by count; of all labels if none was drawn."""
     drawn_C = (counts_KC - 1).sum(0).double()
     if not bool(drawn_C.any()):
         return torch.full_like(drawn_C, 1 / len(drawn_C))

@@ -193,7 +193,7 @@ def _message(reply: Reply, entries: Weights) -> "Message":
 
     metrics = MetricRecord({"num-examples": reply.num_examples})
     content = RecordDict({"arrays": _record(_pick(reply, entries)), "metrics": metrics})
-    metadata = Metadata(  # given whole: the public way of making messages asks for the identity of a Flower task
+    metadata = Metadata(  # complete: Flower's public constructor requires the identity of a Flower task
         run_id=0,
         message_id=f"{reply.round}-{reply.client}",
         src_node_id=reply.client,

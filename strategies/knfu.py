@@ -112,13 +112,13 @@ class KnFu(Strategy[State]):
     def aggregate(self, state: State, replies: Sequence[Reply], stream: Stream) -> tuple[State, Findings]:
         if replies[0].exchange == 1:  # these clients have taken their teachers
             return replace(state, teachers={}), {}
-        heard = self._heard(state, replies)
-        logits_KNC = torch.stack([last.logits for last in heard.values()]).double()
-        laws = self._laws(state, heard, logits_KNC)
-        D_KK = self._distance(state, torch.stack([laws[client] for client in heard]), logits_KNC)
-        rule = self._rule(heard)
+        latest = self._heard(state, replies)
+        logits_KNC = torch.stack([last.logits for last in latest.values()]).double()
+        distributions = self._laws(state, latest, logits_KNC)
+        D_KK = self._distance(state, torch.stack([distributions[client] for client in latest]), logits_KNC)
+        rule = self._rule(latest)
         beta = self._beta(state, D_KK, rule)
-        rows = torch.tensor([list(heard).index(reply.client) for reply in replies])
+        rows = torch.tensor([list(latest).index(reply.client) for reply in replies])
         W_RK = affinity.weights(D_KK, beta, **rule)[..., rows, :]
         fused_RNC, own_RNC = self._fused(W_RK, logits_KNC), logits_KNC[rows].softmax(-1)
         fresh = affinity.teachers([reply.client for reply in replies], W_RK, fused_RNC)
@@ -126,8 +126,8 @@ class KnFu(Strategy[State]):
             problem=state.problem,
             round=replies[0].round,
             beta=beta if self.config.beta == "auto" else None,
-            laws=laws if self.config.epd_when == "first" else {},
-            heard=heard if self.config.stale else {},
+            laws=distributions if self.config.epd_when == "first" else {},
+            heard=latest if self.config.stale else {},
             teachers=waiting(state, replies) | fresh,
         )
         chosen = {"beta": beta} if self.config.beta == "auto" else {}
@@ -144,21 +144,21 @@ class KnFu(Strategy[State]):
         fresh = {reply.client: of_reply(reply) for reply in replies}
         return dict(sorted((recent | fresh).items()))
 
-    def _laws(self, state: State, heard: Mapping[int, LastReply], logits_KNC: Tensor) -> dict[int, Tensor]:
+    def _laws(self, state: State, latest: Mapping[int, LastReply], logits_KNC: Tensor) -> dict[int, Tensor]:
         """Each client's estimated label distribution (C,), or its mean predictions by public label (C, C)."""
         if self.config.epd == "mean_soft":
             estimates = affinity.epd(logits_KNC.softmax(-1))
         elif self.config.epd == "argmax_hist":
             estimates = affinity.label_shares(logits_KNC.argmax(-1), logits_KNC.shape[-1])
         elif self.config.epd == "reported":
-            counts_KC = torch.stack([last.counts for last in heard.values()])
+            counts_KC = torch.stack([last.counts for last in latest.values()])
             estimates = affinity.reported(counts_KC, self.config.pseudo_count)
         else:
             estimates = by_public_label(logits_KNC.softmax(-1), public_set.required(state.problem).samples.y)
-        distributions = dict(zip(heard, estimates, strict=True))
+        distributions = dict(zip(latest, estimates, strict=True))
         return {**distributions, **state.laws} if self.config.epd_when == "first" else distributions
 
-    def _distance(self, state: State, laws: Tensor, logits_KNC: Tensor) -> Tensor:
+    def _distance(self, state: State, distributions: Tensor, logits_KNC: Tensor) -> Tensor:
         """D (K, K) between the clients in `heard`, or (N, K, K) if it differs by sample."""
         kind = self.config.divergence
         if self.config.weight_level == "sample":
@@ -167,12 +167,12 @@ class KnFu(Strategy[State]):
         if self.config.epd == "class_table":
             labels = public_set.required(state.problem).samples.y
             has_label_C = torch.bincount(labels, minlength=state.problem.classes) > 0
-            return affinity.table_distance(laws, has_label_C.expand(len(laws), -1), kind)
-        return affinity.distance(laws, kind)
+            return affinity.table_distance(distributions, has_label_C.expand(len(distributions), -1), kind)
+        return affinity.distance(distributions, kind)
 
-    def _rule(self, heard: Mapping[int, LastReply]) -> dict[str, Any]:
+    def _rule(self, latest: Mapping[int, LastReply]) -> dict[str, Any]:
         """Besides the distance, which clients may be sources: arguments of `affinity.weights`."""
-        examples_K = torch.tensor([last.examples for last in heard.values()])
+        examples_K = torch.tensor([last.examples for last in latest.values()])
         return {
             "include_self": self.config.include_self,
             "prior_K": examples_K if self.config.size_prior else None,

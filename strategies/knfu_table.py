@@ -102,10 +102,7 @@ def stack(replies: Sequence[Reply]) -> tuple[Tensor, Tensor]:
 
 
 def fuse(tables_KCC: Tensor, owns_KC: Tensor, W_CKK: Tensor, temperature: float) -> Tensor:
-    """F (K, C, C) float64: row y of receiver k is sum_j W[y, k, j] softmax(M[j, y] / T); 0 without a source.
-
-    Rows of labels that a sender does not own are zeroed first: weight 0 times NaN would be NaN.
-    """
+    """F (K, C, C): row y of receiver k is sum_j W[y, k, j] softmax(M[j, y] / T), over owners of y; 0 without any."""
     S_KCC = (tables_KCC.double() / temperature).softmax(-1)
     S_KCC = torch.where(owns_KC[..., None], S_KCC, 0.0)
     return fusion.fuse(S_KCC, W_CKK.movedim(0, -1))

@@ -52,10 +52,7 @@ def printable(text: str, most: int = MAX_REASON, keep: str = "") -> str:
 def admit(
     result: Result, job: Job, expected: Expectation, inspect: Callable[[Reply], None] = lambda reply: None
 ) -> Result:
-    """The detached reply, if it is usable, else a Failure that says what is wrong.
-
-    `inspect` comes last: it checks what only the algorithm can judge, and raises Refused.
-    """
+    """The detached, usable reply, else a Failure. `inspect` comes last: the algorithm's check, which raises Refused."""
 
     def check(reply: Reply) -> None:
         _check_kinds(reply, expected)

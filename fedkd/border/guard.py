@@ -110,7 +110,7 @@ def _finding(name: Name, size: float, ranked: Sequence[float], job: Job) -> _Fin
     sent = getattr(job.payload, kind)
     part = sent.get(entry) if isinstance(sent, Mapping) else sent
     expected = largest(part) if isinstance(part, Tensor) and part.numel() and part.is_floating_point() else 0.0
-    return _Finding(size / max(expected, LONE), f"{does}, {expected:.3g} was sent, and nobody else sent any")
+    return _Finding(size / max(expected, LONE), f"{does}, {expected:.3g} was sent, and no other client sent any")
 
 
 def without(ranked: Sequence[float], own: float) -> float:

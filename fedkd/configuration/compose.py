@@ -163,8 +163,7 @@ def _complete(setting: str) -> dict[str, Any]:
 
 @cache
 def _halves() -> dict[str, tuple[str, str]]:
-    nodes = {name: node("strategy", name) for name in options("strategy")}
-    return {name: (str(keys["name"]), str(keys.get("client", "supervised"))) for name, keys in nodes.items()}
+    return {name: naming.halves(keys) for name, keys in _settings(CONF, options("strategy")).items()}
 
 
 @cache

@@ -71,10 +71,7 @@ def of_half(half: plugins.Half, name: str) -> list[Key] | None:
 
 @cache
 def traits(strategy: str) -> dict[str, Any]:
-    """A server half's plain class attributes (`knowledge`, `proxy`, `paper`, ...), read without an import.
-
-    Missing ones have the defaults of `fedkd.strategy`. Empty for a half outside our own package.
-    """
+    """A server half's class attributes or their defaults, without an import; empty outside our own package."""
     source = _source("strategies", strategy)
     owner = next((node for node in _classes(source) if _base(node) == "Strategy"), None)
     if owner is None:

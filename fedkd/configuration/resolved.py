@@ -14,18 +14,9 @@ DEFAULT = "default (schema)"
 
 # Where and how fast a run executes: two runs with equal ledgers may differ in any of these.
 # `engine.deadline` is not among them: it decides which clients are late.
-MACHINE_FACTS = frozenset(
-    {
-        "engine.name",
-        "engine.workers",
-        "engine.address",
-        "checkpoint.every",
-        "checkpoint.keep",
-        "data.root",
-        "data.download",
-    }
+MACHINE_FACTS = frozenset(f"engine.{key}" for key in ("name", "workers", "address")) | frozenset(
+    {"checkpoint.every", "checkpoint.keep", "data.root", "data.download"}
 )
-
 NAMES = frozenset({"strategy.setting"})  # names, which do not affect results either
 
 # Keys newer than existing runs, with their defaults: only other values enter the hash.
@@ -58,7 +49,8 @@ class Resolved:
         """Text from which `fedkd run` restores this configuration; each value has its source as a comment."""
         lines = list(_lines(dataclasses.asdict(self.config)))
         width = max(len(text) for text, _ in lines)
-        return "".join(f"{text:<{width}}  # {self._comment(key)}\n" if key else f"{text}\n" for text, key in lines)
+        sources = {key: " ".join(source.split()) for key, source in self.sources.items()}
+        return "".join(f"{text:<{width}}  # {sources[key]}\n" if key else f"{text}\n" for text, key in lines)
 
     def digest(self) -> str:
         """SHA-256 (hex) of the values that affect results: all but MACHINE_FACTS, NAMES and YOUNGER defaults."""
@@ -66,9 +58,6 @@ class Resolved:
         every = {key: value for key, value in self.values().items() if key not in facts | NAMES}
         decisive = {key: value for key, value in every.items() if key not in YOUNGER or value != YOUNGER[key]}
         return hashlib.sha256(json.dumps(decisive, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-    def _comment(self, key: str) -> str:
-        return " ".join(self.sources[key].split())
 
 
 @dataclass(frozen=True)

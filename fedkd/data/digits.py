@@ -17,10 +17,7 @@ _MEND = "reinstall it: pip install --force-reinstall scikit-learn"
 
 
 def read() -> tuple[Pair, Pair]:
-    """Training and test part: every fifth image of each digit, in the order of the file, is a test image.
-
-    They have 1,442 and 355 images for all seeds. Raises DataError.
-    """
+    """1,442 training and 355 test images: every fifth image of each digit is a test image. Raises DataError."""
     rows = np.loadtxt(io.StringIO(_text()), delimiter=",", dtype=np.uint8)
     x, y = rows[:, :-1].reshape(-1, 1, 8, 8), rows[:, -1].astype(np.int64)
     rank = np.empty_like(y)

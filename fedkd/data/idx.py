@@ -35,10 +35,7 @@ def find(root: Path, name: str) -> Path | None:
 
 
 def read(root: Path, name: str) -> np.ndarray:
-    """The uint8 array stored in `name` below `root`: (N,) labels or (N, height, width) images.
-
-    Errors: DataError if the file is unreadable, truncated, longer than its header says, or not the published one.
-    """
+    """The uint8 array in `name` below `root`: (N,) labels or (N, height, width). Raises DataError for damaged files."""
     path = find(root, name)
     if path is None:
         raise damaged(root, name, "has disappeared")

@@ -64,10 +64,7 @@ class ImageSpec:
     resize: Literal["refuse", "fit"]
 
     def number(self, name: str, where: str) -> int:
-        """The label of a class name: a name of the label map, or its number if no name is a number.
-
-        Raises OwnDataError for a class outside the label map.
-        """
+        """The label of a class name, or of its number if no name is one. Raises OwnDataError for unknown classes."""
         known = {unicodedata.normalize("NFC", label): number for number, label in enumerate(self.labels)}
         name = unicodedata.normalize("NFC", name)  # some file systems separate letters and accents
         if not any(label.isdecimal() for label in known):

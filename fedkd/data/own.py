@@ -30,10 +30,7 @@ def load_device(config: DataConfig, path: Path, seed: int, client: int) -> Datas
 
 
 def load_server(config: DataConfig) -> Dataset:
-    """The server's data: no training samples, and the source's test set or, for own data, that of `data.test`.
-
-    Own data without `data.test` have an empty pooled test set. Errors: ConfigError, DataError.
-    """
+    """The server's test data, perhaps none for own data; no training samples. Errors: ConfigError, DataError."""
     spec = sources.spec_of(config)
     if config.name != OWN:
         whole = sources.load(config)

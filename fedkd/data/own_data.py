@@ -13,10 +13,7 @@ _SHARD = ("data.npz", "data.safetensors")  # the file to read in a folder
 
 
 def read(path: Path, spec: ImageSpec) -> OwnData:
-    """The data at a path: a folder of images by class, a .npz or .safetensors file, or a folder with such a file.
-
-    Errors: OwnDataError for data that are missing, damaged or not in the agreed form.
-    """
+    """A folder of images by class, a .npz or .safetensors file, or a folder with such a file. Raises OwnDataError."""
     path = path.expanduser()
     path = next((path / name for name in _SHARD if (path / name).is_file()), path)
     if path.is_dir():
@@ -43,10 +40,7 @@ def test_part(path: Path, spec: ImageSpec) -> Pair:
 
 
 def of_simulation(path: Path, spec: ImageSpec, test: str | None, share: float) -> tuple[Pair, Pair]:
-    """Training and test part of a whole data set, the same for all seeds.
-
-    If it has no test part and `test` is None, every 1/share-th image of each class is a test image.
-    """
+    """Training and test part, the same for all seeds. Without test data, every 1/share-th image of a class is one."""
     data = read(path, spec)
     if test is not None:
         return data.train, test_part(Path(test), spec)

@@ -136,10 +136,7 @@ _TESTS: dict[str, Callable[[np.ndarray, np.ndarray, Rng, Recipe], Shares]] = {
 
 
 def _apportion(counts: np.ndarray, available: np.ndarray, rng: Rng) -> np.ndarray:
-    """Share out `available` (C,) in proportion to `counts` (clients, C) by largest remainders, ties at random.
-
-    Images of classes without holders go to nobody.
-    """
+    """Share out `available` (C,) by `counts` (clients, C): largest remainders, ties at random; none without holders."""
     quota, holders = counts * available, np.maximum(counts.sum(0), 1)
     give = quota // holders
     left = (available - give.sum(0)) * counts.any(0)
@@ -151,10 +148,7 @@ def _apportion(counts: np.ndarray, available: np.ndarray, rng: Rng) -> np.ndarra
 
 
 def _keep_each_supplied(give: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Give each client without a test image one of a class that it holds, from the client with most of that class.
-
-    If no client can spare one, the client gets none.
-    """
+    """Give each client without a test image one of its classes, if the client with most of that class can spare it."""
     give = give.copy()
     sizes = give.sum(1)
     for client in np.flatnonzero(sizes == 0):

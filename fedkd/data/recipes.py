@@ -231,10 +231,7 @@ def fedgen_dirichlet(
     least: int,
     rng: Rng,
 ) -> Shares:
-    """FedGen's label skew, redrawn until each client has `least` images.
-
-    Classes in `order`; of class l the first `used[l]` shuffled images; clients that hold `cap` images get no more.
-    """
+    """FedGen's label skew: the first `used[l]` images of each class l in `order`, at most about `cap` per client."""
     stored = {label: index for label in order if len(index := np.flatnonzero(labels == label))}
 
     def draw() -> tuple[list[tuple[np.ndarray, np.ndarray]], float]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from fedkd import strict_yaml
+from fedkd import errors, strict_yaml
 from fedkd.config import DataConfig
 from fedkd.data import digits, idx, image_spec, label_names
 from fedkd.data.image_spec import OWN, ImageSpec, Pair
@@ -62,10 +62,7 @@ def names() -> tuple[str, ...]:
 
 
 def load(config: DataConfig) -> Dataset:
-    """The source `config.name` in memory.
-
-    Errors: ConfigError for an unknown name, DataError for files that are missing, damaged or impossible to fetch.
-    """
+    """The source `config.name` in memory. Raises ConfigError, and DataError for files that cannot be used."""
     spec = spec_of(config)
     from fedkd.data.samples import Dataset
 
@@ -82,10 +79,10 @@ def spec_of(config: DataConfig) -> ImageSpec:
         near = difflib.get_close_matches(config.name, names(), n=1)
         mend = (f"did you mean '{near[0]}'? " if near else "") + f"known: {', '.join(names())}"
         raise ConfigError(f"data.name = '{config.name}' is unknown", where="data", mend=mend)
-    if problems := list(image_spec.problems(config)):
-        wrong = [(f"data.{key} = {strict_yaml.write(getattr(config, key))}", mend) for key, mend in problems]
-        mistakes = tuple(Mistake(what, "data", mend) for what, mend in wrong)
-        raise ConfigError(wrong[0][0], where="data", mend=wrong[0][1], mistakes=mistakes)
+    errors.refuse(
+        Mistake(f"data.{key} = {strict_yaml.write(getattr(config, key))}", "data", mend)
+        for key, mend in image_spec.problems(config)
+    )
     if config.name == OWN:
         return image_spec.of_own(config)
     source = SOURCES[config.name]

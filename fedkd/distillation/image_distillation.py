@@ -101,8 +101,8 @@ def draw_images(generator: Weights, y_N: Tensor, noise: int, problem: Problem, d
     return image_generators.to_bytes(torch.cat(parts)).clone()
 
 
-def ask(problem: Problem, models: Sequence[ClientModel], x: Tensor) -> Tensor:
-    """Logits (K, N, C) of the models on images as bytes, without priors: the answers of the clients themselves."""
+def predict(problem: Problem, models: Sequence[ClientModel], x: Tensor) -> Tensor:
+    """Logits (K, N, C) of the models on images as bytes, without priors."""
     students, scaled = _Students(problem), image_generators.from_bytes(x)
     return torch.stack([students.answer(model, scaled) for model in models])
 
@@ -137,10 +137,7 @@ def balanced(held_C: Tensor, count: int) -> Tensor:
 
 
 def diversity(x: Tensor, y_B: Tensor, noise_BN: Tensor) -> Tensor:
-    """Mean over pairs of one label of |x_i - x_j| / |noise_i - noise_j|, mean absolute differences.
-
-    docs/strategies/fedfuse.md, equation 12. 0 if no two images share a label.
-    """
+    """Mean of |x_i - x_j| / |noise_i - noise_j| over pairs of one label: docs/strategies/fedfuse.md, equation 12."""
     rows, columns = torch.triu_indices(len(y_B), len(y_B), 1)
     same = y_B[rows] == y_B[columns]
     rows, columns = rows[same], columns[same]

@@ -35,10 +35,7 @@ def label_shares(labels_KN: Tensor, classes: int) -> Tensor:
 
 
 def reported(counts_KC: Tensor, pseudo: float = 0.0) -> Tensor:
-    """Label distributions (K, C) from label counts, each plus `pseudo`: `epd=reported`.
-
-    A client without samples has the uniform distribution.
-    """
+    """Label distributions (K, C) of counts, each plus `pseudo`; without samples uniform: `epd=reported`."""
     counts_KC = counts_KC.double() + pseudo
     total_K1 = counts_KC.sum(-1, keepdim=True)
     return torch.where(total_K1 > 0, counts_KC / total_K1.clamp(min=1e-300), 1 / counts_KC.shape[-1])
@@ -164,10 +161,7 @@ def as_logits(probs: Tensor) -> Tensor:
 
 
 def teachers(clients: Sequence[int], W_RK: Tensor, fused_RNC: Tensor) -> dict[int, Tensor]:
-    """log F_k (N, C) by client with a teacher; receivers with equal weights share one tensor.
-
-    Weights may differ by sample: (N, R, K).
-    """
+    """log F_k (N, C) by client with a teacher, for W (R, K) or (N, R, K); equal weights share one tensor."""
     of_row: dict[bytes, Tensor] = {}
     by_client = {}
     for row, client in enumerate(clients):

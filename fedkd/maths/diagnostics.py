@@ -27,19 +27,19 @@ def of_fused(own_KNC: Tensor, fused_RNC: Tensor, y_N: Tensor | None = None) -> F
     if not own_KNC.numel():
         return {}
     fused_RNC = _clean(fused_RNC)
-    said_RN, own_KN = fused_RNC.argmax(2), _clean(own_KNC).argmax(2)
+    fused_RN, own_KN = fused_RNC.argmax(2), _clean(own_KNC).argmax(2)
     findings: dict[str, object] = {
-        "teacher_agreement": _mean(said_RN == own_KN),
+        "teacher_agreement": _mean(fused_RN == own_KN),
         "teacher_entropy": _mean(torch.special.entr(fused_RNC).sum(2)),
     }
-    return findings if y_N is None else findings | _with_labels(own_KN, said_RN, fused_RNC, y_N)
+    return findings if y_N is None else findings | _with_labels(own_KN, fused_RN, fused_RNC, y_N)
 
 
 def calibration(probs_MC: Tensor, y_M: Tensor) -> float:
     """Expected calibration error: |accuracy - confidence| in 15 equal bins of confidence, weighted by their samples."""
-    confidence_M, said_M = _clean(probs_MC).double().max(1)
+    confidence_M, label_M = _clean(probs_MC).double().max(1)
     bin_M = (confidence_M * _BINS).ceil().long().clamp(1, _BINS) - 1  # a bin holds its upper edge
-    gap_M = (said_M == y_M).double() - confidence_M
+    gap_M = (label_M == y_M).double() - confidence_M
     return float(torch.bincount(bin_M, gap_M, _BINS).abs().sum() / max(1, len(y_M)))
 
 
@@ -60,12 +60,12 @@ def of_generated(z_BD: Tensor, y_B: Tensor, probs_BC: Tensor) -> Findings:
     return {"fidelity": _mean(_clean(probs_BC).argmax(1) == y_B), "variety": variety}
 
 
-def _with_labels(own_KN: Tensor, said_RN: Tensor, fused_RNC: Tensor, y_N: Tensor) -> dict[str, object]:
+def _with_labels(own_KN: Tensor, fused_RN: Tensor, fused_RNC: Tensor, y_N: Tensor) -> dict[str, object]:
     kept_N = y_N >= 0
     if not bool(kept_N.any()):
         return {}
-    y_N, own_KN, said_RN, fused_RNC = y_N[kept_N], own_KN[:, kept_N], said_RN[:, kept_N], fused_RNC[:, kept_N]
-    right_RN, own_right_KN = said_RN == y_N, own_KN == y_N
+    y_N, own_KN, fused_RN, fused_RNC = y_N[kept_N], own_KN[:, kept_N], fused_RN[:, kept_N], fused_RNC[:, kept_N]
+    right_RN, own_right_KN = fused_RN == y_N, own_KN == y_N
     # Counts, not means: clients with equally many correct samples must agree to the last bit.
     gain_K = right_RN.sum(1).expand(len(own_KN)) - own_right_KN.sum(1)
     classes, receivers = fused_RNC.shape[2], len(fused_RNC)

@@ -15,10 +15,7 @@ def cross_entropy(logits_BC: Tensor, y_B: Tensor) -> Tensor:
 
 
 def proximal(learnable: Mapping[str, Tensor], received: Weights) -> Tensor:
-    """Half the squared distance between learnable and received entries (Li et al., MLSys 2020, equation 2).
-
-    Entries not received (a private extractor) and buffers are left out.
-    """
+    """Half the squared distance of the learnable entries that were received (Li et al., MLSys 2020, equation 2)."""
     names = [name for name in learnable if name in received]
     way = _flat({name: learnable[name] for name in names}) - _flat({name: received[name] for name in names})
     return 0.5 * (way @ way)

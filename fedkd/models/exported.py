@@ -51,10 +51,7 @@ class Exported(nn.Module):
 
 
 def load(path: str | Path) -> tuple[Exported, tuple[str, ...]]:
-    """The student of a safetensors file that `fedkd export` wrote, in eval mode, and the names of its labels.
-
-    Raises DataError if the file is missing, damaged or of another kind.
-    """
+    """The student (in eval mode) and labels of a file that `fedkd export` wrote. Raises DataError for other files."""
     place = Path(path)
     about, entries = _read(place)
     try:
@@ -157,10 +154,7 @@ def make(
     entries: Mapping[str, Tensor],
     facts: Mapping[str, str],
 ) -> dict[str, str]:
-    """The metadata of a file: what `load` needs to build the module again, then `facts`, all as text.
-
-    Raises ConfigError for a predictor that `load` does not know.
-    """
+    """What `load` needs to build the module again, then `facts`, as text. Raises ConfigError for unknown predictors."""
     if PREDICTORS.get(predictor.name) is not type(predictor):
         raise ConfigError(
             f"the client half has a predictor of its own, {type(predictor).__name__}, which safetensors cannot hold",

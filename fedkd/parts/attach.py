@@ -39,10 +39,7 @@ MEMORY = "parts"  # the parts' entry in a client's memory: {"own": entries, "ema
 
 
 def attach(client: Client, config: RunConfig, problem: Problem, strategy: Strategy[Any]) -> Client:
-    """The client half with the configured parts; the client half itself if there are none, or all are off.
-
-    Raises ConfigError if a part does not fit the strategy, the client half or a student.
-    """
+    """The client half with the configured parts, or itself if none is on. Raises ConfigError if a part does not fit."""
     parts = tuple(made for made in make(config.part, problem.seed) if made.name in config.parts and made.is_on)
     if not parts:
         return client
@@ -150,9 +147,7 @@ class WithParts(Client):
         return {**memory, MEMORY: kept} if kept else memory
 
     def predictor(self, job: Job) -> Predictor:
-        if MEMORY in job.state.memory:
-            job = replace(job, state=replace(job.state, memory=_without(job.state.memory)))
-        return super().predictor(job)
+        return super().predictor(replace(job, state=replace(job.state, memory=_without(job.state.memory))))
 
     # --- frozen teachers -------------------------------------------------------------------------------------------
 

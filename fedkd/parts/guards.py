@@ -21,9 +21,9 @@ class Ema(Part):
         return "ema"
 
     def terms(self, seen: Seen) -> Iterator[tuple[str, Tensor]]:
-        told_BC = seen.per_sample.get(logits_of("ema"))
-        if told_BC is not None:
-            yield self.name, -self.config.weight * (told_BC.softmax(1) * seen.logits.log_softmax(1)).sum(1).mean()
+        teacher_BC = seen.per_sample.get(logits_of("ema"))
+        if teacher_BC is not None:
+            yield self.name, -self.config.weight * (teacher_BC.softmax(1) * seen.logits.log_softmax(1)).sum(1).mean()
 
 
 class Anchor(Part):

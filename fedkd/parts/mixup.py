@@ -1,4 +1,4 @@
-"""Partial mixup with distillation: mixes images and labels of a share of the batch, and asks the teacher about these.
+"""Partial mixup with distillation: mixes a share of the batch, and learns the teacher's predictions for the mixture.
 
 Source: Choi et al., WACV 2023 (docs/parts.md). It adds to the client's own terms, over the mixed images (n of B) and
 with logits scaled to unit deviation instead of a temperature,
@@ -48,16 +48,16 @@ class Mixup(Part):
         if _ROWS not in drawn:
             return
         x, y_nC = mix(batch.x, batch.y, drawn[_ROWS], drawn[_PARTNERS], drawn[_SHARES], seen.logits.shape[1])
-        told_nC = seen.ask(x) if config.alpha else None
-        if not config.gamma and told_nC is None:
+        teacher_nC = seen.ask(x) if config.alpha else None
+        if not config.gamma and teacher_nC is None:
             return
         share = config.weight * len(x) / len(batch.x)
         with settled(seen.student):
             scaled_nC = scale(seen.student(x))
         if config.gamma:
             yield "mixup_ce", share * config.gamma * F.cross_entropy(scaled_nC, y_nC)
-        if told_nC is not None:
-            yield "mixup_kl", share * config.alpha * losses.kl(scale(told_nC).softmax(1), scaled_nC)
+        if teacher_nC is not None:
+            yield "mixup_kl", share * config.alpha * losses.kl(scale(teacher_nC).softmax(1), scaled_nC)
 
 
 def mixed_rows(size: int, fraction: float, rng: np.random.Generator, how: str = "exact") -> np.ndarray:

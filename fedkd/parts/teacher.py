@@ -42,11 +42,11 @@ class Teacher(Part):
         return {_TARGET: view(config.view, p_SC, y_S, topk=config.topk, head_Cd=head_Cd)}
 
     def terms(self, seen: Seen) -> Iterator[tuple[str, Tensor]]:
-        config, told_BC = self.config, seen.per_sample.get(logits_of(self.config.teacher))
-        if told_BC is None:
+        config, teacher_BC = self.config, seen.per_sample.get(logits_of(self.config.teacher))
+        if teacher_BC is None:
             return
         if config.divergence in divergences.OF_LOGITS:
-            yield self.name, config.weight * divergences.OF_LOGITS[config.divergence](told_BC, seen.logits)
+            yield self.name, config.weight * divergences.OF_LOGITS[config.divergence](teacher_BC, seen.logits)
             return
         log_q_BC = (seen.logits / config.tau).log_softmax(1)
         distance = divergences.between(config.divergence, seen.per_sample[_TARGET], log_q_BC)

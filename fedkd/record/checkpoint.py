@@ -59,7 +59,9 @@ def commit(folder: Path, state: RunState, lengths: Mapping[str, int], digest: st
     _clear(temporary)
     temporary.mkdir(parents=True)
     try:
-        _write(temporary, _contents(state, lengths), _head(state.round, digest, score))
+        head = {"schema": SCHEMA, "round": state.round, "config": digest, "score": score}
+        head |= {"fedkd": fedkd.__version__, "torch": str(torch.__version__)}
+        _write(temporary, _contents(state, lengths), head)
         _clear(final)  # always a damaged commit that a resume has skipped
         temporary.rename(final)
         _sync(folder)
@@ -107,10 +109,7 @@ def forget(folder: Path, after: int) -> None:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove all commits except for the `keep` newest and the best, the earliest with the highest score.
-
-    A folder whose name differs from its round is a user's copy: it is not counted and not removed.
-    """
+    """Remove all commits except for the `keep` newest and the best (earliest highest score); never a user's copy."""
     manifests = {path: _said(path) for path in committed(folder)}
     paths = [path for path, head in manifests.items() if head.get("round", _number(path)) == _number(path)]
     scores = {path: score for path in paths if isinstance(score := manifests[path].get("score"), int | float)}
@@ -124,13 +123,7 @@ def _contents(state: RunState, lengths: Mapping[str, int]) -> dict[str, bytes]:
     server_tensors, server = state_values.flatten(state.server)
     client_tensors, clients = state_values.flatten(dict(state.clients))
     packed, index = _pack(client_tensors)
-    plain = {
-        "round": state.round,
-        "ledger": dict(lengths),
-        "server": server,
-        "clients": clients,
-        "packing": index,
-    }
+    plain = {"round": state.round, "ledger": dict(lengths), "server": server, "clients": clients, "packing": index}
     if state.standing != Standing():
         plain["standing"] = state_values.flatten(state.standing)[1]
     return {
@@ -170,17 +163,6 @@ def _unpack(packed: Mapping[str, Tensor], index: list[tuple[str, str, list[int]]
         # Cloned: a view sent to a worker carries the tensors of all clients with it.
         tensors[name] = packed[dtype][start:stop].clone().view(shape)
     return tensors
-
-
-def _head(number: int, digest: str, score: float | None) -> dict[str, Any]:
-    return {
-        "schema": SCHEMA,
-        "round": number,
-        "config": digest,
-        "score": score,
-        "fedkd": fedkd.__version__,
-        "torch": str(torch.__version__),
-    }
 
 
 def _write(folder: Path, contents: Mapping[str, bytes], head: Mapping[str, Any]) -> None:

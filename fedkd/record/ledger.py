@@ -73,10 +73,7 @@ class Ledger:
 
 
 def encode(row: Mapping[str, Any]) -> bytes:
-    """One line: keys as inserted, floats as the shortest exact text, non-finite ones as null.
-
-    Half a surrogate pair, as in a file name that is not UTF-8, becomes its code.
-    """
+    """One line: floats as the shortest exact text, non-finite ones as null, half a surrogate pair as its code."""
     return f"{_JSON.encode(_finite(row))}\n".encode(errors="backslashreplace")
 
 

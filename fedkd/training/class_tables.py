@@ -130,16 +130,16 @@ def payloads(
     tables: Tables, cohort: Iterable[ClientId], leave_one_out: bool, make: Callable[[Tensor, Tensor], Payload]
 ) -> Mapping[ClientId, Payload]:
     """Payloads of the mean table (C, m) and its weights (C,); with `leave_one_out`, each without the client's own."""
-    everybodys = make(*combine(tables.values, tables.weights))
+    overall = make(*combine(tables.values, tables.weights))
     if not leave_one_out:
-        return dict.fromkeys(cohort, everybodys)
+        return dict.fromkeys(cohort, overall)
     others_KCm, weights_KC = without_own(tables.values, tables.weights)
     place = {client: k for k, client in enumerate(tables.clients.tolist())}
     # Cloned: a view sent to a worker carries the tables of all clients with it.
     return {
         client: make(others_KCm[place[client]].clone(), weights_KC[place[client]].clone())
         if client in place
-        else everybodys
+        else overall
         for client in cohort
     }
 

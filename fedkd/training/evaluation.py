@@ -47,10 +47,7 @@ def _admitted(job: Job, result: Result, classes: int) -> list[Result]:
 
 
 def with_statistics(problem: Problem, served: Payload, state: RunState) -> Payload:
-    """The global student with the mean of the clients' BatchNorm statistics, if these stay with the clients.
-
-    A student that the server trained has statistics of its own.
-    """
+    """The global student, with the mean of the clients' BatchNorm statistics if these stay local and it has none."""
     missing = [name for name in problem.statistic_names if name not in (served.weights or {})]
     if problem.statistics != "local" or not missing:
         return served
@@ -86,10 +83,10 @@ def _is_due(number: int, every: int, rounds: int) -> bool:
 
 def evaluated_clients(config: RunConfig, num_tests: Sequence[int] | None) -> Sequence[ClientId]:
     """The evaluated clients: all, or a sample of those with test samples, the same in every round."""
-    size, everybody = config.evaluate.clients, range(config.clients)
-    able = [client for client in everybody if num_tests is None or num_tests[client]]
+    size, clients = config.evaluate.clients, range(config.clients)
+    able = [client for client in clients if num_tests is None or num_tests[client]]
     if not 0 < size < len(able):
-        return everybody
+        return clients
     generator = seeds.stream(config.seed, "judged").numpy()
     return sorted(able[place] for place in generator.choice(len(able), size, replace=False))
 
@@ -118,10 +115,7 @@ def _own(experiment: Experiment, state: RunState) -> list[_Own]:
 
 
 def _one_of(same: dict[tuple[Any, ...], Payload], served: Payload) -> Payload:
-    """An earlier payload made of the same objects, if any, else this one, so that a worker gets it only once.
-
-    `same` keeps its payloads alive, so that no identity is reused.
-    """
+    """An earlier payload of the same objects, if any, so that a worker gets it once. `same` keeps objects alive."""
     kinds = _KINDS(served)
     shallow = tuple(map(id, kinds))
     if shallow not in same:
@@ -174,10 +168,7 @@ def _parts(clients: Sequence[ClientId], num_tests: Sequence[int]) -> Iterator[li
 
 
 def _accuracy(done: Sequence[Reply], num_pooled: int, trained: Collection[ClientId]) -> dict[str, Any]:
-    """Accuracy by client, over all clients and over those that have trained, and pooled.
-
-    Pooled accuracy needs all parts of the pooled test set, because the parts differ.
-    """
+    """Accuracy over all clients, over those that have trained, and pooled, which needs all parts of the test set."""
     accuracy: dict[str, Any] = {}
     of_trained: dict[str, Any] = {}
     by_task = {task: [reply for reply in done if reply.task == task] for task in get_args(Task)}

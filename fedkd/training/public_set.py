@@ -71,10 +71,7 @@ def agreed_images(problem: Problem, numbers: Numbers | None, round: int) -> Tens
 def batches(
     x: Tensor, per_sample: Mapping[str, Tensor], size: int, stream: Stream, *, epochs: int = 0, steps: int | None = None
 ) -> Iterator[Batch]:
-    """Shuffled passes over images and their rows of `per_sample`, for so many epochs or steps. All labels are -1.
-
-    A pass ends with a short batch.
-    """
+    """Shuffled passes over images and their rows of `per_sample`; a pass ends with a short batch. All labels are -1."""
     generator = stream.torch()
     total = epochs * -(-len(x) // size) if steps is None else steps
     order = torch.empty(0, dtype=torch.int64)

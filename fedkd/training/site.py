@@ -2,8 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -38,6 +37,8 @@ class LocalSite:
     test_index: Mapping[int, Tensor]
     probe: Tensor | None = None  # (N, channels, height, width) float: images on which function drift is measured
     common: Tensor | None = None  # (N,) int64: test images on which every client's own student is evaluated
+    _modules: dict[tuple[str, str], Student] = field(default_factory=dict, init=False)  # by architecture and role
+    _initial: dict[str, Mapping[str, Tensor]] = field(default_factory=dict, init=False)  # entries by architecture
 
     def run(self, job: Job) -> Result:
         """Do one job. An exception of the algorithm becomes a Failure; interrupts pass."""
@@ -99,10 +100,7 @@ class LocalSite:
     def optimiser(
         self, job: Job, learnable: Mapping[str, Tensor], memory: Mapping[str, Any] | None = None
     ) -> LocalOptimiser:
-        """The configured optimiser on some parameters, with the client's moments if these are kept.
-
-        `memory` replaces these moments; empty: no moments.
-        """
+        """The configured optimiser, with the moments that the client keeps, or those of `memory` (empty: none)."""
         config = self.problem.train
         moments = job.state.optimiser if memory is None else memory
         return LocalOptimiser(config, learnable, optimisers.learning_rate(config, job), moments)
@@ -165,17 +163,11 @@ class LocalSite:
         return module.load(self.initial(client), job.state.kept, job.payload.weights or {})
 
     def frozen(self, client: int | None, *layers: Weights, role: str = "frozen") -> Student:
-        """A second student of the client's architecture in eval mode: initial entries, overwritten by `layers`.
-
-        The next call with the same `role` overwrites it; `student` does not.
-        """
+        """A second, frozen student: initial entries, then `layers`. The next call with this `role` overwrites it."""
         return self._module(self.problem.architecture(client), role).load(self.initial(client), *layers).eval()
 
     def beside(self, *layers: Weights) -> Student:
-        """A trainable student of the server's architecture: initial entries, overwritten by `layers`.
-
-        The next call overwrites it; `student` and `frozen` do not.
-        """
+        """A trainable student of the server's: initial entries, then `layers`. The next call overwrites it."""
         return self._module("", "beside").load(self.initial(None), *layers)
 
     def initial(self, client: int | None) -> Mapping[str, Tensor]:
@@ -207,14 +199,6 @@ class LocalSite:
         if key not in self._modules:
             self._modules[key] = self.problem.alike(architecture).initial()
         return self._modules[key]
-
-    @cached_property
-    def _modules(self) -> dict[tuple[str, str], Student]:
-        return {}
-
-    @cached_property
-    def _initial(self) -> dict[str, Mapping[str, Tensor]]:
-        return {}
 
     def _train(self, job: Job) -> Result:
         if not len(self.train_index[job.client]):

@@ -84,10 +84,7 @@ def _secret(counts_C: Tensor, epsilon: float, stream: Stream) -> Tensor:
 
 
 def scaled(histogram_C: Tensor, total: int) -> Tensor:
-    """Whole numbers (C,) int64 that sum to `total`, as near as possible to the histogram's shares.
-
-    By largest remainders; ties go to the lower label. A histogram of zeros gives equal numbers.
-    """
+    """Whole numbers (C,) with sum `total` by largest remainders, ties to lower labels; zeros give equal numbers."""
     parts = histogram_C.tolist() if bool(histogram_C.any()) else [1] * len(histogram_C)
     quotas = [divmod(part * total, sum(parts)) for part in parts]
     missing = total - sum(whole for whole, _ in quotas)
@@ -156,8 +153,5 @@ def _check(client: Client, strategy: Mapping[str, Any]) -> None:
 
 def _without(job: Job) -> Job:
     """The job without the release in the client's memory."""
-    memory = job.state.memory
-    if MEMORY not in memory:
-        return job
-    kept = {key: value for key, value in memory.items() if key != MEMORY}
-    return replace(job, state=replace(job.state, memory=kept))
+    memory = {key: value for key, value in job.state.memory.items() if key != MEMORY}
+    return replace(job, state=replace(job.state, memory=memory))

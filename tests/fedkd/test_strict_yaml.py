@@ -64,7 +64,7 @@ def test_values_know_their_lines():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: 1\nb: 2\na: 3", r"'a' stands twice, first on line 1 \(my.yaml:3\)"),
+        ("a: 1\nb: 2\na: 3", r"'a' occurs twice, first on line 1 \(my.yaml:3\)"),
         ("a: 1\nb: [", r"not YAML: .* \(my.yaml:2\)"),
         ("a: 1\n\tb: 2", r"not YAML: .* \(my.yaml:2\)"),
         ("a: &x 1\nb: *x", "anchors and aliases are not allowed"),

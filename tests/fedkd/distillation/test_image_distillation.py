@@ -60,7 +60,7 @@ def test_the_client_models_come_to_recognise_what_is_generated():
     assert long.numbers["recognised"] < 0.3 * short.numbers["recognised"]
     y = image_distillation.balanced(torch.ones(3, dtype=torch.bool), 60)
     x = image_distillation.draw_images(long.generator, y, 4, posed, STREAM)
-    assert (image_distillation.ask(posed, models, x)[0].argmax(1) == y).double().mean() > 0.9
+    assert (image_distillation.predict(posed, models, x)[0].argmax(1) == y).double().mean() > 0.9
 
 
 def test_training_changes_neither_the_generator_given_nor_the_client_models():
