@@ -17,6 +17,8 @@ _NOUNS = {  # found on first use: `import fedkd` loads nothing
 
 
 def __getattr__(name: str) -> Any:
+    if name == "register":
+        return importlib.import_module("fedkd.register")
     if name in _NOUNS:
         return getattr(importlib.import_module(f"fedkd.{_NOUNS[name]}"), name)
     raise AttributeError(f"module 'fedkd' has no attribute '{name}'")

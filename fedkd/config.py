@@ -36,6 +36,7 @@ class StudentsConfig(Schema):
     mixed: Literal["refuse", "groups"] = "refuse"  # averaging weights in a mixture: an error, or one group each
     common_init: bool = True  # clients of one architecture start from the same weights
     norm: Literal["batch", "group"] = "batch"  # normalisation layers, where the student has any
+    stem: Literal["standard", "small"] = "standard"  # of torchvision and timm: small keeps small images large
     statistics: Literal["average", "local"] = "average"  # BatchNorm's: averaged with the weights, or kept per client
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
+from torch import Tensor
 
 from fedkd import student
 from fedkd.config import TrainConfig
@@ -25,7 +26,7 @@ class Problem:
     rounds: int
     clients: int
     classes: int
-    input_shape: tuple[int, int, int]  # channels, height, width
+    input_shape: tuple[int, ...]  # of one sample; of an image: channels, height, width
     make: Callable[[], Student]  # must be picklable: workers get it
     statistics: str  # of BatchNorm: `average` (travel with the weights), `local` (stay with each client)
     train: TrainConfig
@@ -80,10 +81,14 @@ class Problem:
         with torch.device("meta"):
             return self.make()
 
+    def blank(self, size: int) -> Tensor:
+        """Samples (size, ...) of zeros, to try a student on."""
+        return torch.zeros(size, *self.input_shape)
+
     @property
     def latent(self) -> int:
-        """d, the width of the latent z: the head's input. 0 if the head is not a linear layer."""
-        return int(getattr(self.shape[-1], "in_features", 0))
+        """d, the width of the latent z: the head's input."""
+        return self.shape.latent_width
 
     @cached_property
     def entry_names(self) -> frozenset[str]:

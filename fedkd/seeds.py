@@ -4,6 +4,8 @@ A stream is a key, not a position, so it is the same for 1 and 16 workers, and a
 """
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +23,16 @@ class Stream:
 
     def numpy(self) -> np.random.Generator:
         return np.random.Generator(np.random.Philox(key=int.from_bytes(self.key[:16], "little")))
+
+    @contextmanager
+    def as_global(self) -> Iterator[None]:
+        """Let code that draws from torch's global generator draw from this stream; the generator is left as found."""
+        state = torch.get_rng_state()
+        torch.default_generator.manual_seed(int.from_bytes(self.key[:8], "little", signed=True))
+        try:
+            yield
+        finally:
+            torch.set_rng_state(state)
 
     def child(self, *parts: str | int) -> "Stream":
         """An independent stream below this one."""

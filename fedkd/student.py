@@ -3,10 +3,11 @@
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from fedkd.payload import Weights
 from fedkd.seeds import Stream
@@ -30,8 +31,18 @@ class Student(nn.Sequential):
         self.layout = layout
         self._extractor = tuple(block for name, block in blocks.items() if name != "head")
 
+    @property
+    def draws_itself(self) -> bool:
+        """Whether its constructor draws its initial entries from the global generator, as torch's own layers do."""
+        return False
+
+    @property
+    def blocks(self) -> dict[str, nn.Module]:
+        """The blocks by name, from shallow to deep; the last is `head`."""
+        return dict(self.named_children())
+
     def features(self, x: Tensor) -> Tensor:
-        """All blocks except for the last: images (B, ...) -> z (B, d)."""
+        """All blocks except for the last: samples (B, ...) -> z (B, d)."""
         for block in self._extractor:
             x = block(x)
         return x
@@ -40,16 +51,30 @@ class Student(nn.Sequential):
         """The head: z (B, d) -> logits (B, C)."""
         return self._modules["head"](z)  # type: ignore[misc]
 
-    def taps(self, x: Tensor, names: Iterable[str]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits, and the outputs of the named blocks."""
-        wanted, outputs = set(names), {}
-        if unknown := wanted - set(self._modules):
-            raise KeyError(f"no block {sorted(unknown)}; blocks are {list(self._modules)}")
-        for name, block in self._modules.items():
-            x = block(x)  # type: ignore[misc]
+    def taps(self, x: Tensor, names: Iterable[str] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits, and the outputs of the named blocks; None: of all."""
+        blocks, outputs = self.blocks, dict[str, Tensor]()
+        wanted = set(blocks if names is None else names)
+        if unknown := wanted - set(blocks):
+            raise KeyError(f"no block {sorted(unknown)}; blocks are {list(blocks)}")
+        for name, block in blocks.items():
+            x = block(x)
             if name in wanted:
                 outputs[name] = x
         return x, outputs
+
+    def watch(self, x: Tensor, outputs: dict[str, Tensor]) -> list[RemovableHandle]:
+        """Hooks that note the outputs of all blocks in the first pass of `x` with gradient; remove them afterwards."""
+        following = [x]  # a block belongs to that pass if its input is the output of the block before
+
+        def note(name: str, inputs: tuple[Any, ...], output: Tensor) -> None:
+            if inputs[0] is following[0] and name not in outputs and torch.is_grad_enabled():
+                outputs[name] = following[0] = output
+
+        def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+            return lambda _, inputs, output: note(name, inputs, output)
+
+        return [block.register_forward_hook(hook(name)) for name, block in self.blocks.items()]
 
     @property
     def latent_width(self) -> int:
@@ -100,10 +125,14 @@ def build(make: Callable[[], Student], stream: Stream) -> Student:
     """Make a student whose initial weights come from `stream` alone, without a global generator.
 
     Distributions are torch's defaults: convolutions and linear layers Kaiming-uniform with a = sqrt(5), their biases
-    U(-1/sqrt(fan_in), 1/sqrt(fan_in)), norms 1 and 0.
+    U(-1/sqrt(fan_in), 1/sqrt(fan_in)), norms 1 and 0. A student that draws itself does so by its own code, from the
+    global generator seeded by `stream`.
     """
     with torch.device("meta"):
         student = make()
+    if student.draws_itself:
+        with stream.as_global():
+            return make()
     generator = stream.torch()
     materialise(student)
     for module in student.modules():

@@ -1,6 +1,6 @@
 """The only place where names become objects, and where the two halves of an algorithm are matched."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ from fedkd.models import students
 from fedkd.parts import attach
 from fedkd.problem import Problem
 from fedkd.strategy import Strategy
+from fedkd.student import Student
 from fedkd.training import probing
 from fedkd.training.site import LocalSite
 from fedkd.wrappers import privacy
@@ -119,7 +120,7 @@ def _split(config: RunConfig, dataset: Dataset, taken: np.ndarray) -> Partition:
 
 def build_problem(
     config: RunConfig,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     classes: int,
     sizes: tuple[int, ...] = (),
     public: Proxy | None = None,
@@ -129,12 +130,12 @@ def build_problem(
     Raises ConfigError if a student does not fit.
     """
     chosen = config.students
-    make = partial(students.make, chosen.name, shape, classes, chosen.norm)
+    make = partial(students.make, chosen.name, shape, classes, chosen.norm, chosen.stem)
     assigned = students.assign(chosen, sizes, config.clients, seeds.stream(config.seed, "students").numpy())
-    mixture = {name: partial(students.make_any, name, shape, classes, chosen.norm) for name in dict.fromkeys(assigned)}
-    with torch.device("meta"):
-        for build in (make, *mixture.values()):
-            build()
+    makes = partial(students.make_any, shape=shape, classes=classes, norm=chosen.norm, stem=chosen.stem)
+    mixture = {name: partial(makes, name) for name in dict.fromkeys(assigned)}
+    for name, build in ({chosen.name: make} | mixture).items():
+        _try(name, build, shape, config.seed)
     return Problem(
         mixture=mixture,
         assigned=assigned,
@@ -149,6 +150,15 @@ def build_problem(
         statistics=chosen.statistics,
         train=config.train,
     )
+
+
+def _try(name: str, build: Callable[[], Student], shape: tuple[int, ...], seed: int) -> None:
+    """Make a student; one of somebody else's code also classifies two samples. Raises ConfigError."""
+    with torch.device("meta"):
+        made = build()
+    if made.draws_itself:
+        with seeds.stream(seed, "try").as_global():
+            students.check(name, build(), torch.zeros(2, *shape))
 
 
 def match(

@@ -75,7 +75,7 @@ class FedD2S(Strategy[State]):
         self._check()
         shapes = {}
         for name in problem.architectures:
-            blocks = len(problem.alike(name).shape)
+            blocks = len(problem.alike(name).shape.blocks)
             layer_dropping.check(self._drops(blocks), blocks, f"student '{name}'" if name else "the student")
             if self.config.depth is not None and self.config.depth > blocks:
                 what = f"strategy.depth = {self.config.depth}, but a student has {blocks} blocks"
@@ -98,7 +98,7 @@ class FedD2S(Strategy[State]):
             depth, table, head = self._depth(state.problem, client, cohort.round), None, None
             if depth and cohort.exchange == self.num_exchanges(cohort.round) - 1:  # the one in which clients learn
                 table = state.tables.get(client)
-                if self.config.student == "global_head" and depth < len(state.problem.of(client).shape):
+                if self.config.student == "global_head" and depth < len(state.problem.of(client).shape.blocks):
                     head = state.heads.get(self._key(state.problem, client, depth))
             key = (depth, id(table), id(head))
             if key not in made:
@@ -137,10 +137,10 @@ class FedD2S(Strategy[State]):
         return layer_dropping.default_set(blocks) if self.config.drop_set is None else self.config.drop_set
 
     def _depth(self, problem: Problem, client: ClientId, round: int) -> int:
-        config, blocks = self.config, len(problem.of(client).shape)
+        config, blocks = self.config, len(problem.of(client).shape.blocks)
         if config.drop_mode == "constant":
             return min(blocks, blocks - 1 if config.depth is None else config.depth)
-        size = max(len(self._drops(len(problem.alike(name).shape))) for name in problem.architectures)
+        size = max(len(self._drops(len(problem.alike(name).shape.blocks))) for name in problem.architectures)
         schedule = self._drops(blocks), size, config.drop_period
         return layer_dropping.depth(config.drop_mode, round, problem.rounds, blocks, *schedule)
 

@@ -94,6 +94,7 @@ class FedFuse(Strategy[State]):
         adam = {"step": 0, "mean": {}, "square": {}}
         generator: Weights = {}
         if self._generates(problem):
+            _check_images(problem)
             sizes = {"noise": self.config.noise, "classes": problem.classes}
             generator = image_generators.init(stream.child("generator"), **sizes, shape=problem.input_shape)
         return State(0, generator, adam, {}, None, problem)
@@ -244,3 +245,11 @@ class FedFuse(Strategy[State]):
             diversity_weight=config.diversity_weight,
             diversity_cap=config.diversity_cap,
         )
+
+
+def _check_images(problem: Problem) -> None:
+    """Raises ConfigError if the samples are no images, which is all that the generator makes."""
+    if len(problem.input_shape) != 3:
+        what = f"fedfuse generates images, and these samples have shape {list(problem.input_shape)}"
+        mend = "give it a public set (proxy=held-out), or choose a strategy that exchanges latents: fedgen, knfu"
+        raise ConfigError(what, where="strategy.transfer", mend=mend)

@@ -102,7 +102,8 @@ def _attempt(
     strategy: Strategy[Any], server: Any, replies: Sequence[Reply], stream: Stream, following: Following
 ) -> _Attempt:
     try:
-        after, findings = strategy.aggregate(server, replies, stream)
+        with stream.child("layers").as_global():  # dropout of a student that the server trains draws from it
+            after, findings = strategy.aggregate(server, replies, stream)
         wrong = _wrong(strategy, after, following(tuple(reply.client for reply in replies)))
     except _OF_VALUES as error:
         return _Attempt(server, {}, f"{type(error).__name__}: {error}", error)

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fedkd import strict_yaml
+from fedkd import extensions, strict_yaml
 from fedkd.config import BorderConfig, DataConfig, RunConfig
+from fedkd.extensions import UserFile
 
 DEFAULT = "default (schema)"
 
@@ -23,14 +24,18 @@ NAMES = frozenset({"strategy.setting"})  # names, which do not affect results ei
 YOUNGER = {
     f"data.{key}": getattr(DataConfig(), key)
     for key in ("labels", "shape", "mean", "std", "resize", "test", "test_share", "min_samples")
-} | {"privacy.label_epsilon": None, "privacy.size_step": 1, "evaluate.clients": 0}
+} | {"students.stem": "standard", "privacy.label_epsilon": None, "privacy.size_step": 1, "evaluate.clients": 0}
 YOUNGER |= {f"border.{key}": value for key, value in dataclasses.asdict(BorderConfig()).items()}
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """`sources`: dotted key -> where its value comes from. `choices`: group -> the chosen option of conf."""
+    """`sources`: dotted key -> where its value comes from. `choices`: group -> the chosen option of conf.
 
+    `code`: the user's files that the process had executed; wherever this value is unpickled, they are executed first.
+    """
+
+    code: tuple[UserFile, ...]
     config: RunConfig
     sources: Mapping[str, str]
     choices: Mapping[str, str]
@@ -39,7 +44,7 @@ class Resolved:
     def of(cls, config: RunConfig, sources: Mapping[str, str], choices: Mapping[str, str]) -> "Resolved":
         """With the source of every value; unwritten values come from the schema."""
         every = {key: _source(key, sources) for key in flat(dataclasses.asdict(config))}
-        return cls(config, every, dict(choices))
+        return cls(extensions.files(), config, every, dict(choices))
 
     def values(self) -> dict[str, Any]:
         """Dotted key -> value, in the order of the schema."""
@@ -53,10 +58,11 @@ class Resolved:
         return "".join(f"{text:<{width}}  # {sources[key]}\n" if key else f"{text}\n" for text, key in lines)
 
     def digest(self) -> str:
-        """SHA-256 (hex) of the values that affect results: all but MACHINE_FACTS, NAMES and YOUNGER defaults."""
+        """SHA-256 (hex) of the user's files and of all values but MACHINE_FACTS, NAMES and YOUNGER defaults."""
         facts = MACHINE_FACTS - {"data.root"} if self.config.data.name == "own" else MACHINE_FACTS  # own: which data
         every = {key: value for key, value in self.values().items() if key not in facts | NAMES}
         decisive = {key: value for key, value in every.items() if key not in YOUNGER or value != YOUNGER[key]}
+        decisive |= {f"code.{file.name}": file.sha256 for file in self.code}
         return hashlib.sha256(json.dumps(decisive, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

@@ -13,7 +13,7 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
-from fedkd import strict_yaml
+from fedkd import extensions, strict_yaml
 from fedkd.config import AlgorithmConfig, RunConfig
 from fedkd.configuration import foreign_words, plugins, reference
 from fedkd.errors import ConfigError, Mistake
@@ -88,6 +88,8 @@ def unknown_options(draft: Draft, known: Mapping[str, tuple[str, ...]]) -> Itera
     mix = students.get("mix")
     named += [(("students", "mix"), name) for name in (mix if isinstance(mix, dict | list) else ())]
     for path, name in named:
+        if isinstance(name, str) and name.startswith(extensions.LIBRARIES):
+            continue  # only the library can say
         if known[path[0]] and name and isinstance(name, str) and name not in known[path[0]]:
             what = f"students.mix names {strict_yaml.write(name)}" if path[1] == "mix" else draft.show(path)
             yield Mistake(what, draft.source(path), one_of(name, known[path[0]]))

@@ -42,7 +42,7 @@ class HeadDataset:
 
 def tap(student: Student, depth: int) -> str:
     """The block whose output is used at a depth: block m, or the last before the head."""
-    blocks = [name for name, _ in student.named_children()]
+    blocks = list(student.blocks)
     return blocks[min(depth, len(blocks) - 1) - 1]
 
 
@@ -60,15 +60,15 @@ def features(tap: Tensor, side: int, entries: Weights | None = None) -> Tensor:
 def shapes(problem: Problem, side: int = 0) -> dict[str, tuple[int, ...]]:
     """Shape of one sample's output of each block before the head, by a dry run; the students must be alike."""
     student = problem.initial().eval()
-    blocks = [name for name, _ in student.named_children()]
+    blocks = list(student.blocks)
     with torch.no_grad():
-        _, outputs = student.taps(torch.zeros(1, *problem.input_shape), blocks[:-1])
+        _, outputs = student.taps(problem.blank(1), blocks[:-1])
     return {name: tuple(features(value, side).shape[1:]) for name, value in outputs.items()}
 
 
 def make(problem: Problem, depth: int, kind: str, shape: Sequence[int]) -> Student:
     """A head without entries, on the meta device, for one architecture's tap at `depth`, of `shape` per sample."""
-    blocks = list(problem.shape.named_children())
+    blocks = list(problem.shape.blocks.items())
     if kind == "tail":
         tail = blocks[min(depth, len(blocks) - 1) :]
         return Student(OrderedDict((name, copy.deepcopy(block)) for name, block in tail))
@@ -95,7 +95,7 @@ def logits(
     x = features(tap, side, entries)
     if kind == "flat":
         return F.linear(x.flatten(1), entries["head.weight"], entries["head.bias"])
-    blocks = list(student.named_children())
+    blocks = list(student.blocks.items())
     rest = nn.Sequential(OrderedDict(blocks[min(depth, len(blocks) - 1) :]))
     before = student.training
     rest.train(training)

@@ -17,7 +17,7 @@ WIDE, NARROW = 32, 16  # channels before and after the second convolution
 SLOPE = 0.2  # of LeakyReLU below 0
 LEVELS = 255  # steps between -1 and 1 of an image sent as bytes
 
-Shape = tuple[int, int, int]  # channels, height, width
+Shape = tuple[int, ...]  # channels, height, width
 
 
 def init(stream: Stream, *, noise: int, classes: int, shape: Shape) -> Weights:

@@ -5,6 +5,7 @@ docs/students.md says how each student adapts to the shape of the data.
 """
 
 import difflib
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,12 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedkd import extensions
 from fedkd.config import StudentsConfig
 from fedkd.errors import ConfigError
+from fedkd.extensions import LIBRARIES
+from fedkd.models import foreign, wrapped
 from fedkd.student import Student
 
-Shape = tuple[int, int, int]  # channels, height, width
+Shape = tuple[int, ...]  # of one sample; of an image: channels, height, width
 Norm = Literal["batch", "group"]
+Stem = Literal["standard", "small"]
 Extractor = tuple[OrderedDict[str, nn.Module], int]  # all blocks except for the head, and the width of their output
 
 
@@ -29,18 +34,26 @@ class Architecture:
 
     extractor: Callable[[Shape, Norm], Extractor]
     least_side: int = 1  # pixels; below it a feature map vanishes, or BatchNorm gets one value in a batch of one
+    takes: Literal["images", "anything"] = "images"
     has_norms: bool = False
     # Channels last if it is faster in training and evaluation (docs/benchmark.md): true for large convolutions, not
     # for strided ones of few channels.
     layout: torch.memory_format = torch.contiguous_format
 
 
-def make(name: str, shape: Shape, classes: int, norm: Norm = "batch") -> Student:
-    """The student `name` for images of `shape`. Its weights are torch's; `student.build` draws them from a stream.
+def make(name: str, shape: Shape, classes: int, norm: Norm = "batch", stem: Stem = "standard") -> Student:
+    """The student `name` for samples of `shape`. Its weights are torch's; `student.build` draws them from a stream.
 
-    Raises ConfigError for an unknown name, for images that are too small, and for norm="group" if the student has no
-    normalisation layer (the default "batch" then has no effect).
+    Raises ConfigError for an unknown name, for samples that do not fit, for norm="group" if the student has no
+    normalisation layer (the default "batch" then has no effect), and for a stem that it does not have.
     """
+    if name.startswith(LIBRARIES):
+        return foreign.make(name, shape, classes, stem)
+    if stem != "standard":
+        mend = "it replaces the first layers of students of torchvision and timm: students=torchvision:resnet18"
+        raise ConfigError(f"student {name!r} has no stem '{stem}'", where="students.stem", mend=mend)
+    if added := extensions.find("student", name):
+        return _of_user(added, shape, classes)
     architecture = _known(name, "students.name")
     _check_fit(name, architecture, shape, norm)
     blocks, width = architecture.extractor(shape, norm)
@@ -49,8 +62,8 @@ def make(name: str, shape: Shape, classes: int, norm: Norm = "batch") -> Student
 
 
 def names() -> tuple[str, ...]:
-    """All students, simplest first. The files of conf/students have the same names, for use without torch."""
-    return tuple(_ARCHITECTURES)
+    """All students, simplest first, then those of users. The files of conf/students name ours without torch."""
+    return (*_ARCHITECTURES, *extensions.names("student"))
 
 
 def groups(channels: int) -> int:
@@ -67,11 +80,13 @@ def _known(name: str, where: str) -> Architecture:
 
 
 def _check_fit(name: str, architecture: Architecture, shape: Shape, norm: Norm) -> None:
-    _, height, width = shape
-    side, least = min(height, width), architecture.least_side
-    if side < least:
-        what = f"student {name!r} needs images of at least {least} x {least} pixels, these have {height} x {width}"
-        fitting = [other for other, known in _ARCHITECTURES.items() if known.least_side <= side]
+    side = min(shape[1:]) if len(shape) == 3 else 0
+    if architecture.takes == "images" and side < architecture.least_side:
+        least, height_width = architecture.least_side, " x ".join(map(str, shape[1:]))
+        what = f"student {name!r} needs images of at least {least} x {least} pixels, these have {height_width}"
+        if not side:
+            what = f"student {name!r} takes images, these samples have shape {list(shape)}"
+        fitting = [name for name, a in _ARCHITECTURES.items() if a.takes == "anything" or a.least_side <= side]
         raise ConfigError(what, where="students.name", mend=f"choose one of: {', '.join(fitting)}")
     if norm not in ("batch", "group"):
         raise ConfigError(f"unknown norm {norm!r}", where="students.norm", mend="known: batch, group")
@@ -80,10 +95,29 @@ def _check_fit(name: str, architecture: Architecture, shape: Shape, norm: Norm) 
         raise ConfigError(what, where="students.norm", mend="leave students.norm out")
 
 
-def make_any(name: str, shape: Shape, classes: int, norm: Norm = "batch") -> Student:
-    """`make` for mixtures: `norm` applies to architectures that have normalisation layers."""
+def make_any(name: str, shape: Shape, classes: int, norm: Norm = "batch", stem: Stem = "standard") -> Student:
+    """`make` for mixtures: `norm` and `stem` apply to the architectures that have them."""
     has_norms = name in _ARCHITECTURES and _ARCHITECTURES[name].has_norms
-    return make(name, shape, classes, norm if has_norms else "batch")
+    has_stem = name.startswith(LIBRARIES)
+    return make(name, shape, classes, norm if has_norms else "batch", stem if has_stem else "standard")
+
+
+def check(name: str, student: Student, x: Tensor) -> None:
+    """Try a student of somebody else's code on two samples. Raises ConfigError if it is no classifier of them."""
+    if student.draws_itself:
+        wrapped.check(student, x, f"student {name!r}")
+
+
+def _of_user(added: extensions.Extension, shape: Shape, classes: int) -> Student:
+    """What a user's function or class makes. Raises ConfigError, which says that the error is in the user's code."""
+    try:
+        net = added.value(shape, classes)
+    except ConfigError:
+        raise
+    except Exception as error:  # the user's code: anything
+        what = f"student '{added.name}' cannot be made: {type(error).__name__}: {error}"
+        raise ConfigError(what, where=extensions.place(added, error), mend="mend the file") from error
+    return wrapped.make(net, shape, added.options.get("head"))
 
 
 def assign(chosen: StudentsConfig, sizes: Sequence[int], clients: int, rng: np.random.Generator) -> tuple[str, ...]:
@@ -96,7 +130,8 @@ def assign(chosen: StudentsConfig, sizes: Sequence[int], clients: int, rng: np.r
     if mix is None:
         return ()
     for name in mix:
-        _known(name, "students.mix")
+        if not name.startswith(LIBRARIES) and name not in extensions.names("student"):
+            _known(name, "students.mix")
     if not isinstance(mix, Mapping):
         if len(mix) != clients:
             what = f"students.mix names {len(mix)} students for {clients} clients"
@@ -166,8 +201,7 @@ def _lenet5(shape: Shape, norm: Norm) -> Extractor:
 
 def _mlp(shape: Shape, norm: Norm) -> Extractor:
     """McMahan et al.'s 2NN: two hidden layers of 200."""
-    channels, height, width = shape
-    return OrderedDict(fc1=_dense(channels * height * width, 200), fc2=_dense(200, 200)), 200
+    return OrderedDict(fc1=_dense(math.prod(shape), 200), fc2=_dense(200, 200)), 200
 
 
 def _resnet(units: int) -> Callable[[Shape, Norm], Extractor]:
@@ -240,7 +274,7 @@ def _sequence(**layers: nn.Module) -> nn.Sequential:
 
 
 _ARCHITECTURES = {
-    "mlp": Architecture(_mlp),
+    "mlp": Architecture(_mlp, takes="anything"),
     "lenet5": Architecture(_lenet5, layout=torch.channels_last),
     "fedgen-cnn": Architecture(_fedgen_cnn, least_side=5, has_norms=True),
     "mcmahan-cnn": Architecture(_pooled_cnn(32, 64, 512), least_side=4, layout=torch.channels_last),

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedkd.engine import Job
 from fedkd.participation import Batch
@@ -89,9 +89,8 @@ def tap_of(source: str, block: str) -> str:
 
 def shapes(problem: Problem) -> dict[str, tuple[int, ...]]:
     """Shape of each block's output for one image, from shallow to deep."""
-    student, names = problem.shape.eval(), [name for name, _ in problem.shape.named_children()]
     with torch.no_grad():
-        _, outputs = student.taps(torch.empty(1, *problem.input_shape, device="meta"), names)
+        _, outputs = problem.initial().eval().taps(problem.blank(1))
     return {name: tuple(value.shape[1:]) for name, value in outputs.items()}
 
 
@@ -99,7 +98,7 @@ def shapes(problem: Problem) -> dict[str, tuple[int, ...]]:
 class BlockRecorder:
     """Records the outputs of a student's blocks on one batch during any run: no second forward, BatchNorm moves once.
 
-    It records the first run with gradient; each block's input must be the previous block's output.
+    It records the first run with gradient.
     """
 
     student: Student
@@ -107,8 +106,7 @@ class BlockRecorder:
     outputs: dict[str, Tensor] = field(default_factory=dict)
 
     def __enter__(self) -> "BlockRecorder":
-        self._next = self.x
-        self._handles = [block.register_forward_hook(self._note(name)) for name, block in self.student.named_children()]
+        self._handles = self.student.watch(self.x, self.outputs)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -118,15 +116,8 @@ class BlockRecorder:
     def complete(self) -> Mapping[str, Tensor]:
         """The outputs of all blocks; runs the student if no recorded run did."""
         if "head" not in self.outputs:
-            _, self.outputs = self.student.taps(self.x, [name for name, _ in self.student.named_children()])
+            _, self.outputs = self.student.taps(self.x)
         return self.outputs
-
-    def _note(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-        def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            if inputs[0] is self._next and name not in self.outputs and torch.is_grad_enabled():
-                self.outputs[name] = self._next = output
-
-        return note
 
 
 @torch.no_grad()

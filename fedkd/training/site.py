@@ -203,7 +203,9 @@ class LocalSite:
     def _train(self, job: Job) -> Result:
         if not len(self.train_index[job.client]):
             return engine.failed(job, f"client {job.client} has no training samples", "no_data")
-        outcome = self.client.train(self, job)
+        draws = seeds.stream(self.problem.seed, "layers", round=job.round, client=job.client).child(job.exchange)
+        with draws.as_global():  # dropout draws from it
+            outcome = self.client.train(self, job)
         size, probe = outcome.num_examples, None
         if self.probe is not None and outcome.student is not None:
             with torch.inference_mode():

@@ -133,7 +133,9 @@ def _traits(half: str, name: str, about: str) -> dict[str, Any]:
 
 
 def _read(group: str, name: str) -> tuple[Mapping[str, Any], str]:
-    """A file of conf: its content, and its line in the list."""
+    """An option of a group: its content, and its line in the list. One of the user's own names where it comes from."""
+    if not (compose.CONF / group / f"{name}.yaml").exists():
+        return compose.node(group, name), f"from {compose.origin(group, name)}"
     path = compose.CONF / group / f"{name}.yaml"
     text = path.read_text(encoding="utf-8")
     about = text.partition("\n")[0].removeprefix("#").strip() if text.startswith("#") else ""

@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import fedkd
+from fedkd import extensions
 from fedkd.configuration import foreign_words
 from fedkd.errors import ConfigError
 from simulations.cli import ending, verbs
@@ -83,8 +84,10 @@ def _dispatch(args: list[str], answers: list[Mapping[str, Any]]) -> int:
     verb = VERBS.get(args[0])
     if verb is None:
         raise ConfigError(f"there is no verb '{args[0]}'", where=COMMAND_LINE, mend=_mend_verb(args[0]))
-    parsed = _parser(args[0], verb).parse_intermixed_args(args[1:])
-    return PLAYS[verb](verb.of(parsed, answers))
+    asked = verb.of(_parser(args[0], verb).parse_intermixed_args(args[1:]), answers)
+    for path in asked.py:
+        extensions.load(path)
+    return PLAYS[verb](asked)
 
 
 def _mend_verb(word: str) -> str:

@@ -12,11 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedkd import extensions
 from fedkd.engine import Job, Result
+from fedkd.extensions import UserFile
 from fedkd.payload import Payload
 from simulations.engines.inline import JobRunner
 
 T = TypeVar("T")
+Packed = tuple[tuple[UserFile, ...], JobRunner]
 _ATOMS = frozenset({type(None), bool, int, float, str})
 
 
@@ -33,6 +36,11 @@ def decode(value: T) -> T:
 def view(value: T) -> T:
     """The inverse of `encode` without a copy: tensors stay in Ray's store. Writing to one ends the process."""
     return _map_leaves(value, _shared)
+
+
+def packed(site: JobRunner) -> Packed:
+    """An encoded site. The user's files come first: unpickling executes them, and the site's classes may be theirs."""
+    return extensions.files(), encode(site)
 
 
 def num_bytes(value: Any) -> int:
@@ -83,19 +91,19 @@ def _shared(leaf: Any) -> Any:
 class Worker:
     """An actor that holds the site and each payload of the current run. Jobs are pure, so it may die at any time."""
 
-    def __init__(self, site: JobRunner) -> None:
+    def __init__(self, site: Packed) -> None:
         torch.set_num_threads(1)  # bits differ between one and two threads
         self._run = 0
         self._payloads: dict[int, Payload] = {}
-        self._site = view(site)
+        self._site = view(site[1])
 
     def greet(self) -> int:
         """The process id."""
         return os.getpid()
 
-    def serve(self, site: JobRunner) -> int:
+    def serve(self, site: Packed) -> int:
         """Run jobs at this site from now on."""
-        self._site = view(site)
+        self._site = view(site[1])
         return self.greet()
 
     def work(

@@ -52,7 +52,7 @@ class Workers:
         self.dropped = 0
         # Ray must not restart actors: we would not notice that a restarted one has lost its payloads.
         self._actor = ray.remote(ray_actor.Worker).options(num_cpus=1, max_restarts=0, max_task_retries=0)
-        self._site = ray.put(ray_actor.encode(site))
+        self._site = ray.put(ray_actor.packed(site))
         for number in range(num_workers):
             self.slots.append(Slot(number, None))
             self._spawn(self.slots[-1])
@@ -61,7 +61,7 @@ class Workers:
         """Give every worker another site; each gets jobs again after it has answered."""
         import ray
 
-        self._site = ray.put(ray_actor.encode(site))
+        self._site = ray.put(ray_actor.packed(site))
         for slot in self.slots:
             self._greet(slot, slot.actor.serve.remote(self._site))
 

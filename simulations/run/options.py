@@ -58,6 +58,7 @@ class Options:
     name: Annotated[str | None, Flag("name of the new folder below it", "NAME")] = None
     out: Annotated[Path | None, Flag("write into exactly this folder", "DIR")] = None
     json: Annotated[bool, Flag("one JSON object on stdout at the end")] = False
+    py: Annotated[tuple[Path, ...], Flag("Python file with students, data or methods; may be repeated", "FILE")] = ()
     quiet: Annotated[bool, Flag("only the result")] = False
     verbose: Annotated[bool, Flag("more detail")] = False
     debug: Annotated[bool, Flag("one process, full tracebacks")] = False

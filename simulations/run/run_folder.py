@@ -32,7 +32,7 @@ _UNLOCKABLE = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
 _LONGEST_LOG = 1 << 20  # bytes of one client's errors.log
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")
 _LOCK = "run.lock"
-_FIRST = {_LOCK, "config.yaml", ".config.yaml.new", ".run.json.new"}  # all that is there before run.json
+_FIRST = {_LOCK, "config.yaml", ".config.yaml.new", "code", ".run.json.new"}  # all that is there before run.json
 _PACKAGES = ("torch", "numpy", "safetensors", "ray", "flwr")
 
 

@@ -11,7 +11,7 @@ from fedkd.configuration import naming
 from fedkd.configuration.resolved import Resolved
 from fedkd.errors import CheckpointError, ConfigError, FedkdError, FolderError
 from fedkd.record import ledger
-from simulations.run import console_text, progress, provenance, run_folder, summary
+from simulations.run import console_text, progress, provenance, run_folder, summary, user_code
 from simulations.run.exclusion import NOBODY, Exclusion
 from simulations.run.options import Options
 from simulations.run.progress import Screen
@@ -128,6 +128,7 @@ def _drive(
 def _describe(folder: RunFolder, resolved: Resolved, command: Sequence[str]) -> None:
     config = resolved.config
     folder.write_text("config.yaml", resolved.to_yaml())
+    user_code.write(folder.path, resolved.code)
     folder.write_json(
         "run.json",
         {
@@ -145,6 +146,7 @@ def _describe(folder: RunFolder, resolved: Resolved, command: Sequence[str]) -> 
             "num_rounds": config.rounds,
             "round": 0,
             "config": resolved.digest(),
+            "user_code": user_code.facts(resolved.code),
             "command": redacted.command(command),
             **run_folder.environment(),
         },
@@ -170,6 +172,7 @@ def same_configuration(place: Path) -> Resolved:
     from fedkd.configuration import compose
 
     info = run_folder.info(place)
+    user_code.execute(place, info)
     why = "config.yaml is not the configuration that this run began with"
     mend = f"undo the changes, or start a new run: fedkd run {shlex.quote(str(place / 'config.yaml'))}"
     try:

@@ -2,6 +2,7 @@ import sys
 
 import pytest
 
+from fedkd import extensions
 from fedkd.configuration import plugins, reference, validate
 from fedkd.errors import ConfigError
 
@@ -70,7 +71,7 @@ def test_an_entry_point_adds_an_algorithm_and_must_be_one(monkeypatch):
         "good": EntryPoint("good", "clients.fedprox:FedProx", "fedkd.clients"),
         "bad": EntryPoint("bad", "os:getcwd", "fedkd.clients"),
     }
-    monkeypatch.setattr(plugins, "_entry_points", lambda half: points)
+    monkeypatch.setattr(extensions, "_all_entry_points", lambda: tuple(points.values()))
     assert "good" in plugins.names("clients")
     assert plugins.client("good").__name__ == "FedProx"
     with pytest.raises(ConfigError, match="is no subclass of Client"):
@@ -90,7 +91,7 @@ def test_an_entry_point_that_cannot_be_loaded_is_an_error_of_its_package(package
 
     package("old", text)
     point = EntryPoint("mine", "toy_halves.old:Mine", "fedkd.clients")
-    monkeypatch.setattr(plugins, "_entry_points", lambda half: {"mine": point})
+    monkeypatch.setattr(extensions, "_all_entry_points", lambda: (point,))
     with pytest.raises(ConfigError, match=r"the entry point 'mine' of fedkd\.clients cannot be loaded") as caught:
         plugins.client("mine")
     assert why in caught.value.what
@@ -104,7 +105,7 @@ def test_an_entry_point_of_an_older_fedkd_is_told_the_new_name(package, monkeypa
         "old", "from fedkd.client import Client\n\nclass Mine(Client):\n    def logits(self, student, x, job): ...\n"
     )
     point = EntryPoint("mine", "toy_halves.old:Mine", "fedkd.clients")
-    monkeypatch.setattr(plugins, "_entry_points", lambda half: {"mine": point})
+    monkeypatch.setattr(extensions, "_all_entry_points", lambda: (point,))
     with pytest.raises(ConfigError, match="Mine defines logits, which nothing calls") as caught:
         plugins.client("mine")
     assert "predictor" in caught.value.mend
@@ -116,7 +117,7 @@ def configs(package, monkeypatch, text):
 
     package("mine", text)
     point = EntryPoint("mine", "toy_halves.mine:Toy", "fedkd.strategies")
-    monkeypatch.setattr(plugins, "_entry_points", lambda half: {"mine": point})
+    monkeypatch.setattr(extensions, "_all_entry_points", lambda: (point,))
     return validate.halves("mine", "supervised")
 
 

@@ -1,0 +1,45 @@
+"""The user's files in a run folder: a copy of each in `code/`, whose hash run.json records."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedkd import extensions
+from fedkd.errors import CheckpointError
+from fedkd.extensions import UserFile
+
+FOLDER = "code"
+
+
+def write(place: Path, files: Sequence[UserFile]) -> None:
+    """Copy the files into a new run folder."""
+    if files:
+        (place / FOLDER).mkdir(exist_ok=True)
+    for file in files:
+        (place / FOLDER / file.name).write_text(file.text, encoding="utf-8")
+
+
+def facts(files: Sequence[UserFile]) -> dict[str, str]:
+    """File name -> SHA-256, for run.json."""
+    return {file.name: file.sha256 for file in files}
+
+
+def execute(place: Path, info: Mapping[str, Any]) -> None:
+    """Execute the copies of a run, so that its names are known. Raises CheckpointError if one is not the run's.
+
+    Files of this process that are not the run's are refused: a run continues with the code that it began with.
+    """
+    recorded: Mapping[str, str] = info.get("user_code") or {}
+    for file in extensions.files():
+        if recorded.get(file.name) != file.sha256:
+            mend = f"leave --py out: {place / FOLDER} is used" if recorded else "leave --py out"
+            raise CheckpointError(f"{file.name} is not the code that this run began with", where=str(place), mend=mend)
+    for name, sha256 in recorded.items():
+        path = place / FOLDER / name
+        if path.parent != place / FOLDER or not path.is_file():
+            raise CheckpointError(f"{FOLDER}/{name} is missing", where=str(place), mend="put the file back")
+        file = UserFile(name, path.read_text(encoding="utf-8"))
+        if file.sha256 != sha256:
+            what = f"{FOLDER}/{name} is not the code that this run began with"
+            raise CheckpointError(what, where=str(place), mend="undo the changes, or start a new run with --py")
+        extensions.executed(file.name, file.text)
