@@ -10,7 +10,7 @@ import numpy as np
 
 from fedkd.record import ledger
 from simulations.analysis import metric
-from simulations.analysis.analyse import judge
+from simulations.analysis.analyse import analyse
 from simulations.analysis.result import Question, Verdict
 from simulations.analysis.run_record import RunRecord
 from simulations.run import run_folder
@@ -92,7 +92,7 @@ def question(found: Sequence[RunRecord], **changes: Any) -> Question:
 def verdict(found: Sequence[RunRecord] | None = None, **changes: Any) -> Verdict:
     """A verdict on these runs, or on a small grid."""
     found = members() if found is None else found
-    return judge(question(found, **changes), found)
+    return analyse(question(found, **changes), found)
 
 
 def write(found: RunRecord, folder: Path, **info: Any) -> Path:

@@ -10,7 +10,7 @@ from fedkd.configuration import compose, reference, validate
 from fedkd.configuration.resolved import Resolved
 from fedkd.errors import ConfigError, Mistake
 from simulations.analysis import candidates, grid, metric, named_comparison, published
-from simulations.analysis.grid import Asked, Pair, Words
+from simulations.analysis.grid import ComparisonRequest, Overrides, Pair
 from simulations.analysis.metric import Metric
 
 MOST = 2000  # cells
@@ -19,7 +19,7 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grid(Asked):
+class Grid(ComparisonRequest):
     """A complete request; `resolved` is the configuration of each pair under the first seed."""
 
     primary: Metric
@@ -27,145 +27,156 @@ class Grid(Asked):
 
     def configuration(self, pair: Pair, seed: int) -> Resolved:
         """The configuration of one cell."""
-        found = self.resolved[pair]
-        return replace(found, config=replace(found.config, seed=seed))
+        resolved = self.resolved[pair]
+        return replace(resolved, config=replace(resolved.config, seed=seed))
 
 
-def ask(words: Sequence[str], tune: Sequence[str] = (), **options: Any) -> Asked:
+def ask(overrides: Sequence[str], tune: Sequence[str] = (), **options: Any) -> ComparisonRequest:
     """The request in overrides; `tune` and `options` (metric, baseline, target, tune_seeds) replace a file's values.
 
     Raises ConfigError.
     """
-    tuned = [word for word in words if word.startswith(candidates.PREFIX)]
-    rest = [word for word in words if not word.startswith(candidates.PREFIX)]
-    asked = named_comparison.of_words(rest) or grid.of_words(rest)
-    asked = replace(asked, tune=candidates.later(asked.tune, [*tuned, *tune]))
-    return replace(asked, **{key: value for key, value in options.items() if value is not None})
+    tuned = [override for override in overrides if override.startswith(candidates.PREFIX)]
+    rest = [override for override in overrides if not override.startswith(candidates.PREFIX)]
+    request = named_comparison.parse(rest) or grid.parse(rest)
+    request = replace(request, tune=candidates.merged(request.tune, [*tuned, *tune]))
+    return replace(request, **{key: value for key, value in options.items() if value is not None})
 
 
-def check(asked: Asked, announce: Callable[[], None] = lambda: None, made: dict[Words, Resolved] | None = None) -> Grid:
+def check(
+    request: ComparisonRequest,
+    announce: Callable[[], None] = lambda: None,
+    cache: dict[Overrides, Resolved] | None = None,
+) -> Grid:
     """The configuration of each cell. Raises ConfigError with the mistakes of all cells at once.
 
-    Calls `announce` when all checks that need no torch have passed. `made` caches configurations by overrides: known
+    Calls `announce` when all checks that need no torch have passed. `cache` maps overrides to configurations: known
     ones are reused, new ones added.
     """
-    made = {} if made is None else made
-    _check_size(asked)
-    errors.refuse(_lacking(asked))
-    some = {pair: words for pair, words in asked.words.items() if asked.settings[0] in pair or asked.methods[0] in pair}
-    composed = _each(some, lambda words: compose.check(grid.played(words, asked.seeds[0])))
-    strategies = {pair[1]: found.draft.choices.get("strategy", "") for pair, found in composed.items()}
-    if asked.metric:
-        metric.parse(asked.metric, asked.where)  # before torch
-    baseline = _baseline(asked, strategies)
+    cache = {} if cache is None else cache
+    _check_size(request)
+    errors.refuse(_lacking(request))
+    first_setting, first_method = request.settings[0], request.methods[0]
+    samples = {pair: own for pair, own in request.overrides.items() if first_setting in pair or first_method in pair}
+    composed = _map(samples, lambda overrides: compose.check(_first_run(request, overrides)))
+    strategies = {pair[1]: checked.draft.choices.get("strategy", "") for pair, checked in composed.items()}
+    if request.metric:
+        metric.parse(request.metric, request.where)  # before torch
+    baseline = _baseline(request, strategies)
     announce()
-    begun = {asked.words[pair]: found for pair, found in composed.items()}
+    by_overrides = {request.overrides[pair]: checked for pair, checked in composed.items()}
 
-    def resolve(words: Words) -> Resolved:
-        if words not in made:
-            its = begun.get(words)
-            made[words] = its.resolve() if its else compose.resolve(grid.played(words, asked.seeds[0]))
-        return made[words]
+    def resolve(overrides: Overrides) -> Resolved:
+        if overrides not in cache:
+            known = by_overrides.get(overrides)
+            cache[overrides] = known.resolve() if known else compose.resolve(_first_run(request, overrides))
+        return cache[overrides]
 
-    resolved = _each(asked.words, resolve)
-    _check_different(resolved, asked)
-    errors.refuse(_evaluated_otherwise(resolved, asked))  # each once, not by setting
-    asked = published.complete(asked, resolved)
-    primary = metric.parse(asked.metric or _default_metric(strategies.values()), asked.where)
-    facts = {field.name: getattr(asked, field.name) for field in fields(Asked)}
+    resolved = _map(request.overrides, resolve)
+    _check_different(resolved, request)
+    errors.refuse(_unequal_evaluation(resolved, request))
+    request = published.complete(request, resolved)
+    primary = metric.parse(request.metric or _default_metric(strategies.values()), request.where)
+    facts = {field.name: getattr(request, field.name) for field in fields(ComparisonRequest)}
     return Grid(**facts | {"metric": str(primary), "baseline": baseline}, primary=primary, resolved=resolved)
 
 
-def _check_size(asked: Asked) -> None:
-    size = len(asked.words) * len(asked.seeds)
+def _first_run(request: ComparisonRequest, overrides: Overrides) -> list[str]:
+    return grid.run_overrides(overrides, request.seeds[0])
+
+
+def _check_size(request: ComparisonRequest) -> None:
+    size = len(request.overrides) * len(request.seeds)
     if size == 1:
         mend = "give lists, e.g. strategy=fedavg,fedgen seed=1..8; a single run: fedkd run"
-        raise ConfigError("the grid has one run: there is nothing to compare it with", where=asked.where, mend=mend)
+        raise ConfigError("the grid has one run, so there is nothing to compare", where=request.where, mend=mend)
     if size > MOST:
-        parts = f"{len(asked.settings)} settings x {len(asked.methods)} methods x {len(asked.seeds)} seeds"
-        raise ConfigError(f"the grid has {size} runs ({parts}), at most {MOST} can be", where=asked.where)
+        parts = f"{len(request.settings)} settings x {len(request.methods)} methods x {len(request.seeds)} seeds"
+        raise ConfigError(f"the grid has {size} runs ({parts}), at most {MOST} are allowed", where=request.where)
 
 
-def _each(words: Mapping[Pair, Words], make: Callable[[Words], _T]) -> dict[Pair, _T]:
-    """Apply `make` to the overrides of each pair. Raises ConfigError with the mistakes of all pairs, each once."""
-    made: dict[Pair, _T] = {}
+def _map(by_pair: Mapping[Pair, Overrides], function: Callable[[Overrides], _T]) -> dict[Pair, _T]:
+    """Apply a function to the overrides of each pair. Raises ConfigError with the mistakes of all pairs, each once."""
+    values: dict[Pair, _T] = {}
     mistakes: list[Mistake] = []
-    for pair, its in words.items():
+    for pair, overrides in by_pair.items():
         try:
-            made[pair] = make(its)
+            values[pair] = function(overrides)
         except ConfigError as error:
             mistakes += error.mistakes
     errors.refuse(mistakes)
-    return made
+    return values
 
 
-def _lacking(asked: Asked) -> Iterator[Mistake]:
+def _lacking(request: ComparisonRequest) -> Iterator[Mistake]:
     """Keys of `strategy` that the overrides set for all methods, but that some methods lack."""
-    keys = [{key for key in map(_key, words) if key.startswith("strategy.")} for words in asked.words.values()]
-    strategies = dict.fromkeys(name for words in asked.words.values() if (name := _strategy(words)))
+    keys = [
+        {key for key in map(_key, overrides) if key.startswith("strategy.")} for overrides in request.overrides.values()
+    ]
+    strategies = dict.fromkeys(name for overrides in request.overrides.values() if (name := _strategy(overrides)))
     for key in sorted(set.intersection(*keys)):
         lacking = [name for name in strategies if not _has(name, key.partition(".")[2])]
         if lacking and len(strategies) > 1:
             mend = f"compare only strategies that have it: fedkd config schema strategy={lacking[0]}"
-            what = f"{key} is given to all, and {', '.join(lacking)} {'lacks' if len(lacking) == 1 else 'lack'} it"
-            yield Mistake(what, asked.where, mend)
+            problem = f"{key} is given to all, and {', '.join(lacking)} {'lacks' if len(lacking) == 1 else 'lack'} it"
+            yield Mistake(problem, request.where, mend)
 
 
-def _key(word: str) -> str:
-    return word.partition("=")[0].strip()
+def _key(override: str) -> str:
+    return override.partition("=")[0].strip()
 
 
-def _strategy(words: Words) -> str:
+def _strategy(overrides: Overrides) -> str:
     """The last option of conf/strategy among the overrides, or empty text."""
-    named_ = [word.partition("=")[2].strip() for word in words if _key(word) == "strategy"]
-    return named_[-1] if named_ and named_[-1] in compose.options("strategy") else ""
+    names = [override.partition("=")[2].strip() for override in overrides if _key(override) == "strategy"]
+    return names[-1] if names and names[-1] in compose.options("strategy") else ""
 
 
 def _has(strategy: str, key: str) -> bool:
     """Whether a strategy has a key, as far as its source shows."""
     node = compose.node("strategy", strategy)
-    keys = reference.of_halves(str(node["name"]), str(node.get("client", "supervised")))
-    return keys is None or key in {field.name for field in fields(AlgorithmConfig)} | {each.name for each in keys}
+    options = reference.of_halves(str(node["name"]), str(node.get("client", "supervised")))
+    return options is None or key in {f.name for f in fields(AlgorithmConfig)} | {option.name for option in options}
 
 
 def _default_metric(strategies: Iterable[str]) -> str:
-    """The last ten rounds: of the global student if all strategies serve one, else of the clients' own."""
+    """The last ten rounds: of the global student if all strategies serve one, else of the clients' own students."""
     nodes = [compose.node("strategy", name) for name in strategies if name in compose.options("strategy")]
     return str(metric.default(str(reference.traits(str(node.get("name"))).get("serves")) for node in nodes))
 
 
-def _baseline(asked: Asked, strategies: Mapping[str, str]) -> str:
+def _baseline(request: ComparisonRequest, strategies: Mapping[str, str]) -> str:
     """The method to compare the others with: the named one, else FedAvg, else the first."""
-    wanted = asked.baseline.casefold()
-    if not wanted:
-        plain = [method for method in asked.methods if strategies[method] == "fedavg"]
-        return next((method for method in plain if method.casefold() == "fedavg"), (plain or asked.methods)[0])
-    found = [method for method in asked.methods if method.casefold() == wanted]
-    if not found:
-        mend = validate.one_of(asked.baseline, asked.methods)
-        raise ConfigError(f"baseline '{asked.baseline}' is not among the methods", where=asked.where, mend=mend)
-    return asked.baseline if asked.baseline in found else found[0]
+    name = request.baseline.casefold()
+    if not name:
+        fedavg = [method for method in request.methods if strategies[method] == "fedavg"]
+        return next((method for method in fedavg if method.casefold() == "fedavg"), (fedavg or request.methods)[0])
+    matches = [method for method in request.methods if method.casefold() == name]
+    if not matches:
+        mend = validate.one_of(request.baseline, request.methods)
+        raise ConfigError(f"baseline '{request.baseline}' is not among the methods", where=request.where, mend=mend)
+    return request.baseline if request.baseline in matches else matches[0]
 
 
-def _check_different(resolved: Mapping[Pair, Resolved], asked: Asked) -> None:
+def _check_different(resolved: Mapping[Pair, Resolved], request: ComparisonRequest) -> None:
     """Raises ConfigError if two cells are the same run."""
     known: dict[str, Pair] = {}
     mistakes = []
-    for pair, found in resolved.items():
-        first = known.setdefault(found.digest(), pair)
+    for pair, configuration in resolved.items():
+        first = known.setdefault(configuration.digest(), pair)
         if first != pair:
-            names = (" in ".join(f"'{part}'" for part in reversed(each) if part) for each in (first, pair))
-            what = f"{' and '.join(names)} are the same experiment"
-            mistakes.append(Mistake(what, asked.where, "leave one out, or say what differs"))
+            names = (" in ".join(f"'{part}'" for part in reversed(cell) if part) for cell in (first, pair))
+            problem = f"{' and '.join(names)} are the same experiment"
+            mistakes.append(Mistake(problem, request.where, "remove one, or state the difference"))
     errors.refuse(mistakes)
 
 
-def _evaluated_otherwise(resolved: Mapping[Pair, Resolved], asked: Asked) -> Iterator[Mistake]:
-    """Methods evaluated differently from the first: rules over rounds favour those evaluated more often."""
+def _unequal_evaluation(resolved: Mapping[Pair, Resolved], request: ComparisonRequest) -> Iterator[Mistake]:
+    """Methods evaluated differently from the first: rules over rounds favour methods evaluated more often."""
     for setting, method in resolved:
-        first = resolved[setting, asked.methods[0]].config.evaluate
+        first = resolved[setting, request.methods[0]].config.evaluate
         own = resolved[setting, method].config.evaluate
         for name in (field.name for field in fields(own) if getattr(own, field.name) != getattr(first, field.name)):
-            values = f"{getattr(own, name)}, '{asked.methods[0]}' has {getattr(first, name)}"
-            what = f"'{method}' has evaluate.{name} = {values}: methods of a comparison are evaluated alike"
-            yield Mistake(what, asked.where, f"set evaluate.{name} in 'base' or in a setting, for all methods")
+            values = f"{getattr(own, name)}, '{request.methods[0]}' has {getattr(first, name)}"
+            problem = f"'{method}' has evaluate.{name} = {values}: all methods must be evaluated alike"
+            yield Mistake(problem, request.where, f"set evaluate.{name} in 'base' or in a setting, for all methods")

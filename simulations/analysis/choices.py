@@ -6,16 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedkd import strict_yaml
-from simulations.analysis import metric
-from simulations.analysis.grid import Words
-from simulations.analysis.metric import Metric
+from simulations.analysis.grid import Overrides
+from simulations.analysis.metric import Metric, parse
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One candidate: its overrides, and the metric by seed; None for a run that is not done."""
+    """One candidate: its overrides, and the metric by seed; None for an unfinished run."""
 
-    words: Words
+    overrides: Overrides
     values: tuple[float | None, ...]
 
     @property
@@ -24,8 +23,8 @@ class Trial:
         return mean(self.values)
 
     def value(self, key: str) -> str:
-        """Its value of a key."""
-        return next(word.partition("=")[2] for word in self.words if word.startswith(f"{key}="))
+        """The candidate's value of a key."""
+        return next(override.partition("=")[2] for override in self.overrides if override.startswith(f"{key}="))
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Choice:
     setting: str
     method: str
     trials: tuple[Trial, ...]
-    chosen: Words
+    chosen: Overrides
 
     @property
     def place(self) -> str:
@@ -56,24 +55,24 @@ class Choice:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        return tuple(word.partition("=")[0] for word in self.chosen)
+        return tuple(override.partition("=")[0] for override in self.chosen)
 
     @property
     def is_made(self) -> bool:
         """Whether all runs of the chosen candidate are done."""
-        return any(trial.words == self.chosen and trial.score is not None for trial in self.trials)
+        return any(trial.overrides == self.chosen and trial.score is not None for trial in self.trials)
 
     def edges(self) -> Iterator[Edge]:
         """The chosen numbers at the edge of their candidates, by key."""
-        for word in self.chosen if self.is_made else ():
-            key, _, value = word.partition("=")
+        for override in self.chosen if self.is_made else ():
+            key, _, value = override.partition("=")
             numbers = {_number(trial.value(key)) for trial in self.trials}
-            mine = _number(value)
-            if mine is None or None in numbers:
+            number = _number(value)
+            if number is None or None in numbers:
                 continue
-            known = sorted(number for number in numbers if number is not None)
-            if mine in (known[0], known[-1]) and mine != 0:  # 0 switches off: there is nothing beyond it
-                yield Edge(key, value, "largest" if mine == known[-1] else "smallest")
+            ordered = sorted(candidate for candidate in numbers if candidate is not None)
+            if number in (ordered[0], ordered[-1]) and number != 0:  # 0 switches a term off: no value lies beyond it
+                yield Edge(key, value, "largest" if number == ordered[-1] else "smallest")
 
 
 @dataclass(frozen=True)
@@ -87,13 +86,13 @@ class Tuned:
     def lines(self) -> Iterator[str]:
         """One line per choice: `fedprox, alpha 0.1: strategy.mu = 0.1 of 0.01, 0.1, 1 (71.20, 74.30, 70.10)`."""
         for choice in self.choices:
-            tried = ", ".join(label(trial.words) for trial in choice.trials)
+            labels = ", ".join(label(trial.overrides) for trial in choice.trials)
             scores = ", ".join(score(trial, self.metric) for trial in choice.trials)
             edges = "".join(f"   at the edge: {edge}" for edge in choice.edges())
-            yield f"{choice.place}: {said(choice.chosen)} of {tried} ({scores}){edges}"
+            yield f"{choice.place}: {assignments(choice.chosen)} of {labels} ({scores}){edges}"
 
 
-def of(tuning: Mapping[str, Any] | None, rows: Sequence[Mapping[str, Any]]) -> Tuned | None:
+def from_plan(tuning: Mapping[str, Any] | None, rows: Sequence[Mapping[str, Any]]) -> Tuned | None:
     """The choices in a plan; None if nothing was tuned."""
     if tuning is None:
         return None
@@ -101,36 +100,36 @@ def of(tuning: Mapping[str, Any] | None, rows: Sequence[Mapping[str, Any]]) -> T
         Choice(
             row["setting"],
             row["method"],
-            tuple(Trial(tuple(each["words"]), tuple(each["values"])) for each in row["tried"]),
+            tuple(Trial(tuple(trial["words"]), tuple(trial["values"])) for trial in row["tried"]),
             tuple(row["chosen"]),
         )
         for row in rows
     )
-    return Tuned(tuple(tuning["seeds"]), metric.parse(tuning["metric"]), tuple(choices))
+    return Tuned(tuple(tuning["seeds"]), parse(tuning["metric"]), tuple(choices))
 
 
-def said(words: Words) -> str:
+def assignments(overrides: Overrides) -> str:
     """`train.lr = 0.1, strategy.mu = 1`."""
-    return ", ".join(f"{key} = {value}" for key, _, value in (word.partition("=") for word in words))
+    return ", ".join(f"{key} = {value}" for key, _, value in (override.partition("=") for override in overrides))
 
 
 def mean(values: Sequence[float | None]) -> float | None:
-    """The mean over seeds; None if one is missing: a candidate that fails under one seed is not chosen."""
-    given = [value for value in values if value is not None]
-    return statistics.fmean(given) if given and len(given) == len(values) else None
+    """The mean over seeds; None if a value is missing: a candidate that fails under one seed is not chosen."""
+    finished = [value for value in values if value is not None]
+    return statistics.fmean(finished) if finished and len(finished) == len(values) else None
 
 
 def _number(text: str) -> float | None:
-    found: Any = strict_yaml.scalar(text, "")
-    return float(found) if isinstance(found, int | float) and not isinstance(found, bool) else None
+    value: Any = strict_yaml.scalar(text, "")
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def label(words: Words) -> str:
+def label(overrides: Overrides) -> str:
     """`0.1`, or `mu 0.1 lr 0.01` if several keys vary together."""
-    parts = [(key.rpartition(".")[2], value) for key, _, value in (word.partition("=") for word in words)]
+    parts = [(key.rpartition(".")[2], value) for key, _, value in (override.partition("=") for override in overrides)]
     return parts[0][1] if len(parts) == 1 else " ".join(f"{key} {value}" for key, value in parts)
 
 
-def score(trial: Trial, of: Metric) -> str:
+def score(trial: Trial, metric: Metric) -> str:
     """The score as text: percent for accuracies."""
-    return "failed" if trial.score is None else f"{trial.score * of.scale:.2f}"
+    return "failed" if trial.score is None else f"{trial.score * metric.scale:.2f}"

@@ -13,22 +13,22 @@ from simulations.run import summary
 
 WINDOWS: Mapping[str, int] = {"last5": 5, "last10": 10}  # rounds in the mean of a rule
 RULES: Mapping[str, Callable[[Sequence[tuple[int, float]], int], float]] = {
-    "last": lambda found, end: found[-1][1],
-    "last5": lambda found, end: _late(found, end, WINDOWS["last5"]),
-    "last10": lambda found, end: _late(found, end, WINDOWS["last10"]),
-    "top5": lambda found, end: statistics.fmean(sorted(value for _, value in found)[-5:]),
-    "best": lambda found, end: max(value for _, value in found),
-    "mean": lambda found, end: statistics.fmean(value for _, value in found),
-    "median": lambda found, end: statistics.median(value for _, value in found),
-    "sum": lambda found, end: math.fsum(value for _, value in found),
+    "last": lambda curve, end: curve[-1][1],
+    "last5": lambda curve, end: _late(curve, end, WINDOWS["last5"]),
+    "last10": lambda curve, end: _late(curve, end, WINDOWS["last10"]),
+    "top5": lambda curve, end: statistics.fmean(sorted(value for _, value in curve)[-5:]),
+    "best": lambda curve, end: max(value for _, value in curve),
+    "mean": lambda curve, end: statistics.fmean(value for _, value in curve),
+    "median": lambda curve, end: statistics.median(value for _, value in curve),
+    "sum": lambda curve, end: math.fsum(value for _, value in curve),
 }
-OPTIMISTIC = frozenset({"top5", "best"})  # pick rounds by what they report
-FORGETTING = "forgetting"  # FedNTD's F up to a round: the one metric that needs several rows
+OPTIMISTIC = frozenset({"top5", "best"})  # these rules pick rounds by the value that they report
+FORGETTING = "forgetting"  # FedNTD's F up to a round: the only metric that needs several rows
 COSTS = frozenset({"bytes", "seconds", "drift", "terms", FORGETTING})
 PERCENT = frozenset({"accuracy", "local_accuracy", FORGETTING})  # fractions in the ledger
-_OLD = {"forgetting.inside": "local_accuracy.in", "forgetting.outside": "local_accuracy.out"}  # as older plans say
+_OLD = {"forgetting.inside": "local_accuracy.in", "forgetting.outside": "local_accuracy.out"}  # names in older plans
 _RATE, _NO_LESS = (0.0, 1.0), (0.0, math.inf)
-# Findings whose names end like this are rates.
+# A server's numbers whose names end like this are rates.
 _SERVER_RATES = ("accuracy", "agreement", "fidelity", "coverage", "share", "harmed", "calibration")
 
 
@@ -50,13 +50,13 @@ class Metric:
 
     @property
     def is_optimistic(self) -> bool:
-        """Whether the rule picks rounds by what it reports."""
+        """Whether the rule picks rounds by the value that it reports."""
         return self.rule in OPTIMISTIC
 
     @property
     def is_percent(self) -> bool:
-        """Whether the ledger has fractions, to be shown as percent."""
-        return self.place[0] in PERCENT
+        """Whether the ledger has fractions, which are shown as percent."""
+        return self.keys[0] in PERCENT
 
     @property
     def scale(self) -> float:
@@ -66,20 +66,20 @@ class Metric:
     @property
     def unit(self) -> str:
         """The unit of a difference: `points` of a percentage, `MB`, `s`, or nothing."""
-        return "points" if self.is_percent else {"bytes": "MB", "seconds": "s"}.get(self.place[0], "")
+        return "points" if self.is_percent else {"bytes": "MB", "seconds": "s"}.get(self.keys[0], "")
 
     @property
     def sign(self) -> float:
-        """1 where more is better, -1 where less is: costs, drift and losses."""
-        return -1.0 if self.place[0] in COSTS else 1.0
+        """1 where more is better, -1 where less is better: costs, drift and losses."""
+        return -1.0 if self.keys[0] in COSTS else 1.0
 
     @property
     def bounds(self) -> tuple[float, float]:
         """The smallest and the largest possible value of a round, in the unit of the ledger."""
-        first, *rest = self.place
+        first, *rest = self.keys
         if first == FORGETTING:
             return (-1.0, 1.0)
-        if first in PERCENT and self.place[-1] != "loss":
+        if first in PERCENT and self.keys[-1] != "loss":
             return _RATE
         if first == "server":
             return _RATE if rest and rest[-1].endswith(_SERVER_RATES) else (-math.inf, math.inf)
@@ -93,32 +93,32 @@ class Metric:
         return min(max(value, low), high)
 
     @property
-    def place(self) -> tuple[str, ...]:
-        """The path from the row of a round, or `seconds`, `bytes`."""
+    def keys(self) -> tuple[str, ...]:
+        """The keys from a round's row to the number; the first may also be `seconds` or `bytes`."""
         parts = tuple(self.path.split("."))
         return ("accuracy", *parts) if parts[0] in ("global", "clients", "trained", "common") else parts
 
-    def of(self, member: RunRecord) -> float | None:
-        """The number of a run, fractions and megabytes; None if no round has it."""
-        found = self.curve(member)
-        return RULES[self.rule](found, member.rows[-1]["round"]) if found else None
+    def value(self, run: RunRecord) -> float | None:
+        """The number of a run, in fractions or megabytes; None if no round has it."""
+        curve = self.curve(run)
+        return RULES[self.rule](curve, run.rows[-1]["round"]) if curve else None
 
-    def curve(self, member: RunRecord) -> list[tuple[int, float]]:
+    def curve(self, run: RunRecord) -> list[tuple[int, float]]:
         """(round, number) of the rounds that have it."""
-        first, *rest = self.place
+        first, *rest = self.keys
         if first == "seconds":
-            return [(row["round"], value) for row in member.timings if (value := _at(row, rest)) is not None]
+            return [(row["round"], value) for row in run.timings if (value := _at(row, rest)) is not None]
         if first == FORGETTING:
-            return list(summary.forgetting(member.rows).items())
+            return list(summary.forgetting(run.rows).items())
         if first == "bytes":
-            return [(row["round"], megabytes(row, rest[0])) for row in member.rows]
-        return [(row["round"], value) for row in member.rows if (value := _at(row, self.place)) is not None]
+            return [(row["round"], megabytes(row, rest[0])) for row in run.rows]
+        return [(row["round"], value) for row in run.rows if (value := _at(row, self.keys)) is not None]
 
 
 def default(serves: Iterable[str]) -> Metric:
-    """The default primary metric: the last 10 rounds of what all strategies serve.
+    """The default primary metric: the last 10 rounds of the student that all strategies serve.
 
-    `serves`: of each strategy `global`, `personal` or `both`, as `fedkd list strategies` says.
+    `serves`: per strategy `global`, `personal` or `both`, as in `fedkd list strategies`.
     """
     return Metric("clients.mean" if "personal" in serves else "global", "last10")
 
@@ -131,11 +131,11 @@ def parse(text: str, where: str = "") -> Metric:
         raise ConfigError(
             f"metric '{text}' has no rule '{metric.rule}'", where=where, mend=f"one of: {', '.join(RULES)}"
         )
-    first, *rest = metric.place
+    first, *rest = metric.keys
     known = ("accuracy", "local_accuracy", "drift", "server", "terms", "bytes", "seconds")
     if metric.path != FORGETTING and (first not in known or not rest):
         raise ConfigError(
-            f"metric '{text}' names nothing that runs record",
+            f"no run records the metric '{text}'",
             where=where,
             mend="e.g. 'global last10', 'clients.mean last', 'clients.pooled top5', 'local_accuracy.out last'",
         )
@@ -149,12 +149,12 @@ def parse(text: str, where: str = "") -> Metric:
 def megabytes(row: Row, way: str) -> float:
     """Traffic of a round, `up`, `down` or `all`, in 10^6 bytes."""
     ways = ("up", "down") if way == "all" else (way,)
-    return math.fsum(sum(row["bytes"][each].values()) for each in ways) / 1e6
+    return math.fsum(sum(row["bytes"][direction].values()) for direction in ways) / 1e6
 
 
-def _late(found: Sequence[tuple[int, float]], end: int, rounds: int) -> float:
-    """Mean over the evaluated ones of the last rounds; the very last always is evaluated."""
-    return statistics.fmean(value for number, value in found if number > end - rounds)
+def _late(curve: Sequence[tuple[int, float]], end: int, rounds: int) -> float:
+    """Mean over the evaluated ones among the last rounds; a run always evaluates its last round."""
+    return statistics.fmean(value for number, value in curve if number > end - rounds)
 
 
 def _at(row: Any, path: Sequence[str]) -> float | None:

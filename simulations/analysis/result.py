@@ -1,6 +1,5 @@
 """The verdict of a comparison: each strategy's result in each setting, against a baseline, with its uncertainty."""
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -29,7 +28,7 @@ class Question:
     target: float | None = None  # an accuracy; the verdict gives rounds, megabytes and seconds to reach it
     tuned: Tuned | None = None  # the choices on validation data
     published: Mapping[str, Mapping[str, str]] | None = None  # setting -> method -> `93.03 ± 0.32`, as printed
-    command: str = ""  # that repeats it
+    command: str = ""  # repeats the comparison
     about: str = ""  # one line
 
 
@@ -37,37 +36,37 @@ class Question:
 class Price:
     """The cost until the accuracy (mean of WINDOW evaluations) reached the target; medians over seeds.
 
-    None: half of the seeds or more never did.
+    None: half of the seeds or more never reached it.
     """
 
     rounds: float | None
     megabytes: float | None
     seconds: float | None
     reached: int  # seeds that reached it
-    of: int
+    num_runs: int
 
 
 @dataclass(frozen=True)
-class Entry:
+class MethodResult:
     """One method in one setting. Accuracies are fractions."""
 
     setting: str
     method: str
-    members: tuple[RunRecord, ...]  # all requested runs, in order of seeds
-    values: Mapping[int, float]  # seed -> primary metric, of those that are done and have it
+    runs: tuple[RunRecord, ...]  # all requested runs, in order of seeds
+    values: Mapping[int, float]  # seed -> primary metric, of finished runs that have it
     interval: stats.Interval | None  # None: no value
-    versus: stats.Paired | None  # against the baseline over the seeds that both have; None: it is the baseline, or < 2
-    p: float  # Holm's, over all entries that have one; nan where so few seeds could not be significant
+    versus: stats.Paired | None  # against the baseline, over shared seeds; None: the baseline itself, or < 2 seeds
+    p: float  # Holm's, over all comparisons with the baseline; nan where so few seeds could not be significant
     columns: Mapping[str, float | None]  # means over seeds
     price: Price | None
     harmed: float | None  # share of clients with lower own accuracy than under `local`, mean over seeds
 
     @property
     def done(self) -> tuple[RunRecord, ...]:
-        return tuple(member for member in self.members if member.is_done)
+        return tuple(run for run in self.runs if run.is_done)
 
     @property
-    def is_sure(self) -> bool:
+    def is_significant(self) -> bool:
         """Whether the difference to the baseline is significant."""
         return self.p <= stats.LEVEL
 
@@ -77,32 +76,26 @@ class Verdict:
     """Everything that screen, report and tables show."""
 
     question: Question
-    entries: Mapping[Key, Entry]
+    results: Mapping[Key, MethodResult]
     ranks: stats.Ranks | None  # over settings; None with fewer than two, or one method
     records: Mapping[str, stats.WinTieLoss]  # method -> settings won, undecided, lost against the baseline
-    resolution: Mapping[
-        str, float
-    ]  # method -> smallest difference that its seeds would find (power 0.8) in all settings
-    sentences: tuple[str, ...]  # the verdict in plain words
+    resolution: Mapping[str, float]  # method -> smallest difference that its seeds would find (power 0.8) everywhere
+    sentences: tuple[str, ...]  # the verdict in plain overrides
     cautions: tuple[str, ...]  # what the runs do not show, and why
     failed: tuple[RunRecord, ...]  # requested runs that do not count
 
-    def best(self, setting: str) -> Entry | None:
-        """The entry with the best mean in a setting; None if none has a value."""
-        return next((entry for entry in in_setting(self, setting) if entry.interval), None)
+    def best(self, setting: str) -> MethodResult | None:
+        """The result with the best mean in a setting; None if none has a value."""
+        return next((result for result in in_setting(self, setting) if result.interval), None)
 
 
-def in_setting(verdict: Verdict, setting: str) -> Iterator[Entry]:
-    """The entries of a setting, best first, those without a value last."""
-    found = [entry for (at, _), entry in verdict.entries.items() if at == setting]
+def in_setting(verdict: Verdict, setting: str) -> Iterator[MethodResult]:
+    """The results of a setting, best first, those without a value last."""
+    results = [result for result in verdict.results.values() if result.setting == setting]
     sign = verdict.question.metric.sign
-    yield from sorted(found, key=lambda e: (e.interval is None, -sign * _mean(e) if e.interval else 0.0))
+    yield from sorted(results, key=lambda r: (r.interval is None, -sign * r.interval.mean if r.interval else 0.0))
 
 
-def own_accuracy(member: RunRecord) -> dict[int, float]:
+def own_accuracy(run: RunRecord) -> dict[int, float]:
     """Each client's latest accuracy on its own test split."""
-    return {row["client"]: row["accuracy"] for row in member.clients if row.get("accuracy") is not None}
-
-
-def _mean(entry: Entry) -> float:
-    return entry.interval.mean if entry.interval else math.nan
+    return {row["client"]: row["accuracy"] for row in run.clients if row.get("accuracy") is not None}

@@ -1,7 +1,7 @@
-"""Statistics of a comparison: what paired runs show about a difference, and what too few of them cannot show.
+"""Statistics of a comparison: what paired runs show about a difference, and what too few pairs cannot show.
 
-Pure functions of numbers; higher is better throughout. A *pair* is one seed under which two methods were run with the
-same partition, initial weights, client sampling and batch order. Imports SciPy, which takes a while: import it late.
+Pure functions of numbers; higher is better throughout. A *pair* is two runs with one seed, and so the same partition,
+initial weights, client sampling and batch order. This module imports SciPy, which takes a while: import it late.
 """
 
 import itertools
@@ -18,15 +18,15 @@ from scipy import stats as scipy_stats
 Vector = np.ndarray[Any, Any]
 
 LEVEL = 0.05  # of significance
-MOST_FLIPS = 12  # pairs whose 2^n sign flips are all tried; beyond it ranks take over
-MOST_EXACT_RANKS = 50  # the null distribution of rank sums is tabulated up to here
+MOST_FLIPS = 12  # pairs; with more, 2^n sign patterns are too many, and the test uses ranks
+MOST_EXACT_RANKS = 50  # pairs; SciPy tabulates the null distribution of rank sums up to here
 RESAMPLES = 9_999  # of the bootstrap
-_ROUNDING = 1e-12  # relative: what should be equal differs in its last bits, such as 0.3 - 0.2 and 0.2 - 0.1
+_ROUNDING = 1e-12  # relative error of equal differences, such as 0.3 - 0.2 and 0.2 - 0.1
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and the ends of its interval; both are nan for a single value, which has no spread."""
+    """A mean and the ends of its interval. Both ends are nan for a single value, which has no spread."""
 
     mean: float
     low: float
@@ -79,36 +79,33 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
 
     Source: Student, Biometrika 1908. Raises ValueError for no values, or values that are not finite.
     """
-    _check_share("confidence", confidence)
-    found = _checked(values, "values")
-    mean, n = float(found.mean()), len(found)
+    finite = _finite(values, "values")
+    mean, n = float(finite.mean()), len(finite)
     if n < 2:
         return Interval(mean, math.nan, math.nan)
-    half = _t_quantile(0.5 + confidence / 2, n - 1) * _sd(found) / math.sqrt(n)
+    half = _t_quantile(0.5 + confidence / 2, n - 1) * _sd(finite) / math.sqrt(n)
     return Interval(mean, mean - half, mean + half)
 
 
-def paired(
-    differences: Sequence[float], *, confidence: float = 0.95, seed: int = 0, tie_tolerance: float = 0.0
-) -> Paired:
+def paired(differences: Sequence[float], seed: int = 0) -> Paired:
     """All statistics of one comparison: `differences` holds method minus baseline, one for each seed, in any order.
 
-    `low, high`: Student's interval of the mean. `boot_low, boot_high`: the bootstrap's, which needs no normal
+    `low, high`: Student's 95 % interval of the mean. `boot_low, boot_high`: the bootstrap's, which assumes no normal
     distribution, from resamples drawn with `seed`; `boot_method` is BCa, or percentile where BCa has no value (all
     differences equal), or none for a single pair. `test` names the two-sided test that gave `p`: `sign_flip` up to
-    MOST_FLIPS pairs, `signed_rank` beyond. `smallest_p`: what n pairs can reach at best. `d_z`: effect size, mean/sd
-    (Cohen 1988, 2.3.5), nan if sd is 0 or unknown. Differences of at most `tie_tolerance` are ties; wins are above.
+    MOST_FLIPS pairs, `signed_rank` beyond. `smallest_p`: the smallest p that n pairs can reach. `d_z`: effect size,
+    mean/sd (Cohen 1988, 2.3.5), nan if sd is 0 or unknown.
 
     Sources: Efron, JASA 1987 (BCa). Raises ValueError for no differences, or differences that are not finite.
     """
-    found = np.sort(_checked(differences, "differences"))  # sums and resamples must not depend on the order of seeds
-    values = found.tolist()
-    interval, sd = mean_interval(values, confidence), _sd(found)
-    boot_method, boot_low, boot_high = _bootstrap(found, confidence, seed)
+    ordered = np.sort(_finite(differences, "differences"))  # sums and resamples must not depend on the order of seeds
+    values = ordered.tolist()
+    interval, sd = mean_interval(values), _sd(ordered)
+    boot_method, boot_low, boot_high = _bootstrap(ordered, seed)
     test, p = ("exact sign flips", sign_flip(values)) if len(values) <= MOST_FLIPS else signed_rank(values)
-    wins, losses = int((found > tie_tolerance).sum()), int((found < -tie_tolerance).sum())
+    wins, losses = int((ordered > 0).sum()), int((ordered < 0).sum())
     return Paired(
-        n=len(found),
+        n=len(values),
         mean=interval.mean,
         sd=sd,
         low=interval.low,
@@ -118,10 +115,10 @@ def paired(
         boot_method=boot_method,
         test=test,
         p=p,
-        smallest_p=smallest_p(len(found)),
+        smallest_p=smallest_p(len(values)),
         d_z=interval.mean / sd if sd > 0 else math.nan,
         wins=wins,
-        ties=len(found) - wins - losses,
+        ties=len(values) - wins - losses,
         losses=losses,
     )
 
@@ -129,24 +126,24 @@ def paired(
 def sign_flip(differences: Sequence[float]) -> float:
     """Two-sided p of the exact paired permutation test of the mean, for at most MOST_FLIPS pairs.
 
-    If the methods are alike, each difference had either sign with equal chance: p is the share of the 2^n sign
+    If the methods are equal, each difference had either sign with equal chance: p is the share of the 2^n sign
     patterns whose |sum| is at least the observed one. Source: Fisher, The Design of Experiments 1935, section 21.
     """
-    found = _checked(differences, "differences")
-    if len(found) > MOST_FLIPS:
-        raise ValueError(f"{len(found)} pairs have too many sign patterns to try: use signed_rank beyond {MOST_FLIPS}")
-    sums = np.abs(_signs(len(found)) @ found)
-    return float((sums >= abs(found.sum()) - _ROUNDING * np.abs(found).sum()).mean())
+    finite = _finite(differences, "differences")
+    if len(finite) > MOST_FLIPS:
+        raise ValueError(f"{len(finite)} pairs have too many sign patterns to try: use signed_rank beyond {MOST_FLIPS}")
+    sums = np.abs(_signs(len(finite)) @ finite)
+    return float((sums >= abs(finite.sum()) - _ROUNDING * np.abs(finite).sum()).mean())
 
 
 def signed_rank(differences: Sequence[float]) -> tuple[str, float]:
     """Name and two-sided p of the Wilcoxon signed-rank test (Biometrics Bulletin 1945).
 
-    Differences of zero are dropped, as Wilcoxon did, and counted in the name. Exact up to MOST_EXACT_RANKS pairs; where
-    absolute differences tie, their exact distribution is tried out up to MOST_FLIPS pairs and else taken as normal.
+    Differences of zero are dropped, as Wilcoxon did, and counted in the name. Exact up to MOST_EXACT_RANKS pairs. With
+    tied absolute differences, exact up to MOST_FLIPS pairs, by enumeration, and a normal approximation beyond.
     """
-    found = _checked(differences, "differences")
-    kept = np.round(found / (np.abs(found).max() or 1.0), 12)  # rounding error makes neither ranks nor signs
+    finite = _finite(differences, "differences")
+    kept = np.round(finite / (np.abs(finite).max() or 1.0), 12)  # rounding error makes neither ranks nor signs
     kept = kept[kept != 0]
     ranks = scipy_stats.rankdata(np.abs(kept)) * np.sign(kept)
     is_tied = len(np.unique(np.abs(kept))) < len(kept)
@@ -157,36 +154,33 @@ def signed_rank(differences: Sequence[float]) -> tuple[str, float]:
         p = sign_flip(ranks.tolist())
     else:
         p = float(scipy_stats.wilcoxon(ranks, method="exact" if is_exact else "asymptotic").pvalue)
-    zeros = len(found) - len(kept)
+    zeros = len(finite) - len(kept)
     name = "exact Wilcoxon signed rank" if is_exact else "Wilcoxon signed rank, normal approximation"
     return f"{name}, zeros dropped: {zeros}" if zeros else name, p
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Holm's adjusted p values in the order given: reject those <= level, and any false rejection has that chance.
+    """Holm's adjusted p values, in the given order. Rejecting those <= level bounds the chance of any false rejection.
 
     The i-th smallest of m is max over j <= i of (m - j + 1) p_(j), at most 1. A comparison without a p (nan) stays nan
-    and is not counted in m. Source: Holm, Scandinavian Journal of Statistics 1979. Raises ValueError outside [0, 1].
+    and does not count in m. Source: Holm, Scandinavian Journal of Statistics 1979. Raises ValueError outside [0, 1].
     """
-    found = np.array(ps, dtype=float)
-    if ((found < 0) | (found > 1)).any():
+    adjusted = np.array(ps, dtype=float)
+    if ((adjusted < 0) | (adjusted > 1)).any():
         raise ValueError(f"p values lie between 0 and 1, these do not: {list(ps)}; give those of a test")
-    order = np.argsort(found, kind="stable")[: np.isfinite(found).sum()]  # nan comes last
-    steps = found[order] * np.arange(len(order), 0, -1)
-    found[order] = np.minimum(np.maximum.accumulate(steps), 1)
-    return found.tolist()
+    order = np.argsort(adjusted, kind="stable")[: np.isfinite(adjusted).sum()]  # nan comes last
+    steps = adjusted[order] * np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1)
+    return adjusted.tolist()
 
 
 def smallest_p(n: int) -> float:
     """The smallest two-sided p that n pairs can reach, all of one sign: 2 of the 2^n sign patterns."""
-    _check_count("pairs", n)
     return 2.0 ** (1 - n)
 
 
 def can_reach(n: int, family: int = 1, level: float = LEVEL) -> bool:
-    """Whether n pairs can be significant at all among `family` comparisons: Holm multiplies the smallest p by these."""
-    _check_count("comparisons of the family", family)
-    _check_share("level", level)
+    """Whether n pairs can be significant at all: Holm multiplies the smallest p by the size of the family."""
     return smallest_p(n) * family <= level
 
 
@@ -199,12 +193,9 @@ def resolution(sd: float, n: int, *, power: float = 0.8, level: float = LEVEL) -
     """The smallest true mean difference that n pairs with standard deviation `sd` would find with chance `power`.
 
     The δ at which T exceeds t(1 - level/2, n - 1) with chance `power`; T is noncentral t with n - 1 degrees of freedom
-    and noncentrality δ√n/sd (Cohen 1988, chapter 2). The t test approximates the exact tests, which find a little less;
-    inf where these could find nothing, however large. Among m comparisons give level/m: Holm's first step.
+    and noncentrality δ√n/sd (Cohen 1988, chapter 2). The t test approximates the exact tests, which find slightly
+    less; inf where the exact tests cannot reach `level` at all. For m comparisons pass level/m: Holm's first step.
     """
-    _check_share("power", power)
-    if not (math.isfinite(sd) and sd >= 0):
-        raise ValueError(f"a standard deviation is finite and not negative, this is {sd}; take it from `paired`")
     if not can_reach(n, level=level):
         return math.inf
     critical = float(scipy_stats.t.ppf(1 - level / 2, n - 1))
@@ -221,21 +212,21 @@ def resolution(sd: float, n: int, *, power: float = 0.8, level: float = LEVEL) -
 def win_tie_loss(pairs: Iterable[Paired], level: float = LEVEL) -> WinTieLoss:
     """Over settings: how often a method is significantly better, undecided, significantly worse.
 
-    It uses the pair's `p` as it is: put Holm's there first. Significant means p <= level, and that the mean and
-    the majority of seeds agree on who is better: ranks can be significant against the sign of the mean.
+    It uses `p` as it is: replace it by Holm's first. Significant means p <= level, and that the mean and the majority
+    of seeds agree on the better method: ranks can be significant against the sign of the mean.
     """
-    found = list(pairs)
-    sure = [pair for pair in found if pair.p <= level]
-    wins = sum(pair.mean > 0 and pair.wins >= pair.losses for pair in sure)
-    losses = sum(pair.mean < 0 and pair.losses >= pair.wins for pair in sure)
-    return WinTieLoss(wins, len(found) - wins - losses, losses)
+    listed = list(pairs)
+    significant = [pair for pair in listed if pair.p <= level]
+    wins = sum(pair.mean > 0 and pair.wins >= pair.losses for pair in significant)
+    losses = sum(pair.mean < 0 and pair.losses >= pair.wins for pair in significant)
+    return WinTieLoss(wins, len(listed) - wins - losses, losses)
 
 
 def average_ranks(table: Mapping[str, Mapping[str, float]], level: float = LEVEL) -> Ranks:
     """Ranks of methods over settings: `table[setting][method]` is a value, higher is better.
 
-    `mean`: rank of each, mean over settings, best first; ties share the mean of their ranks. Only methods that every
-    setting has are ranked, `left_out` names the others.
+    `mean`: each method's mean rank over settings, best first; ties share the mean of their ranks. Only methods that
+    every setting has are ranked; `left_out` names the others.
     Raises ValueError for no settings, or values that are not finite.
     """
     if not table:
@@ -245,7 +236,7 @@ def average_ranks(table: Mapping[str, Mapping[str, float]], level: float = LEVEL
     left_out = tuple(name for name in named if name not in ranked)
     if not ranked:
         return Ranks({}, len(table), math.nan, left_out)
-    values = np.array([_checked([row[name] for name in ranked], f"values of {at}") for at, row in table.items()])
+    values = np.array([_finite([row[name] for name in ranked], f"values of {key}") for key, row in table.items()])
     ranks = scipy_stats.rankdata(-values, axis=1)
     mean = sorted(zip(ranked, ranks.mean(axis=0).tolist(), strict=True), key=lambda pair: pair[1])
     difference = critical_difference(len(ranked), len(table), level)
@@ -258,14 +249,12 @@ def critical_difference(methods: int, settings: int, level: float = LEVEL) -> fl
     Nemenyi's test of all pairs at once; q is the studentised range's quantile for k groups and infinite degrees of
     freedom over √2. Source: Demšar, JMLR 2006, section 3.2.2. nan for fewer than 2 methods.
     """
-    _check_count("settings", settings)
-    _check_share("level", level)
     if methods < 2:
         return math.nan
     return _range_quantile(methods, level) / math.sqrt(2) * math.sqrt(methods * (methods + 1) / (6 * settings))
 
 
-@lru_cache  # a curve needs the same one in each round
+@lru_cache  # a curve needs the same quantile in each round
 def _t_quantile(share: float, freedom: int) -> float:
     return float(scipy_stats.t.ppf(share, freedom))
 
@@ -275,21 +264,19 @@ def _range_quantile(groups: int, level: float) -> float:
     return float(scipy_stats.studentized_range.ppf(1 - level, groups, np.inf))
 
 
-def _bootstrap(found: Vector, confidence: float, seed: int) -> tuple[str, float, float]:
-    if len(found) < 2:
+def _bootstrap(values: Vector, seed: int) -> tuple[str, float, float]:
+    if len(values) < 2:
         return "none", math.nan, math.nan
-    method = "percentile" if _sd(found) == 0 else "BCa"
-    drawn = scipy_stats.bootstrap(
-        (found,), np.mean, n_resamples=RESAMPLES, confidence_level=confidence, method=method, rng=seed
-    )
+    method = "percentile" if _sd(values) == 0 else "BCa"
+    drawn = scipy_stats.bootstrap((values,), np.mean, n_resamples=RESAMPLES, method=method, rng=seed)
     return method, float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
 
 
-def _sd(found: Vector) -> float:
-    """The sample's standard deviation; 0, not rounding error, if all are equal; nan for one."""
-    if len(found) < 2:
+def _sd(values: Vector) -> float:
+    """The sample's standard deviation; 0, not rounding error, if all values are equal; nan for one value."""
+    if len(values) < 2:
         return math.nan
-    return 0.0 if np.ptp(found) <= _ROUNDING * np.abs(found).max() else float(found.std(ddof=1))
+    return 0.0 if np.ptp(values) <= _ROUNDING * np.abs(values).max() else float(values.std(ddof=1))
 
 
 @lru_cache
@@ -298,21 +285,11 @@ def _signs(n: int) -> Vector:
     return 1.0 - 2.0 * (np.arange(2**n)[:, None] >> np.arange(n) & 1)
 
 
-def _checked(values: Sequence[float], what: str) -> Vector:
-    found = np.array(values, dtype=float)
-    if not found.size:
-        raise ValueError(f"there are no {what}: give one for each seed that is finished")
-    bad = np.flatnonzero(~np.isfinite(found)).tolist()
+def _finite(values: Sequence[float], noun: str) -> Vector:
+    vector = np.array(values, dtype=float)
+    if not vector.size:
+        raise ValueError(f"there are no {noun}: give one for each finished seed")
+    bad = np.flatnonzero(~np.isfinite(vector)).tolist()
     if bad:
-        raise ValueError(f"{len(bad)} of {found.size} {what} are not finite (at {bad[:3]}): leave them out")
-    return found
-
-
-def _check_share(what: str, value: float) -> None:
-    if not 0 < value < 1:
-        raise ValueError(f"{what} = {value} does not lie between 0 and 1: give a share such as 0.95 or 0.05")
-
-
-def _check_count(what: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{value} {what}: there must be at least one")
+        raise ValueError(f"{len(bad)} of {vector.size} {noun} are not finite (at {bad[:3]}): leave them out")
+    return vector

@@ -73,14 +73,14 @@ def measure_several(asked: Grid, effort: Effort, say: Callable[[str], None]) -> 
         setting: _configuration(asked.configuration((setting, asked.baseline), asked.seeds[0]), ())
         for setting in asked.settings
     }
-    configs = {method: asked.resolved[setting, method].config for setting, method in asked.words}
+    configs = {method: asked.resolved[setting, method].config for setting, method in asked.overrides}
     notes = without_images(configs)
     return {"machine": machine, "notes": notes, "settings": shapes, **costs.measure(asked, effort.turns, say)}
 
 
-def measure(resolved: Resolved, words: Sequence[str], effort: Effort, say: Callable[[str], None]) -> dict[str, Any]:
+def measure(resolved: Resolved, overrides: Sequence[str], effort: Effort, say: Callable[[str], None]) -> dict[str, Any]:
     """All measurements, in seconds and bytes; `missing` says why some could not be made."""
-    found: dict[str, Any] = {"machine": _machine(), "configuration": _configuration(resolved, words), "missing": {}}
+    found: dict[str, Any] = {"machine": _machine(), "configuration": _configuration(resolved, overrides), "missing": {}}
     found["notes"] = without_images({naming.of(resolved.config.strategy): resolved.config})
     say("importing torch")
     import torch
@@ -101,7 +101,7 @@ def measure(resolved: Resolved, words: Sequence[str], effort: Effort, say: Calla
     pool = max(effort.workers, default=0) if found["ray"] else 0
     for clients in effort.clients:
         say(f"memory: {clients} clients")
-        plan = memory.Plan(list(words), clients, PER_ROUND, effort.memory_rounds, pool)
+        plan = memory.MemoryTask(list(overrides), clients, PER_ROUND, effort.memory_rounds, pool)
         _try(found, "memory", partial(memory.in_child, plan))
     return {**found, "goals": goals(found)}
 
@@ -159,10 +159,10 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def _configuration(resolved: Resolved, words: Sequence[str]) -> dict[str, Any]:
+def _configuration(resolved: Resolved, overrides: Sequence[str]) -> dict[str, Any]:
     config = resolved.config
     return {
-        "words": list(words),
+        "words": list(overrides),
         "strategy": naming.of(config.strategy),
         "data": config.data.name,
         "students": " + ".join(config.students.mix or [config.students.name]),

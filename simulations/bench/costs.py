@@ -15,21 +15,21 @@ if TYPE_CHECKING:
 LIMIT = 1.3  # at most: the clients' seconds of a method over the baseline's
 
 
-def sought(words: Sequence[str]) -> bool:
+def sought(overrides: Sequence[str]) -> bool:
     """Whether overrides name several configurations: `comparison=`, or a list of values. Raises ConfigError."""
-    pairs = [(key.strip(), text) for key, equals, text in (word.partition("=") for word in words) if equals]
+    pairs = [(key.strip(), text) for key, equals, text in (override.partition("=") for override in overrides) if equals]
     return any(key == "comparison" or len(lists.expand(key, text, COMMAND_LINE)) > 1 for key, text in pairs)
 
 
-def check(words: Sequence[str]) -> Grid:
+def check(overrides: Sequence[str]) -> Grid:
     """The methods and settings that the overrides describe, as for `fedkd compare`; only the first seed is used.
 
     Raises ConfigError.
     """
-    return cells.check(cells.ask(words))
+    return cells.check(cells.ask(overrides))
 
 
-def measure(asked: Grid, count: int, say: Callable[[str], None]) -> dict[str, Any]:
+def measure(request: Grid, count: int, say: Callable[[str], None]) -> dict[str, Any]:
     """`count` rounds of each method and of the baseline, in turns, setting after setting.
 
     `costs` has a row for each: median seconds of the clients' work and of the server, and the clients' ratio to the
@@ -40,25 +40,25 @@ def measure(asked: Grid, count: int, say: Callable[[str], None]) -> dict[str, An
 
     costs: list[dict[str, Any]] = []
     missing: dict[str, str] = {}
-    for setting in asked.settings:
-        baseline = _assembled(asked, setting, asked.baseline, count)
-        for method in (each for each in asked.methods if (setting, each) in asked.words):
+    for setting in request.settings:
+        baseline = _assembled(request, setting, request.baseline, count)
+        for method in (each for each in request.methods if (setting, each) in request.overrides):
             name = ", ".join(filter(None, (method, setting)))
-            say(f"{name}: {count} rounds of it and of {asked.baseline}, in turns")
+            say(f"{name}: {count} rounds of it and of {request.baseline}, in turns")
             try:
-                other = _assembled(asked, setting, method, count)
+                other = _assembled(request, setting, method, count)
                 pairs = measures.in_turns(baseline, other, count)
             except FedkdError as error:
                 missing[name] = error.what
             else:
                 costs.append({"setting": setting, "method": method, **_row(pairs)})
-    return {"rounds": count, "baseline": asked.baseline, "costs": costs, "limit": LIMIT, "missing": missing}
+    return {"rounds": count, "baseline": request.baseline, "costs": costs, "limit": LIMIT, "missing": missing}
 
 
-def _assembled(asked: Grid, setting: str, method: str, count: int) -> "Assembly":
+def _assembled(request: Grid, setting: str, method: str, count: int) -> "Assembly":
     from simulations.bench import measures
 
-    return measures.assembled(asked.configuration((setting, method), asked.seeds[0]).config, count)
+    return measures.assembled(request.configuration((setting, method), request.seeds[0]).config, count)
 
 
 def _row(pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> dict[str, float]:

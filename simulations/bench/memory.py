@@ -25,17 +25,17 @@ SAMPLES = 32  # training images per client, 8 for testing; a small data set is r
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryTask:
     """What to run, with few steps: memory does not depend on how long a client trains."""
 
-    words: list[str]
+    overrides: list[str]
     clients: int
     per_round: int
     rounds: int
     workers: int  # 0: in the driver itself
 
 
-def in_child(plan: Plan) -> dict[str, Any]:
+def in_child(plan: MemoryTask) -> dict[str, Any]:
     """Measure in a fresh process. Raises EngineError if that fails."""
     found: dict[str, Any] = json.loads(
         subprocesses.python("-m", "simulations.bench.memory", json.dumps(asdict(plan)), timeout=TIMEOUT)
@@ -43,10 +43,10 @@ def in_child(plan: Plan) -> dict[str, Any]:
     return found
 
 
-def measure(plan: Plan) -> dict[str, Any]:
+def measure(plan: MemoryTask) -> dict[str, Any]:
     """Resident and private memory (bytes) of the driver and of each worker, and the bytes of all clients' states."""
     torch.set_num_threads(1)
-    experiment, site = crowd(compose.resolve(plan.words).config, plan)
+    experiment, site = crowd(compose.resolve(plan.overrides).config, plan)
     engine: Engine = Inline(site)
     pids: list[int] = []
     if plan.workers:
@@ -67,7 +67,7 @@ def measure(plan: Plan) -> dict[str, Any]:
         engine.close()
 
 
-def crowd(config: RunConfig, plan: Plan) -> tuple[Experiment, LocalSite]:
+def crowd(config: RunConfig, plan: MemoryTask) -> tuple[Experiment, LocalSite]:
     """The configuration's problem with `plan.clients` clients of equal size, independent of its partition."""
     made = assemble.assemble(config)
     train = replace(config.train, steps=1)
@@ -107,4 +107,4 @@ def _deal(clients: int, each: int, available: int) -> dict[int, torch.Tensor]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(Plan(**json.loads(sys.argv[1])))))
+    print(json.dumps(measure(MemoryTask(**json.loads(sys.argv[1])))))

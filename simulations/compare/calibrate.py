@@ -1,6 +1,7 @@
-"""`fedkd compare --dry-run`: shows which runs are missing, and estimates their time. Writes nothing to disk."""
+"""`fedkd compare --dry-run`: lists the missing runs and estimates their time. Writes nothing to disk."""
 
 import heapq
+import math
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from fedkd.config import RunConfig
 from fedkd.configuration.resolved import Resolved
 from fedkd.errors import RunError
 from simulations.analysis import candidates, plan
-from simulations.analysis.plan import Cell, Plan
+from simulations.analysis.plan import Cell, ComparisonPlan
 from simulations.run.options import Options
 
 _NEVER = 10**9  # rounds
@@ -24,14 +25,12 @@ class Pace:
     start: float
     round: float  # training and aggregation
     own: float  # an evaluation on the clients' own test splits
-    pooled: float  # one on the pooled test set
+    pooled: float  # an evaluation on the pooled test set
 
     def run(self, config: RunConfig) -> float:
         """Seconds of a whole run."""
-        every, pooled_every = config.evaluate.every, config.evaluate.pooled_every
-        own, pooled = (
-            -(-config.rounds // each) for each in (every, pooled_every)
-        )  # the last round is always evaluated
+        own = math.ceil(config.rounds / config.evaluate.every)  # a run always evaluates its last round
+        pooled = math.ceil(config.rounds / config.evaluate.pooled_every)
         return self.start + config.rounds * self.round + own * self.own + pooled * self.pooled
 
 
@@ -56,50 +55,52 @@ def _measure(config: RunConfig) -> Pace:
     assembly = assemble.assemble(config)
     state = rounds.begin(assembly.experiment)
     start = time.perf_counter() - began
-    found = []
-    with_engine = Inline(assembly.site)
+    timings = []
+    engine = Inline(assembly.site)
     for every, pooled_every in ((_NEVER, _NEVER), (1, _NEVER), (1, 1)):
-        asked = replace(config.evaluate, every=every, pooled_every=pooled_every)
-        experiment = replace(assembly.experiment, config=replace(config, rounds=_NEVER, evaluate=asked))
-        played = rounds.run_round(experiment, with_engine, state)
-        state = played.state
-        found.append(played.timings)
-    own, both = found[1]["evaluation"], found[2]["evaluation"]
-    usual = sum(each["total"] - each["evaluation"] for each in found[1:]) / 2
-    return Pace(start, usual, own, max(0.0, both - own))
+        evaluate = replace(config.evaluate, every=every, pooled_every=pooled_every)
+        experiment = replace(assembly.experiment, config=replace(config, rounds=_NEVER, evaluate=evaluate))
+        result = rounds.run_round(experiment, engine, state)
+        state = result.state
+        timings.append(result.timings)
+    own, both = timings[1]["evaluation"], timings[2]["evaluation"]
+    training = sum(phases["total"] - phases["evaluation"] for phases in timings[1:]) / 2
+    return Pace(start, training, own, max(0.0, both - own))
 
 
 def spread(seconds: Iterable[float], jobs: int) -> float:
-    """Seconds until the last of these is done, if `jobs` of them run side by side."""
-    free = [0.0] * jobs
-    for each in seconds:
-        heapq.heapreplace(free, free[0] + each)
-    return max(free)
+    """Seconds until all runs are done, if `jobs` of them run side by side."""
+    free_at = [0.0] * jobs
+    for duration_of_run in seconds:
+        heapq.heapreplace(free_at, free_at[0] + duration_of_run)
+    return max(free_at)
 
 
-def show(found: Plan, cells: Mapping[Cell, Resolved], folder: Path, jobs: int, options: Options) -> int:
+def show(shown: ComparisonPlan, cells: Mapping[Cell, Resolved], folder: Path, jobs: int, options: Options) -> int:
     """Print the plan and the estimate; `cells` are all cells, done or not."""
-    missing = {cell: its.config for cell, its in cells.items() if not plan.is_done(folder / cell.folder, cell.digest)}
-    seconds = estimate(missing, found.settings[0], jobs)
-    note = seeds_note(found)
+    missing = {
+        cell: resolved.config for cell, resolved in cells.items() if not plan.is_done(folder / cell.folder, cell.digest)
+    }
+    seconds = estimate(missing, shown.settings[0], jobs)
+    note = seeds_note(shown)
     if options.json:
         facts: dict[str, Any] = {
-            key: getattr(found, key) for key in ("settings", "methods", "seeds", "metric", "baseline")
+            key: getattr(shown, key) for key in ("settings", "methods", "seeds", "metric", "baseline")
         }
         counts = {"cells": len(cells), "done": len(cells) - len(missing), "jobs": jobs, "seconds": seconds}
         options.answer({"comparison": str(folder), "status": "planned", **counts, **facts, "note": note})
         return 0
-    print("\n".join(_lines(found, cells, missing, folder)))
+    print("\n".join(_lines(shown, cells, missing, folder)))
     if missing:
-        where = "1 core" if jobs == 1 else f"{jobs} cores"
-        print(f"time      {'cannot be estimated' if seconds is None else f'about {duration(seconds)} on {where}'}")
+        cores = "1 core" if jobs == 1 else f"{jobs} cores"
+        print(f"time      {'cannot be estimated' if seconds is None else f'about {duration(seconds)} on {cores}'}")
     if note:
         print(f"note      {note}")
     return 0
 
 
 def estimate(cells: Mapping[Cell, RunConfig], setting: str, jobs: int) -> float | None:
-    """Seconds until all are done; None if a method cannot be timed. Measures one cell of each method."""
+    """Seconds until all runs are done; None if a method cannot be timed. Measures one cell of each method."""
     paces: dict[str, Pace] = {}
     for cell in sorted(cells, key=lambda cell: cell.setting != setting):
         if cell.method not in paces:
@@ -110,19 +111,19 @@ def estimate(cells: Mapping[Cell, RunConfig], setting: str, jobs: int) -> float 
     return spread((paces[cell.method].run(config) for cell, config in cells.items()), jobs)
 
 
-def seeds_note(found: Plan) -> str:
+def seeds_note(shown: ComparisonPlan) -> str:
     """A note if too few seeds make significance impossible; empty if they suffice."""
     from simulations.analysis import stats
 
-    family = (len(found.methods) - 1) * len(found.settings)
-    count = len(found.seeds)
+    family = (len(shown.methods) - 1) * len(shown.settings)
+    count = len(shown.seeds)
     if not family or stats.can_reach(count, family):
         return ""
     among = "the comparison with the baseline" if family == 1 else f"{family} comparisons with the baseline"
     seeds = "1 seed" if count == 1 else f"{count} seeds"
     return (
-        f"with {seeds} no difference can be significant at p < {stats.LEVEL:g} in {among}, however large: "
-        f"that needs {stats.seeds_needed(family)} seeds"
+        f"with {seeds} no difference can be significant at p < {stats.LEVEL:g} in {among}, however large; "
+        f"{stats.seeds_needed(family)} seeds are needed"
     )
 
 
@@ -145,18 +146,18 @@ def spans(seeds: Sequence[int]) -> str:
     return ",".join(f"{part[0]}..{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
 
 
-def _lines(found: Plan, cells: Collection[Cell], missing: Collection[Cell], folder: Path) -> Iterator[str]:
-    sizes = [(len(found.settings), "setting"), (len(found.methods), "method"), (len(found.seeds), "seed")]
+def _lines(shown: ComparisonPlan, cells: Collection[Cell], missing: Collection[Cell], folder: Path) -> Iterator[str]:
+    sizes = [(len(shown.settings), "setting"), (len(shown.methods), "method"), (len(shown.seeds), "seed")]
     product = " x ".join(f"{size} {noun}{'s'[: size > 1]}" for size, noun in sizes)
-    done = f", {len(cells) - len(missing)} of all done before" if len(missing) < len(cells) else ""
-    yield f"{folder.name}: {product} = {len(found.cells)} runs{done}"
-    if any(found.settings):
-        yield f"settings  {'; '.join(found.settings)}"
-    yield f"methods   {', '.join(method + ' (baseline)' * (method == found.baseline) for method in found.methods)}"
-    yield f"seeds     {spans(found.seeds)}"
-    yield f"metric    {found.metric}"
-    if found.tuning:
-        lines = candidates.shown(plan.tried_before(found))
-        on = f"on validation data, seeds {spans(found.tuning['seeds'])}, {len(cells) - len(found.cells)} runs"
+    done = f", {len(cells) - len(missing)} done before" if len(missing) < len(cells) else ""
+    yield f"{folder.name}: {product} = {len(shown.cells)} runs{done}"
+    if any(shown.settings):
+        yield f"settings  {'; '.join(shown.settings)}"
+    yield f"methods   {', '.join(method + ' (baseline)' * (method == shown.baseline) for method in shown.methods)}"
+    yield f"seeds     {spans(shown.seeds)}"
+    yield f"metric    {shown.metric}"
+    if shown.tuning:
+        lines = candidates.shown(plan.tried_before(shown))
+        data = f"on validation data, seeds {spans(shown.tuning['seeds'])}, {len(cells) - len(shown.cells)} runs"
         yield from (f"tuning    {line}" for line in lines[:-1])
-        yield f"tuning    {lines[-1]}: {on}" if len(lines) == 1 else f"tuning    {lines[-1]}; {on}"
+        yield f"tuning    {lines[-1]}{':' if len(lines) == 1 else ';'} {data}"

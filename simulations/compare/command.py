@@ -13,50 +13,51 @@ from simulations.run import run_folder
 from simulations.run.options import Compare
 
 
-def main(asked: Compare) -> int:
+def main(options: Compare) -> int:
     """Run the missing cells of a comparison, analyse, report; gives the exit code. Raises FedkdError."""
-    given = {name: getattr(asked, name) for name in ("tune", "baseline", "metric", "target", "tune_seeds")}
-    grid = cells.ask(asked.words, **given)
-    tried = candidates.of(grid.tune, grid)
-    jobs = _jobs(asked)
-    fingerprint = plan.fingerprint(grid.words, tried)
-    folder = _folder(fingerprint, asked)
+    named = {name: getattr(options, name) for name in ("tune", "baseline", "metric", "target", "tune_seeds")}
+    grid = cells.ask(options.overrides, **named)
+    tried = candidates.parse(grid.tune, grid)
+    jobs = _jobs(options)
+    fingerprint = plan.fingerprint(grid.overrides, tried)
+    folder = _folder(fingerprint, options)
     before = plan.load(folder)
     if before:
-        plan.check_same(before, grid.words, tried)
-    tuning = tune.ask(grid, before, lambda: _begin(asked))
+        plan.check_same(before, grid.overrides, tried)
+    tuning = tune.ask(grid, before, lambda: _begin(options))
     rows = tuning.rows(folder)
-    found, tasks = plan.make(tuning.grid(rows), fingerprint, _command(asked), before)
-    found = replace(found, tuning=tuning.note(), tuned=rows)
-    from simulations.compare.session import Session
+    made, tasks = plan.make(tuning.grid(rows), fingerprint, _command(options), before)
+    made = replace(made, tuning=tuning.note(), tuned=rows)
+    from simulations.compare import calibrate, session
 
-    session = Session(plan=found, tasks=tasks, tuning=tuning, folder=folder, jobs=jobs, options=asked)
-    return session.show() if asked.dry_run else session.play()
+    if options.dry_run:
+        return calibrate.show(made, {**tuning.trials(), **tasks}, folder, jobs, options)
+    return session.run(session.Session(made, tasks, tuning, folder, jobs, options))
 
 
-def _begin(asked: Compare) -> None:
-    """Announce the import of torch, which takes seconds: the quick checks have passed."""
+def _begin(options: Compare) -> None:
+    """Announce the import of torch, which takes seconds; the quick checks have passed."""
     from simulations.compare import progress_table, worker_pool
 
-    progress_table.make(asked).say("starting: loading PyTorch")
-    if not (asked.dry_run or asked.debug):
+    progress_table.make(options).say("starting: loading PyTorch")
+    if not (options.dry_run or options.debug):
         worker_pool.warm_up()
 
 
-def _jobs(asked: Compare) -> int:
-    if asked.jobs is not None and asked.jobs < 1:
-        raise ConfigError(f"--jobs {asked.jobs}", where=COMMAND_LINE, mend="must be at least 1")
-    return 1 if asked.debug else asked.jobs or ray_session.num_cores()
+def _jobs(options: Compare) -> int:
+    if options.jobs is not None and options.jobs < 1:
+        raise ConfigError(f"--jobs {options.jobs} is below 1", where=COMMAND_LINE, mend="use at least 1")
+    return 1 if options.debug else options.jobs or ray_session.num_cores()
 
 
-def _folder(fingerprint: str, asked: Compare) -> Path:
-    """The folder's name is a hash of the request, so the same command, or one with more seeds, finds it again."""
-    if asked.out is not None:
-        return asked.out
-    return run_folder.named(asked.runs, asked.name or f"compare-{fingerprint[:8]}")
+def _folder(fingerprint: str, options: Compare) -> Path:
+    """The default name is a hash of the request, so the same command, or one with more seeds, finds the folder."""
+    if options.out is not None:
+        return options.out
+    return run_folder.named(options.runs, options.name or f"compare-{fingerprint[:8]}")
 
 
-def _command(asked: Compare) -> str:
+def _command(options: Compare) -> str:
     """The command that repeats the comparison."""
-    flags = asked.flags("tune", "baseline", "metric", "target", "tune_seeds", "name", "out", "runs")
-    return shlex.join(["fedkd", "compare", *asked.words, *flags])
+    flags = options.flags("tune", "baseline", "metric", "target", "tune_seeds", "name", "out", "runs")
+    return shlex.join(["fedkd", "compare", *options.overrides, *flags])

@@ -1,6 +1,6 @@
-"""Imports what every cell needs, once: forked processes inherit it.
+"""Imports the modules that every cell needs, once: forked processes inherit them.
 
-Nothing here may run an operation of torch: its threads do not survive a fork.
+No operation of torch may run here: its threads do not survive a fork.
 """
 
 import importlib
@@ -9,10 +9,8 @@ from contextlib import suppress
 from fedkd.configuration import plugins
 
 _MODULES = ("simulations.compare.worker", "simulations.run.driver", "simulations.engines.inline")
-_LATE = (
-    "tensorboard.compat.proto.event_pb2",
-    "tensorboard.summary.writer.record_writer",
-)  # simulations.run.tensorboard's
+# simulations.run.tensorboard imports these late.
+_LATE = ("tensorboard.compat.proto.event_pb2", "tensorboard.summary.writer.record_writer")
 
 for _name in (*_MODULES, *_LATE, *plugins.modules("strategies").values(), *plugins.modules("clients").values()):
     with suppress(Exception):

@@ -7,7 +7,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -32,13 +32,13 @@ class Progress:
 
     cell: Cell
     ledger: Path  # metrics.jsonl
-    of: int  # rounds
+    num_rounds: int
     state: str = "waiting"  # waiting, running, done, failed, stopped
     rounds: int = 0
     accuracy: float | None = None  # the newest headline
     began: float = 0.0  # monotonic seconds, of this process
     seconds: float = 0.0  # spent by this process
-    played: int = 0  # rounds in these seconds
+    own_rounds: int = 0  # rounds in these seconds
     _offset: int = 0
     _measured: dict[str, float] = field(default_factory=dict)
 
@@ -63,9 +63,9 @@ class Progress:
 
 @dataclass
 class ProgressDisplay:
-    """Shows nothing (--quiet); the base of the others. Also writes every line to a log, as a screen may be lost."""
+    """Shows nothing (--quiet); base of the other displays. Writes every line to a log, as a screen may be lost."""
 
-    log: Path | None = None  # where; None: nowhere
+    log: Path | None = None  # None: no log
     cells: dict[str, Progress] = field(default_factory=dict)  # by folder
     jobs: int = 1
     name: str = ""
@@ -75,29 +75,29 @@ class ProgressDisplay:
     def begin(self, name: str, cells: Sequence[Progress], jobs: int) -> None:
         """Begin with these cells; some may be done already."""
         self.name, self.jobs, self.began = name, jobs, time.monotonic()
-        self.cells = {each.cell.folder: each for each in cells}
-        for each in cells:
-            if each.state == "done":
-                each.read()
+        self.cells = {tracked.cell.folder: tracked for tracked in cells}
+        for tracked in cells:
+            if tracked.state == "done":
+                tracked.read()
         self.reused = self.count("done")
         self.keep(self.head())
 
     def started(self, cell: Cell) -> None:
-        found = self.cells[cell.folder]
-        found.read()
-        found.state, found.began, found.played = "running", time.monotonic(), -found.rounds
+        tracked = self.cells[cell.folder]
+        tracked.read()
+        tracked.state, tracked.began, tracked.own_rounds = "running", time.monotonic(), -tracked.rounds
 
     def tick(self) -> None:
         """Read the ledgers of running cells."""
-        for each in self.cells.values():
-            if each.state == "running":
-                each.read()
-                each.seconds = time.monotonic() - each.began
+        for tracked in self.cells.values():
+            if tracked.state == "running":
+                tracked.read()
+                tracked.seconds = time.monotonic() - tracked.began
 
     def ended(self, cell: Cell, outcome: CellResult) -> None:
         self.tick()
-        found = self.cells[cell.folder]
-        found.state, found.played = outcome.status, found.played + found.rounds
+        tracked = self.cells[cell.folder]
+        tracked.state, tracked.own_rounds = outcome.status, tracked.own_rounds + tracked.rounds
         self.keep(self.line(cell, outcome))
 
     def say(self, line: str) -> None:
@@ -114,27 +114,28 @@ class ProgressDisplay:
         """Restore the terminal. Safe to call twice."""
 
     def count(self, state: str) -> int:
-        return sum(each.state == state for each in self.cells.values())
+        return sum(tracked.state == state for tracked in self.cells.values())
 
-    def left(self, of: Sequence[Progress]) -> float | None:
+    def left(self, cells: Iterable[Progress]) -> float | None:
         """Seconds until these cells are done, if all jobs work on them; None while there is no estimate."""
         paces = self._paces()
         if not paces:
             return None
         usual = statistics.fmean(paces.values())
-        waiting = [each for each in of if each.state in ("waiting", "running")]
-        work = sum((each.of - each.rounds) * paces.get(each.cell.method, usual) for each in waiting)
-        return work / max(1, min(self.jobs, len(waiting)))
+        open_cells = [cell for cell in cells if cell.state in ("waiting", "running")]
+        work = sum((cell.num_rounds - cell.rounds) * paces.get(cell.cell.method, usual) for cell in open_cells)
+        return work / max(1, min(self.jobs, len(open_cells)))
 
     def _paces(self) -> dict[str, float]:
         """Seconds per round, by method, measured in this process."""
-        paces = {}
-        for method in dict.fromkeys(each.cell.method for each in self.cells.values()):
-            its = [each for each in self.cells.values() if each.cell.method == method and each.seconds]
-            rounds = sum(each.played + (each.rounds if each.state == "running" else 0) for each in its)
-            if rounds > 0:
-                paces[method] = sum(each.seconds for each in its) / rounds
-        return paces
+        seconds: dict[str, float] = {}
+        rounds: dict[str, int] = {}
+        for tracked in self.cells.values():
+            if tracked.seconds:
+                method, current = tracked.cell.method, tracked.rounds if tracked.state == "running" else 0
+                seconds[method] = seconds.get(method, 0.0) + tracked.seconds
+                rounds[method] = rounds.get(method, 0) + tracked.own_rounds + current
+        return {method: seconds[method] / count for method, count in rounds.items() if count > 0}
 
     def summary(self) -> str:
         """`48 of 48 runs in 6:12`."""
@@ -148,13 +149,13 @@ class ProgressDisplay:
         parts = [f"{outcome.status:<8}{ended}/{len(self.cells)}  {cell.name}"]
         if outcome.status == "failed":
             return "   ".join([*parts, one_line(outcome.error)])
-        found = self.cells[cell.folder]
+        tracked = self.cells[cell.folder]
         parts += [
-            f"round {found.rounds}/{found.of}",
-            f"accuracy {_number(found.accuracy)}",
-            console_text.clock(found.seconds),
+            f"round {tracked.rounds}/{tracked.num_rounds}",
+            f"accuracy {_number(tracked.accuracy)}",
+            console_text.clock(tracked.seconds),
         ]
-        left = self.left(list(self.cells.values()))
+        left = self.left(self.cells.values())
         return "   ".join(parts + ([f"left {console_text.clock(left)}"] if left else []))
 
     def head(self) -> str:
@@ -163,8 +164,8 @@ class ProgressDisplay:
 
 
 @dataclass
-class Lines(ProgressDisplay):
-    """For pipes and files: a header, a line per finished cell."""
+class LineDisplay(ProgressDisplay):
+    """For pipes and files: a header, then a line per finished cell."""
 
     stream: Any = None
 
@@ -185,7 +186,7 @@ class Lines(ProgressDisplay):
 
 
 @dataclass
-class Table(ProgressDisplay):
+class TableDisplay(ProgressDisplay):
     """For terminals: a line per setting and method, redrawn in place; never taller than the screen."""
 
     console: "Console" = None  # type: ignore[assignment]
@@ -215,10 +216,10 @@ class Table(ProgressDisplay):
         self._print(line)
 
     def _print(self, line: str) -> None:
-        word, gap, rest = line.partition(" ")
         from rich.text import Text
 
-        self.console.print(Text.assemble((word, "yellow" if word in ("failed", "warn") else "bold"), gap + rest))
+        label, space, rest = line.partition(" ")
+        self.console.print(Text.assemble((label, "yellow" if label in ("failed", "warn") else "bold"), space + rest))
 
     def close(self) -> None:
         if self._live is not None:
@@ -235,14 +236,14 @@ class Table(ProgressDisplay):
         from rich.text import Text
 
         rows = list(self._pairs().items())
-        running = [row for row in rows if any(each.state == "running" for each in row[1])]
+        running = [row for row in rows if any(tracked.state == "running" for tracked in row[1])]
         shown = rows if len(rows) <= max(1, height - _AROUND) else running[: max(1, height - _AROUND)]
-        more = f"{len(rows) - len(shown)} lines more: waiting or done" if len(shown) < len(rows) else ""
+        more = f"{len(rows) - len(shown)} more lines: waiting or done" if len(shown) < len(rows) else ""
         lines = [Text(line, no_wrap=True, overflow="ellipsis") for line in (self._title(), more)]
         return Group(lines[0], self._grid(shown), *lines[1 : 1 + bool(more)])
 
     def _title(self) -> str:
-        left = self.left(list(self.cells.values()))
+        left = self.left(self.cells.values())
         parts = [self.head(), f"done {self.count('done')}"]
         parts += [f"failed {self.count('failed')}"] if self.count("failed") else []
         return "   ".join([*parts, f"left {console_text.clock(left)}"] if left else parts)
@@ -262,18 +263,18 @@ class Table(ProgressDisplay):
 
     def _pairs(self) -> Mapping[tuple[str, str], list[Progress]]:
         pairs: dict[tuple[str, str], list[Progress]] = {}
-        for each in self.cells.values():
-            pairs.setdefault((each.cell.setting, each.cell.method), []).append(each)
+        for tracked in self.cells.values():
+            pairs.setdefault((tracked.cell.setting, tracked.cell.method), []).append(tracked)
         return pairs
 
     def _row(self, cells: Sequence[Progress]) -> Iterator[str]:
-        done = sum(each.state == "done" for each in cells)
-        reached = [each.accuracy for each in cells if each.accuracy is not None]
-        failed = sum(each.state == "failed" for each in cells)
+        done = sum(tracked.state == "done" for tracked in cells)
+        accuracies = [tracked.accuracy for tracked in cells if tracked.accuracy is not None]
+        failed = sum(tracked.state == "failed" for tracked in cells)
         left = self.left(cells)
         yield f"{done}/{len(cells)}" + (f" ({failed} failed)" if failed else "")
-        yield f"{sum(each.rounds for each in cells)}/{sum(each.of for each in cells)}"
-        yield _number(statistics.fmean(reached) if reached else None)
+        yield f"{sum(tracked.rounds for tracked in cells)}/{sum(tracked.num_rounds for tracked in cells)}"
+        yield _number(statistics.fmean(accuracies) if accuracies else None)
         yield "done" if done == len(cells) else console_text.clock(left) if left else "-"
 
 
@@ -288,7 +289,7 @@ def make(options: Any, log: Path | None = None) -> ProgressDisplay:
         return ProgressDisplay(log=log)
     stream = sys.stderr if options.json else sys.stdout
     console = progress.terminal(stream, options)
-    return Lines(stream=stream, log=log) if console is None else Table(console=console, log=log)
+    return LineDisplay(stream=stream, log=log) if console is None else TableDisplay(console=console, log=log)
 
 
 def _number(accuracy: float | None) -> str:

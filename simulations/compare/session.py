@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fedkd.configuration.resolved import Resolved
 from fedkd.errors import FolderError
 from simulations.analysis import choices, plan
-from simulations.analysis.plan import Cell, Plan
+from simulations.analysis.plan import Cell, ComparisonPlan
 from simulations.compare import calibrate, progress_table, worker_pool
 from simulations.compare.progress_table import Progress, ProgressDisplay
 from simulations.compare.tune import Tuning
@@ -25,81 +25,73 @@ if TYPE_CHECKING:
 NOT_ALL = 4  # the exit code if a run is missing
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Session:
-    """The cells of one command, their folder, and its options."""
+    """One command: its plan with all cells, the folder, and the options."""
 
-    plan: Plan
+    plan: ComparisonPlan
     tasks: Mapping[Cell, Resolved]  # the cells of the plan
     tuning: Tuning
     folder: Path
     jobs: int
     options: Options
 
-    def show(self) -> int:
-        """--dry-run."""
-        tasks = {**self.tuning.trials(), **self.tasks}
-        return calibrate.show(self.plan, tasks, self.folder, self.jobs, self.options)
 
-    def play(self) -> int:
-        """Run, analyse, report; gives the exit code. Raises FedkdError; KeyboardInterrupt only when all is saved."""
-        return _play(self)
-
-
-def _play(session: Session) -> int:
+def run(session: Session) -> int:
+    """Run, analyse, report; gives the exit code. Raises FedkdError; KeyboardInterrupt only when all is saved."""
     held = run_folder.hold(session.folder)
-    shown = progress_table.make(session.options, session.folder / "log.txt")
+    display = progress_table.make(session.options, session.folder / "log.txt")
     try:
         if note := calibrate.seeds_note(session.plan):
-            shown.say(f"note    {note}")
-        found = _run(session, held, shown)
-        shown.close()
-        return _conclude(found, session)
+            display.say(f"note    {note}")
+        finished = _run_all(session, held, display)
+        display.close()
+        return _conclude(finished, session)
     except KeyboardInterrupt:
-        shown.close()
+        display.close()
         _say_stopped(session)
         raise
     finally:
-        shown.close()
+        display.close()
         held.release()
 
 
-def _run(session: Session, held: RunFolder, shown: ProgressDisplay) -> Plan:
+def _run_all(session: Session, held: RunFolder, display: ProgressDisplay) -> ComparisonPlan:
     """Run the trials, choose, run the cells; gives the plan with the choices and the failures."""
     session.plan.write(held)
-    found, tasks, trials = session.plan, session.tasks, session.tuning.trials()
+    current, tasks, trials = session.plan, session.tasks, session.tuning.trials()
     if trials:
-        _play_cells(trials, session, shown, f"{session.folder.name}, tuning")
+        _run_cells(trials, session, display, f"{session.folder.name}, tuning")
         rows = session.tuning.rows(session.folder)
-        tasks = plan.cells(session.tuning.grid(rows), found.seeds)
-        found = replace(found, tuned=rows, cells=tuple(tasks))
-        found.write(held)
-        for line in tuned.lines() if (tuned := choices.of(found.tuning, rows)) else ():
-            shown.say(f"tuned   {line}")
-    session = replace(session, plan=found)
-    outcomes = _play_cells(tasks, session, shown, session.folder.name)
-    found = replace(found, failed={place: each.error for place, each in outcomes.items() if each.status == "failed"})
-    found.write(held)
-    return found
+        tasks = plan.cells(session.tuning.grid(rows), current.seeds)
+        current = replace(current, tuned=rows, cells=tuple(tasks))
+        current.write(held)
+        for line in tuned.lines() if (tuned := choices.from_plan(current.tuning, rows)) else ():
+            display.say(f"tuned   {line}")
+    outcomes = _run_cells(tasks, session, display, session.folder.name)
+    failed = {folder: outcome.error for folder, outcome in outcomes.items() if outcome.status == "failed"}
+    current = replace(current, failed=failed)
+    current.write(held)
+    return current
 
 
-def _play_cells(
-    tasks: Mapping[Cell, Resolved], session: Session, shown: ProgressDisplay, name: str
+def _run_cells(
+    tasks: Mapping[Cell, Resolved], session: Session, display: ProgressDisplay, name: str
 ) -> dict[str, CellResult]:
     """Run the missing ones among some cells. Raises FolderError if the disk is full."""
     folder = session.folder
-    missing = {cell: its for cell, its in tasks.items() if not plan.is_done(folder / cell.folder, cell.digest)}
-    shown.begin(name, [_progress(cell, folder, tasks[cell], cell not in missing) for cell in tasks], session.jobs)
+    missing = {cell: task for cell, task in tasks.items() if not plan.is_done(folder / cell.folder, cell.digest)}
+    display.begin(name, [_progress(cell, folder, tasks[cell], cell not in missing) for cell in tasks], session.jobs)
     if session.options.debug:
-        outcomes = worker_pool.play_here(missing, folder, shown)
+        outcomes = worker_pool.run_here(missing, folder, display)
     else:
         worker_pool.warm_up()
-        alone = _downloading(missing)  # two processes must not fetch the same files
-        outcomes = worker_pool.play({cell: missing.pop(cell) for cell in alone}, folder, 1, shown)
-        outcomes |= worker_pool.play(missing, folder, session.jobs, shown)
-    shown.close()
-    shown.say(f"done    {shown.summary()}")
-    if any(each.is_disk_full for each in outcomes.values()):
+        downloading = _downloading(missing)  # two processes must not fetch the same files
+        outcomes = worker_pool.run({cell: missing.pop(cell) for cell in downloading}, folder, 1, display)
+        outcomes |= worker_pool.run(missing, folder, session.jobs, display)
+    display.close()
+    display.say(f"done    {display.summary()}")
+    if any(outcome.is_disk_full for outcome in outcomes.values()):
         mend = f"free some space, then repeat the same command:  {session.plan.command}"
         raise FolderError(run_folder.FULL, where=str(folder), mend=mend)
     return outcomes
@@ -108,9 +100,9 @@ def _play_cells(
 def _downloading(tasks: Mapping[Cell, Resolved]) -> list[Cell]:
     """The first cell of each data set that may need a download."""
     first: dict[str, Cell] = {}
-    for cell, its in tasks.items():
-        if its.config.data.download:
-            first.setdefault(its.config.data.name, cell)
+    for cell, resolved in tasks.items():
+        if resolved.config.data.download:
+            first.setdefault(resolved.config.data.name, cell)
     return list(first.values())
 
 
@@ -119,58 +111,58 @@ def _progress(cell: Cell, folder: Path, resolved: Resolved, is_done: bool) -> Pr
     return Progress(cell, folder / cell.folder / "metrics.jsonl", resolved.config.rounds, state)
 
 
-def _conclude(found: Plan, session: Session) -> int:
+def _conclude(finished: ComparisonPlan, session: Session) -> int:
     """Print the verdict and write the report; gives the exit code."""
     from simulations import report
     from simulations.analysis import analyse
 
     folder, options = session.folder, session.options
-    judged = analyse.judge(plan.question(found, folder.name), plan.members(found, folder))
-    paths = report.write(judged, folder)
+    verdict = analyse.analyse(plan.question(finished, folder.name), plan.runs(finished, folder))
+    paths = report.write(verdict, folder)
     page = next((path for path in paths if path.suffix == ".html"), folder)
     if not (options.json and options.quiet):
-        lines = ["", *report.screen(judged), f"report  {page}"]
+        lines = ["", *report.screen(verdict), f"report  {page}"]
         print("\n".join(lines), file=sys.stderr if options.json else sys.stdout, flush=True)
     if options.json:
-        failed = [f"{member.name}: {member.reason}" for member in judged.failed]
-        tuned = judged.question.tuned
+        failed = [f"{run.name}: {run.reason}" for run in verdict.failed]
+        tuned = verdict.question.tuned
         done = {"status": "failed" if failed else "done", "failed": failed}
         done |= {"tuned": list(tuned.lines())} if tuned else {}
-        options.answer({**_counts(found, session), **done, "report": str(page), "verdict": list(judged.sentences)})
-    if judged.failed:
-        print(f"error  {_missing(judged, found)}\n       {_mend(found, folder)}", file=sys.stderr)
-    return NOT_ALL if judged.failed else 0
+        options.answer({**_counts(finished, session), **done, "report": str(page), "verdict": list(verdict.sentences)})
+    if verdict.failed:
+        print(f"error  {_missing(verdict, finished)}\n       {_mend(finished, folder)}", file=sys.stderr)
+    return NOT_ALL if verdict.failed else 0
 
 
-def _missing(judged: "Verdict", found: Plan) -> str:
-    first = judged.failed[0]
-    count = "none" if len(judged.failed) == len(found.cells) else f"only {len(found.cells) - len(judged.failed)}"
-    why = progress_table.one_line(f"{first.name}: {first.reason}")
-    return f"comparison: {count} of {len(found.cells)} runs are done; {why}"
+def _missing(verdict: "Verdict", finished: ComparisonPlan) -> str:
+    first, total = verdict.failed[0], len(finished.cells)
+    count = "none" if len(verdict.failed) == total else f"only {total - len(verdict.failed)}"
+    reason = progress_table.one_line(f"{first.name}: {first.reason}")
+    return f"comparison: {count} of {total} runs are done; {reason}"
 
 
-def _mend(found: Plan, folder: Path) -> str:
+def _mend(finished: ComparisonPlan, folder: Path) -> str:
     """How to continue: with the same command, unless it would fail again."""
-    told = []
-    for place in found.failed:
+    infos = []
+    for place in finished.failed:
         with suppress(FolderError):
-            told.append(run_folder.info(folder / place))
-    is_final = len(told) == len(found.failed) and all(info.get("replays") for info in told)
-    return str(told[0]["mend"]) if told and is_final else _again(found)
+            infos.append(run_folder.info(folder / place))
+    is_final = len(infos) == len(finished.failed) and all(info.get("replays") for info in infos)
+    return str(infos[0]["mend"]) if infos and is_final else _repeat(finished)
 
 
-def _again(found: Plan) -> str:
-    return f"finished runs are kept; the same command continues: {found.command}"
+def _repeat(current: ComparisonPlan) -> str:
+    return f"finished runs are kept; the same command continues: {current.command}"
 
 
 def _say_stopped(session: Session) -> None:
     """Print how to continue, before the interrupt ends the command."""
-    print(f"stopped  {_again(session.plan)}", file=sys.stderr)
+    print(f"stopped  {_repeat(session.plan)}", file=sys.stderr)
     if session.options.json:
         facts: dict[str, Any] = {"status": "stopped", "failed": [], "report": None, "verdict": []}
         session.options.answer({**_counts(session.plan, session), **facts})
 
 
-def _counts(found: Plan, session: Session) -> dict[str, Any]:
-    done = sum(plan.is_done(session.folder / cell.folder, cell.digest) for cell in found.cells)
-    return {"comparison": str(session.folder), "cells": len(found.cells), "done": done}
+def _counts(current: ComparisonPlan, session: Session) -> dict[str, Any]:
+    done = sum(plan.is_done(session.folder / cell.folder, cell.digest) for cell in current.cells)
+    return {"comparison": str(session.folder), "cells": len(current.cells), "done": done}

@@ -45,14 +45,14 @@ def main(resolved: Resolved, folder: Path, command: Sequence[str], log: Path, an
     signal.signal(signal.SIGTERM, _stop)
     _redirect(log)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    answer.send(play(resolved, folder, command))
+    answer.send(run(resolved, folder, command))
 
 
-def play(resolved: Resolved, folder: Path, command: Sequence[str]) -> CellResult:
+def run(resolved: Resolved, folder: Path, command: Sequence[str]) -> CellResult:
     """Run a cell in this process; run.json records `command`. Errors become a result: the other cells continue."""
     try:
-        found = _play(resolved, folder, command)
-        return CellResult(found["status"], runs.exit_code(found))
+        summary = _start_or_resume(resolved, folder, command)
+        return CellResult(summary["status"], runs.exit_code(summary))
     except KeyboardInterrupt:
         return CellResult("stopped", runs.EXIT_CODES["SIGTERM"])
     except RunError as error:  # without its advice to resume the run by itself
@@ -63,7 +63,7 @@ def play(resolved: Resolved, folder: Path, command: Sequence[str]) -> CellResult
         return CellResult("failed", 1, f"{type(error).__name__}: {error}")
 
 
-def _play(resolved: Resolved, folder: Path, command: Sequence[str]) -> dict[str, Any]:
+def _start_or_resume(resolved: Resolved, folder: Path, command: Sequence[str]) -> dict[str, Any]:
     """Start the run, or resume it; if it cannot be resumed, move it aside and start again."""
     if folder.exists():
         _wait_for_lock(folder)
@@ -80,7 +80,7 @@ class Broken(Exception):
 
 
 def _check_whole(folder: Path) -> None:
-    """Raises Broken if the folder is incomplete or damaged, or claims to be done and is not."""
+    """Raises Broken if the folder is incomplete or damaged, or claims to be done without all rounds."""
     try:
         records = ledger.read(folder)
     except FolderError as error:

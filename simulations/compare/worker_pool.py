@@ -39,12 +39,12 @@ class _Running:
         """The child's result, or how it died."""
         with suppress(EOFError, OSError):
             if self.answer.poll():
-                found: CellResult = self.answer.recv()
-                return found
+                result: CellResult = self.answer.recv()
+                return result
         code = self.process.exitcode or 0
-        how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with code {code}"
-        why = f"too little memory is a usual cause: {machine.limits()}" if "SIGKILL" in how else "see log.txt"
-        return CellResult("failed", 1, f"its process ended {how}; {why}")
+        end = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with code {code}"
+        hint = f"too little memory is a usual cause: {machine.limits()}" if "SIGKILL" in end else "see log.txt"
+        return CellResult("failed", 1, f"its process ended {end}; {hint}")
 
 
 def warm_up() -> None:
@@ -59,7 +59,7 @@ def warm_up() -> None:
         forkserver.ensure_running()
 
 
-def play(tasks: Mapping[Cell, Resolved], folder: Path, jobs: int, board: ProgressDisplay) -> dict[str, CellResult]:
+def run(tasks: Mapping[Cell, Resolved], folder: Path, jobs: int, display: ProgressDisplay) -> dict[str, CellResult]:
     """Run cells, `jobs` at a time; gives folder -> result. A failed cell does not stop the others, a full disk does.
 
     Re-raises KeyboardInterrupt when all children have saved; a second one kills them.
@@ -67,66 +67,62 @@ def play(tasks: Mapping[Cell, Resolved], folder: Path, jobs: int, board: Progres
     waiting, running, outcomes = deque(tasks.items()), list[_Running](), dict[str, CellResult]()
     try:
         while waiting or running:
-            while waiting and len(running) < jobs and not any(each.is_disk_full for each in outcomes.values()):
-                _start(*waiting.popleft(), folder, running, board)
+            while waiting and len(running) < jobs and not any(outcome.is_disk_full for outcome in outcomes.values()):
+                _start(*waiting.popleft(), folder, running, display)
             if not running:
                 break
-            connection.wait([each.process.sentinel for each in running], timeout=TICK)
-            for each in [each for each in running if not each.process.is_alive()]:
-                running.remove(each)
-                outcomes[each.cell.folder] = outcome = each.outcome()
-                board.ended(each.cell, outcome)
-            board.tick()
+            connection.wait([child.process.sentinel for child in running], timeout=TICK)
+            for child in [child for child in running if not child.process.is_alive()]:
+                running.remove(child)
+                outcomes[child.cell.folder] = outcome = child.outcome()
+                display.ended(child.cell, outcome)
+            display.tick()
     finally:
         _stop(running)
     return outcomes
 
 
-def play_here(tasks: Mapping[Cell, Resolved], folder: Path, board: ProgressDisplay) -> dict[str, CellResult]:
+def run_here(tasks: Mapping[Cell, Resolved], folder: Path, display: ProgressDisplay) -> dict[str, CellResult]:
     """Run the cells one after the other in this process: --debug."""
     outcomes = {}
     for cell, resolved in tasks.items():
-        board.started(cell)
-        outcomes[cell.folder] = outcome = worker.play(resolved, folder / cell.folder, _command(cell))
-        board.ended(cell, outcome)
+        display.started(cell)
+        outcomes[cell.folder] = outcome = worker.run(resolved, folder / cell.folder, _command(cell))
+        display.ended(cell, outcome)
         if outcome.status == "stopped":
             raise KeyboardInterrupt
     return outcomes
 
 
-def _start(cell: Cell, resolved: Resolved, folder: Path, running: list[_Running], board: ProgressDisplay) -> None:
+def _start(cell: Cell, resolved: Resolved, folder: Path, running: list[_Running], display: ProgressDisplay) -> None:
     context: Any = multiprocessing.get_context(_METHOD)
-    here, there = context.Pipe(duplex=False)
-    task: Mapping[str, Any] = {
-        "target": worker.main,
-        "args": (resolved, folder / cell.folder, _command(cell), folder / "log.txt", there),
-        "name": cell.name,
-        "daemon": True,  # ended with this process, if nothing else ends it
-    }
-    process = context.Process(**task)
+    receiver, sender = context.Pipe(duplex=False)
+    arguments = (resolved, folder / cell.folder, _command(cell), folder / "log.txt", sender)
+    # Daemon: the child ends with this process, if nothing else ends it.
+    process = context.Process(target=worker.main, args=arguments, name=cell.name, daemon=True)
     with _without_interrupts():  # a child that is not in the list yet could not be stopped
         process.start()
-        running.append(_Running(cell, process, here))
-    there.close()
-    board.started(cell)
+        running.append(_Running(cell, process, receiver))
+    sender.close()
+    display.started(cell)
 
 
 def _command(cell: Cell) -> list[str]:
-    return ["fedkd", "run", *grid.played(cell.words, cell.seed)]
+    return ["fedkd", "run", *grid.run_overrides(cell.overrides, cell.seed)]
 
 
 def _stop(running: Sequence[_Running]) -> None:
     """Let children save and end."""
-    for each in running:
-        each.process.terminate()
+    for child in running:
+        child.process.terminate()
     end = time.monotonic() + PATIENCE
     try:
-        for each in running:
-            each.process.join(max(0.0, end - time.monotonic()))
+        for child in running:
+            child.process.join(max(0.0, end - time.monotonic()))
     finally:
-        for each in running:
-            if each.process.is_alive():
-                each.process.kill()
+        for child in running:
+            if child.process.is_alive():
+                child.process.kill()
 
 
 @contextmanager

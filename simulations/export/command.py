@@ -19,33 +19,33 @@ if TYPE_CHECKING:
     from simulations.export.serving import Served
 
 
-def main(asked: Export) -> int:
+def main(options: Export) -> int:
     """Export a student and describe it. Writes nothing unless the file's logits equal the run's student's."""
-    path = run_folder.find(asked.runs, asked.run)
+    path = run_folder.find(options.runs, options.run)
     run_folder.info(path)
-    _check_words(asked)
+    _check_words(options)
     from simulations.export import checks, formats, messages, serving  # 2 s: torch
 
-    wanted = formats.choose(asked.format, int8=asked.int8)
+    wanted = formats.choose(options.format, int8=options.int8)
     with checks.one_thread():
         run = serving.load(path, _warn)
-        served = serving.of(run.assembly, run.state, asked.client)
+        served = serving.student(run.assembly, run.state, options.client)
         facts = serving.facts(run, served)
-        name = f"{served.name}{'-int8' if asked.int8 else ''}.{wanted.name}"
-        place = _place(asked.out, path, name)
+        name = f"{served.name}{'-int8' if options.int8 else ''}.{wanted.name}"
+        place = _place(options.out, path, name)
         _refuse_foreign(place, wanted.metadata(place) if place.exists() else {}, facts)
         with _beside(place) as folder:
-            file, found, small = _make(asked, served, facts, wanted, folder)
+            file, found, small = _make(options, served, facts, wanted, folder)
             _put(file, place)
     told = messages.Told(place, wanted.name, run, served, found, small)
-    if not (asked.json and asked.quiet):
-        print("\n".join(messages.screen(told)), file=sys.stderr if asked.json else sys.stdout)
-    asked.answer(messages.as_json(told))
+    if not (options.json and options.quiet):
+        print("\n".join(messages.screen(told)), file=sys.stderr if options.json else sys.stdout)
+    options.answer(messages.as_json(told))
     return 0
 
 
 def _make(
-    asked: Export, served: "Served", facts: Mapping[str, str], wanted: "Format", folder: Path
+    options: Export, served: "Served", facts: Mapping[str, str], wanted: "Format", folder: Path
 ) -> tuple[Path, "Found", "Found | None"]:
     """The checked file, and its measurements in float and, on request, in int8."""
     from simulations.export import checks
@@ -54,28 +54,28 @@ def _make(
     wanted.write(served, facts, whole)
     found = checks.measure(served, whole, wanted)
     checks.demand_equal(found, wanted)
-    if not asked.int8:
+    if not options.int8:
         return whole, found, None
     from simulations.export import int8
 
     quantised = folder / f"{served.name}-int8.{wanted.name}"
     int8.write(served, facts, quantised, whole)
     small = checks.measure(served, quantised, wanted)
-    checks.demand_worth(small, found, asked.max_loss)
+    checks.demand_worth(small, found, options.max_loss)
     return quantised, found, small
 
 
-def _check_words(asked: Export) -> None:
-    out = asked.out
-    if out is not None and not out.is_dir() and out.suffix != f".{asked.format}":
+def _check_words(options: Export) -> None:
+    out = options.out
+    if out is not None and not out.is_dir() and out.suffix != f".{options.format}":
         raise ConfigError(
-            f"--out {out} does not end in .{asked.format}",
+            f"--out {out} does not end in .{options.format}",
             where="command line",
             mend="use the format as suffix, or name an existing folder",
         )
-    if not 0 <= asked.max_loss <= 1:
+    if not 0 <= options.max_loss <= 1:
         raise ConfigError(
-            f"--max-loss {asked.max_loss:g} is no share of the samples",
+            f"--max-loss {options.max_loss:g} is no share of the samples",
             where="command line",
             mend="write 0.02 for two points of accuracy",
         )

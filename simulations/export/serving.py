@@ -146,7 +146,7 @@ def _assembly(path: Path, config: RunConfig) -> Assembly:
     return found
 
 
-def of(assembly: Assembly, state: RunState, client: ClientId | None) -> Served:
+def student(assembly: Assembly, state: RunState, client: ClientId | None) -> Served:
     """The global student (client=None), or a client's own, as an evaluation after this state uses it.
 
     Raises ConfigError if there is none.

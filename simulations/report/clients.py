@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 
-from simulations.analysis.result import LOCAL, Entry, Verdict, own_accuracy
+from simulations.analysis.result import LOCAL, MethodResult, Verdict, own_accuracy
 from simulations.analysis.run_record import RunRecord
 from simulations.report import chart, number_text, summary_table
 from simulations.report.chart import Chart, Row, Spec
@@ -47,11 +47,11 @@ def distribution(verdict: Verdict) -> Chart | None:
 
 def gains(verdict: Verdict) -> Chart | None:
     """Each client's own accuracy minus that under local training, same seed."""
-    alone = {entry.setting: entry for entry in verdict.entries.values() if is_alone(entry)}
+    alone = {result.setting: result for result in verdict.results.values() if is_alone(result)}
     found = {}
-    for entry in summary_table.ordered(verdict):
-        if entry.setting in alone and not is_alone(entry) and (values := _gains(entry, alone[entry.setting])):
-            found[entry.setting, entry.method] = values
+    for result in summary_table.ordered(verdict):
+        if result.setting in alone and not is_alone(result) and (values := _gains(result, alone[result.setting])):
+            found[result.setting, result.method] = values
     if not found:
         return None
     most = max(chart.MOST_MARKS // len(found), 20)
@@ -81,7 +81,7 @@ def gains(verdict: Verdict) -> Chart | None:
 def partitions(verdict: Verdict) -> Chart | None:
     """Which share of each client's training samples has which class; the first seed of each setting."""
     shown, hidden = _partitions(verdict)
-    rows = [row for setting, member in shown.items() for row in _shares(setting, member)]
+    rows = [row for setting, run in shown.items() for row in _shares(setting, run)]
     if not rows:
         return None
     x = {"field": "client", "type": "ordinal", "axis": {"labelOverlap": True, "labelAngle": 0, "ticks": False}}
@@ -95,29 +95,29 @@ def partitions(verdict: Verdict) -> Chart | None:
     return Chart("partition", "Who holds what", summary, spec, least=260, margin=64)
 
 
-def is_alone(entry: Entry) -> bool:
+def is_alone(result: MethodResult) -> bool:
     """Whether its clients train without exchange."""
-    return any(member.info.get("strategy") == LOCAL for member in entry.members)
+    return any(run.info.get("strategy") == LOCAL for run in result.runs)
 
 
-def _own(entry: Entry) -> list[tuple[int, int, float]]:
-    return [(m.seed, client, value) for m in entry.done for client, value in own_accuracy(m).items()]
+def _own(result: MethodResult) -> list[tuple[int, int, float]]:
+    return [(m.seed, client, value) for m in result.done for client, value in own_accuracy(m).items()]
 
 
-def _gains(entry: Entry, alone: Entry) -> list[tuple[int, int, float]]:
+def _gains(result: MethodResult, alone: MethodResult) -> list[tuple[int, int, float]]:
     """Paired by seed and client, under one partition only."""
-    before = {(member.seed, _split(member)): own_accuracy(member) for member in alone.done}
+    before = {(run.seed, _split(run)): own_accuracy(run) for run in alone.done}
     return [
-        (member.seed, client, value - there[client])
-        for member in entry.done
-        if (there := before.get((member.seed, _split(member))))
-        for client, value in own_accuracy(member).items()
+        (run.seed, client, value - there[client])
+        for run in result.done
+        if (there := before.get((run.seed, _split(run))))
+        for client, value in own_accuracy(run).items()
         if client in there
     ]
 
 
-def _split(member: RunRecord) -> str | None:
-    return member.info.get("partition_sha256")
+def _split(run: RunRecord) -> str | None:
+    return run.info.get("partition_sha256")
 
 
 def _marked(setting: str, method: str, values: Sequence[tuple[int, int, float]], most: int) -> Iterator[Row]:
@@ -169,23 +169,23 @@ def _partitions(verdict: Verdict) -> tuple[dict[str, RunRecord], list[str]]:
     """The first seed of each setting, as long as there is room; equal partitions once."""
     shown: dict[str, RunRecord] = {}
     hidden, seen, done, cells = [], set(), set(), 0
-    for entry in summary_table.ordered(verdict):
-        member = next((member for member in entry.members if member.partition.get("labels")), None)
-        if member is None or entry.setting in done:
+    for result in summary_table.ordered(verdict):
+        run = next((run for run in result.runs if run.partition.get("labels")), None)
+        if run is None or result.setting in done:
             continue
-        done.add(entry.setting)
-        sha, labels = member.info.get("partition_sha256"), member.partition["labels"]
+        done.add(result.setting)
+        sha, labels = run.info.get("partition_sha256"), run.partition["labels"]
         cells += sum(count > 0 for row in labels for count in row)
         if (sha and sha in seen) or (cells > _MOST_CELLS and shown) or len(shown) >= chart.MOST_PANELS:
-            hidden.append(f"{entry.setting} (the same)" if sha in seen else entry.setting)
+            hidden.append(f"{result.setting} (the same)" if sha in seen else result.setting)
             continue
         seen.add(sha)
-        shown[entry.setting] = member
+        shown[result.setting] = run
     return shown, hidden
 
 
-def _shares(setting: str, member: RunRecord) -> Iterator[Row]:
-    labels = member.partition["labels"]
+def _shares(setting: str, run: RunRecord) -> Iterator[Row]:
+    labels = run.partition["labels"]
     for client in chart.thinned(range(len(labels)), max(_MOST_CELLS // max(len(labels[0]), 1), 1)):
         total = sum(labels[client]) or 1
         for label, count in enumerate(labels[client]):

@@ -10,38 +10,38 @@ from simulations.report import files, gather, summary_table
 from simulations.run.options import Report
 
 
-def main(asked: Report) -> int:
+def main(options: Report) -> int:
     """Write the report and print its path. Runs that do not count are listed, without an error."""
     from simulations.analysis import analyse
 
-    wanted = gather.Wanted(asked.metric, asked.baseline, asked.target)
-    question, found = gather.collect(asked.places, asked.runs, wanted, _command(asked))
-    judged = analyse.judge(question, found)
-    written = files.write(judged, gather.place(asked.places, asked.runs, asked.out))
+    wanted = gather.Wanted(options.metric, options.baseline, options.target)
+    question, found = gather.collect(options.places, options.runs, wanted, _command(options))
+    verdict = analyse.analyse(question, found)
+    written = files.write(verdict, gather.place(options.places, options.runs, options.out))
     page = written[0]
-    if not (asked.json and asked.quiet):
-        lines = [*summary_table.screen(judged), f"report  {page}"]
-        print("\n".join(lines), file=sys.stderr if asked.json else sys.stdout)
-    asked.answer(_summary(judged, page))
-    if asked.open:
+    if not (options.json and options.quiet):
+        lines = [*summary_table.screen(verdict), f"report  {page}"]
+        print("\n".join(lines), file=sys.stderr if options.json else sys.stdout)
+    options.answer(_summary(verdict, page))
+    if options.open:
         webbrowser.open(Path(page).resolve().as_uri())
     return 0
 
 
-def _summary(judged: Verdict, page: Path) -> dict[str, object]:
-    table = summary_table.table(judged)
+def _summary(verdict: Verdict, page: Path) -> dict[str, object]:
+    table = summary_table.table(verdict)
     return {
         "report": str(page),
-        "metric": str(judged.question.metric),
-        "baseline": judged.question.baseline,
-        "verdict": list(judged.sentences),
-        "cautions": list(judged.cautions),
+        "metric": str(verdict.question.metric),
+        "baseline": verdict.question.baseline,
+        "verdict": list(verdict.sentences),
+        "cautions": list(verdict.cautions),
         "table": [dict(zip(table.headings, row, strict=True)) for row in table.rows],
-        "failed": [f"{member.name}: {member.reason}" for member in judged.failed],
+        "failed": [f"{run.name}: {run.reason}" for run in verdict.failed],
     }
 
 
-def _command(asked: Report) -> str:
+def _command(options: Report) -> str:
     """The command that repeats it."""
-    flags = asked.flags("metric", "baseline", "target", "runs", "out")
-    return shlex.join(["fedkd", "report", *asked.places, *flags])
+    flags = options.flags("metric", "baseline", "target", "runs", "out")
+    return shlex.join(["fedkd", "report", *options.places, *flags])

@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 
-from simulations.analysis.result import Entry, Verdict
+from simulations.analysis.result import MethodResult, Verdict
 from simulations.analysis.run_record import RunRecord
 from simulations.report import chart, number_text, summary_table
 from simulations.report.chart import Chart, Row, Spec
@@ -22,15 +22,15 @@ def charts(verdict: Verdict) -> list[Chart]:
     return [each for each in found if each is not None]
 
 
-def _seconds(member: RunRecord) -> Mapping[str, float]:
-    found = {phase: sum(row.get(phase) or 0.0 for row in member.timings) for phase in _PHASES}
-    rest = sum(row.get("total") or 0.0 for row in member.timings) - sum(found.values())
+def _seconds(run: RunRecord) -> Mapping[str, float]:
+    found = {phase: sum(row.get(phase) or 0.0 for row in run.timings) for phase in _PHASES}
+    rest = sum(row.get("total") or 0.0 for row in run.timings) - sum(found.values())
     return {**found, "other": max(rest, 0.0)}
 
 
-def _bytes(member: RunRecord) -> Mapping[str, float]:
+def _bytes(run: RunRecord) -> Mapping[str, float]:
     found: dict[str, float] = {}
-    for row in member.rows:
+    for row in run.rows:
         for way in _WAYS:
             for kind, count in row["bytes"][way].items():
                 found[f"{kind} {way}"] = found.get(f"{kind} {way}", 0.0) + count / 1e6
@@ -39,7 +39,9 @@ def _bytes(member: RunRecord) -> Mapping[str, float]:
 
 def _stacked(verdict: Verdict, name: str, title: str, axis: str, parts_of: object) -> Chart | None:
     assert callable(parts_of)
-    rows = [row for entry in summary_table.ordered(verdict) for row in _parts(entry, [parts_of(m) for m in entry.done])]
+    rows = [
+        row for result in summary_table.ordered(verdict) for row in _parts(result, [parts_of(m) for m in result.done])
+    ]
     there = {row["panel"] for row in rows}
     if not there:
         return None
@@ -66,10 +68,10 @@ def _stacked(verdict: Verdict, name: str, title: str, axis: str, parts_of: objec
     return Chart(name, title, summary, spec, table, least=250, margin=chart.label_room(verdict.question.methods))
 
 
-def _parts(entry: Entry, found: Sequence[Mapping[str, float]]) -> Iterator[Row]:
+def _parts(result: MethodResult, found: Sequence[Mapping[str, float]]) -> Iterator[Row]:
     kinds = list(dict.fromkeys(kind for each in found for kind in each))
     for order, kind in enumerate(kinds):
         mean = statistics.fmean(each.get(kind, 0.0) for each in found)
         if mean:
-            place = {"panel": entry.setting, "method": entry.method}
+            place = {"panel": result.setting, "method": result.method}
             yield {**place, "part": kind, "value": chart.short(mean, 4), "order": order}

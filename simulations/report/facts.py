@@ -27,53 +27,53 @@ class Line:
     by_seed: bool = False  # seeds differ in it: told of the first
 
 
-def images(member: RunRecord) -> str:
+def images(run: RunRecord) -> str:
     """`mnist: 60,000 training and 10,000 test images of 1 x 28 x 28 in 10 classes, scaled symmetric`."""
-    config, task = member.config, member.info.get("task") or {}
+    config, task = run.config, run.info.get("task") or {}
     if not config.get("data.name"):
         return ""
     shape = task.get("shape") or _shape(config)
-    classes = task.get("classes") or len(member.partition.get("classes") or next(iter(_labels(member)), ()))
+    classes = task.get("classes") or len(run.partition.get("classes") or next(iter(_labels(run)), ()))
     sizes = f"{task['train']:,} training and {task['test']:,} test images" if task.get("train") else "images"
     size = f" of {' x '.join(map(str, shape))}" if shape else ""
     return f"{config['data.name']}: {sizes}{size}" + (f" in {classes} classes" if classes else "")
 
 
-def partition(member: RunRecord) -> str:
+def partition(run: RunRecord) -> str:
     """`dirichlet: alpha 0.1, min_samples 10, test matched`."""
-    found = {key.partition(".")[2]: value for key, value in member.config.items() if key.startswith("partition.")}
-    found = found or dict(member.partition.get("recipe") or {})
+    found = {key.partition(".")[2]: value for key, value in run.config.items() if key.startswith("partition.")}
+    found = found or dict(run.partition.get("recipe") or {})
     said = ", ".join(f"{key} {plain(value)}" for key, value in found.items() if key != "name" and value is not None)
     return f"{found.get('name', '')}{': ' if said else ''}{said}"
 
 
-def samples(member: RunRecord) -> str:
+def samples(run: RunRecord) -> str:
     """How many images the clients hold, and of how many classes."""
-    sizes = member.partition.get("train") or [sum(row) for row in _labels(member)]
+    sizes = run.partition.get("train") or [sum(row) for row in _labels(run)]
     if not sizes:
         return ""
     said = f"{sum(sizes):,} to train, {min(sizes):,} to {max(sizes):,} per client, median {statistics.median(sizes):,g}"
-    if tests := member.partition.get("test"):
+    if tests := run.partition.get("test"):
         said += f"; {sum(tests):,} to test"
-    if labels := _labels(member):
+    if labels := _labels(run):
         mean = statistics.fmean(sum(count > 0 for count in row) for row in labels)
         said += f"; {mean:.1f} classes per client"
     return said
 
 
-def clients(member: RunRecord) -> str:
+def clients(run: RunRecord) -> str:
     """`100, 10 drawn for each round; at least 2 must reply`."""
-    number, cohort, quorum = (member.config.get(key) for key in ("clients", "clients_per_round", "quorum"))
+    number, cohort, quorum = (run.config.get(key) for key in ("clients", "clients_per_round", "quorum"))
     if number is None:
         return ""
     said = f"{number}, all in each round" if cohort in (None, number) else f"{number}, {cohort} drawn for each round"
     return said + (f"; at least {quorum} must reply" if quorum not in (None, 1) else "")
 
 
-def student(member: RunRecord) -> str:
+def student(run: RunRecord) -> str:
     """`fedgen-cnn, 20,628 parameters`; of a mixture each architecture with how many clients have it."""
-    config, sizes = member.config, (member.info.get("task") or {}).get("parameters") or {}
-    given = Counter(member.info.get("students") or ())
+    config, sizes = run.config, (run.info.get("task") or {}).get("parameters") or {}
+    given = Counter(run.info.get("students") or ())
     names = list(given) or [str(config.get("students.name", ""))]
     several = len(names) > 1
     parts = []
@@ -84,9 +84,9 @@ def student(member: RunRecord) -> str:
     return "; ".join(parts) + own
 
 
-def normalisation(member: RunRecord) -> str:
+def normalisation(run: RunRecord) -> str:
     """`BatchNorm where the student has normalisation layers; its statistics are averaged`."""
-    norm, kept = member.config.get("students.norm"), member.config.get("students.statistics")
+    norm, kept = run.config.get("students.norm"), run.config.get("students.statistics")
     if norm is None:
         return ""
     if norm == "group":
@@ -95,9 +95,9 @@ def normalisation(member: RunRecord) -> str:
     return f"BatchNorm where the student has normalisation layers; {whose}"
 
 
-def optimiser(member: RunRecord) -> str:
+def optimiser(run: RunRecord) -> str:
     """`SGD, momentum 0.9, weight decay 0.0001, gradients clipped at 1`."""
-    config = member.config
+    config = run.config
     name = config.get("train.optimiser")
     if name is None:
         return ""
@@ -111,18 +111,18 @@ def optimiser(member: RunRecord) -> str:
     return ", ".join([*parts, f"gradients clipped at {plain(clip)}" if clip is not None else "no clipping"])
 
 
-def rate(member: RunRecord) -> str:
+def rate(run: RunRecord) -> str:
     """`0.01, constant` or `0.01, times 0.99 per round`."""
-    lr, decay = member.config.get("train.lr"), member.config.get("train.lr_decay", 1)
+    lr, decay = run.config.get("train.lr"), run.config.get("train.lr_decay", 1)
     if lr is None:
         return ""
-    clock = " as of the client's own last round" if member.config.get("train.lr_clock") == "participation" else ""
+    clock = " as of the client's own last round" if run.config.get("train.lr_clock") == "participation" else ""
     return f"{plain(lr)}, constant" if decay == 1 else f"{plain(lr)}, times {plain(decay)} per round{clock}"
 
 
-def work(member: RunRecord) -> str:
+def work(run: RunRecord) -> str:
     """`20 steps of 32 images` or `2 epochs in batches of 32`."""
-    config = member.config
+    config = run.config
     if (batch := config.get("train.batch")) is None:
         return ""
     if (steps := config.get("train.steps")) is not None:
@@ -130,21 +130,21 @@ def work(member: RunRecord) -> str:
     return f"{number_text.count(config.get('train.epochs', 1), 'epoch')} in batches of {batch}"
 
 
-def rounds(member: RunRecord) -> str:
-    return str(member.config.get("rounds", member.info.get("num_rounds", "")))
+def rounds(run: RunRecord) -> str:
+    return str(run.config.get("rounds", run.info.get("num_rounds", "")))
 
 
-def public(member: RunRecord) -> str:
+def public(run: RunRecord) -> str:
     """The public set beside the clients' data."""
-    found = member.info.get("proxy")
+    found = run.info.get("proxy")
     if not found:
-        return "none" if "proxy" in member.info or "proxy.name" in member.config else ""
+        return "none" if "proxy" in run.info or "proxy.name" in run.config else ""
     return f"{found['name']}: {found['size']:,} images, {'with' if found.get('labelled') else 'without'} labels"
 
 
-def evaluation(member: RunRecord) -> str:
+def evaluation(run: RunRecord) -> str:
     """On which data and how often."""
-    config = member.config
+    config = run.config
     if (on := config.get("evaluate.on")) is None:
         return ""
     if on == "validation":
@@ -157,31 +157,31 @@ def evaluation(member: RunRecord) -> str:
     return f"{where}: each client's own part {_often(own)}, all of it together {_often(pooled)}"
 
 
-def privacy(member: RunRecord) -> str:
+def privacy(run: RunRecord) -> str:
     """Empty unless clients report noisy or rounded numbers."""
-    epsilon, step = member.config.get("privacy.label_epsilon"), member.config.get("privacy.size_step", 1)
+    epsilon, step = run.config.get("privacy.label_epsilon"), run.config.get("privacy.size_step", 1)
     parts = [] if epsilon is None else [f"label counts with epsilon {plain(epsilon)}"]
     return ", ".join(parts + ([f"sizes in steps of {step}"] if step != 1 else []))
 
 
-def parts(member: RunRecord) -> str:
+def parts(run: RunRecord) -> str:
     """Terms that were added to the loss, each with its values."""
-    names = member.config.get("parts") or []
+    names = run.config.get("parts") or []
     said = []
     for name in names if isinstance(names, list) else []:
         head = f"part.{name}."
-        own = (f"{key.removeprefix(head)} {plain(v)}" for key, v in member.config.items() if key.startswith(head))
+        own = (f"{key.removeprefix(head)} {plain(v)}" for key, v in run.config.items() if key.startswith(head))
         said.append(f"{name} ({', '.join(own)})")
     return "; ".join(said)
 
 
-def others(member: RunRecord) -> str:
+def others(run: RunRecord) -> str:
     """Changed values that no other line covers."""
     from fedkd.configuration.resolved import MACHINE_FACTS
 
     usual, said = defaults(), []
     told = {key for line in LINES for key in line.keys} | MACHINE_FACTS | {"seed"}
-    for key, value in member.config.items():
+    for key, value in run.config.items():
         is_told = key in told or key.startswith(("strategy.", "partition.", "part.", "students.mix."))
         if is_told or value == usual.get(key):
             continue
@@ -189,14 +189,14 @@ def others(member: RunRecord) -> str:
     return ", ".join(said)
 
 
-def engine(member: RunRecord) -> str:
-    said = member.info.get("engine") or {}
+def engine(run: RunRecord) -> str:
+    said = run.info.get("engine") or {}
     return str(said.get("chosen", "") if isinstance(said, dict) else said).removeprefix("engine: ")
 
 
-def code(member: RunRecord) -> str:
+def code(run: RunRecord) -> str:
     """Version, commit and hash of what ran."""
-    info = member.info
+    info = run.info
     version = (info.get("versions") or {}).get("fedkd")
     parts = [f"fedkd {version}"] if version else []
     parts += [f"commit {info['git']}"] if info.get("git") else ["not a checkout"] if parts else []
@@ -204,13 +204,13 @@ def code(member: RunRecord) -> str:
     return ", ".join(parts)
 
 
-def versions(member: RunRecord) -> str:
-    found = member.info.get("versions") or {}
+def versions(run: RunRecord) -> str:
+    found = run.info.get("versions") or {}
     return ", ".join(f"{name} {version}" for name, version in found.items() if version and name != "fedkd")
 
 
-def machine(member: RunRecord) -> str:
-    info = member.info
+def machine(run: RunRecord) -> str:
+    info = run.info
     if not info.get("machine"):
         return ""
     arithmetic = ", ".join(f"{key} {value}" for key, value in (info.get("arithmetic") or {}).items() if key != "torch")
@@ -270,8 +270,8 @@ def defaults() -> dict[str, Any]:
     return flat(asdict(RunConfig()))
 
 
-def _labels(member: RunRecord) -> Sequence[Sequence[int]]:
-    return member.partition.get("labels") or ()
+def _labels(run: RunRecord) -> Sequence[Sequence[int]]:
+    return run.partition.get("labels") or ()
 
 
 def _shape(config: Config) -> Sequence[int]:

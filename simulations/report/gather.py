@@ -106,7 +106,7 @@ def _loose(folders: Sequence[Path]) -> list[RunRecord]:
     """Members of runs that no plan names; where they stand is told by what differs in their configurations."""
     distinct = list({folder.resolve(): folder for folder in folders}.values())
     read = [run_record.read("", "", 0, folder) for folder in distinct]
-    named = labels.of([each.config for each in read if each.config])
+    named = labels.places([each.config for each in read if each.config])
     return _once([_placed(each, named) for each in read])
 
 
@@ -153,7 +153,7 @@ def _question(found: Sequence[RunRecord], wanted: Wanted, command: str) -> "Ques
 
 
 def _has(wanted: Metric, found: Sequence[RunRecord]) -> bool:
-    return any(wanted.of(run) is not None for run in found if run.is_done)
+    return any(wanted.value(run) is not None for run in found if run.is_done)
 
 
 def _title(found: Sequence[RunRecord]) -> str:
@@ -166,7 +166,7 @@ def _shared(found: Sequence[RunRecord]) -> Metric:
     """The first of the usual metrics that all runs have, or else that most have."""
     done = [each for each in found if each.is_done]
     usual = [metric.parse(text) for text in _CANDIDATES]
-    return max(usual, key=lambda each: sum(each.of(run) is not None for run in done))
+    return max(usual, key=lambda each: sum(each.value(run) is not None for run in done))
 
 
 def _checked(wanted: Metric, found: Sequence[RunRecord]) -> Metric:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from simulations.analysis.metric import FORGETTING, Metric
-from simulations.analysis.result import Entry, Verdict
+from simulations.analysis.result import MethodResult, Verdict
 from simulations.analysis.run_record import RunRecord
 from simulations.report import chart, number_text, results, series, summary_table
 from simulations.report.chart import Chart, Row, Spec
@@ -106,11 +106,11 @@ def matrices(verdict: Verdict) -> Chart | None:
 def lists(verdict: Verdict) -> Chart | None:
     """Numbers by class, such as the coverage of what is received, in the last round; mean over seeds."""
     rows: list[Row] = []
-    for entry in summary_table.ordered(verdict):
+    for result in summary_table.ordered(verdict):
         for name in _names(verdict, _is_list):
-            values = [found for member in entry.done if (found := _last(member, name)) is not None]
+            values = [found for run in result.done if (found := _last(run, name)) is not None]
             if values and len({len(each) for each in values}) == 1:
-                rows += _bars(entry, name, values)
+                rows += _bars(result, name, values)
     names = list(dict.fromkeys(row["panel"] for row in rows))[: chart.MOST_PANELS]
     rows = [row for row in rows if row["panel"] in names]
     if not rows or len(rows) > chart.MOST_ROWS:
@@ -141,8 +141,8 @@ def _over_rounds(verdict: Verdict, name: str, title: str, summary: str, paths: S
     rows: list[Row] = []
     for path in paths:
         label = _LABELS.get(path, path.partition(".")[2].replace("_", " "))
-        metric, entries = Metric(path, "last"), summary_table.ordered(verdict)
-        rows += series.rows(entries, metric, lambda entry, label=label: _panel(label, entry))  # type: ignore[misc]
+        metric = Metric(path, "last")
+        rows += series.rows(summary_table.ordered(verdict), metric, lambda result, label=label: _panel(label, result))  # type: ignore[misc]
     flat = _constant(rows)
     every = list(dict.fromkeys(row["panel"] for row in rows if row["panel"] not in flat))
     if not every:
@@ -185,9 +185,9 @@ def _last_rounds(rows: Sequence[Row]) -> Table:
 def _names(verdict: Verdict, wanted: Any) -> list[str]:
     """Keys of `server` whose values are such, in the order of the ledger."""
     found: dict[str, None] = {}
-    for entry in verdict.entries.values():
-        for member in entry.done[:1]:
-            for row in chart.thinned(member.rows, _LOOKS):
+    for result in verdict.results.values():
+        for run in result.done[:1]:
+            for row in chart.thinned(run.rows, _LOOKS):
                 found.update((key, None) for key, value in _server(row).items() if wanted(value))
     return list(found)
 
@@ -197,8 +197,8 @@ def _server(row: Mapping[str, Any]) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def _last(member: RunRecord, name: str) -> list[float] | None:
-    return next((value for row in reversed(member.rows) if _is_list(value := _server(row).get(name))), None)
+def _last(run: RunRecord, name: str) -> list[float] | None:
+    return next((value for row in reversed(run.rows) if _is_list(value := _server(row).get(name))), None)
 
 
 def _is_list(value: Any) -> bool:
@@ -215,14 +215,14 @@ def _is_square(value: Any) -> bool:
 
 
 def _matrices(verdict: Verdict) -> Iterator[tuple[str, Sequence[int], list[list[float]]]]:
-    for entry in summary_table.ordered(verdict):
+    for result in summary_table.ordered(verdict):
         for name in _names(verdict, _is_square):
-            rows = entry.done[0].rows if entry.done else ()
+            rows = result.done[0].rows if result.done else ()
             row = next((row for row in reversed(rows) if _is_square(_server(row).get(name))), None)
             if row is not None:
                 found = _server(row)[name]
                 cohort = row["cohort"] if len(row.get("cohort", ())) == len(found) else range(len(found))
-                yield ", ".join(part for part in (entry.method, name, entry.setting) if part), cohort, found
+                yield ", ".join(part for part in (result.method, name, result.setting) if part), cohort, found
 
 
 def _cells(panel: str, cohort: Sequence[int], found: Sequence[Sequence[float]]) -> Iterator[Row]:
@@ -238,12 +238,12 @@ def _matrix_row(panel: str, found: Sequence[Row]) -> tuple[str, ...]:
     return panel, str(len(own)), f"{statistics.fmean(own):.3f}", f"{others / len(own):.1f}"
 
 
-def _bars(entry: Entry, name: str, values: Sequence[Sequence[float]]) -> Iterator[Row]:
+def _bars(result: MethodResult, name: str, values: Sequence[Sequence[float]]) -> Iterator[Row]:
     for index, column in enumerate(zip(*values, strict=True)):
         mean = chart.short(statistics.fmean(column), 4)
         if mean is not None and math.isfinite(mean):
-            yield {"panel": _panel(name, entry), "method": entry.method, "index": index, "value": mean}
+            yield {"panel": _panel(name, result), "method": result.method, "index": index, "value": mean}
 
 
-def _panel(label: str, entry: Entry) -> str:
-    return f"{label}, {entry.setting}" if entry.setting else label
+def _panel(label: str, result: MethodResult) -> str:
+    return f"{label}, {result.setting}" if result.setting else label

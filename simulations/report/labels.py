@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simulations.report import members
+from simulations.report import run_tables
 
 Config = Mapping[str, Any]  # dotted key -> value
 Key = str  # a configuration, without its seed
@@ -24,10 +24,10 @@ class Place:
     method: str
 
 
-def of(configs: Sequence[Config]) -> dict[Key, Place]:
+def places(configs: Sequence[Config]) -> dict[Key, Place]:
     """The place of each configuration."""
     methods = _methods(configs)
-    keys = [key_ for key_ in members.differing(configs) if not _is_method(key_) and key_ != "rounds"]
+    keys = [key_ for key_ in run_tables.differing(configs) if not _is_method(key_) and key_ != "rounds"]
     keys = [each for each in keys if not _goes_with_method(each, configs, methods)]
     return {key(config): Place(_setting(config, keys), methods[key(config)]) for config in configs}
 
@@ -53,7 +53,7 @@ def _methods(configs: Sequence[Config]) -> dict[Key, str]:
     found = {}
     for (name, variant), alike in kinds.items():
         label = f"{name}/{variant}" if variant and names.count(name) > 1 else name
-        keys = [each for each in members.differing(alike) if _is_method(each)]
+        keys = [each for each in run_tables.differing(alike) if _is_method(each)]
         usual = {each: Counter(map(str, (config.get(each) for config in alike))).most_common(1)[0][0] for each in keys}
         for config in alike:
             odd = [each for each in keys if str(config.get(each)) != usual[each]]

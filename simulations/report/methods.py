@@ -25,7 +25,7 @@ def table(verdict: Verdict) -> Table | None:
 
 
 def _of_method(verdict: Verdict, method: str) -> Iterator[tuple[str, ...]]:
-    runs = [m for entry in verdict.entries.values() if entry.method == method for m in entry.members if m.config]
+    runs = [m for result in verdict.results.values() if result.method == method for m in result.runs if m.config]
     if not runs:
         return
     config = runs[0].config

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from simulations.analysis import sentences
 from simulations.analysis.metric import Metric
-from simulations.analysis.result import Entry
+from simulations.analysis.result import MethodResult
 
 NOTHING = "-"
 
@@ -58,13 +58,13 @@ def gap(difference: Range | None, metric: Metric) -> str:
     return f"{mean:{form}}" + (f" [{low:{form}}, {high:{form}}]" if math.isfinite(low + high) else "")
 
 
-def chance(entry: Entry) -> str:
+def chance(result: MethodResult) -> str:
     """Holm's p with a star where it is significant; how many pairs there are where they can give none."""
-    if entry.versus is None:
+    if result.versus is None:
         return NOTHING
-    if not math.isfinite(entry.p):
-        return f"no p of {entry.versus.n}"
-    return sentences.probability(entry.p) + (" *" if entry.is_sure else "")
+    if not math.isfinite(result.p):
+        return f"no p of {result.versus.n}"
+    return sentences.probability(result.p) + (" *" if result.is_significant else "")
 
 
 def share(value: float | None) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import fedkd
 from fedkd import plain_text
 from simulations.analysis.result import Verdict
-from simulations.report import members, published, setting, summary_table, vega
+from simulations.report import published, run_tables, setting, summary_table, vega
 from simulations.report.chart import Chart
 from simulations.report.summary_table import Table
 
@@ -115,5 +115,5 @@ def _shown(value: Any) -> Any:
 
 
 def _of_runs(verdict: Verdict) -> list[Table]:
-    failures = members.failures(verdict)
-    return [members.runs(verdict), *([replace(failures, title="Failures")] if failures else [])]
+    failures = run_tables.failure_table(verdict)
+    return [run_tables.run_table(verdict), *([replace(failures, title="Failures")] if failures else [])]

@@ -3,7 +3,7 @@
 import math
 import re
 
-from simulations.analysis.result import Entry, Verdict
+from simulations.analysis.result import MethodResult, Verdict
 from simulations.report import number_text, summary_table
 from simulations.report.summary_table import Table
 
@@ -13,10 +13,10 @@ _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 def table(verdict: Verdict) -> Table | None:
     """A row for each figure that was published; None where there is none."""
     rows = []
-    for entry in summary_table.ordered(verdict):
-        printed = ((verdict.question.published or {}).get(entry.setting) or {}).get(entry.method)
+    for result in summary_table.ordered(verdict):
+        printed = ((verdict.question.published or {}).get(result.setting) or {}).get(result.method)
         if printed is not None:
-            rows.append(_row(entry, verdict, printed))
+            rows.append(_row(result, verdict, printed))
     if not rows:
         return None
     metric = verdict.question.metric
@@ -26,16 +26,16 @@ def table(verdict: Verdict) -> Table | None:
     )
 
 
-def _row(entry: Entry, verdict: Verdict, printed: str) -> tuple[str, ...]:
+def _row(result: MethodResult, verdict: Verdict, printed: str) -> tuple[str, ...]:
     """Published figures are percent for accuracies; their own spread is not in the interval of the difference."""
-    if entry.interval is None:
-        return entry.setting, entry.method, printed, number_text.NOTHING, "0", number_text.NOTHING
-    ends = (entry.interval.mean, entry.interval.low, entry.interval.high)
+    if result.interval is None:
+        return result.setting, result.method, printed, number_text.NOTHING, "0", number_text.NOTHING
+    ends = (result.interval.mean, result.interval.low, result.interval.high)
     mean, low, high = (verdict.question.metric.scale * each for each in ends)
     number = _NUMBER.search(printed)
     there = float(number.group()) if number else math.nan
     ours, gap = _text(mean, low, high), _text(mean - there, low - there, high - there, "+")
-    return entry.setting, entry.method, printed, ours, str(len(entry.values)), gap
+    return result.setting, result.method, printed, ours, str(len(result.values)), gap
 
 
 def _text(mean: float, low: float, high: float, sign: str = "") -> str:

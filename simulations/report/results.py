@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from simulations.analysis.metric import Metric
-from simulations.analysis.result import Entry, Verdict
+from simulations.analysis.result import MethodResult, Verdict
 from simulations.report import chart, number_text, series, summary_table
 from simulations.report.chart import Chart, Row, Spec
 from simulations.report.summary_table import Table
@@ -27,9 +27,9 @@ def differences(verdict: Verdict) -> Chart | None:
     """How much better than the baseline each method is, paired by seed, with the interval."""
     question = verdict.question
     rows = [
-        _difference(entry, question.metric.scale)
-        for entry in summary_table.ordered(verdict)
-        if entry.versus is not None
+        _difference(result, question.metric.scale)
+        for result in summary_table.ordered(verdict)
+        if result.versus is not None
     ]
     if not rows:
         return None
@@ -54,7 +54,7 @@ def differences(verdict: Verdict) -> Chart | None:
             },
         },
     ]
-    sure = [entry for entry in summary_table.ordered(verdict) if entry.is_sure]
+    sure = [result for result in summary_table.ordered(verdict) if result.is_significant]
     summary = (
         f"Paired difference from {question.baseline} with its 95% interval, by setting; right of the dashed line is "
         f"better. {len(sure)} of {len(rows)} differences are significant after Holm's correction."
@@ -115,10 +115,10 @@ def ranks(verdict: Verdict) -> Chart | None:
 def curves(verdict: Verdict) -> Chart | None:
     """The primary metric by rounds, megabytes or seconds."""
     question = verdict.question
-    rows = list(series.rows(summary_table.ordered(verdict), question.metric, lambda entry: entry.setting))
+    rows = list(series.rows(summary_table.ordered(verdict), question.metric, lambda result: result.setting))
     if not rows:
         return None
-    least = min(len(entry.done) for entry in verdict.entries.values() if entry.done)
+    least = min(len(result.done) for result in verdict.results.values() if result.done)
     band = f"mean over seeds; the band is the {_band(least)}. " if least > 1 else "one seed. "
     title = f"{question.metric.path}{number_text.unit(question.metric)}"
     spec = bands(rows, _panels(verdict, rows), question.methods, title, 230)
@@ -164,7 +164,7 @@ def bands(rows: Sequence[Row], panels: Sequence[str], methods: Sequence[str], ti
 def pareto(verdict: Verdict) -> Chart | None:
     """What was reached for how many bytes; a step joins those that none beats in both."""
     question = verdict.question
-    rows = [row for entry in summary_table.ordered(verdict) if (row := _price(entry, question.metric))]
+    rows = [row for result in summary_table.ordered(verdict) if (row := _price(result, question.metric))]
     if len({row["method"] for row in rows}) < 2:  # one alone is beaten by none
         return None
     for row in rows:
@@ -223,11 +223,11 @@ def _tips(*names: str) -> list[Spec]:
     return [{"field": name} for name in names]
 
 
-def _difference(entry: Entry, factor: float) -> Row:
-    versus = entry.versus
+def _difference(result: MethodResult, factor: float) -> Row:
+    versus = result.versus
     assert versus is not None
     found = {name: chart.short(factor * value) for name, value in _ends_of(versus.mean, versus.low, versus.high)}
-    return {"panel": entry.setting, "method": entry.method, **found, "pairs": versus.n}
+    return {"panel": result.setting, "method": result.method, **found, "pairs": versus.n}
 
 
 def _ends_of(mean: float, low: float, high: float) -> Iterator[tuple[str, float]]:
@@ -237,14 +237,14 @@ def _ends_of(mean: float, low: float, high: float) -> Iterator[tuple[str, float]
     yield "high", high if math.isfinite(high) else mean
 
 
-def _price(entry: Entry, metric: Metric) -> Row | None:
-    sent = [found for member in entry.done if (found := _BYTES.of(member)) is not None]
-    interval = entry.interval
+def _price(result: MethodResult, metric: Metric) -> Row | None:
+    sent = [found for run in result.done if (found := _BYTES.value(run)) is not None]
+    interval = result.interval
     if not sent or interval is None:
         return None
     known = _ends_of(interval.mean, interval.low, interval.high)
     ends = {name: chart.short(metric.scale * metric.clipped(value)) for name, value in known}
-    return {"panel": entry.setting, "method": entry.method, "mb": chart.short(statistics.fmean(sent)), **ends}
+    return {"panel": result.setting, "method": result.method, "mb": chart.short(statistics.fmean(sent)), **ends}
 
 
 def _beats(one: Row, other: Row, sign: float) -> bool:
@@ -266,19 +266,19 @@ def _ends(verdict: Verdict) -> str:
 
 def _curve_table(verdict: Verdict) -> Table:
     metric, rows = verdict.question.metric, []
-    for entry in summary_table.ordered(verdict):
-        for at in series.points(entry, metric, 6):
+    for result in summary_table.ordered(verdict):
+        for at in series.points(result, metric, 6):
             values = (number_text.figure(each, metric) for each in (at.mean, at.low, at.high))
             cost = number_text.figure(at.megabytes), number_text.figure(at.seconds)
-            rows.append((entry.setting, entry.method, str(at.round), *cost, *values, str(at.seeds)))
+            rows.append((result.setting, result.method, str(at.round), *cost, *values, str(at.seeds)))
     return Table(("setting", "strategy", "round", "MB", "s", "mean", "low", "high", "seeds"), tuple(rows))
 
 
 def _test_table(verdict: Verdict) -> Table:
     """All results of the tests."""
     metric, rows = verdict.question.metric, []
-    for entry in summary_table.ordered(verdict):
-        it = entry.versus
+    for result in summary_table.ordered(verdict):
+        it = result.versus
         if it is None:
             continue
         factor = metric.scale
@@ -286,8 +286,8 @@ def _test_table(verdict: Verdict) -> Table:
         effect = number_text.figure(it.d_z)
         outcome = f"{it.wins} / {it.ties} / {it.losses}"
         raw = f"{it.p:.4f}" if math.isfinite(it.p) else number_text.NOTHING
-        head = (entry.setting, entry.method, str(it.n), number_text.gap(it, metric), f"{boot} ({it.boot_method})")
-        rows.append((*head, it.test, raw, number_text.chance(entry), f"{it.smallest_p:.4f}", effect, outcome))
+        head = (result.setting, result.method, str(it.n), number_text.gap(it, metric), f"{boot} ({it.boot_method})")
+        rows.append((*head, it.test, raw, number_text.chance(result), f"{it.smallest_p:.4f}", effect, outcome))
     headings = ("setting", "strategy", "pairs", "difference [95% t]", "95% bootstrap", "test", "p", "p (Holm)")
     return Table((*headings, "least p possible", "effect d_z", "seeds won / tied / lost"), tuple(rows))
 

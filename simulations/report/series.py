@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from simulations.analysis import stats
 from simulations.analysis.metric import Metric, megabytes
-from simulations.analysis.result import Entry
+from simulations.analysis.result import MethodResult
 from simulations.analysis.run_record import RunRecord
 from simulations.report import chart
 from simulations.report.chart import Row
@@ -17,7 +17,7 @@ _LEAST_POINTS, _MOST_POINTS = 12, 60  # of a curve
 
 @dataclass(frozen=True)
 class Point:
-    """The runs of an entry at one round: mean and band of a number, and what was spent by then."""
+    """The runs of an result at one round: mean and band of a number, and what was spent by then."""
 
     round: int
     megabytes: float
@@ -28,37 +28,37 @@ class Point:
     seeds: int
 
 
-def points(entry: Entry, metric: Metric, most: int) -> list[Point]:
+def points(result: MethodResult, metric: Metric, most: int) -> list[Point]:
     """At most so many rounds, over the runs that count and have the number in that round."""
     found: dict[int, list[tuple[RunRecord, float]]] = {}
-    for member in entry.done:
-        for number, value in metric.curve(member):
-            found.setdefault(number, []).append((member, value))
-    spent = {id(member): costs(member) for member in entry.done} if found else {}
+    for run in result.done:
+        for number, value in metric.curve(run):
+            found.setdefault(number, []).append((run, value))
+    spent = {id(run): costs(run) for run in result.done} if found else {}
     kept = chart.thinned(sorted(found.items()), most)
     return [_point(metric, number, at, [spent[id(m)] for m, _ in at]) for number, at in kept]
 
 
-def costs(member: RunRecord) -> Mapping[int, tuple[float, float]]:
+def costs(run: RunRecord) -> Mapping[int, tuple[float, float]]:
     """Round -> megabytes and seconds from the start to its end."""
-    seconds = {row["round"]: float(row.get("total") or 0.0) for row in member.timings}
+    seconds = {row["round"]: float(row.get("total") or 0.0) for row in run.timings}
     found, sent, passed = {}, 0.0, 0.0
-    for row in member.rows:
+    for row in run.rows:
         sent += megabytes(row, "all")
         passed += seconds.get(row["round"], 0.0)
         found[row["round"]] = sent, passed
     return found
 
 
-def rows(entries: Sequence[Entry], metric: Metric, panel: Callable[[Entry], str]) -> Iterator[Row]:
+def rows(results: Sequence[MethodResult], metric: Metric, panel: Callable[[MethodResult], str]) -> Iterator[Row]:
     """Rows of a chart with bands, thinned so that all curves together keep to a chart's size."""
-    most = min(max(chart.MOST_ROWS // max(len(entries), 1), _LEAST_POINTS), _MOST_POINTS)
+    most = min(max(chart.MOST_ROWS // max(len(results), 1), _LEAST_POINTS), _MOST_POINTS)
     factor = metric.scale
-    for entry in entries:
-        for at in points(entry, metric, most):
+    for result in results:
+        for at in points(result, metric, most):
             yield {
-                "panel": panel(entry),
-                "method": entry.method,
+                "panel": panel(result),
+                "method": result.method,
                 "round": at.round,
                 "mb": chart.short(at.megabytes),
                 "s": chart.short(at.seconds),

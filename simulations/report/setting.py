@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from simulations.analysis import choices
 from simulations.analysis.choices import Choice
 from simulations.analysis.result import Verdict
-from simulations.report import facts, members, methods, number_text
+from simulations.report import facts, methods, number_text, run_tables
 from simulations.report.facts import Line
 from simulations.report.summary_table import Table
 
@@ -18,7 +18,7 @@ def shared(verdict: Verdict) -> list[Table]:
     if not found:
         return []
     same = tuple((name, next(iter(by.values()))) for name, by in found.items() if len(set(by.values())) == 1)
-    first = Table(_HEADINGS, (*same, ("seeds", members.spans(verdict.question.seeds))), "The experiment")
+    first = Table(_HEADINGS, (*same, ("seeds", run_tables.spans(verdict.question.seeds))), "The experiment")
     differing = _differing(found, verdict.question.settings)
     return [first, *([differing] if differing else [])]
 
@@ -33,8 +33,8 @@ def played(verdict: Verdict) -> list[Table]:
     found = []
     for line in facts.PLAYED:
         counts: dict[str, int] = {}
-        for member in members.every(verdict):
-            if member.info and (text := line.told(member)):
+        for run in run_tables.all_runs(verdict):
+            if run.info and (text := line.told(run)):
                 counts[text] = counts.get(text, 0) + 1
         if counts:
             texts = [
@@ -51,7 +51,7 @@ def tuned(verdict: Verdict) -> Table | None:
         return None
     settings = any(verdict.question.settings)
     rows = tuple((choice.method, *([choice.setting] * settings), *_choice(choice, found)) for choice in found.choices)
-    found_in = (each.config.get("evaluate.validation") for each in members.every(verdict))
+    found_in = (each.config.get("evaluate.validation") for each in run_tables.all_runs(verdict))
     shares = [share for share in found_in if isinstance(share, float)]
     share = f"{100 * max(shares):g} % of each client's training data" if shares else "training data"
     note = (
@@ -63,9 +63,9 @@ def tuned(verdict: Verdict) -> Table | None:
 
 
 def _choice(choice: Choice, found: choices.Tuned) -> Iterator[str]:
-    trials = (f"{choices.label(each.words)}: {choices.score(each, found.metric)}" for each in choice.trials)
+    trials = (f"{choices.label(each.overrides)}: {choices.score(each, found.metric)}" for each in choice.trials)
     yield (f"{choice.keys[0]}  " if len(choice.keys) == 1 else "") + "; ".join(trials)
-    yield choices.said(choice.chosen) + ("" if choice.is_made else " (nothing succeeded)")
+    yield choices.assignments(choice.chosen) + ("" if choice.is_made else " (nothing succeeded)")
     one = len(choice.keys) == 1
     yield ", ".join(edge.end if one else f"{edge.end} {edge.key}" for edge in choice.edges()) or "no"
     yield str(len(choice.trials) * len(found.seeds))
@@ -84,11 +84,11 @@ def _told(verdict: Verdict, lines: Sequence[Line]) -> dict[str, dict[str, str]]:
 def _text(line: Line, verdict: Verdict, setting: str) -> str:
     """What most methods have, then the others by name."""
     texts: dict[str, dict[str, None]] = {}
-    there = [member for member in members.every(verdict) if member.setting == setting and member.config]
-    first = min((member.seed for member in there), default=0)
-    for member in there:
-        if not line.by_seed or member.seed == first:
-            texts.setdefault(line.told(member), {})[member.method] = None
+    there = [run for run in run_tables.all_runs(verdict) if run.setting == setting and run.config]
+    first = min((run.seed for run in there), default=0)
+    for run in there:
+        if not line.by_seed or run.seed == first:
+            texts.setdefault(line.told(run), {})[run.method] = None
     if len(texts) < 2:
         return next(iter(texts), "")
     ordered = sorted(texts.items(), key=lambda each: -len(each[1]))
@@ -106,4 +106,4 @@ def _differing(found: Mapping[str, Mapping[str, str]], settings: Sequence[str]) 
 
 
 def _listed(noun: str, numbers: Sequence[int]) -> str:
-    return f"{noun}{'s' * (len(numbers) > 1)} {members.spans(numbers)}"
+    return f"{noun}{'s' * (len(numbers) > 1)} {run_tables.spans(numbers)}"

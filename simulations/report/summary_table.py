@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fedkd import plain_text
 from simulations.analysis.metric import Metric
-from simulations.analysis.result import Entry, Question, Verdict
+from simulations.analysis.result import MethodResult, Question, Verdict
 from simulations.report import number_text
 
 CLOCKED = "s/round"  # the heading of wall time
@@ -39,7 +39,7 @@ def screen(verdict: Verdict) -> list[str]:
     """What `fedkd compare` and `fedkd report` end with: the table, the verdict, what failed. Plain lines."""
     lines = [headline(verdict), *aligned(table(verdict)), *verdict.sentences]
     lines += [f"note  {caution}" for caution in verdict.cautions]
-    lines += [f"{member.state}  {member.name}: {member.reason}" for member in verdict.failed]
+    lines += [f"{run.state}  {run.name}: {run.reason}" for run in verdict.failed]
     return [plain_text.printable(line, keep="\n") for line in lines]
 
 
@@ -51,8 +51,8 @@ def headline(verdict: Verdict) -> str:
 def facts(verdict: Verdict) -> list[str]:
     """How much was played, and what is told."""
     question = verdict.question
-    asked = sum(len(entry.members) for entry in verdict.entries.values())
-    done = sum(len(entry.done) for entry in verdict.entries.values())
+    asked = sum(len(result.runs) for result in verdict.results.values())
+    done = sum(len(result.done) for result in verdict.results.values())
     baseline = [f"baseline {question.baseline}"] if len(question.methods) > 1 else []
     measured = f"{question.metric}, mean" + (" ± 95% interval" if _has_intervals(verdict) else "")
     optimistic = " (optimistic: picks rounds by what it reports)" if question.metric.is_optimistic else ""
@@ -61,17 +61,17 @@ def facts(verdict: Verdict) -> list[str]:
 
 def table(verdict: Verdict) -> Table:
     """A row for each method in each setting, in the order of the question."""
-    question, entries = verdict.question, ordered(verdict)
-    has_harmed = any(entry.harmed is not None for entry in entries)
+    question, results = verdict.question, ordered(verdict)
+    has_harmed = any(result.harmed is not None for result in results)
     headings = ["strategy", "runs", f"{question.metric.path}{number_text.unit(question.metric)}"]
     if len(question.methods) > 1:
         headings += [f"vs {question.baseline}", "p (Holm)"]
     headings += [f"{title}{number_text.unit(each)}" for title, each in further(question).items()]
     headings += [*(["harmed"] if has_harmed else []), *_price_heading(question), CLOCKED]
-    rows = [_row(entry, question, has_harmed) for entry in entries]
+    rows = [_row(result, question, has_harmed) for result in results]
     if not any(question.settings):
         return Table(tuple(headings), tuple(rows))
-    settings = [(entry.setting,) for entry in entries]
+    settings = [(result.setting,) for result in results]
     return Table(("setting", *headings), tuple(s + row for s, row in zip(settings, rows, strict=True)))
 
 
@@ -84,11 +84,11 @@ def further(question: Question) -> dict[str, Metric]:
     return {title: each for each, title in found.items()}
 
 
-def ordered(verdict: Verdict) -> list[Entry]:
-    """All entries, by setting, then method."""
+def ordered(verdict: Verdict) -> list[MethodResult]:
+    """All results, by setting, then method."""
     question = verdict.question
     places = ((setting, method) for setting in question.settings for method in question.methods)
-    return [verdict.entries[place] for place in places if place in verdict.entries]
+    return [verdict.results[place] for place in places if place in verdict.results]
 
 
 def aligned(found: Table) -> list[str]:
@@ -100,47 +100,47 @@ def aligned(found: Table) -> list[str]:
     ]
 
 
-def seconds_a_round(entry: Entry) -> float | None:
+def seconds_a_round(result: MethodResult) -> float | None:
     """Mean wall time of a round; None before the first."""
-    found = [row["total"] for member in entry.done for row in member.timings if row.get("total") is not None]
+    found = [row["total"] for run in result.done for row in run.timings if row.get("total") is not None]
     return statistics.fmean(found) if found else None
 
 
-def _row(entry: Entry, question: Question, has_harmed: bool) -> tuple[str, ...]:
+def _row(result: MethodResult, question: Question, has_harmed: bool) -> tuple[str, ...]:
     metric = question.metric
-    cells = [entry.method, f"{len(entry.done)} of {len(entry.members)}", number_text.spread(entry.interval, metric)]
+    cells = [result.method, f"{len(result.done)} of {len(result.runs)}", number_text.spread(result.interval, metric)]
     if len(question.methods) > 1:
-        cells += [number_text.gap(entry.versus, metric), number_text.chance(entry)]
-    cells += [number_text.figure(entry.columns.get(title), each) for title, each in further(question).items()]
-    cells += [number_text.share(entry.harmed)] * has_harmed
-    cells += _price(entry, question)
-    return (*cells, number_text.figure(seconds_a_round(entry)))
+        cells += [number_text.gap(result.versus, metric), number_text.chance(result)]
+    cells += [number_text.figure(result.columns.get(title), each) for title, each in further(question).items()]
+    cells += [number_text.share(result.harmed)] * has_harmed
+    cells += _price(result, question)
+    return (*cells, number_text.figure(seconds_a_round(result)))
 
 
 def _price_heading(question: Question) -> list[str]:
     return [] if question.target is None else [f"{_PRICE} {question.target:g}"]
 
 
-def _price(entry: Entry, question: Question) -> list[str]:
+def _price(result: MethodResult, question: Question) -> list[str]:
     if question.target is None:
         return []
-    price = entry.price
-    if price is None or not price.of:
+    price = result.price
+    if price is None or not price.num_runs:
         return [number_text.NOTHING]
-    some = "" if price.reached == price.of else f" ({price.reached} of {price.of} runs)"
+    some = "" if price.reached == price.num_runs else f" ({price.reached} of {price.num_runs} runs)"
     if price.rounds is None:
         return [f"never{some if price.reached else ''}"]
     return [", ".join(map(number_text.figure, (price.rounds, price.megabytes, price.seconds))) + some]
 
 
 def _seeds(verdict: Verdict) -> str:
-    """Pairs where there are pairs, else seeds: the fewest of any entry, `5 to 8` if they differ."""
-    pairs = [entry.versus.n for entry in verdict.entries.values() if entry.versus is not None]
-    counts = pairs or [len(entry.values) for entry in verdict.entries.values()] or [0]
+    """Pairs where there are pairs, else seeds: the fewest of any result, `5 to 8` if they differ."""
+    pairs = [result.versus.n for result in verdict.results.values() if result.versus is not None]
+    counts = pairs or [len(result.values) for result in verdict.results.values()] or [0]
     least, most = min(counts), max(counts)
     kind = "paired seed" if pairs else "seed"
     return number_text.count(most, kind) if least == most else f"{least} to {number_text.count(most, kind)}"
 
 
 def _has_intervals(verdict: Verdict) -> bool:
-    return any(entry.interval is not None and entry.interval.is_known for entry in verdict.entries.values())
+    return any(result.interval is not None and result.interval.is_known for result in verdict.results.values())

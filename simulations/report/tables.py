@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from fedkd import plain_text
 from simulations.analysis.metric import Metric
 from simulations.analysis.result import Verdict
-from simulations.report import members, number_text, published, setting, summary_table
+from simulations.report import number_text, published, run_tables, setting, summary_table
 from simulations.report.chart import Chart
 from simulations.report.summary_table import Table
 
@@ -44,8 +44,8 @@ def markdown(verdict: Verdict, charts: Sequence[Chart]) -> str:
         parts += [f"## {_escaped(chart.title)}", f"![{_escaped(chart.title)}]({name})", _escaped(chart.summary)]
         if chart.name in ("differences", "ranks") and chart.table:
             parts.append(_piped(chart.table))
-    parts += ["## Runs", _piped(members.runs(verdict))]
-    if (failures := members.failures(verdict)) is not None:
+    parts += ["## Runs", _piped(run_tables.run_table(verdict))]
+    if (failures := run_tables.failure_table(verdict)) is not None:
         parts += ["## Failures", _piped(failures)]
     if question.command:
         parts += ["## Again", f"```\n{question.command}\n```"]
@@ -56,15 +56,15 @@ def comma_separated(verdict: Verdict) -> str:
     """A row a run, numbers as measured: fractions and bytes."""
     question, file = verdict.question, io.StringIO(newline="")
     writer = csv.writer(file, lineterminator="\n")
-    columns = {title: each for title, each in summary_table.further(question).items() if each.place[0] != "bytes"}
+    columns = {title: each for title, each in summary_table.further(question).items() if each.keys[0] != "bytes"}
     heads = ("setting", "method", "seed", "state", str(question.metric), *columns)
     writer.writerow(map(plain_text.cell, (*heads, "bytes_up", "bytes_down", "reason")))
-    for member in members.every(verdict):
+    for run in run_tables.all_runs(verdict):
         metrics = (question.metric, *columns.values())
-        values = [each.of(member) if member.rows else None for each in metrics]
-        sent = [None if (found := each.of(member)) is None else round(1e6 * found) for each in (_UP, _DOWN)]
-        place = (member.setting, member.method, member.seed, member.state)
-        writer.writerow(map(plain_text.cell, (*place, *values, *sent, member.reason)))
+        values = [each.value(run) if run.rows else None for each in metrics]
+        sent = [None if (found := each.value(run)) is None else round(1e6 * found) for each in (_UP, _DOWN)]
+        place = (run.setting, run.method, run.seed, run.state)
+        writer.writerow(map(plain_text.cell, (*place, *values, *sent, run.reason)))
     return file.getvalue()
 
 
@@ -73,9 +73,9 @@ def timings(verdict: Verdict) -> str:
     file = io.StringIO(newline="")
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(("setting", "method", "seed", *(f"seconds_{phase}" for phase in _PHASES)))
-    for member in members.every(verdict):
-        seconds = [Metric(f"seconds.{phase}", "sum").of(member) if member.rows else None for phase in _PHASES]
-        writer.writerow(map(plain_text.cell, (member.setting, member.method, member.seed, *seconds)))
+    for run in run_tables.all_runs(verdict):
+        seconds = [Metric(f"seconds.{phase}", "sum").value(run) if run.rows else None for phase in _PHASES]
+        writer.writerow(map(plain_text.cell, (run.setting, run.method, run.seed, *seconds)))
     return file.getvalue()
 
 
@@ -83,7 +83,7 @@ def latex(verdict: Verdict) -> str:
     """The closing table for a paper; needs booktabs."""
     found = summary_table.table(verdict).without_clocks()
     spec = "".join("l" if heading in ("setting", "strategy") else "r" for heading in found.headings)
-    lines = [f"% {number_text.count(len(members.every(verdict)), 'run')}; \\usepackage{{booktabs}}"]
+    lines = [f"% {number_text.count(len(run_tables.all_runs(verdict)), 'run')}; \\usepackage{{booktabs}}"]
     lines += [f"\\begin{{tabular}}{{{spec}}}", "\\toprule", _ampersands(found.headings), "\\midrule"]
     for index, row in enumerate(found.rows):
         if index and found.headings[0] == "setting" and row[0] != found.rows[index - 1][0]:

@@ -142,7 +142,7 @@ _TUNE = "choose a value for each method, or for one, on validation data; may be 
 class Compare(Options):
     """Compare strategies over settings and seeds; the same command continues after a stop."""
 
-    words: Annotated[tuple[str, ...], Word(_GRID, "WORD")] = ()
+    overrides: Annotated[tuple[str, ...], Word(_GRID, "WORD")] = ()
     jobs: Annotated[int | None, Flag("runs side by side (default: one per core)", "N")] = None
     baseline: Annotated[
         str | None, Flag("method to compare the others with (default: fedavg, else the first)", "METHOD")

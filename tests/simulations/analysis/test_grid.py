@@ -18,15 +18,15 @@ def test_a_product_of_settings_methods_and_seeds():
     assert found.settings == ("alpha 0.1", "alpha 0.5")
     assert found.methods == ("fedavg", "fedprox")
     assert found.seeds == (1, 2, 3, 7)
-    assert found.words["alpha 0.5", "fedprox"] == ("preset=fedgen-mnist", "strategy=fedprox", "partition.alpha=0.5")
+    assert found.overrides["alpha 0.5", "fedprox"] == ("preset=fedgen-mnist", "strategy=fedprox", "partition.alpha=0.5")
 
 
 @given(st.permutations(["rounds=2,3", "strategy=fedavg,fedgen", "clients=2,4", "seed=5..6", "data=digits"]))
 def test_words_keep_their_order_and_lose_only_the_seed(words):
-    found = grid.of_words(words)
+    found = grid.parse(words)
     keys = [word.partition("=")[0] for word in words if not word.startswith("seed")]
-    assert all([word.partition("=")[0] for word in its] == keys for its in found.words.values())
-    assert len(found.words) == 8 == len(set(found.words.values()))
+    assert all([word.partition("=")[0] for word in its] == keys for its in found.overrides.values())
+    assert len(found.overrides) == 8 == len(set(found.overrides.values()))
     assert found.seeds == (5, 6)
 
 
@@ -58,7 +58,7 @@ def test_labels_have_whole_keys_where_last_parts_are_the_same():
 
 def test_every_cell_has_the_configuration_of_its_words():
     found = cells.check(asked("data=digits strategy=fedavg,fedprox rounds=2,3 seed=4,9"))
-    for pair, words in found.words.items():
+    for pair, words in found.overrides.items():
         for seed in found.seeds:
             assert found.configuration(pair, seed).digest() == compose.resolve([*words, f"seed={seed}"]).digest()
 
@@ -66,9 +66,9 @@ def test_every_cell_has_the_configuration_of_its_words():
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ("", "no word has a list"),
-        ("strategy=fedavg", "no word has a list"),
-        ("strategy=fedavg seed=5..5", "no word has a list"),
+        ("", "no override has a list"),
+        ("strategy=fedavg", "no override has a list"),
+        ("strategy=fedavg seed=5..5", "no override has a list"),
         ("strategy=fedavg,fedgen rounds=2 rounds=3", "rounds is given 2 times"),
         ("preset=fedgen-mnist preset=knfu-mnist strategy=fedavg,fedgen", "preset is given 2 times"),
         ("strategy=fedavg,fedgen engine.workers=1,2", "engine.workers cannot be a list"),
@@ -123,7 +123,7 @@ def test_a_method_that_is_evaluated_less_often_than_the_others_is_refused(tmp_pa
 def test_a_comparison_of_ours_evaluates_all_its_methods_alike(name):
     """From its words alone: the data need not be there."""
     of_method: dict[str, dict[str, set[str]]] = {}
-    for (setting, method), words in asked(f"comparison={name}").words.items():
+    for (setting, method), words in asked(f"comparison={name}").overrides.items():
         of_method.setdefault(setting, {})[method] = {word for word in words if word.startswith("evaluate.")}
     for its in of_method.values():
         assert len({frozenset(words) for words in its.values()}) == 1, its
@@ -176,7 +176,7 @@ def file(tmp_path):
 def test_a_file_says_it_all_and_words_after_it_override(file):
     found = asked(f"comparison={file} rounds=2 clients=3 seed=5..7")
     assert found.about == "two of them"
-    assert found.words["even", "A"] == (
+    assert found.overrides["even", "A"] == (
         "data=digits",
         "clients=4",
         "partition=iid",
@@ -199,9 +199,9 @@ def test_a_file_says_it_all_and_words_after_it_override(file):
     [
         ("base: data=digits clients=4\n", "", "base is missing"),
         ("seeds", "seed", "unknown key 'seed'"),
-        ("[0, 1]", "[0, 0]", "seeds has another form"),
-        ("[0, 1]", "[]", "seeds has another form"),
-        ("target: 0.5", "target: much", "target has another form"),
+        ("[0, 1]", "[0, 0]", "seeds has the wrong form"),
+        ("[0, 1]", "[]", "seeds has the wrong form"),
+        ("target: 0.5", "target: much", "target has the wrong form"),
         ("worst_decile last", "worst_decile newest", "has no rule"),
         ("published: {even: {A", "published: {odd: {A", "published names 'odd'"),
         ("published: {even: {A", "published: {even: {C", "published names 'C'"),
@@ -219,10 +219,10 @@ def test_comparisons_of_the_repository_are_whole():
     for name in named_comparison.names():
         found = asked(f"comparison={name}")
         assert found.about, name
-        assert len(found.words) == len(found.settings) * len(found.methods)
-        for setting, method in found.words:
+        assert len(found.overrides) == len(found.settings) * len(found.methods)
+        for setting, method in found.overrides:
             if setting == found.settings[0] or method == found.methods[0]:
-                compose.check(found.words[setting, method])
+                compose.check(found.overrides[setting, method])
         assert found.baseline in found.methods
         assert metric.parse(found.metric)
 

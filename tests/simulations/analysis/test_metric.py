@@ -24,18 +24,18 @@ RUN = handmade.member(accuracy=[k / 100 for k in range(1, 21)])
     ],
 )
 def test_a_metric_is_a_path_and_a_rule(text, expected):
-    assert metric.parse(text).of(RUN) == pytest.approx(expected)
+    assert metric.parse(text).value(RUN) == pytest.approx(expected)
 
 
 def test_a_metric_that_no_round_has_is_none():
-    assert metric.parse("common.mean last").of(RUN) is None
-    assert metric.parse("global last").of(handmade.member(rows=())) is None
+    assert metric.parse("common.mean last").value(RUN) is None
+    assert metric.parse("global last").value(handmade.member(rows=())) is None
 
 
 def test_the_last_ten_rounds_are_rounds_not_evaluations():
     """Evaluated every 5 rounds: rounds 15 and 20 are among the last 10, 10 is not."""
     sparse = [row | {"accuracy": row["accuracy"] if row["round"] % 5 == 0 else {}} for row in RUN.rows]
-    assert metric.parse("global last10").of(handmade.member(rows=sparse)) == pytest.approx((0.15 + 0.20) / 2)
+    assert metric.parse("global last10").value(handmade.member(rows=sparse)) == pytest.approx((0.15 + 0.20) / 2)
 
 
 @pytest.mark.parametrize("text", ["global newest", "accuracies last", "bytes.left sum", "bytes sum", "drift last"])

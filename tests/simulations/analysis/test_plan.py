@@ -1,5 +1,6 @@
 """plan.yaml: what a comparison folder says of itself, what may change in it, and what is refused."""
 
+import hashlib
 import json
 from dataclasses import replace
 
@@ -17,7 +18,7 @@ WORDS = "data=digits clients=2 rounds=2 train.steps=1 students=mlp checkpoint.ev
 
 def planned(text=f"{WORDS} seed=1..3", before=None, **options):
     grid = cells.check(cells.ask(text.split(), **options))
-    return plan.make(grid, plan.fingerprint(grid.words, {}), f"fedkd compare {text}", before)[0]
+    return plan.make(grid, plan.fingerprint(grid.overrides, {}), f"fedkd compare {text}", before)[0]
 
 
 @pytest.fixture(scope="module")
@@ -89,31 +90,32 @@ def test_what_is_asked_does_not_depend_on_the_order_of_words_or_on_the_analysis(
 )
 def test_another_grid_in_the_same_folder_is_refused_and_both_are_named(usual, words, there, here):
     with pytest.raises(ConfigError) as refused:
-        plan.check_same(usual, cells.ask(words.split()).words, {})
+        plan.check_same(usual, cells.ask(words.split()).overrides, {})
     assert there in str(refused.value)
     assert here in str(refused.value)
-    plan.check_same(usual, cells.ask(f"{WORDS} seed=9".split()).words, {})
+    plan.check_same(usual, cells.ask(f"{WORDS} seed=9".split()).overrides, {})
 
 
 def test_a_tuned_comparison_with_an_older_plan_can_be_continued(usual):
     """Then one list of candidates was written for all methods, and hashed."""
     old = replace(usual, tuning={"words": [list(words) for words in TRIED], "seeds": [1], "metric": "global last10"})
-    pairs = sorted([*pair, sorted(set(its))] for pair, its in cells.ask(WORDS.split()).words.items())
-    assert plan.fingerprint(cells.ask(WORDS.split()).words, dict.fromkeys(old.methods, TRIED)) == plan._sha256(
-        json.dumps([pairs, TRIED]).encode()
+    pairs = sorted([*pair, sorted(set(its))] for pair, its in cells.ask(WORDS.split()).overrides.items())
+    assert (
+        plan.fingerprint(cells.ask(WORDS.split()).overrides, dict.fromkeys(old.methods, TRIED))
+        == hashlib.sha256(json.dumps([pairs, TRIED]).encode()).hexdigest()
     )
     assert plan.tried_before(old) == dict.fromkeys(old.methods, TRIED)
 
 
 def test_tuning_and_none_are_different_comparisons(usual):
     with pytest.raises(ConfigError, match="there no --tune, here --tune"):
-        plan.check_same(usual, cells.ask(WORDS.split()).words, dict.fromkeys(usual.methods, TRIED))
+        plan.check_same(usual, cells.ask(WORDS.split()).overrides, dict.fromkeys(usual.methods, TRIED))
 
 
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        ("schema: 1", "schema: 2", r"another version \(schema 2, here 1\)"),
+        ("schema: 1", "schema: 2", r"another version wrote the comparison \(schema 2, here 1\)"),
         ("schema: 1\n", "", "is damaged"),
         ("methods:", "methods", "is damaged"),
         ("cells:", "cells: 5\nrows:", "is damaged"),
@@ -149,5 +151,5 @@ def test_members_stand_where_the_plan_says_and_know_why_they_are_missing(usual, 
     assert str(question.metric) == "global last10"
     assert [member.state for member in members[:3]] == ["missing", "failed", "missing"]
     assert members[1].reason == "data: digits are damaged"
-    assert members[0].words == usual.cells[0].words
+    assert members[0].overrides == usual.cells[0].overrides
     assert not any(member.is_done for member in members)

@@ -130,9 +130,9 @@ def test_methods_that_are_alike_in_every_seed_do_not_differ():
         assert (found.p, found.mean, found.ties) == (1, 0, n)
 
 
-def test_ties_are_differences_within_the_tolerance():
-    found = stats.paired([0.02, 0.01, -0.01, -0.02, 0, 0.05], tie_tolerance=0.01)
-    assert (found.wins, found.ties, found.losses) == (2, 3, 1)
+def test_ties_are_differences_of_zero():
+    found = stats.paired([0.02, 0.01, -0.01, 0, 0, 0.05])
+    assert (found.wins, found.ties, found.losses) == (3, 2, 1)
 
 
 def test_beyond_12_pairs_ranks_decide_as_in_scipy():
@@ -401,18 +401,11 @@ def test_ranks_that_are_significant_against_the_mean_decide_nothing():
         (lambda: stats.mean_interval([]), "there are no values: give one"),
         (lambda: stats.paired([0.1, math.nan, math.inf]), r"2 of 3 differences are not finite \(at \[1, 2\]\): leave"),
         (lambda: stats.mean_interval([math.inf]), "1 of 1 values are not finite"),
-        (lambda: stats.mean_interval([1, 2], 95), "confidence = 95 does not lie between 0 and 1: give"),
         (lambda: stats.sign_flip([1.0] * 13), "13 pairs have too many sign patterns to try: use signed_rank"),
         (lambda: stats.holm([0.5, 1.5]), "lie between 0 and 1"),
         (lambda: stats.holm([-0.1]), "lie between 0 and 1"),
-        (lambda: stats.can_reach(0), "0 pairs: there must be at least one"),
-        (lambda: stats.seeds_needed(0), "0 comparisons of the family: there must be"),
-        (lambda: stats.seeds_needed(1, 0), "level = 0 does not lie between"),
-        (lambda: stats.resolution(math.nan, 8), "a standard deviation is finite and not negative, this is nan"),
-        (lambda: stats.resolution(1, 8, power=1), "power = 1 does not lie"),
         (lambda: stats.average_ranks({}), "no settings to rank methods over: give"),
         (lambda: stats.average_ranks({"s": {"a": math.nan}}), "1 of 1 values of s are not finite"),
-        (lambda: stats.critical_difference(3, 0), "0 settings: there must be"),
     ],
 )
 def test_mistakes_are_told_with_what_mends_them(call, says):

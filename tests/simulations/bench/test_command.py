@@ -128,7 +128,7 @@ def test_the_idle_student_has_ten_thousand_parameters_and_its_clients_change_not
 
 
 def test_memory_is_that_of_a_crowd_that_the_partition_could_not_make():
-    plan = memory.Plan([*WORDS, "partition=dirichlet"], clients=300, per_round=5, rounds=2, workers=0)
+    plan = memory.MemoryTask([*WORDS, "partition=dirichlet"], clients=300, per_round=5, rounds=2, workers=0)
     found = memory.measure(plan)
     assert found["clients"] == 300
     assert 5 <= found["trained"] <= 10
@@ -137,7 +137,7 @@ def test_memory_is_that_of_a_crowd_that_the_partition_could_not_make():
 
 
 def test_kept_entries_are_counted_as_client_state():
-    plan = memory.Plan([*WORDS, "strategy.share=head"], clients=5, per_round=5, rounds=1, workers=0)
+    plan = memory.MemoryTask([*WORDS, "strategy.share=head"], clients=5, per_round=5, rounds=1, workers=0)
     entries = 64 * 200 + 200 + 200 * 200 + 200  # of the mlp before its head
     assert memory.measure(plan)["state_bytes"] == 5 * 4 * entries
 

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from simulations.analysis.plan import Cell
 from simulations.compare import progress_table
-from simulations.compare.progress_table import Lines, Progress, Table
+from simulations.compare.progress_table import LineDisplay, Progress, TableDisplay
 from simulations.compare.worker import CellResult
 
 
@@ -44,7 +44,7 @@ def test_a_pipe_gets_a_header_a_line_a_cell_and_no_control_codes(tmp_path):
     cells = [progress(tmp_path, "fedavg"), progress(tmp_path, "fedgen"), progress(tmp_path, "local", state="done")]
     play(cells[2], 10)
     stream = io.StringIO()
-    shown = Lines(stream=stream)
+    shown = LineDisplay(stream=stream)
     shown.begin("skew", cells, 2)
     shown.started(cells[0].cell)
     play(cells[0], 10, 0.75)
@@ -63,7 +63,7 @@ def test_a_pipe_gets_a_header_a_line_a_cell_and_no_control_codes(tmp_path):
 @pytest.mark.parametrize("height", [8, 12, 24, 60])
 def test_the_table_is_never_taller_than_the_screen_and_shows_what_runs(tmp_path, height):
     console = Console(file=io.StringIO(), force_terminal=True, width=120, height=height)
-    shown = Table(console=console)
+    shown = TableDisplay(console=console)
     cells = [progress(tmp_path, f"m{number}", setting="alpha 0.1") for number in range(30)]
     shown.begin("skew", cells, 2)
     for each in cells[20:22]:
@@ -77,7 +77,7 @@ def test_the_table_is_never_taller_than_the_screen_and_shows_what_runs(tmp_path,
     assert "m20" in text
     assert "0.250" in text
     assert "5/10" in text
-    assert ("lines more" in text) == (height < 37)
+    assert ("more lines" in text) == (height < 37)
 
 
 def test_what_is_left_is_shared_by_the_jobs(tmp_path):
@@ -93,10 +93,10 @@ def test_what_is_left_is_shared_by_the_jobs(tmp_path):
     assert shown.left(cells[:1]) == pytest.approx(5, rel=0.1)
 
 
-@pytest.mark.parametrize("kind", [progress_table.ProgressDisplay, Lines, Table])
+@pytest.mark.parametrize("kind", [progress_table.ProgressDisplay, LineDisplay, TableDisplay])
 def test_the_log_keeps_what_is_shown_also_where_nobody_looks(tmp_path, kind):
     stream = io.StringIO()
-    of_kind = {Lines: {"stream": stream}, Table: {"console": Console(file=stream)}}.get(kind, {})
+    of_kind = {LineDisplay: {"stream": stream}, TableDisplay: {"console": Console(file=stream)}}.get(kind, {})
     shown = kind(log=tmp_path / "log.txt", **of_kind)
     each = progress(tmp_path, "fedavg")
     shown.begin("skew", [each], 1)

@@ -19,7 +19,7 @@ def asked(*tuned, text=GRID):
 
 def tried(*tuned, text=GRID):
     found = asked(*tuned, text=text)
-    return candidates.of(found.tune, found)
+    return candidates.parse(found.tune, found)
 
 
 def test_a_key_alone_is_tried_for_all_methods():
@@ -85,7 +85,7 @@ def test_only_methods_with_a_grid_are_tried_and_only_over_their_own():
     found = tune.ask(asked(MU), None, lambda: None)
     trials = found.trials()
     assert [cell.method for cell in trials] == ["fedprox"] * 3
-    assert [cell.words[-2] for cell in trials] == ["strategy.mu=0.01", "strategy.mu=0.1", "strategy.mu=1"]
+    assert [cell.overrides[-2] for cell in trials] == ["strategy.mu=0.01", "strategy.mu=0.1", "strategy.mu=1"]
     row = {"setting": "", "method": "fedprox", "tried": [], "chosen": ["strategy.mu=1"]}
     chosen = found.grid([row])
     assert chosen.resolved["", "fedprox"].config.strategy["mu"] == 1
@@ -100,7 +100,7 @@ def row(method="fedprox", values=((0.5,), (0.7,), (0.6,)), chosen=1):
 
 
 def tuned(*rows):
-    return choices.of({"seeds": [1], "metric": "global last10"}, rows)
+    return choices.from_plan({"seeds": [1], "metric": "global last10"}, rows)
 
 
 def test_the_screen_tells_what_was_tried_what_it_gave_and_what_was_taken():
@@ -110,10 +110,10 @@ def test_the_screen_tells_what_was_tried_what_it_gave_and_what_was_taken():
 def test_a_choice_at_the_edge_is_told_on_the_line_and_among_the_cautions():
     found = tuned(row(values=((0.5,), (0.6,), (0.7,)), chosen=2))
     assert next(found.lines()).endswith("at the edge: strategy.mu = 1 is the largest that was tried")
-    judged = fabricated.verdict(fabricated.members(methods=("fedavg", "fedprox")), tuned=found)
-    said = " ".join(sentences.cautions(judged))
+    verdict = fabricated.verdict(fabricated.members(methods=("fedavg", "fedprox")), tuned=found)
+    said = " ".join(sentences.cautions(verdict))
     assert "strategy.mu = 1 is the largest that was tried, so a value beyond it may be better: fedprox" in said
-    assert "not tuned alike; values tried for each: fedavg none; fedprox 3" in said
+    assert "unequal tuning budgets; values tried per method: fedavg none; fedprox 3" in said
 
 
 def test_a_value_within_what_was_tried_and_words_have_no_edge():
@@ -132,6 +132,6 @@ def test_a_candidate_that_failed_under_a_seed_is_never_the_choice():
 def test_a_plan_keeps_the_grid_of_each_method():
     found = tune.ask(asked(MU), None, lambda: None)
     assert found.note()["candidates"]["fedavg"] == [[]]
-    made = plan.make(found.grid(()), plan.fingerprint(asked(MU).words, found.candidates), "fedkd compare")[0]
+    made = plan.make(found.grid(()), plan.fingerprint(asked(MU).overrides, found.candidates), "fedkd compare")[0]
     assert plan.tried_before(made) == {"fedavg": [()], "fedprox": [()]}
     assert plan.tried_before(plan.replace(made, tuning=found.note()))["fedprox"][2] == ("strategy.mu=1",)

@@ -32,11 +32,11 @@ def cell(strategy="fedavg", *words, seed=1):
 
 
 def resolved(one):
-    return compose.resolve(grid.played(one.words, one.seed))
+    return compose.resolve(grid.run_overrides(one.overrides, one.seed))
 
 
 def play_child(one, folder):
-    return worker.play(resolved(one), folder, ["fedkd", "run", *one.words])
+    return worker.run(resolved(one), folder, ["fedkd", "run", *one.overrides])
 
 
 def play(its, folder, jobs=2, board=None):
@@ -44,7 +44,7 @@ def play(its, folder, jobs=2, board=None):
     board = board or ProgressDisplay()
     board.begin("test", [Progress(each, folder / each.folder / "metrics.jsonl", 2) for each in its], jobs)
     worker_pool.warm_up()
-    return worker_pool.play({each: resolved(each) for each in its}, folder, jobs, board)
+    return worker_pool.run({each: resolved(each) for each in its}, folder, jobs, board)
 
 
 def played_here(one, folder):
@@ -180,7 +180,7 @@ from simulations.compare.progress_table import ProgressDisplay, Progress
 folder, board = Path(sys.argv[1]), ProgressDisplay()
 one = plan.Cell("", "fedavg", 1, tuple(sys.argv[2:]), "", "runs/one")
 board.begin("test", [Progress(one, folder / "metrics.jsonl", 2)], 1)
-player.play({one: compose.resolve(grid.played(one.words, 1))}, folder, 1, board)
+player.run({one: compose.resolve(grid.run_overrides(one.overrides, 1))}, folder, 1, board)
 """
 
 
@@ -236,5 +236,5 @@ def test_debug_plays_in_this_process(tmp_path):
     one = cell()
     board = ProgressDisplay()
     board.begin("test", [Progress(one, tmp_path / one.folder / "metrics.jsonl", 2)], 1)
-    assert worker_pool.play_here({one: resolved(one)}, tmp_path, board) == {one.folder: CellResult("done")}
+    assert worker_pool.run_here({one: resolved(one)}, tmp_path, board) == {one.folder: CellResult("done")}
     assert board.cells[one.folder].rounds == 2

@@ -423,7 +423,7 @@ def test_without_tls_each_round_says_so(tmp_path: Path, grid: EdgeGrid) -> None:
 def test_the_global_student_of_devices_is_exported_as_the_server_tried_it(tmp_path: Path, grid: EdgeGrid) -> None:
     grid.play(tmp_path)
     run = serving.load(tmp_path / "run", pytest.fail)
-    served = serving.of(run.assembly, run.state, None)
+    served = serving.student(run.assembly, run.state, None)
     assert serving.accuracy(served, served.logits) == rows(tmp_path)[-1]["accuracy"]["global"]
 
 
@@ -436,4 +436,4 @@ def test_a_student_that_is_on_its_device_is_not_exported_as_what_it_began_with(t
     (tmp_path / "run").rename(tmp_path / "runs" / "run")
     run = serving.load(tmp_path / "runs" / "run", pytest.fail)
     with pytest.raises(RunError, match="the student of client 1 is on its device"):
-        serving.of(run.assembly, run.state, 1)
+        serving.student(run.assembly, run.state, 1)

@@ -80,7 +80,7 @@ def said(run: Path, client: int | None = None) -> float:
 
 def served(run: Path, client: int | None = None) -> serving.Served:
     found = serving.load(run, pytest.fail)
-    return serving.of(found.assembly, found.state, client)
+    return serving.student(found.assembly, found.state, client)
 
 
 # --- what is exported --------------------------------------------------------------------------------------------

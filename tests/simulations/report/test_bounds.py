@@ -30,11 +30,11 @@ def near(level: float, method: str, seed: int) -> fabricated.RunRecord:
 
 @pytest.mark.parametrize("level", [0.0, 1.0])
 def test_charts_of_rates_do_not_go_below_0_or_above_100(level: float) -> None:
-    judged = fabricated.verdict([near(level, method, seed) for method in ("fedavg", "knfu") for seed in range(4)])
-    interval = judged.entries["", "knfu"].interval
+    verdict = fabricated.verdict([near(level, method, seed) for method in ("fedavg", "knfu") for seed in range(4)])
+    interval = verdict.results["", "knfu"].interval
     assert interval is not None
     assert interval.low < 0 or interval.high > 1  # Student's interval knows no bounds
-    for chart in files.drawn(judged):
+    for chart in files.drawn(verdict):
         if chart.name in ("curves", "pareto", "knowledge", "drift"):
             top = 100 if chart.name in ("curves", "pareto") else 1
             ends = [row[name] for row in chart.spec["data"]["values"] for name in ("mean", "low", "high")]
@@ -42,7 +42,7 @@ def test_charts_of_rates_do_not_go_below_0_or_above_100(level: float) -> None:
         if chart.name == "curves":
             ticks = [float(text.replace(_MINUS, "-")) for text in _NUMBER.findall(vega.svg(chart))]
             assert all(0 <= tick <= 100 for tick in ticks)
-    assert not re.search(r"interval -|to 10[1-9]", " ".join(judged.sentences))
+    assert not re.search(r"interval -|to 10[1-9]", " ".join(verdict.sentences))
 
 
 @pytest.mark.parametrize(
@@ -70,12 +70,12 @@ def test_one_method_is_not_drawn_as_unbeaten() -> None:
 
 
 def test_bars_of_ranks_do_not_go_beyond_the_first_and_the_last() -> None:
-    judged = fabricated.verdict()
-    found = results.ranks(judged)
+    verdict = fabricated.verdict()
+    found = results.ranks(verdict)
     assert found is not None
-    assert judged.ranks is not None
-    assert judged.ranks.critical_difference > 0
-    rows, last = found.spec["data"]["values"], len(judged.ranks.mean)
+    assert verdict.ranks is not None
+    assert verdict.ranks.critical_difference > 0
+    rows, last = found.spec["data"]["values"], len(verdict.ranks.mean)
     assert min(row["low"] for row in rows) == 1
     assert max(row["high"] for row in rows) == last
     assert all(row["low"] <= row["rank"] <= row["high"] for row in rows)

@@ -80,12 +80,12 @@ def test_tex_is_a_table_whose_special_signs_are_escaped(written: Path) -> None:
 
 
 def test_markdown_has_the_table_of_the_screen() -> None:
-    judged = fabricated.verdict()
-    text = tables.markdown(judged, ())
+    verdict = fabricated.verdict()
+    text = tables.markdown(verdict, ())
     rows = [
         re.sub(r"\\(.)", r"\1", line).strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")
     ]
-    for row in summary_table.table(judged).rows:
+    for row in summary_table.table(verdict).rows:
         assert [cell.strip() for cell in row] in [[cell.strip() for cell in found] for found in rows]
 
 

@@ -74,7 +74,7 @@ def test_places_of_different_configurations_differ() -> None:
         for variant in ("paper", None)
         for lr in (0.1, 0.2)
     ]
-    places = labels.of(configs)
+    places = labels.places(configs)
     assert len(set(places.values())) == len(configs)
 
 
@@ -141,7 +141,7 @@ def lay_comparison(folder: Path, name: str, seeds: tuple[int, ...] = (0, 1)) -> 
             cells.append(plan.Cell("", method, seed, (f"strategy={method}",), "0" * 64, f"runs/{method}-s{seed}"))
     facts = {"command": "fedkd compare", "asked": "", "code": "", "about": "", "settings": ("",)}
     more = {"methods": ("fedavg", "fedprox"), "seeds": seeds, "metric": "clients.mean last", "baseline": "fedprox"}
-    made = plan.Plan(**facts, **more, columns={}, target=None, published=None, cells=tuple(cells))  # type: ignore[arg-type]
+    made = plan.ComparisonPlan(**facts, **more, columns={}, target=None, published=None, cells=tuple(cells))  # type: ignore[arg-type]
     (place / "plan.yaml").write_text("".join(plan._lines(made)), encoding="utf-8")
     return place
 
@@ -210,4 +210,4 @@ def test_verb_says_what_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 def test_own_data_sets_are_told_apart_by_their_folders():
     configs = [{"data.name": "own", "data.root": f"/data/{name}", "strategy.setting": "fedavg"} for name in ("a", "b")]
-    assert [place.setting for place in labels.of(configs).values()] == ["a", "b"]
+    assert [place.setting for place in labels.places(configs).values()] == ["a", "b"]

@@ -118,26 +118,26 @@ def test_fifty_runs_of_200_rounds_and_100_clients_are_small_and_quick() -> None:
         )
         for each in found
     ]
-    judged = fabricated.verdict(big)
+    verdict = fabricated.verdict(big)
     start = time.process_time()
-    html = page.render(judged, files.drawn(judged))
+    html = page.render(verdict, files.drawn(verdict))
     assert time.process_time() - start < 3
     assert len(html) < 6e6
 
 
 def test_page_without_a_single_finished_run_says_so() -> None:
     found = [fabricated.replace(each, state="failed", reason="no memory", rows=()) for each in fabricated.members()]
-    judged = fabricated.verdict(found)
-    assert "no memory" in page.render(judged, files.drawn(judged))
+    verdict = fabricated.verdict(found)
+    assert "no memory" in page.render(verdict, files.drawn(verdict))
 
 
 def test_one_run_is_a_portrait_without_statistics() -> None:
-    judged = fabricated.verdict([fabricated.member("knfu")])
-    names = [chart.name for chart in files.drawn(judged)]
+    verdict = fabricated.verdict([fabricated.member("knfu")])
+    names = [chart.name for chart in files.drawn(verdict)]
     assert "curves" in names
     assert "matrices" in names
     assert not {"differences", "ranks", "gain"} & set(names)
-    assert "p (Holm)" not in page.render(judged, files.drawn(judged))
+    assert "p (Holm)" not in page.render(verdict, files.drawn(verdict))
 
 
 def test_gain_over_local_is_paired_under_one_partition() -> None:

@@ -6,7 +6,7 @@ import pytest
 from fedkd.configuration import compose
 from fedkd.configuration.resolved import Resolved
 from simulations.analysis import choices
-from simulations.report import facts, members, methods, page, setting, summary_table, tables
+from simulations.report import facts, methods, page, run_tables, setting, summary_table, tables
 
 TASK = {"train": 60_000, "test": 10_000, "classes": 10, "shape": [1, 28, 28], "parameters": {"mlp": 55_210}}
 
@@ -124,7 +124,7 @@ def test_a_strategy_as_it_is_in_conf_differs_in_nothing_even_in_an_older_folder(
 def tuned() -> choices.Tuned:
     trials = tuple(choices.Trial((f"strategy.mu={mu}",), (score,)) for mu, score in ((0.1, 0.6), (1, 0.7)))
     choice = choices.Choice("", "fedprox", trials, ("strategy.mu=1",))
-    of = choices.of({"seeds": [1], "metric": "global last10"}, ())
+    of = choices.from_plan({"seeds": [1], "metric": "global last10"}, ())
     assert of is not None
     return choices.Tuned(of.seeds, of.metric, (choice,))
 
@@ -138,8 +138,8 @@ def test_what_was_tuned_is_told_with_grid_scores_data_and_edge() -> None:
 
 
 def test_the_setting_is_on_the_page_in_markdown_and_in_latex() -> None:
-    judged = fabricated.verdict([run("strategy=fedavg"), run("strategy=fedprox", "strategy.mu=1")], tuned=tuned())
-    html, text, tex = page.render(judged, ()), tables.markdown(judged, ()), tables.setting_latex(judged)
+    verdict = fabricated.verdict([run("strategy=fedavg"), run("strategy=fedprox", "strategy.mu=1")], tuned=tuned())
+    html, text, tex = page.render(verdict, ()), tables.markdown(verdict, ()), tables.setting_latex(verdict)
     assert html.index('id="verdict"') < html.index('id="setting"') < html.index('id="runs"')
     for part in (html, text, tex):
         for said in ("55,210 parameters", "mu *", "What was tuned", "client half fedprox"):
@@ -159,8 +159,8 @@ def test_older_folders_have_no_sizes_and_still_a_setting() -> None:
 
 def test_a_comparison_without_any_run_has_no_setting() -> None:
     lost = [fabricated.replace(each, state="failed", config={}, info={}, rows=()) for each in fabricated.members()]
-    judged = fabricated.verdict(lost)
-    assert setting.shared(judged) == setting.of_methods(judged) == setting.played(judged) == []
+    verdict = fabricated.verdict(lost)
+    assert setting.shared(verdict) == setting.of_methods(verdict) == setting.played(verdict) == []
 
 
 def test_code_and_machine_are_counted_where_runs_differ() -> None:
@@ -172,11 +172,11 @@ def test_code_and_machine_are_counted_where_runs_differ() -> None:
 
 
 def test_no_table_says_a_thing_twice() -> None:
-    traffic = {"traffic": members._BYTES, "again": members._BYTES}
-    judged = fabricated.verdict(columns=traffic)
-    assert [head for head in members.runs(judged).headings if "MB" in head] == ["traffic (MB)"]
-    assert [head for head in summary_table.table(judged).headings if "again" in head] == []
-    assert "traffic" not in tables.comma_separated(judged).splitlines()[0]  # bytes_up and bytes_down say it
+    traffic = {"traffic": run_tables._BYTES, "again": run_tables._BYTES}
+    verdict = fabricated.verdict(columns=traffic)
+    assert [head for head in run_tables.run_table(verdict).headings if "MB" in head] == ["traffic (MB)"]
+    assert [head for head in summary_table.table(verdict).headings if "again" in head] == []
+    assert "traffic" not in tables.comma_separated(verdict).splitlines()[0]  # bytes_up and bytes_down say it
     decides = fabricated.verdict(columns={"same": fabricated.question(fabricated.members()).metric})
     assert [head for head in summary_table.table(decides).headings if "same" in head] == []
 

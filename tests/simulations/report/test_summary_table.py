@@ -64,8 +64,8 @@ def test_failed_runs_are_listed_with_their_reasons() -> None:
 
 
 def test_costs_are_better_when_lower() -> None:
-    judged = fabricated.verdict(metric=metric.parse("bytes.all sum"), columns={})
-    table = summary_table.table(judged)
+    verdict = fabricated.verdict(metric=metric.parse("bytes.all sum"), columns={})
+    table = summary_table.table(verdict)
     gap = table.headings.index("vs fedavg")
     assert table.rows[2][0:2] == ("alpha 0.1", "local")
     assert table.rows[2][gap].startswith("+0.96")  # sends 12 x 80 kB less
@@ -76,8 +76,8 @@ def test_optimistic_metric_is_marked() -> None:
 
 
 def test_one_run_declares_no_winner() -> None:
-    judged = fabricated.verdict([fabricated.member("knfu")])
-    said = " ".join([*report.screen(judged), *(chart.summary for chart in files.drawn(judged))])
+    verdict = fabricated.verdict([fabricated.member("knfu")])
+    said = " ".join([*report.screen(verdict), *(chart.summary for chart in files.drawn(verdict))])
     assert "knfu has clients.mean last" in said
     assert not re.search(r"\b(best|Best|before|unbeaten|Lowest)\b", said)
 
@@ -96,4 +96,4 @@ def test_equal_methods_are_level_and_none_is_best() -> None:
     found = [fabricated.member("fedavg", seed) for seed in range(3)]
     twins = [fabricated.replace(each, method="knfu") for each in found]
     said = fabricated.verdict([*found, *twins]).sentences[0]
-    assert said.startswith("fedavg and knfu are level in clients.mean last")
+    assert said.startswith("fedavg and knfu have the same clients.mean last")

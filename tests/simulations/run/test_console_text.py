@@ -197,7 +197,7 @@ def test_screens_say_how_trained_clients_fare():
     its = "\n".join(console_text.figures(found(some_trained()), 10))
     assert "clients           mean 0.250   worst tenth 0.400   (all 10)" in its
     assert "trained clients   mean 0.500   worst tenth 0.300   (the 6 that have taken part" in its
-    assert metric.parse("trained.clients.mean last").of(RunRecord("", "", 0, Path(), rows=[some_trained()])) == 0.5
+    assert metric.parse("trained.clients.mean last").value(RunRecord("", "", 0, Path(), rows=[some_trained()])) == 0.5
     assert dict(tensorboard.scalars(some_trained(), {}))["accuracy/trained_clients_mean"] == 0.5
 
 

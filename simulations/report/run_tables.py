@@ -18,49 +18,49 @@ _BYTES, _SECONDS = Metric("bytes.all", "sum"), Metric("seconds.total", "sum")
 _LONGEST = 160  # characters of a value or a reason in a table
 
 
-def every(verdict: Verdict) -> list[RunRecord]:
-    """All runs, in the order of the closing table; those without an entry last."""
-    found = [member for entry in summary_table.ordered(verdict) for member in entry.members]
-    return found + [member for member in verdict.failed if member not in found]
+def all_runs(verdict: Verdict) -> list[RunRecord]:
+    """All runs, in the order of the closing table; those without an result last."""
+    found = [run for result in summary_table.ordered(verdict) for run in result.runs]
+    return found + [run for run in verdict.failed if run not in found]
 
 
-def runs(verdict: Verdict) -> Table:
+def run_table(verdict: Verdict) -> Table:
     """A row a run."""
     question, rows = verdict.question, []
     titles = {str(question.metric): question.metric, **summary_table.further(question)}
     costs = {unit: each for unit, each in (("MB", _BYTES), ("s", _SECONDS)) if each not in titles.values()}
-    for member in every(verdict):
-        figures = [number_text.figure(_value(member, each), each) for each in titles.values()]
-        cost = [number_text.figure(_value(member, each)) for each in costs.values()]
-        played = f"{len(member.rows)} of {member.info.get('num_rounds', '?')}"
-        where = (member.method, str(member.seed), member.state, played)
-        setting = (member.setting,) if any(question.settings) else ()
-        rows.append((*setting, *where, *figures, *cost, cut(remark(member)), str(member.folder)))
+    for run in all_runs(verdict):
+        figures = [number_text.figure(_value(run, each), each) for each in titles.values()]
+        cost = [number_text.figure(_value(run, each)) for each in costs.values()]
+        played = f"{len(run.rows)} of {run.info.get('num_rounds', '?')}"
+        where = (run.method, str(run.seed), run.state, played)
+        setting = (run.setting,) if any(question.settings) else ()
+        rows.append((*setting, *where, *figures, *cost, cut(remark(run)), str(run.folder)))
     measured = (f"{title}{number_text.unit(each)}" for title, each in titles.items())
     places = ("setting",) if any(question.settings) else ()
     headings = (*places, "strategy", "seed", "state", "rounds", *measured, *costs, "remark", "folder")
     return Table(headings, tuple(rows))
 
 
-def remark(member: RunRecord) -> str:
+def remark(run: RunRecord) -> str:
     """Why a run does not count, how many replies of its clients did not, and how many clients never took part."""
-    never = f"{number_text.count(member.untrained, 'client')} never took part" if member.untrained else ""
-    return "; ".join(part for part in (member.reason, lost_replies(member), never) if part)
+    never = f"{number_text.count(run.untrained, 'client')} never took part" if run.untrained else ""
+    return "; ".join(part for part in (run.reason, lost_replies(run), never) if part)
 
 
-def lost_replies(member: RunRecord) -> str:
+def lost_replies(run: RunRecord) -> str:
     """`3 replies failed, 1 late`."""
-    found = Counter(row["state"] for row in member.clients if row.get("state", "ok") != "ok")
+    found = Counter(row["state"] for row in run.clients if row.get("state", "ok") != "ok")
     parts = [f"{number} {state}" for state, number in sorted(found.items())]
     return f"client replies: {', '.join(parts)}" if parts else ""
 
 
-def failures(verdict: Verdict) -> Table | None:
+def failure_table(verdict: Verdict) -> Table | None:
     """Runs that do not count, and the clients' failures of all, alike ones together."""
-    rows = [(member.name, member.state, "run", cut(member.reason)) for member in verdict.failed]
-    for member in every(verdict):
-        for (state, why), clients in _lost(member).items():
-            rows.append((member.name, state, f"{len(clients)} of its replies", cut(why)))
+    rows = [(run.name, run.state, "run", cut(run.reason)) for run in verdict.failed]
+    for run in all_runs(verdict):
+        for (state, why), clients in _lost(run).items():
+            rows.append((run.name, state, f"{len(clients)} of its replies", cut(why)))
     return Table(("run", "state", "how many", "reason"), tuple(rows)) if rows else None
 
 
@@ -84,15 +84,15 @@ def cut(text: str) -> str:
     return line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "…"
 
 
-def _value(member: RunRecord, metric: Metric) -> float | None:
-    return metric.of(member) if member.rows else None
+def _value(run: RunRecord, metric: Metric) -> float | None:
+    return metric.value(run) if run.rows else None
 
 
-def _lost(member: RunRecord) -> dict[tuple[str, str], list[int]]:
+def _lost(run: RunRecord) -> dict[tuple[str, str], list[int]]:
     """(state, reason) -> clients; words of events.jsonl where the ledger has only a type."""
     found: dict[tuple[str, str], list[int]] = {}
-    lost = [row for row in member.clients if row.get("state", "ok") != "ok"]
-    words = _words(member) if lost else {}
+    lost = [row for row in run.clients if row.get("state", "ok") != "ok"]
+    words = _words(run) if lost else {}
     for row in lost:
         said = str(row.get("reason") or row.get("cause") or "")
         why = words.get((row.get("round"), row.get("client")), said)
@@ -100,9 +100,9 @@ def _lost(member: RunRecord) -> dict[tuple[str, str], list[int]]:
     return found
 
 
-def _words(member: RunRecord) -> dict[tuple[Any, Any], str]:
+def _words(run: RunRecord) -> dict[tuple[Any, Any], str]:
     with suppress(FedkdError, OSError):
-        events = ledger.rows(member.folder / ledger.EVENTS)
+        events = ledger.rows(run.folder / ledger.EVENTS)
         failed = (row for row in events if row.get("event") == "failure")
         return {(row.get("round"), row.get("client")): str(row.get("what", "")) for row in failed}
     return {}
