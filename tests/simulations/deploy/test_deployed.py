@@ -167,7 +167,7 @@ def test_an_unknown_key_and_a_second_device_of_one_identity_are_refused(fl: Depl
         shutil.copytree(fl.kit("edge-1"), copy, ignore=shutil.ignore_patterns("state"))
         if is_stranger:
             (copy / "node_key").write_bytes(certificates.node_key("stranger").private.data)
-        with pytest.raises(FedkdError, match="does not take this device's key") as caught:
+        with pytest.raises(FedkdError, match="does not accept this device's key") as caught:
             client.main(kit.Kit.load(copy), copy / "data", said.append)
         assert caught.value.code == 7
 
