@@ -148,11 +148,5 @@ def failure(job: Job, error: BaseException, cause: str = "raised") -> Failure:
 def failed(job: Job, what: str, cause: str, detail: str = "") -> Failure:
     """The Failure of one job."""
     return Failure(
-        client=job.client,
-        round=job.round,
-        task=job.task,
-        exchange=job.exchange,
-        what=what,
-        cause=cause,
-        detail=detail,
+        client=job.client, round=job.round, task=job.task, exchange=job.exchange, what=what, cause=cause, detail=detail
     )

@@ -7,10 +7,10 @@ import math
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
-from yaml.composer import Composer, ComposerError
+from yaml.composer import ComposerError
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from fedkd import plain_text
@@ -44,22 +44,8 @@ class Value:
         return self.content
 
 
-class _Scalars(yaml.resolver.BaseResolver):
-    """The types of unquoted scalars: YAML 1.2 core, without octal and hexadecimal numbers."""
-
-
-for _tag, (_pattern, _first) in _SCALARS.items():
-    starts = ["" if letter == "\0" else letter for letter in _first]
-    _Scalars.add_implicit_resolver(_tag, re.compile(rf"^(?:{_pattern})$"), starts)
-
-
-class _Loader(yaml.reader.Reader, yaml.scanner.Scanner, yaml.parser.Parser, Composer, _Scalars):
-    def __init__(self, text: str) -> None:
-        yaml.reader.Reader.__init__(self, text)
-        yaml.scanner.Scanner.__init__(self)
-        yaml.parser.Parser.__init__(self)
-        Composer.__init__(self)
-        _Scalars.__init__(self)
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # YAML 1.2 core without octal and hexadecimal numbers: below
 
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
         event = self.peek_event()
@@ -70,12 +56,8 @@ class _Loader(yaml.reader.Reader, yaml.scanner.Scanner, yaml.parser.Parser, Comp
         return super().compose_node(parent, index)
 
 
-class _Dumper(yaml.emitter.Emitter, yaml.serializer.Serializer, yaml.representer.SafeRepresenter, _Scalars):
-    def __init__(self, stream: Any, **options: Any) -> None:
-        yaml.emitter.Emitter.__init__(self, stream, width=math.inf, allow_unicode=True)
-        yaml.serializer.Serializer.__init__(self)
-        yaml.representer.SafeRepresenter.__init__(self, default_flow_style=True, sort_keys=False)
-        _Scalars.__init__(self)
+class _Dumper(yaml.SafeDumper):
+    yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -91,6 +73,9 @@ def _number(dumper: _Dumper, number: float) -> ScalarNode:
     return dumper.represent_scalar("tag:yaml.org,2002:float", repr(number))
 
 
+for _tag, (_pattern, _first) in _SCALARS.items():
+    _starts = ["" if letter == "\0" else letter for letter in _first]
+    _Loader.add_implicit_resolver(_tag, re.compile(rf"^(?:{_pattern})$"), _starts)
 _Dumper.add_representer(str, _text)
 _Dumper.add_representer(float, _number)
 
@@ -127,7 +112,8 @@ def scalar(text: str, where: str) -> Any:
 
 def write(value: Any) -> str:
     """A value on one line, which `read` gives back exactly."""
-    return yaml.dump(value, Dumper=_Dumper).removesuffix("\n").removesuffix("...").strip()
+    options: dict[str, Any] = {"width": math.inf, "allow_unicode": True, "default_flow_style": True, "sort_keys": False}
+    return yaml.dump(value, Dumper=_Dumper, **options).removesuffix("\n").removesuffix("...").strip()
 
 
 def _value(node: Node, where: str) -> Value:

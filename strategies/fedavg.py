@@ -43,6 +43,5 @@ class FedAvg(Strategy[State]):
         return State(fusion.fuse_weights(replies, trust_1K1)), fusion.describe(trust_1K1)
 
     def evaluation_payload(self, state: State, client: ClientId | None) -> Payload | None:
-        if client is None and self.config.share == "head":
-            return None
-        return Payload(weights=state.weights)
+        is_partial = client is None and self.config.share == "head"
+        return None if is_partial else Payload(weights=state.weights)

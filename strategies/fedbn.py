@@ -54,9 +54,7 @@ class FedBN(Strategy[State]):
         return State(fusion.fuse_weights(replies, trust_1K1), state.is_whole), fusion.describe(trust_1K1)
 
     def evaluation_payload(self, state: State, client: ClientId | None) -> Payload | None:
-        if client is None and not state.is_whole:
-            return None
-        return Payload(weights=state.weights)
+        return None if client is None and not state.is_whole else Payload(weights=state.weights)
 
 
 def batch_norm_entries(student: Student) -> frozenset[str]:

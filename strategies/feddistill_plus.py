@@ -58,6 +58,5 @@ class FedDistillPlus(Strategy[State]):
         return after, {**fusion.describe(trust_1K1), **class_tables.describe(tables)}
 
     def evaluation_payload(self, state: State, client: ClientId | None) -> Payload | None:
-        if client is None and self.config.share == "head":
-            return None
-        return Payload(weights=state.weights)
+        is_partial = client is None and self.config.share == "head"
+        return None if is_partial else Payload(weights=state.weights)

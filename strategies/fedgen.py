@@ -110,9 +110,8 @@ class FedGen(Strategy[State]):
         return after, {**fusion.describe(heads.trust_KC[None]), **numbers}
 
     def evaluation_payload(self, state: State, client: ClientId | None) -> Payload | None:
-        if client is None and self.config.share == "head":
-            return None
-        return Payload(weights=state.weights)
+        is_partial = client is None and self.config.share == "head"
+        return None if is_partial else Payload(weights=state.weights)
 
     def _train_generator(
         self, state: State, heads: Heads, counts_KC: Tensor, stream: Stream

@@ -167,11 +167,7 @@ class KnFuGenerated(Strategy[State]):
             lr=config.generator_lr,
             weight_decay=config.generator_weight_decay,
         )
-        return (
-            trained.generator,
-            trained.adam,
-            {n: value for n, value in trained.means().items() if n == "teacher"},
-        )
+        return trained.generator, trained.adam, {n: value for n, value in trained.means().items() if n == "teacher"}
 
 
 def stack(heads: Sequence[Weights]) -> tuple[Tensor, Tensor]:

@@ -81,10 +81,7 @@ def local_accuracy(labels_KN: Tensor, y_N: Tensor, q_KC: Tensor) -> dict[str, fl
     counts_C = of_label_NC.sum(0)
     accuracy_KC = (labels_KN == y_N).double() @ of_label_NC / counts_C.clamp(min=1)
     accuracy = {}
-    for name, share_KC in (
-        ("in", q_KC.double()),
-        ("out", (1 - q_KC.double()) / max(1, classes - 1)),
-    ):
+    for name, share_KC in (("in", q_KC.double()), ("out", (1 - q_KC.double()) / max(1, classes - 1))):
         share_KC = share_KC * (counts_C > 0)
         total_K = share_KC.sum(1)
         held = total_K > 0

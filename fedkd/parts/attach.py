@@ -25,7 +25,7 @@ from fedkd.parts import guards, part
 from fedkd.parts.graph import Graph
 from fedkd.parts.layers import Layers
 from fedkd.parts.mixup import Mixup
-from fedkd.parts.part import PREFIX, BlockRecorder, Part, Seen
+from fedkd.parts.part import PREFIX, Part, Seen
 from fedkd.parts.teacher import Teacher
 from fedkd.payload import Weights
 from fedkd.problem import Problem
@@ -128,12 +128,11 @@ class WithParts(Client):
 
     def terms(self, student: Student, batch: Batch, job: Job) -> Iterator[tuple[str, Tensor]]:
         taken = set()
-        with BlockRecorder(student, batch.x) as watch:
+        with part.recording(student, batch.x) as outputs:
             for name, value in super().terms(student, _bare(batch), job):
                 taken.add(name)
                 yield name, value
-        outputs = watch.complete()
-        per_sample = batch.per_sample
+        outputs, per_sample = part.complete(outputs, student, batch.x), batch.per_sample
         if not any(name.startswith(PREFIX) for name in per_sample):  # a phase that called no `precompute`
             per_sample = self._precompute(batch.x, batch.y)
         for each_part in self.parts:

@@ -1,8 +1,8 @@
 """The base of all parts: a term beside those of a client half, often with a frozen teacher."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from types import TracebackType
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -94,30 +94,21 @@ def shapes(problem: Problem) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape[1:]) for name, value in outputs.items()}
 
 
-@dataclass
-class BlockRecorder:
-    """Records the outputs of a student's blocks on one batch during any run: no second forward, BatchNorm moves once.
-
-    It records the first run with gradient.
-    """
-
-    student: Student
-    x: Tensor
-    outputs: dict[str, Tensor] = field(default_factory=dict)
-
-    def __enter__(self) -> "BlockRecorder":
-        self._handles = self.student.watch(self.x, self.outputs)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for handle in self._handles:
+@contextmanager
+def recording(student: Student, x: Tensor) -> Iterator[dict[str, Tensor]]:
+    """Records the outputs of a student's blocks on one batch, in the first run with gradient: no second forward."""
+    outputs: dict[str, Tensor] = {}
+    handles = student.watch(x, outputs)
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
             handle.remove()
 
-    def complete(self) -> Mapping[str, Tensor]:
-        """The outputs of all blocks; runs the student if no recorded run did."""
-        if "head" not in self.outputs:
-            _, self.outputs = self.student.taps(self.x)
-        return self.outputs
+
+def complete(outputs: dict[str, Tensor], student: Student, x: Tensor) -> dict[str, Tensor]:
+    """The recorded outputs of all blocks; runs the student if no recorded run did."""
+    return outputs if "head" in outputs else student.taps(x)[1]
 
 
 @torch.no_grad()
