@@ -55,8 +55,9 @@ def admit(
     """The detached, usable reply, else a Failure. `inspect` comes last: the algorithm's check, which raises Refused."""
 
     def check(reply: Reply) -> None:
-        _check_kinds(reply, expected)
-        for kind in sorted(reply.payload.kinds()):
+        if (kinds := reply.payload.kinds()) != expected.kinds:
+            raise Refused("kinds", f"payload has kinds {sorted(kinds)}, expected {sorted(expected.kinds)}")
+        for kind in sorted(kinds):
             _CHECKS[kind](kind, getattr(reply.payload, kind), expected)
         _check_state(reply.state)
         _check_probe(reply.probe, expected)
@@ -120,8 +121,7 @@ def _admit(result: Result, job: Job, check: Callable[[Reply], None]) -> Result:
         return _bounded(result, job)
     try:
         reply = detached.reply(result)
-        _check_fresh(reply, job)
-        _check_counts(reply)
+        _check_frame(reply, job)
         _check_numbers("numbers", reply.numbers)
         _check_numbers("reply", {"seconds": reply.seconds})
         check(reply)
@@ -157,23 +157,14 @@ def check_entries(kind: str, value: Any, wanted: Mapping[str, Tensor]) -> None:
             raise Refused("range", f"{kind}: '{name}' has negative variances")
 
 
-def _check_fresh(reply: Reply, job: Job) -> None:
+def _check_frame(reply: Reply, job: Job) -> None:
     got = (reply.task, reply.client, reply.round, reply.exchange)
     wanted = (job.task, job.client, job.round, job.exchange)
     if got != wanted or not all(type(number) is int for number in got[1:]):  # 2.0 and True are no rounds
         raise Refused("stale", f"reply is for (task, client, round, exchange) {got}, expected {wanted}")
-
-
-def _check_counts(reply: Reply) -> None:
     count: Any = reply.num_examples
     if type(count) is not int or not 0 < count <= MAX_EXAMPLES:
         raise Refused("range", f"num_examples = {count!r}, expected an integer from 1 to {MAX_EXAMPLES}")
-
-
-def _check_kinds(reply: Reply, expected: Expectation) -> None:
-    got = reply.payload.kinds()
-    if got != expected.kinds:
-        raise Refused("kinds", f"payload has kinds {sorted(got)}, expected {sorted(expected.kinds)}")
 
 
 def _check_state(state: Any) -> None:
@@ -215,14 +206,6 @@ def _check_label_counts(kind: str, value: Any, expected: Expectation) -> None:
     _check_tensor(kind, value, (expected.classes,), torch.int64)
     if bool((value < 0).any()) or int(value.max()) > MAX_EXAMPLES:
         raise Refused("range", f"{kind} has values outside 0 to {MAX_EXAMPLES}")
-
-
-def _check_class_logits(kind: str, value: Any, expected: Expectation) -> None:
-    _check_tensor(kind, value, (expected.classes, expected.classes), torch.float32)
-
-
-def _check_prototypes(kind: str, value: Any, expected: Expectation) -> None:
-    _check_tensor(kind, value, (expected.classes, expected.latent), torch.float32)
 
 
 def _check_probe_logits(kind: str, value: Any, expected: Expectation) -> None:
@@ -284,8 +267,8 @@ _CHECKS: Mapping[str, Callable[[str, Any, Expectation], None]] = {
     "weights": _check_weights,
     "reference": _check_weights,
     "generator": _check_named,
-    "class_logits": _check_class_logits,
-    "prototypes": _check_prototypes,
+    "class_logits": lambda kind, value, e: _check_tensor(kind, value, (e.classes, e.classes), torch.float32),
+    "prototypes": lambda kind, value, e: _check_tensor(kind, value, (e.classes, e.latent), torch.float32),
     "label_counts": _check_label_counts,
     "probe_logits": _check_probe_logits,
     "samples": _check_named,

@@ -148,7 +148,7 @@ def _over_count(
 
 def _over_others(config: RunConfig, reply: Reply, replies: Sequence[Reply]) -> str:
     """`_over_count` if only devices know their data sizes: compares counts with the others', like values."""
-    for name, count in (("num_examples", _examples), ("label_counts in all", _labels)):
+    for name, count in (("num_examples", lambda reply: float(reply.num_examples)), ("label_counts in all", _labels)):
         ranked = sorted(map(count, replies))
         if len(ranked) < 2 or not config.border.limit:
             continue
@@ -156,10 +156,6 @@ def _over_others(config: RunConfig, reply: Reply, replies: Sequence[Reply]) -> s
         if own > config.border.limit * max(median, FEW):
             return f"{name} = {own:g}, the others' {median:g} (median): set border.max_examples if this is honest"
     return ""
-
-
-def _examples(reply: Reply) -> float:
-    return float(reply.num_examples)
 
 
 def _labels(reply: Reply) -> float:

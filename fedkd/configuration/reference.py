@@ -151,11 +151,8 @@ def _body(source: str, qualname: str) -> list[Key]:
     for part in qualname.split("."):
         nodes = next(node.body for node in nodes if isinstance(node, ast.ClassDef) and node.name == part)
     comments = _comments(source)
-    return [_key(node, comments) for node in nodes if isinstance(node, ast.AnnAssign) and _is_field(node)]
-
-
-def _is_field(node: ast.AnnAssign) -> bool:
-    return isinstance(node.target, ast.Name) and "ClassVar" not in ast.unparse(node.annotation)
+    fields = (node for node in nodes if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name))
+    return [_key(node, comments) for node in fields if "ClassVar" not in ast.unparse(node.annotation)]
 
 
 @cache

@@ -84,7 +84,9 @@ def split(
     left = np.arange(len(train_labels)) if left is None else left
     pool = left[_pool(recipe.samples, len(left), rng)]
     train = [pool[share] for share in recipe.partition(train_labels[pool], num_clients, num_classes, rng)]
-    _check_each_has_some(train)
+    if empty := [client for client, share in enumerate(train) if not len(share)]:
+        what = f"{len(empty)} of {num_clients} clients have no training image, first client {empty[0]}"
+        raise ConfigError(what, where="partition", mend="use fewer clients, or raise partition.samples")
     counts = _counts(train, train_labels, num_classes)
     test = _TESTS[recipe.test](counts, test_labels, rng, recipe)
     if not any(map(len, test)):
@@ -177,13 +179,6 @@ def _counts(shares: Shares | tuple[np.ndarray, ...], labels: np.ndarray, num_cla
     owner = np.repeat(np.arange(len(shares)), [len(share) for share in shares])
     cell = owner * num_classes + labels[np.concatenate(shares)]
     return np.bincount(cell, minlength=len(shares) * num_classes).reshape(len(shares), num_classes)
-
-
-def _check_each_has_some(shares: Shares) -> None:
-    empty = [client for client, share in enumerate(shares) if not len(share)]
-    if empty:
-        what = f"{len(empty)} of {len(shares)} clients have no training image, first client {empty[0]}"
-        raise ConfigError(what, where="partition", mend="use fewer clients, or raise partition.samples")
 
 
 def _frozen(shares: Shares) -> tuple[np.ndarray, ...]:

@@ -121,10 +121,6 @@ def samples(pair: Pair, spec: ImageSpec) -> Samples:
     return Samples(bytes_, labels, spec.scale, spec.offset)
 
 
-def _read_digits(root: Root) -> Parts:
-    return Parts(*digits.read(), label_names.DIGITS)
-
-
 def _idx_source(
     kind: str,
     prefixes: tuple[str, str],
@@ -218,7 +214,7 @@ _LETTERS_FILES = ("emnist-letters-train", "emnist-letters-test")
 SOURCES = {
     "digits": Source(
         about="1,797 handwritten digits of 8x8 pixels, embedded in scikit-learn: nothing to download",
-        read=_read_digits,
+        read=lambda root: Parts(*digits.read(), label_names.DIGITS),
         labels=label_names.DIGITS,
         shape=(1, 8, 8),
         mean=(0.3051,),

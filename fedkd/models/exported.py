@@ -54,8 +54,9 @@ def load(path: str | Path) -> tuple[Exported, tuple[str, ...]]:
     """The student (in eval mode) and labels of a file that `fedkd export` wrote. Raises DataError for other files."""
     place = Path(path)
     about, entries = _read(place)
+    members = {name.split(".")[1] for name in entries if name.startswith("members.")}
     try:
-        module, labels = _form(about, num_members=_count_members(entries))
+        module, labels = _form(about, len(members))
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError, ConfigError) as error:
         raise _broken(place, f"what it says of its student cannot be: {error!r}") from None
     _check(place, module.entries, entries)
@@ -99,10 +100,6 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             return about, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
     except (OSError, SafetensorError) as error:
         raise _broken(path, str(error)) from None
-
-
-def _count_members(entries: Mapping[str, Tensor]) -> int:
-    return len({name.split(".")[1] for name in entries if name.startswith("members.")})
 
 
 def _form(about: Mapping[str, str], num_members: int) -> tuple[Exported, tuple[str, ...]]:

@@ -35,15 +35,14 @@ def evaluate(
     deadline = experiment.config.engine.deadline
     results = engine.results(runner, jobs, deadline, "evaluation", watch) if jobs else []
     classes = experiment.problem.classes
-    admitted = [reply for pair in engine.pair(jobs, results) for reply in _admitted(*pair, classes)]
+    admitted: list[Result] = []
+    for job, result in engine.pair(jobs, results):
+        shared = bool(job.clients)
+        admitted += checks.admit_shared(job, result) if shared else [checks.admit_evaluation(job, result, classes)]
     failures = [result for result in admitted if isinstance(result, Failure)]
     done = [result for result in admitted if isinstance(result, Reply)]
     trained = range(experiment.config.clients) if experiment.strategy.pools_data else state.clients.keys()
     return Evaluated(_accuracy(done, experiment.num_pooled, trained), _of_clients(done), failures)
-
-
-def _admitted(job: Job, result: Result, classes: int) -> list[Result]:
-    return checks.admit_shared(job, result) if job.clients else [checks.admit_evaluation(job, result, classes)]
 
 
 def with_statistics(problem: Problem, served: Payload, state: RunState) -> Payload:
@@ -67,8 +66,8 @@ def _due(experiment: Experiment, state: RunState) -> Iterator[Job]:
     pooled = experiment.strategy.evaluation_payload(state.server, None)
     is_pooled_due = _is_due(number, config.pooled_every, experiment.config.rounds)
     if _is_due(number, config.every, experiment.config.rounds):
-        own = _own(experiment, state)
-        yield from _together(experiment, number, [student for student in own if _has_tests(experiment, student.client)])
+        own, tests = _own(experiment, state), experiment.num_tests  # None: only devices know their data
+        yield from _together(experiment, number, [one for one in own if tests is None or tests[one.client]])
         if pooled is None and is_pooled_due and config.common and experiment.num_pooled:
             yield from (Job(task="evaluate_common", round=number, **student._asdict()) for student in own)
     if pooled is not None and is_pooled_due:
@@ -89,11 +88,6 @@ def evaluated_clients(config: RunConfig, num_tests: Sequence[int] | None) -> Seq
         return clients
     generator = seeds.stream(config.seed, "judged").numpy()
     return sorted(able[place] for place in generator.choice(len(able), size, replace=False))
-
-
-def _has_tests(experiment: Experiment, client: ClientId) -> bool:
-    """Whether a client has test samples of its own; True for devices, whose data the server does not know."""
-    return experiment.num_tests is None or experiment.num_tests[client] > 0
 
 
 class _Own(NamedTuple):
