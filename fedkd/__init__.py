@@ -7,6 +7,7 @@ __version__ = "0.1.0"
 
 _NOUNS = {  # found on first use: `import fedkd` loads nothing
     "Client": "client",
+    "Data": "data.user_data",
     "Engine": "engine",
     "Payload": "payload",
     "Problem": "problem",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedkd import student
 from fedkd.config import TrainConfig
-from fedkd.data.samples import Proxy
+from fedkd.data.samples import Proxy, blank
 from fedkd.payload import Weights
 from fedkd.seeds import Stream, stream
 from fedkd.student import Student
@@ -27,6 +27,7 @@ class Problem:
     clients: int
     classes: int
     input_shape: tuple[int, ...]  # of one sample; of an image: channels, height, width
+    vocabulary: int = 0  # samples are token ids from 0 up to it; 0: they are floats
     make: Callable[[], Student]  # must be picklable: workers get it
     statistics: str  # of BatchNorm: `average` (travel with the weights), `local` (stay with each client)
     train: TrainConfig
@@ -83,7 +84,7 @@ class Problem:
 
     def blank(self, size: int) -> Tensor:
         """Samples (size, ...) of zeros, to try a student on."""
-        return torch.zeros(size, *self.input_shape)
+        return blank(size, self.input_shape, self.vocabulary)
 
     @property
     def latent(self) -> int:

@@ -12,7 +12,7 @@ from fedkd import seeds
 from fedkd.client import Client
 from fedkd.config import RunConfig
 from fedkd.configuration import compose, naming, plugins
-from fedkd.data import partition, proxy, sources, validation
+from fedkd.data import partition, proxy, samples, sources, validation
 from fedkd.data.partition import Partition
 from fedkd.data.samples import Dataset, Proxy
 from fedkd.errors import ConfigError
@@ -51,7 +51,8 @@ def assemble(config: RunConfig) -> Assembly:
     held, public = partition_data(config, dataset)
     if config.evaluate.on == "validation":
         dataset, held = validation.instead_of_test(dataset, held, config.evaluate.validation, config.seed)
-    problem = build_problem(config, dataset.shape, len(dataset.labels), tuple(map(len, held.train)), public)
+    sizes = tuple(map(len, held.train))
+    problem = build_problem(config, dataset.shape, len(dataset.labels), sizes, public, dataset.vocabulary)
     strategy, client = match(pair, config, problem)
     strategy.init(problem, seeds.stream(config.seed, "server"))  # an algorithm that does not fit raises here
     num_probes = probing.num_images(config, dataset.shape, len(dataset.labels), len(dataset.test))
@@ -108,13 +109,14 @@ def split(config: RunConfig, dataset: Dataset) -> Partition:
 
 def _split(config: RunConfig, dataset: Dataset, taken: np.ndarray) -> Partition:
     return partition.split(
-        partition.RECIPES[config.partition["name"]](**config.partition),
+        partition.known()[config.partition["name"]](**config.partition),
         dataset.train.y.numpy(),
         dataset.test.y.numpy(),
         config.clients,
         len(dataset.labels),
         seeds.stream(config.seed, "partition").numpy(),
         np.setdiff1d(np.arange(len(dataset.train)), taken),
+        dataset.users,
     )
 
 
@@ -124,6 +126,7 @@ def build_problem(
     classes: int,
     sizes: tuple[int, ...] = (),
     public: Proxy | None = None,
+    vocabulary: int = 0,
 ) -> Problem:
     """The problem of a configuration, for data of a shape; `sizes` are the clients' numbers of training samples.
 
@@ -135,7 +138,7 @@ def build_problem(
     makes = partial(students.make_any, shape=shape, classes=classes, norm=chosen.norm, stem=chosen.stem)
     mixture = {name: partial(makes, name) for name in dict.fromkeys(assigned)}
     for name, build in ({chosen.name: make} | mixture).items():
-        _try(name, build, shape, config.seed)
+        _try(name, build, samples.blank(2, shape, vocabulary), config.seed)
     return Problem(
         mixture=mixture,
         assigned=assigned,
@@ -146,19 +149,20 @@ def build_problem(
         clients=config.clients,
         classes=classes,
         input_shape=shape,
+        vocabulary=vocabulary,
         make=make,
         statistics=chosen.statistics,
         train=config.train,
     )
 
 
-def _try(name: str, build: Callable[[], Student], shape: tuple[int, ...], seed: int) -> None:
+def _try(name: str, build: Callable[[], Student], x: torch.Tensor, seed: int) -> None:
     """Make a student; one of somebody else's code also classifies two samples. Raises ConfigError."""
     with torch.device("meta"):
         made = build()
     if made.draws_itself:
         with seeds.stream(seed, "try").as_global():
-            students.check(name, build(), torch.zeros(2, *shape))
+            students.check(name, build(), x)
 
 
 def match(

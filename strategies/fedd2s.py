@@ -80,6 +80,8 @@ class FedD2S(Strategy[State]):
             if self.config.depth is not None and self.config.depth > blocks:
                 what = f"strategy.depth = {self.config.depth}, but a student has {blocks} blocks"
                 raise ConfigError(what, where="strategy.depth", mend=f"say 0 to {blocks}")
+            if self.config.head_arch == "tail" and problem.alike(name).shape.draws_itself:
+                heads.check_tail(problem.alike(name))
             shapes[name] = heads.shapes(problem.alike(name), self.config.tap_pool)
             if self.config.hetero == "adapter":
                 shapes[name] = dict.fromkeys(shapes[name], (heads.ADAPTED,))

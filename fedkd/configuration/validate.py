@@ -377,7 +377,7 @@ def _declared(cls: type[Any]) -> Iterator[tuple[str, Any]]:
 def _recipes() -> Mapping[str, type[Any]]:
     from fedkd.data import partition  # late: NumPy takes a third of an error's time
 
-    return partition.RECIPES
+    return partition.known()
 
 
 def _part(node: Mapping[str, Any], keys: list[str]) -> dict[str, Any]:

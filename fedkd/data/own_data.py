@@ -8,6 +8,7 @@ import numpy as np
 from fedkd import seeds
 from fedkd.data import arrays, image_folder
 from fedkd.data.image_spec import ImageSpec, OwnData, OwnDataError, Pair
+from fedkd.data.user_data import held_out
 
 _SHARD = ("data.npz", "data.safetensors")  # the file to read in a folder
 
@@ -46,11 +47,7 @@ def of_simulation(path: Path, spec: ImageSpec, test: str | None, share: float) -
         return data.train, test_part(Path(test), spec)
     if data.test is not None:
         return data.train, data.test
-    y = data.train[1]
-    is_test = np.zeros(len(y), bool)
-    for label in np.unique(y):
-        rank = np.arange((y == label).sum())
-        is_test[y == label] = np.floor((rank + 1) * share) > np.floor(rank * share)
+    is_test = held_out(data.train[1], share)
     if not is_test.any():
         raise _too_few(path, "none is left to be a test image")
     return _parted(data.train, is_test)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fedkd import extensions
 from fedkd.data.recipes import RECIPES, ClientDirichlet, Recipe, Rng, Shares
 from fedkd.errors import ConfigError
 
@@ -64,6 +65,16 @@ class Partition:
         }
 
 
+def known() -> dict[str, type[Recipe]]:
+    """All recipes by name, users' own too. Raises ConfigError if one of these is no Recipe."""
+    added = {name: extensions.find("partition", name) for name in extensions.names("partition")}
+    for name, extension in added.items():
+        if extension and not (isinstance(extension.value, type) and issubclass(extension.value, Recipe)):
+            mend = "derive it from fedkd.data.recipes.Recipe"
+            raise ConfigError(f"the partition '{name}' is no Recipe", where=extension.origin, mend=mend)
+    return RECIPES | {name: extension.value for name, extension in added.items() if extension}
+
+
 def split(
     recipe: Recipe,
     train_labels: np.ndarray,
@@ -72,18 +83,23 @@ def split(
     num_classes: int,
     rng: Rng,
     left: np.ndarray | None = None,
+    users: np.ndarray | None = None,
 ) -> Partition:
     """Divide training and test samples among clients; each gets at least one to train on.
 
     A client gets no test sample if there are too few, or none of a class that it holds. `left` are the training
-    samples to divide, ascending; None: all. `rng` is `seeds.stream(seed, "partition").numpy()`; fedgen-dirichlet
-    uses its own instead.
+    samples to divide, ascending; None: all. `users` (n,) int64: whose training samples they are. `rng` is
+    `seeds.stream(seed, "partition").numpy()`; fedgen-dirichlet uses its own instead.
     Errors: ConfigError if the recipe cannot be followed.
     """
     rng = recipe.generator(rng)
     left = np.arange(len(train_labels)) if left is None else left
     pool = left[_pool(recipe.samples, len(left), rng)]
-    train = [pool[share] for share in recipe.partition(train_labels[pool], num_clients, num_classes, rng)]
+    if recipe.by_user and users is None:
+        mend = "choose data whose samples have users (fedkd.Data(users=...)), or another partition"
+        raise ConfigError("these data do not say whose sample is whose", where="partition", mend=mend)
+    keys = users if recipe.by_user and users is not None else train_labels
+    train = [pool[share] for share in recipe.partition(keys[pool], num_clients, num_classes, rng)]
     if empty := [client for client, share in enumerate(train) if not len(share)]:
         what = f"{len(empty)} of {num_clients} clients have no training image, first client {empty[0]}"
         raise ConfigError(what, where="partition", mend="use fewer clients, or raise partition.samples")

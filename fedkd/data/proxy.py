@@ -84,12 +84,17 @@ def _choose(config: RunConfig, dataset: Dataset, candidates: np.ndarray) -> np.n
 
 
 def _noise(config: RunConfig, dataset: Dataset) -> Samples:
-    """Uniform bytes in the range of the task's images."""
+    """Uniform bytes or token ids in the range of the task's; of floats, normal ones of the task's mean and variance."""
     generator = seeds.stream(config.seed, "proxy").torch()
     train = dataset.train
     stored = train.x if len(train) else dataset.test.x  # a server of devices has no training images
-    top = int(stored.max()) + 1 if len(stored) else 256
-    x = torch.randint(0, top, (config.proxy.size, *dataset.shape), generator=generator).to(torch.uint8)
+    shape = (config.proxy.size, *dataset.shape)
+    if stored.is_floating_point():
+        mean, std = stored.mean(0), stored.std(0)
+        x = mean + std * torch.randn(shape, generator=generator)
+    else:
+        top = int(stored.max()) + 1 if len(stored) else 256
+        x = torch.randint(0, top, shape, generator=generator).to(stored.dtype)
     return Samples(x, _unlabelled(len(x)), train.scale, train.offset)
 
 

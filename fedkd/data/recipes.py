@@ -1,4 +1,4 @@
-"""How training samples are divided among clients: seven recipes, each a schema and a pure function over the labels.
+"""How training samples are divided among clients: eight recipes, each a schema and a pure function over the labels.
 
 A recipe draws only from the given generator. NumPy's legacy RandomState is accepted too, because published partitions
 use it. See docs/partitions.md.
@@ -8,7 +8,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 import numpy as np
 from annotated_types import Ge, Gt, Le
@@ -29,6 +29,8 @@ class Recipe(Schema, ABC):
 
     samples: Annotated[int, Ge(1)] | None = None  # training images used, a random subset; null: all
     test: Literal["matched", "classes"] = "matched"  # test split: training proportions, or equal parts of own classes
+
+    by_user: ClassVar[bool] = False  # whether `partition` gets the users of the samples in place of their labels
 
     def generator(self, rng: Rng) -> Rng:
         """The generator of this recipe: the run's, unless its definition fixes another."""
@@ -203,6 +205,23 @@ class Quantity(Recipe):
         return np.split(index, _cuts(_retry(draw, self.min_samples, "beta"), len(index)))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Users(Recipe):
+    """One client per user of the data, drawn at random; the data name the user of each sample."""
+
+    name: Literal["users"] = "users"
+    by_user: ClassVar[bool] = True
+    min_samples: Annotated[int, Ge(1)] = 1  # users with fewer samples are left out
+
+    def partition(self, labels: np.ndarray, num_clients: int, num_classes: int, rng: Rng) -> Shares:
+        users, counts = np.unique(labels, return_counts=True)
+        users = users[counts >= self.min_samples]
+        if len(users) < num_clients:
+            what = f"clients = {num_clients}, but {len(users)} users have at least {self.min_samples} samples"
+            raise ConfigError(what, where="partition", mend=f"use clients={len(users)} or fewer")
+        return [np.flatnonzero(labels == user) for user in np.sort(rng.permutation(users)[:num_clients])]
+
+
 RECIPES: dict[str, type[Recipe]] = {
     "iid": Iid,
     "dirichlet": Dirichlet,
@@ -211,6 +230,7 @@ RECIPES: dict[str, type[Recipe]] = {
     "shards": Shards,
     "classes": Classes,
     "quantity": Quantity,
+    "users": Users,
 }
 
 

@@ -1,4 +1,4 @@
-"""Sources of samples: scikit-learn's embedded digits and torchvision's data sets, loaded whole into memory.
+"""Sources of samples, loaded whole into memory: scikit-learn's digits and tables, torchvision's data sets, users' own.
 
 Importing this module is cheap: torch and torchvision are imported when a source is loaded.
 """
@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from fedkd import errors, strict_yaml
+from fedkd import errors, extensions, strict_yaml
 from fedkd.config import DataConfig
-from fedkd.data import digits, idx, image_spec, label_names
+from fedkd.data import digits, idx, image_spec, label_names, tables, user_data
 from fedkd.data.image_spec import OWN, ImageSpec, Pair
-from fedkd.errors import ConfigError, DataError, Mistake
+from fedkd.data.user_data import Data
+from fedkd.errors import ConfigError, DataError, FedkdError, Mistake
 
 if TYPE_CHECKING:
     from fedkd.data.samples import Dataset, Samples
@@ -58,11 +59,14 @@ class Source:
 
 def names() -> tuple[str, ...]:
     """The allowed names of `data.name`."""
-    return (*SOURCES, OWN)
+    return (*SOURCES, *tables.NAMES, *extensions.names("data"), OWN)
 
 
 def load(config: DataConfig) -> Dataset:
     """The source `config.name` in memory. Raises ConfigError, and DataError for files that cannot be used."""
+    _check(config)
+    if config.name not in (*SOURCES, OWN):
+        return _of_arrays(config, _arrays(config))
     spec = spec_of(config)
     from fedkd.data.samples import Dataset
 
@@ -75,6 +79,19 @@ def load(config: DataConfig) -> Dataset:
 
 def spec_of(config: DataConfig) -> ImageSpec:
     """Labels, shape and scaling of all images of a run, without loading a data set. Raises ConfigError."""
+    _check(config)
+    if config.name == OWN:
+        return image_spec.of_own(config)
+    if config.name not in SOURCES:
+        mend = "bring the samples as data=own, or choose a data set of images"
+        raise ConfigError(f"data={config.name} has no agreed form for devices", where="data", mend=mend)
+    source = SOURCES[config.name]
+    scale, offset = image_spec.scaling(config.scaling, source.mean, source.std, source.top)
+    return ImageSpec(config.name, source.labels, source.shape, source.top, scale, offset, config.resize)
+
+
+def _check(config: DataConfig) -> None:
+    """Raises ConfigError for an unknown name, and for keys that do not go with it."""
     if config.name not in names():
         near = difflib.get_close_matches(config.name, names(), n=1)
         mend = (f"did you mean '{near[0]}'? " if near else "") + f"known: {', '.join(names())}"
@@ -83,11 +100,46 @@ def spec_of(config: DataConfig) -> ImageSpec:
         Mistake(f"data.{key} = {strict_yaml.write(getattr(config, key))}", "data", mend)
         for key, mend in image_spec.problems(config)
     )
-    if config.name == OWN:
-        return image_spec.of_own(config)
-    source = SOURCES[config.name]
-    scale, offset = image_spec.scaling(config.scaling, source.mean, source.std, source.top)
-    return ImageSpec(config.name, source.labels, source.shape, source.top, scale, offset, config.resize)
+
+
+def _arrays(config: DataConfig) -> Data:
+    """The arrays of an embedded table, or of a user's function. Raises ConfigError and DataError."""
+    added = extensions.find("data", config.name)
+    if added is None:
+        return tables.read(config.name)
+    root = Path(config.root).expanduser() if config.root else None
+    try:
+        given = added.value(root)
+    except FedkdError:
+        raise
+    except Exception as error:  # the user's code: anything
+        what = f"data '{added.name}' raises {type(error).__name__}: {error}"
+        raise DataError(what, where=extensions.place(added, error), mend="mend the file") from error
+    if not isinstance(given, Data):
+        what = f"data '{added.name}' gives a {type(given).__name__}"
+        raise DataError(what, where=added.origin, mend="return fedkd.Data(train=(x, y), test=(x, y))")
+    return given
+
+
+def _of_arrays(config: DataConfig, given: Data) -> Dataset:
+    """A data set of arrays. Bytes are scaled as pixels, floats only by data.scaling=standard, token ids never."""
+    import torch
+
+    from fedkd.data.samples import Dataset, Samples
+
+    whole = given.split(config.test_share)
+    scale: tuple[float, ...] = ()
+    offset: tuple[float, ...] = ()
+    x = whole.train_x
+    if x.dtype == np.uint8:
+        mean, std = user_data.statistics(x / np.float32(255))
+        scale, offset = image_spec.scaling(config.scaling, mean, std, 255)
+    elif x.dtype == np.float32 and config.scaling == "standard":
+        mean, std = user_data.statistics(x)
+        scale, offset = image_spec.scaling("standard", mean, std, 1)
+    pairs = ((whole.train_x, whole.train_y), (whole.test_x, whole.test_y))
+    train, test = (Samples(torch.tensor(x), torch.tensor(y), scale, offset) for x, y in pairs)
+    return Dataset(config.name, whole.labels, train, test, whole.users, whole.vocabulary)
 
 
 def find_root(config: DataConfig) -> Root:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedkd import student as students
+from fedkd.errors import ConfigError
 from fedkd.payload import Weights
 from fedkd.problem import Problem
 from fedkd.seeds import Stream
@@ -64,6 +65,23 @@ def shapes(problem: Problem, side: int = 0) -> dict[str, tuple[int, ...]]:
     with torch.no_grad():
         _, outputs = student.taps(problem.blank(1), blocks[:-1])
     return {name: tuple(features(value, side).shape[1:]) for name, value in outputs.items()}
+
+
+def check_tail(problem: Problem) -> None:
+    """Raises ConfigError if the student is not its blocks one after the other: then it has no tail to replace."""
+    student, x = problem.initial().eval(), problem.blank(2)
+    logits = student(x)
+    try:
+        for block in student.blocks.values():
+            x = block(x)
+        is_chain = x.shape == logits.shape and torch.allclose(x, logits, rtol=1e-4, atol=1e-5)
+    except (RuntimeError, TypeError):
+        is_chain = False
+    if not is_chain:
+        what = "the student's forward does more than run its blocks one after the other, so it has no tail to train"
+        raise ConfigError(
+            what, where="strategy.head_arch", mend="say strategy.head_arch=flat: heads of one linear layer"
+        )
 
 
 def make(problem: Problem, depth: int, kind: str, shape: Sequence[int]) -> Student:

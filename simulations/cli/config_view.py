@@ -96,9 +96,9 @@ def _keys(draft: validate.Draft) -> dict[str, list[tuple[str, Key]]]:
 
 def _keys_of(node: str, draft: validate.Draft) -> Iterator[Key]:
     if node == "partition":
-        from fedkd.data.partition import RECIPES
+        from fedkd.data import partition
 
-        yield from reference.of(RECIPES[draft.name("partition")])
+        yield from reference.of(partition.known()[draft.name("partition")])
     elif node == "strategy":
         yield from reference.of(core.AlgorithmConfig)
         names = naming.halves(draft.values["strategy"])

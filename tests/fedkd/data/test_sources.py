@@ -50,7 +50,8 @@ def digits():
 
 
 def test_the_sources_have_these_names():
-    assert sources.names() == ("digits", "mnist", "fashion-mnist", "emnist-letters", "cifar10", "cifar100", "own")
+    images = ("digits", "mnist", "fashion-mnist", "emnist-letters", "cifar10", "cifar100")
+    assert sources.names() == (*images, "breast-cancer", "wine", "own")
 
 
 def test_importing_sources_loads_nothing_heavy():
