@@ -14,9 +14,9 @@ def main(options: Report) -> int:
     """Write the report and print its path. Runs that do not count are listed, without an error."""
     from simulations.analysis import analyse
 
-    wanted = gather.Wanted(options.metric, options.baseline, options.target)
-    question, found = gather.collect(options.places, options.runs, wanted, _command(options))
-    verdict = analyse.analyse(question, found)
+    choices = gather.Choices(options.metric, options.baseline, options.target)
+    question, runs = gather.collect(options.places, options.runs, choices, _command(options))
+    verdict = analyse.analyse(question, runs)
     written = files.write(verdict, gather.place(options.places, options.runs, options.out))
     page = written[0]
     if not (options.json and options.quiet):
@@ -42,6 +42,6 @@ def _summary(verdict: Verdict, page: Path) -> dict[str, object]:
 
 
 def _command(options: Report) -> str:
-    """The command that repeats it."""
+    """The command that repeats the report."""
     flags = options.flags("metric", "baseline", "target", "runs", "out")
     return shlex.join(["fedkd", "report", *options.places, *flags])

@@ -1,6 +1,6 @@
-"""The facts of a run: a line for each of a reviewer's first questions. Leaves out what older folders lack.
+"""The facts of a run: a line for each of a reviewer's first questions. Omits facts that older folders lack.
 
-A line is a function of a run and names the keys it covers, so that no decisive key is left out.
+A line is a function of a run and names the keys that it covers, so that no decisive key is omitted.
 """
 
 import statistics
@@ -19,12 +19,12 @@ Config = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Line:
-    """One thing about a run: its name, the keys of the configuration that it tells, and how. Empty text: not known."""
+    """One fact of a run: its name, the keys of the configuration that it covers, and its text. Empty text: unknown."""
 
     name: str
     keys: tuple[str, ...]
-    told: Callable[[RunRecord], str]
-    by_seed: bool = False  # seeds differ in it: told of the first
+    text: Callable[[RunRecord], str]
+    by_seed: bool = False  # it differs between seeds: the text is that of the first seed
 
 
 def images(run: RunRecord) -> str:
@@ -34,65 +34,65 @@ def images(run: RunRecord) -> str:
         return ""
     shape = task.get("shape") or _shape(config)
     classes = task.get("classes") or len(run.partition.get("classes") or next(iter(_labels(run)), ()))
-    sizes = f"{task['train']:,} training and {task['test']:,} test images" if task.get("train") else "images"
+    counts = f"{task['train']:,} training and {task['test']:,} test images" if task.get("train") else "images"
     size = f" of {' x '.join(map(str, shape))}" if shape else ""
-    return f"{config['data.name']}: {sizes}{size}" + (f" in {classes} classes" if classes else "")
+    return f"{config['data.name']}: {counts}{size}" + (f" in {classes} classes" if classes else "")
 
 
 def partition(run: RunRecord) -> str:
     """`dirichlet: alpha 0.1, min_samples 10, test matched`."""
-    found = {key.partition(".")[2]: value for key, value in run.config.items() if key.startswith("partition.")}
-    found = found or dict(run.partition.get("recipe") or {})
-    said = ", ".join(f"{key} {plain(value)}" for key, value in found.items() if key != "name" and value is not None)
-    return f"{found.get('name', '')}{': ' if said else ''}{said}"
+    values = {key.partition(".")[2]: value for key, value in run.config.items() if key.startswith("partition.")}
+    values = values or dict(run.partition.get("recipe") or {})
+    text = ", ".join(f"{key} {plain(value)}" for key, value in values.items() if key != "name" and value is not None)
+    return f"{values.get('name', '')}{': ' if text else ''}{text}"
 
 
 def samples(run: RunRecord) -> str:
-    """How many images the clients hold, and of how many classes."""
+    """The numbers of images and classes per client."""
     sizes = run.partition.get("train") or [sum(row) for row in _labels(run)]
     if not sizes:
         return ""
-    said = f"{sum(sizes):,} to train, {min(sizes):,} to {max(sizes):,} per client, median {statistics.median(sizes):,g}"
+    text = f"{sum(sizes):,} to train, {min(sizes):,} to {max(sizes):,} per client, median {statistics.median(sizes):,g}"
     if tests := run.partition.get("test"):
-        said += f"; {sum(tests):,} to test"
+        text += f"; {sum(tests):,} to test"
     if labels := _labels(run):
         mean = statistics.fmean(sum(count > 0 for count in row) for row in labels)
-        said += f"; {mean:.1f} classes per client"
-    return said
+        text += f"; {mean:.1f} classes per client"
+    return text
 
 
 def clients(run: RunRecord) -> str:
-    """`100, 10 drawn for each round; at least 2 must reply`."""
+    """`100, 10 drawn per round; at least 2 must reply`."""
     number, cohort, quorum = (run.config.get(key) for key in ("clients", "clients_per_round", "quorum"))
     if number is None:
         return ""
-    said = f"{number}, all in each round" if cohort in (None, number) else f"{number}, {cohort} drawn for each round"
-    return said + (f"; at least {quorum} must reply" if quorum not in (None, 1) else "")
+    text = f"{number}, all in each round" if cohort in (None, number) else f"{number}, {cohort} drawn per round"
+    return text + (f"; at least {quorum} must reply" if quorum not in (None, 1) else "")
 
 
 def student(run: RunRecord) -> str:
-    """`fedgen-cnn, 20,628 parameters`; of a mixture each architecture with how many clients have it."""
+    """`fedgen-cnn, 20,628 parameters`; for a mixture each architecture with its number of clients."""
     config, sizes = run.config, (run.info.get("task") or {}).get("parameters") or {}
-    given = Counter(run.info.get("students") or ())
-    names = list(given) or [str(config.get("students.name", ""))]
+    counts = Counter(run.info.get("students") or ())
+    names = list(counts) or [str(config.get("students.name", ""))]
     several = len(names) > 1
     parts = []
     for name in filter(None, names):
-        count = f", {sizes[name]:,} parameters" if name in sizes else ""
-        parts.append(f"{name} ({number_text.count(given[name], 'client')}{count})" if several else f"{name}{count}")
-    own = "" if config.get("students.common_init", True) else "; each client starts from weights of its own"
-    return "; ".join(parts) + own
+        size = f", {sizes[name]:,} parameters" if name in sizes else ""
+        parts.append(f"{name} ({number_text.count(counts[name], 'client')}{size})" if several else f"{name}{size}")
+    init = "" if config.get("students.common_init", True) else "; each client starts from its own weights"
+    return "; ".join(parts) + init
 
 
 def normalisation(run: RunRecord) -> str:
-    """`BatchNorm where the student has normalisation layers; its statistics are averaged`."""
+    """`BatchNorm in the normalisation layers; its statistics are averaged`."""
     norm, kept = run.config.get("students.norm"), run.config.get("students.statistics")
     if norm is None:
         return ""
     if norm == "group":
         return "GroupNorm"
-    whose = "each client keeps its own statistics" if kept == "local" else "its statistics are averaged"
-    return f"BatchNorm where the student has normalisation layers; {whose}"
+    statistics_text = "each client keeps its own statistics" if kept == "local" else "its statistics are averaged"
+    return f"BatchNorm in the normalisation layers; {statistics_text}"
 
 
 def optimiser(run: RunRecord) -> str:
@@ -135,26 +135,26 @@ def rounds(run: RunRecord) -> str:
 
 
 def public(run: RunRecord) -> str:
-    """The public set beside the clients' data."""
-    found = run.info.get("proxy")
-    if not found:
+    """The public set, in addition to the clients' data."""
+    proxy = run.info.get("proxy")
+    if not proxy:
         return "none" if "proxy" in run.info or "proxy.name" in run.config else ""
-    return f"{found['name']}: {found['size']:,} images, {'with' if found.get('labelled') else 'without'} labels"
+    return f"{proxy['name']}: {proxy['size']:,} images, {'with' if proxy.get('labelled') else 'without'} labels"
 
 
 def evaluation(run: RunRecord) -> str:
-    """On which data and how often."""
+    """The data and the frequency of evaluations."""
     config = run.config
     if (on := config.get("evaluate.on")) is None:
         return ""
     if on == "validation":
-        where = f"{100 * config.get('evaluate.validation', 0):g} % of each client's training data, held out"
+        data = f"{100 * config.get('evaluate.validation', 0):g} % of each client's training data, held out"
     else:
-        where = "test data"
+        data = "test data"
     own, pooled = (config.get(key, 1) for key in ("evaluate.every", "evaluate.pooled_every"))
     if own == pooled:
-        return f"{where}: each client's own part and all of it together, {_often(own)}"
-    return f"{where}: each client's own part {_often(own)}, all of it together {_often(pooled)}"
+        return f"{data}: each client's own part and all parts together, {_often(own)}"
+    return f"{data}: each client's own part {_often(own)}, all parts together {_often(pooled)}"
 
 
 def privacy(run: RunRecord) -> str:
@@ -165,37 +165,37 @@ def privacy(run: RunRecord) -> str:
 
 
 def parts(run: RunRecord) -> str:
-    """Terms that were added to the loss, each with its values."""
+    """Terms added to the loss, each with its values."""
     names = run.config.get("parts") or []
-    said = []
+    texts = []
     for name in names if isinstance(names, list) else []:
         head = f"part.{name}."
-        own = (f"{key.removeprefix(head)} {plain(v)}" for key, v in run.config.items() if key.startswith(head))
-        said.append(f"{name} ({', '.join(own)})")
-    return "; ".join(said)
+        values = (f"{key.removeprefix(head)} {plain(v)}" for key, v in run.config.items() if key.startswith(head))
+        texts.append(f"{name} ({', '.join(values)})")
+    return "; ".join(texts)
 
 
 def others(run: RunRecord) -> str:
     """Changed values that no other line covers."""
     from fedkd.configuration.resolved import MACHINE_FACTS
 
-    usual, said = defaults(), []
-    told = {key for line in LINES for key in line.keys} | MACHINE_FACTS | {"seed"}
+    default, texts = defaults(), []
+    covered = {key for line in LINES for key in line.keys} | MACHINE_FACTS | {"seed"}
     for key, value in run.config.items():
-        is_told = key in told or key.startswith(("strategy.", "partition.", "part.", "students.mix."))
-        if is_told or value == usual.get(key):
+        is_covered = key in covered or key.startswith(("strategy.", "partition.", "part.", "students.mix."))
+        if is_covered or value == default.get(key):
             continue
-        said.append(f"{key} = {plain(value)}" + (f" (default {plain(usual[key])})" if key in usual else ""))
-    return ", ".join(said)
+        texts.append(f"{key} = {plain(value)}" + (f" (default {plain(default[key])})" if key in default else ""))
+    return ", ".join(texts)
 
 
 def engine(run: RunRecord) -> str:
-    said = run.info.get("engine") or {}
-    return str(said.get("chosen", "") if isinstance(said, dict) else said).removeprefix("engine: ")
+    chosen = run.info.get("engine") or {}
+    return str(chosen.get("chosen", "") if isinstance(chosen, dict) else chosen).removeprefix("engine: ")
 
 
 def code(run: RunRecord) -> str:
-    """Version, commit and hash of what ran."""
+    """Version, commit and hash of the code."""
     info = run.info
     version = (info.get("versions") or {}).get("fedkd")
     parts = [f"fedkd {version}"] if version else []
@@ -205,8 +205,8 @@ def code(run: RunRecord) -> str:
 
 
 def versions(run: RunRecord) -> str:
-    found = run.info.get("versions") or {}
-    return ", ".join(f"{name} {version}" for name, version in found.items() if version and name != "fedkd")
+    packages = run.info.get("versions") or {}
+    return ", ".join(f"{name} {version}" for name, version in packages.items() if version and name != "fedkd")
 
 
 def machine(run: RunRecord) -> str:
@@ -243,7 +243,7 @@ LINES = (
     Line("parts of the loss", ("parts",), parts),
     Line("other values", (), others),
 )
-PLAYED = (
+PROVENANCE = (
     Line("engine", (), engine),
     Line("code", (), code),
     Line("versions", (), versions),
@@ -252,7 +252,7 @@ PLAYED = (
 
 
 def plain(value: Any) -> str:
-    """A value as people write it: `0.1`, `none`, `[a, b]`."""
+    """A value as text: `0.1`, `none`, `[a, b]`."""
     from fedkd import strict_yaml
 
     if value is None:
@@ -275,14 +275,14 @@ def _labels(run: RunRecord) -> Sequence[Sequence[int]]:
 
 
 def _shape(config: Config) -> Sequence[int]:
-    """Of folders older than the fact: as the data set says."""
+    """The data set's shape, for older folders without it."""
     from fedkd.data import sources
 
     if own := config.get("data.shape"):
         return tuple(own)
-    found = sources.SOURCES.get(str(config.get("data.name")))
-    return found.shape if found else ()
+    source = sources.SOURCES.get(str(config.get("data.name")))
+    return source.shape if source else ()
 
 
 def _often(every: int) -> str:
-    return "in each round" if every == 1 else f"every {every} rounds"
+    return "every round" if every == 1 else f"every {every} rounds"

@@ -1,7 +1,7 @@
-"""Writes a report's files, each atomically: older files are replaced last, or kept."""
+"""Writes a report's files atomically: older files are replaced last, or kept."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,18 +10,30 @@ from simulations.report import clients, costs, knowledge, page, results, tables,
 from simulations.report.chart import Chart
 from simulations.run import run_folder
 
-# Of all charts that there are: other pictures in the folder are the user's.
-_NAMES = frozenset(
-    ("differences", "ranks", "curves", "pareto", "clients", "gain", "partition", "drift", "forgetting", "knowledge")
-) | {"matrices", "classes", "seconds", "bytes"}
+# By name, in reading order. Other pictures in the folder are the user's.
+_CHARTS: Mapping[str, Callable[[Verdict], Chart | None]] = {
+    "differences": results.differences,
+    "ranks": results.ranks,
+    "curves": results.curves,
+    "pareto": results.pareto,
+    "clients": clients.distribution,
+    "gain": clients.gains,
+    "partition": clients.partitions,
+    "drift": knowledge.drift,
+    "forgetting": knowledge.forgetting,
+    "knowledge": knowledge.scalars,
+    "matrices": knowledge.matrices,
+    "classes": knowledge.lists,
+    "seconds": costs.seconds,
+    "bytes": costs.traffic,
+}
 
 
 def write(verdict: Verdict, folder: Path) -> list[Path]:
     """report.html, report.md, table.csv, table.tex, setting.tex, timings.csv and figures/*.svg.
 
-    Raises FolderError where it cannot.
-
-    It writes all files before it replaces any, so a full disk or an error leaves the old report whole.
+    It writes all files before it replaces any, so a full disk or an error leaves the old report whole. Raises
+    FolderError if the folder cannot be written.
     """
     charts = drawn(verdict)
     texts = {
@@ -39,8 +51,8 @@ def write(verdict: Verdict, folder: Path) -> list[Path]:
 
 
 def drawn(verdict: Verdict) -> list[Chart]:
-    """All charts that there is something to draw for, in reading order."""
-    return [chart for part in (results, clients, knowledge, costs) for chart in part.charts(verdict)]
+    """All charts that have data, in reading order."""
+    return [chart for draw in _CHARTS.values() if (chart := draw(verdict)) is not None]
 
 
 def _replace(folder: Path, texts: Mapping[str, str]) -> None:
@@ -75,6 +87,6 @@ def _write(path: Path, text: str) -> None:
 
 def _outdated(folder: Path, texts: Mapping[str, str]) -> Iterator[Path]:
     """Figures of an earlier report that this one does not have."""
-    for name in _NAMES:
+    for name in _CHARTS:
         if f"figures/{name}.svg" not in texts:
             yield folder / "figures" / f"{name}.svg"

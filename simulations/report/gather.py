@@ -1,4 +1,4 @@
-"""Runs made anywhere, brought together: a comparison folder, a folder of runs, or runs one by one."""
+"""Gathers runs from anywhere: a comparison folder, a folder of runs, or single runs."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -24,8 +24,8 @@ _CANDIDATES = ("global last10", "clients.mean last10", "clients.pooled last10", 
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """The options beside the runs; None: the comparison's value, or one that all runs have."""
+class Choices:
+    """The options for the analysis; None: the comparison's value, or one that all runs have."""
 
     metric: str | None = None
     baseline: str | None = None
@@ -33,43 +33,46 @@ class Wanted:
 
 
 def collect(
-    places: Sequence[str], runs: Path, wanted: Wanted | None = None, command: str = ""
+    places: Sequence[str], folder: Path, choices: Choices | None = None, command: str = ""
 ) -> "tuple[Question, list[RunRecord]]":
-    """The question and the runs. Raises ConfigError for runs that cannot be compared, FolderError for none."""
-    wanted = wanted or Wanted()
-    folders = [_find(place, runs) for place in places]
+    """The question and the runs; `places` are paths, or names below `folder`.
+
+    Raises ConfigError for runs that cannot be compared, FolderError if no run is done.
+    """
+    choices = choices or Choices()
+    folders = [_find(place, folder) for place in places]
     if len(folders) == 1 and (folders[0] / PLAN).exists():
-        return _of_comparison(folders[0], wanted)
-    found = _loose([folder for place in folders for folder in _runs_in(place)])
-    if not any(each.is_done for each in found):
-        raise _nothing(found, places)
-    _check_data(found)
-    _check_lengths(found)
-    return _question(found, wanted, command), found
+        return _of_comparison(folders[0], choices)
+    runs = _loose([path for place in folders for path in _runs_in(place)])
+    if not any(run.is_done for run in runs):
+        raise _nothing(runs, places)
+    _check_data(runs)
+    _check_lengths(runs)
+    return _question(runs, choices, command), runs
 
 
 def place(places: Sequence[str], runs: Path, out: Path | None) -> Path:
-    """Where the report goes: `out`, else the one folder that is meant, else a new one named after them."""
+    """The folder of the report: `out`, else the single folder of the runs, else a new one named after the folders."""
     if out is not None:
         return out
-    folders = sorted({str(_find(each, runs).resolve()) for each in places})
+    folders = sorted({str(_find(name, runs).resolve()) for name in places})
     if len(folders) == 1:
         return _find(places[0], runs)
     return runs / f"report-{hashlib.sha256(chr(10).join(folders).encode()).hexdigest()[:8]}"
 
 
-def _find(wanted: str, runs: Path) -> Path:
-    """A comparison, a folder of runs, or a run: a path, or a name below `runs`; any of its own files means it too."""
-    for path in (Path(wanted), runs / wanted):
-        place = path.parent if path.name in (PLAN, "run.json", "report.html") and path.is_file() else path
-        if (place / PLAN).exists() or (place / "run.json").exists():
-            return place
-        if place.name == "runs" and (place.parent / PLAN).exists():
-            return place.parent
-        its_runs, comparisons = run_folder.listed(place), _comparisons_in(place)
-        if its_runs or comparisons:
-            return comparisons[0] if len(comparisons) == 1 and not its_runs else place
-    return run_folder.find(runs, wanted)
+def _find(name: str, runs: Path) -> Path:
+    """A comparison, a folder of runs, or a run: by path, by name below `runs`, or by one of its own files."""
+    for path in (Path(name), runs / name):
+        folder = path.parent if path.name in (PLAN, "run.json", "report.html") and path.is_file() else path
+        if (folder / PLAN).exists() or (folder / "run.json").exists():
+            return folder
+        if folder.name == "runs" and (folder.parent / PLAN).exists():
+            return folder.parent
+        single_runs, comparisons = run_folder.listed(folder), _comparisons_in(folder)
+        if single_runs or comparisons:
+            return comparisons[0] if len(comparisons) == 1 and not single_runs else folder
+    return run_folder.find(runs, name)
 
 
 def _comparisons_in(path: Path) -> list[Path]:
@@ -82,99 +85,91 @@ def _runs_in(path: Path) -> list[Path]:
     if (path / PLAN).exists():
         from simulations.analysis import plan
 
-        return [each.folder for each in plan.read(path)[1] if each.folder.exists()]
-    return [*run_folder.listed(path), *(run for each in _comparisons_in(path) for run in _runs_in(each))]
+        return [run.folder for run in plan.read(path)[1] if run.folder.exists()]
+    return [*run_folder.listed(path), *(run for comparison in _comparisons_in(path) for run in _runs_in(comparison))]
 
 
-def _of_comparison(folder: Path, wanted: Wanted) -> "tuple[Question, list[RunRecord]]":
+def _of_comparison(folder: Path, choices: Choices) -> "tuple[Question, list[RunRecord]]":
     from simulations.analysis import plan
 
-    question, found = plan.read(folder)
-    if not any(each.is_done for each in found):
-        raise _nothing(found, [str(folder)])
-    changed: dict[str, Any] = {}
-    if wanted.metric is not None:
-        changed["metric"] = _checked(metric.parse(wanted.metric, "--metric"), found)
-    if wanted.baseline is not None:
-        changed["baseline"] = _known(wanted.baseline, question.methods)
-    if wanted.target is not None:
-        changed["target"] = wanted.target
-    return replace(question, **changed), found
+    question, runs = plan.read(folder)
+    if not any(run.is_done for run in runs):
+        raise _nothing(runs, [str(folder)])
+    changes: dict[str, Any] = {}
+    if choices.metric is not None:
+        changes["metric"] = _checked(metric.parse(choices.metric, "--metric"), runs)
+    if choices.baseline is not None:
+        changes["baseline"] = _known(choices.baseline, question.methods)
+    if choices.target is not None:
+        changes["target"] = choices.target
+    return replace(question, **changes), runs
 
 
 def _loose(folders: Sequence[Path]) -> list[RunRecord]:
-    """Members of runs that no plan names; where they stand is told by what differs in their configurations."""
+    """Runs without a plan: the differences of their configurations give setting and method."""
     distinct = list({folder.resolve(): folder for folder in folders}.values())
-    read = [run_record.read("", "", 0, folder) for folder in distinct]
-    named = labels.places([each.config for each in read if each.config])
-    return _once([_placed(each, named) for each in read])
+    runs = [run_record.read("", "", 0, folder) for folder in distinct]
+    places = labels.places([run.config for run in runs if run.config])
+    return _once([_labelled(run, places) for run in runs])
 
 
-def _once(found: Sequence[RunRecord]) -> list[RunRecord]:
-    """A configuration and seed that was run twice counts once: the first that is done."""
+def _once(runs: Sequence[RunRecord]) -> list[RunRecord]:
+    """Only one run per configuration and seed counts: the first that is done."""
     first: dict[tuple[str, str, int], RunRecord] = {}
-    for each in sorted(found, key=lambda each: not each.is_done):
-        first.setdefault((each.setting, each.method, each.seed), each)
-    kept = [(each, first[each.setting, each.method, each.seed]) for each in found]
-    same = "the same configuration and seed as {}, which counts"
-    return [each if each is one else replace(each, reason=same.format(one.folder.name)) for each, one in kept]
+    for run in sorted(runs, key=lambda run: not run.is_done):
+        first.setdefault((run.setting, run.method, run.seed), run)
+    counted = [(run, first[run.setting, run.method, run.seed]) for run in runs]
+    reason = "the same configuration and seed as {}, which counts"
+    return [run if run is other else replace(run, reason=reason.format(other.folder.name)) for run, other in counted]
 
 
-def _placed(found: RunRecord, named: Mapping[labels.Key, labels.Place]) -> RunRecord:
-    """A run without a configuration stands below its folder's name: it is listed with its reason."""
-    if not found.config:
-        return replace(found, method=found.folder.name, state="failed")
-    where = named[labels.key(found.config)]
-    return replace(found, setting=where.setting, method=where.method, seed=int(found.config.get("seed", 0)))
+def _labelled(run: RunRecord, places: Mapping[labels.Key, labels.Place]) -> RunRecord:
+    """The run with setting, method and seed; a run without a configuration failed, and has its folder's name."""
+    if not run.config:
+        return replace(run, method=run.folder.name, state="failed")
+    place = places[labels.key(run.config)]
+    return replace(run, setting=place.setting, method=place.method, seed=int(run.config.get("seed", 0)))
 
 
-def _question(found: Sequence[RunRecord], wanted: Wanted, command: str) -> "Question":
+def _question(runs: Sequence[RunRecord], choices: Choices, command: str) -> "Question":
     from simulations.analysis.result import LOCAL, Question  # imports scipy
 
-    placed = [each for each in found if each.config] or list(found)
-    methods = tuple(dict.fromkeys(each.method for each in placed))
-    plain = [each for each in placed if not each.config.get("parts")]
-    simplest = [each.method for each in plain if each.info.get("strategy") in ("fedavg", LOCAL)]
-    first = simplest[0] if simplest else methods[0]
+    configured = [run for run in runs if run.config] or list(runs)
+    methods = tuple(dict.fromkeys(run.method for run in configured))
+    plain = (run for run in configured if not run.config.get("parts"))
+    simplest = [run.method for run in plain if run.info.get("strategy") in ("fedavg", LOCAL)]
     columns = {title: metric.parse(text) for title, text in _COLUMNS.items()}
-    primary = metric.parse(wanted.metric, "--metric") if wanted.metric is not None else _shared(found)
+    primary = metric.parse(choices.metric, "--metric") if choices.metric is not None else _shared(runs)
     return Question(
-        name=found[0].folder.name if len(found) == 1 else _title(placed),
-        settings=tuple(sorted({each.setting for each in placed}, key=labels.natural)),
+        name=runs[0].folder.name if len(runs) == 1 else number_text.listing(methods, 4),
+        settings=tuple(sorted({run.setting for run in configured}, key=labels.natural)),
         methods=methods,
-        seeds=tuple(sorted({each.seed for each in placed})),
-        metric=_checked(primary, found),
-        baseline=first if wanted.baseline is None else _known(wanted.baseline, methods),
-        columns={title: each for title, each in columns.items() if each.path != primary.path and _has(each, found)},
-        target=wanted.target,
+        seeds=tuple(sorted({run.seed for run in configured})),
+        metric=_checked(primary, runs),
+        baseline=[*simplest, *methods][0] if choices.baseline is None else _known(choices.baseline, methods),
+        columns={title: m for title, m in columns.items() if m.path != primary.path and _has(m, runs)},
+        target=choices.target,
         command=command,
-        about="A single run: no comparison, so no statistics." if len(found) == 1 else "",
+        about="A single run: no comparison, so no statistics." if len(runs) == 1 else "",
     )
 
 
-def _has(wanted: Metric, found: Sequence[RunRecord]) -> bool:
-    return any(wanted.value(run) is not None for run in found if run.is_done)
+def _has(wanted: Metric, runs: Sequence[RunRecord]) -> bool:
+    return any(wanted.value(run) is not None for run in runs if run.is_done)
 
 
-def _title(found: Sequence[RunRecord]) -> str:
-    """`fedavg, fedgen, knfu`."""
-    methods = list(dict.fromkeys(each.method for each in found))
-    return ", ".join(methods[:4]) + (f" and {len(methods) - 4} more" if len(methods) > 4 else "")
-
-
-def _shared(found: Sequence[RunRecord]) -> Metric:
-    """The first of the usual metrics that all runs have, or else that most have."""
-    done = [each for each in found if each.is_done]
+def _shared(runs: Sequence[RunRecord]) -> Metric:
+    """The first usual metric that all runs have, or else that most have."""
+    done = [run for run in runs if run.is_done]
     usual = [metric.parse(text) for text in _CANDIDATES]
-    return max(usual, key=lambda each: sum(each.value(run) is not None for run in done))
+    return max(usual, key=lambda candidate: sum(candidate.value(run) is not None for run in done))
 
 
-def _checked(wanted: Metric, found: Sequence[RunRecord]) -> Metric:
+def _checked(wanted: Metric, runs: Sequence[RunRecord]) -> Metric:
     """Raises ConfigError if no run has it."""
-    if _has(wanted, found):
+    if _has(wanted, runs):
         return wanted
-    done = [each for each in found if each.is_done]
-    paths = sorted({path for run in done for path in _paths(run.rows[-1])} if done else ())
+    paths = sorted({path for run in runs if run.is_done for path in _paths(run.rows[-1])})
     raise ConfigError(f"no run has the metric '{wanted.path}'", where="--metric", mend=f"they have {', '.join(paths)}")
 
 
@@ -186,48 +181,46 @@ def _paths(row: Mapping[str, Any]) -> list[str]:
     return [*(key.removeprefix("accuracy.") for key in numbers), "bytes.all", "seconds.total"]
 
 
-def _known(wanted: str, methods: Sequence[str]) -> str:
-    if wanted in methods:
-        return wanted
-    raise ConfigError(f"there is no method '{wanted}'", where="--baseline", mend=f"one of: {', '.join(methods)}")
+def _known(baseline: str, methods: Sequence[str]) -> str:
+    if baseline in methods:
+        return baseline
+    raise ConfigError(f"there is no method '{baseline}'", where="--baseline", mend=f"one of: {', '.join(methods)}")
 
 
-def _check_data(found: Sequence[RunRecord]) -> None:
-    """Data may differ as a setting, for all methods alike; else runs have nothing to do with each other."""
-    played: dict[str, set[str]] = {}
-    runs: dict[str, list[str]] = {}
-    for each in found:
-        if data := str(each.config.get("data.name", "")):
-            played.setdefault(each.method, set()).add(data)
-            runs.setdefault(data, []).append(each.folder.name)
-    if len({frozenset(names) for names in played.values()}) > 1:
-        which = "; ".join(f"{data}: {number_text.listing(names, 3)}" for data, names in runs.items())
+def _check_data(runs: Sequence[RunRecord]) -> None:
+    """Raises ConfigError unless all methods have the same data sets; a data set may be a setting."""
+    by_method: dict[str, set[str]] = {}
+    by_data: dict[str, list[str]] = {}
+    for run in runs:
+        if data := str(run.config.get("data.name", "")):
+            by_method.setdefault(run.method, set()).add(data)
+            by_data.setdefault(data, []).append(run.folder.name)
+    if len({frozenset(names) for names in by_method.values()}) > 1:
+        listed = "; ".join(f"{data}: {number_text.listing(names, 3)}" for data, names in by_data.items())
         mend = "give runs of every method on the same data, or make a report for each"
-        raise ConfigError(f"runs of different data: {which}", where=_WHERE, mend=mend)
+        raise ConfigError(f"runs of different data: {listed}", where=_WHERE, mend=mend)
 
 
-def _check_lengths(found: Sequence[RunRecord]) -> None:
-    """Runs of one setting must have been asked to play as many rounds. Raises ConfigError that names them."""
+def _check_lengths(runs: Sequence[RunRecord]) -> None:
+    """Raises ConfigError, with names, if the runs of a setting are configured with different numbers of rounds."""
     mistakes = []
-    for setting in dict.fromkeys(each.setting for each in found if each.config):
+    configured = [run for run in runs if run.config]
+    for setting in dict.fromkeys(run.setting for run in configured):
         lengths: dict[int, list[str]] = {}
-        for each in found:
-            if each.config and each.setting == setting:
-                lengths.setdefault(int(each.config["rounds"]), []).append(each.folder.name)
+        for run in configured:
+            if run.setting == setting:
+                lengths.setdefault(int(run.config["rounds"]), []).append(run.folder.name)
         if len(lengths) > 1:
-            mistakes.append(_mistake(setting, lengths))
+            listed = (f"{rounds} rounds: {number_text.listing(names, 3)}" for rounds, names in sorted(lengths.items()))
+            problem = f"runs of different lengths{f' in {setting}' if setting else ''}: {'; '.join(listed)}"
+            mistakes.append(Mistake(problem, _WHERE, "give runs of one length, or make a report for each"))
     errors.refuse(mistakes)
 
 
-def _mistake(setting: str, lengths: Mapping[int, Sequence[str]]) -> Mistake:
-    which = "; ".join(f"{rounds} rounds: {number_text.listing(names, 3)}" for rounds, names in sorted(lengths.items()))
-    head = f"runs of different lengths{f' in {setting}' if setting else ''}: {which}"
-    return Mistake(head, _WHERE, "give runs of one length, or make a report for each")
-
-
-def _nothing(found: Sequence[RunRecord], places: Sequence[str]) -> FolderError:
-    reasons = "; ".join(f"{each.folder.name}: {each.reason or each.state}" for each in found[:3])
-    where = ", ".join(places[:3])
+def _nothing(runs: Sequence[RunRecord], places: Sequence[str]) -> FolderError:
+    reasons = "; ".join(f"{run.folder.name}: {run.reason or run.state}" for run in runs[:3])
     return FolderError(
-        f"no run is done{f' ({reasons})' if reasons else ''}", where=where, mend="fedkd resume RUN continues it"
+        f"no run is done{f' ({reasons})' if reasons else ''}",
+        where=", ".join(places[:3]),
+        mend="fedkd resume RUN continues it",
     )

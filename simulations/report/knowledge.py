@@ -1,15 +1,15 @@
-"""Charts of what was exchanged: drift, forgetting, and the findings that servers leave in the ledger."""
+"""Charts of knowledge: drift, forgetting, and the numbers that servers write to the ledger."""
 
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from simulations.analysis.metric import FORGETTING, Metric
 from simulations.analysis.result import MethodResult, Verdict
 from simulations.analysis.run_record import RunRecord
 from simulations.report import chart, number_text, results, series, summary_table
-from simulations.report.chart import Chart, Row, Spec
+from simulations.report.chart import Chart, Row
 from simulations.report.summary_table import Table
 
 _MEASURES = ("drift.weights", "drift.function", "drift.cosine", "local_accuracy.in", "local_accuracy.out")
@@ -18,7 +18,7 @@ _LABELS = {
     "local_accuracy.out": "out-local accuracy",
     FORGETTING: "forgetting",
 }
-# Read first, so drawn first; then the others in the order of the ledger.
+# Drawn first; the others follow in the order of the ledger.
 _FIRST = (
     "teacher_agreement",
     "fidelity",
@@ -28,41 +28,34 @@ _FIRST = (
     "effective_senders",
     "without_sender",
 )
-_MOST_CELLS = 8_000  # of all matrices together
-_LOOKS = 10  # rounds that are looked at for names: servers seldom find other things in other rounds
-
-
-def charts(verdict: Verdict) -> list[Chart]:
-    """The charts that have data."""
-    found = (drift(verdict), forgetting(verdict), scalars(verdict), matrices(verdict), lists(verdict))
-    return [each for each in found if each is not None]
+_LOOKS = 10  # rounds that are searched for names: servers seldom record other numbers in other rounds
 
 
 def drift(verdict: Verdict) -> Chart | None:
-    """How far the students of a cohort stand apart after training."""
+    """How far the students of a cohort are apart after training."""
     summary = (
-        "How far the students of a round stand apart after their training: by distance of weights, by cosine of "
-        "updates (1: all pull the same way), and by disagreement of their answers (function)."
+        "How far the students of a round are apart after training: by distance of weights, by cosine of updates (1: "
+        "all updates have the same direction), and by disagreement of their predictions (function)."
     )
     return _over_rounds(verdict, "drift", "Drift", summary, _MEASURES[:3])
 
 
 def forgetting(verdict: Verdict) -> Chart | None:
-    """Accuracy on the labels that clients hold much of and on the others, and what was lost class by class."""
+    """Accuracy on the labels that are frequent at a client and on the others, and the loss by class."""
     summary = (
-        "Accuracy in percent after local training with each label weighted by its client's share of it (in), and "
-        "against that share (out): low out means that what others know was forgotten, or never learned. Forgetting: "
-        "points of accuracy that a class has lost since the round in which it had most, mean over classes (FedNTD's F)."
+        "Accuracy in percent after local training, with each label weighted by its share at the client (in), or by the "
+        "complement of that share (out): a low out means that the client forgot or never learned the others' classes. "
+        "Forgetting: points of accuracy below a class's maximum so far, mean over classes (FedNTD's F)."
     )
     return _over_rounds(verdict, "forgetting", "Forgetting", summary, [*_MEASURES[3:], FORGETTING])
 
 
 def scalars(verdict: Verdict) -> Chart | None:
-    """Numbers that the server half found, round by round."""
+    """Numbers that the server half records, by round."""
     names = _names(verdict, lambda value: isinstance(value, int | float) and not isinstance(value, bool))
     names.sort(key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
-    summary = "What the servers wrote down in each round, as defined in docs/diagnostics.md and each strategy's page."
-    return _over_rounds(verdict, "knowledge", "What the servers found", summary, [f"server.{name}" for name in names])
+    summary = "Numbers that servers record per round; docs/diagnostics.md and each strategy's page define them."
+    return _over_rounds(verdict, "knowledge", "Numbers from the servers", summary, [f"server.{name}" for name in names])
 
 
 def matrices(verdict: Verdict) -> Chart | None:
@@ -70,66 +63,55 @@ def matrices(verdict: Verdict) -> Chart | None:
     shown: dict[str, list[Row]] = {}
     hidden: list[str] = []
     cells = 0
-    for panel, cohort, found in _matrices(verdict):
-        cells += sum(value != 0 for row in found for value in row)
-        if shown and (cells > _MOST_CELLS or len(shown) >= chart.MOST_PANELS):
+    for panel, cohort, matrix in _matrices(verdict):
+        cells += sum(value != 0 for row in matrix for value in row)
+        if shown and (cells > chart.MOST_CELLS or len(shown) >= chart.MOST_PANELS):
             hidden.append(panel)
         elif panel not in shown:
-            shown[panel] = list(_cells(panel, cohort, found))
-    rows = [row for found in shown.values() for row in found]
+            shown[panel] = list(_cells(panel, cohort, matrix))
+    rows = [row for rows in shown.values() for row in rows]
     if not rows:
         return None
     axis = {"labelOverlap": True, "labelAngle": 0, "ticks": False}
-    top = max(row["weight"] for row in rows) or 1.0
-    x = {"field": "sender", "type": "ordinal", "title": "sender", "axis": axis}
-    y = {"field": "receiver", "type": "ordinal", "title": "receiver", "axis": axis}
-    tone = {
-        "field": "weight",
-        "type": "quantitative",
-        "title": "weight",
-        "scale": {"type": "sqrt", "range": "ramp", "domain": [0, top]},
-    }
-    tips = [{"field": name} for name in ("receiver", "sender", "weight")]
-    layer = {"mark": {"type": "rect"}, "encoding": {"x": x, "y": y, "color": tone, "tooltip": tips}}
+    x, y = ({"field": name, "type": "ordinal", "title": name, "axis": axis} for name in ("sender", "receiver"))
+    most = max(row["weight"] for row in rows) or 1.0
+    layer = chart.heat_map(x, y, "weight", "weight", most, ("receiver", "sender", "weight"))
     spec = chart.panels(rows, list(shown), [layer], height=260, resolve=chart.OWN_SCALES)
     table = Table(
         ("table", "receivers", "weight on themselves, mean", "others that weigh at least 1%, mean"),
-        tuple(_matrix_row(panel, found) for panel, found in shown.items()),
+        tuple(_matrix_row(panel, rows) for panel, rows in shown.items()),
     )
     summary = (
-        "A row is a client that receives, a column one whose knowledge it is given; empty: filtered out. Last round "
+        "A row is a receiving client, a column a client whose knowledge it receives; empty: filtered out. Last round "
         "of the first seed." + (f" Not drawn: {number_text.listing(hidden)}." if hidden else "")
     )
     return Chart("matrices", "Who learned from whom", summary, spec, table, least=240, margin=64, square=True)
 
 
 def lists(verdict: Verdict) -> Chart | None:
-    """Numbers by class, such as the coverage of what is received, in the last round; mean over seeds."""
+    """Numbers by class in the last round, such as coverage; mean over seeds."""
     rows: list[Row] = []
     for result in summary_table.ordered(verdict):
         for name in _names(verdict, _is_list):
-            values = [found for run in result.done if (found := _last(run, name)) is not None]
-            if values and len({len(each) for each in values}) == 1:
+            values = [numbers for run in result.done if (numbers := _last(run, name)) is not None]
+            if values and len(set(map(len, values))) == 1:
                 rows += _bars(result, name, values)
     names = list(dict.fromkeys(row["panel"] for row in rows))[: chart.MOST_PANELS]
     rows = [row for row in rows if row["panel"] in names]
     if not rows or len(rows) > chart.MOST_ROWS:
         return None
     methods = verdict.question.methods
-    x = {"field": "index", "type": "ordinal", "title": "class", "axis": {"labelAngle": 0, "labelOverlap": True}}
-    layer: Spec = {
-        "mark": {"type": "point", "filled": True, "size": 60, "opacity": 0.9},
-        "encoding": {
-            "x": x,
-            "y": chart.numbers("value", None),
-            "color": chart.colour(methods),
-            "shape": chart.shape(methods),
-            "tooltip": [{"field": name} for name in ("method", "index", "value")],
-        },
+    encoding = {
+        "x": {"field": "index", "type": "ordinal", "title": "class", "axis": {"labelAngle": 0, "labelOverlap": True}},
+        "y": chart.numbers("value", None),
+        "color": chart.by_method(methods, chart.COLOURS),
+        "shape": chart.by_method(methods, chart.SHAPES),
+        "tooltip": chart.tooltip("method", "index", "value"),
     }
+    layer = chart.points(60, encoding, opacity=0.9)
     spec = chart.panels(rows, names, [layer], height=170, resolve=chart.OWN_SCALES)
     table = Table(
-        ("what", "strategy", "class", "value"),
+        ("number", "strategy", "class", "value"),
         tuple((row["panel"], row["method"], str(row["index"]), f"{row['value']:g}") for row in rows[:400]),
     )
     summary = "By class, in the last round, mean over seeds."
@@ -143,31 +125,31 @@ def _over_rounds(verdict: Verdict, name: str, title: str, summary: str, paths: S
         label = _LABELS.get(path, path.partition(".")[2].replace("_", " "))
         metric = Metric(path, "last")
         rows += series.rows(summary_table.ordered(verdict), metric, lambda result, label=label: _panel(label, result))  # type: ignore[misc]
-    flat = _constant(rows)
-    every = list(dict.fromkeys(row["panel"] for row in rows if row["panel"] not in flat))
-    if not every:
+    constant = _constant(rows)
+    panels = list(dict.fromkeys(row["panel"] for row in rows if row["panel"] not in constant))
+    if not panels:
         return None
-    shown = every[: chart.MOST_PANELS]
+    shown, hidden = panels[: chart.MOST_PANELS], panels[chart.MOST_PANELS :]
     most = max(chart.MOST_ROWS // len(shown), 1)
-    kept = [row for panel in shown for row in _fitting([row for row in rows if row["panel"] == panel], most)]
-    same = (
-        f" Always the same: {number_text.listing([f'{key} {value:g}' for key, value in flat.items()])}." if flat else ""
-    )
-    left = f" Not drawn: {number_text.listing(every[len(shown) :])}." if len(every) > len(shown) else ""
-    summary += f" Mean and band over seeds.{same}{left}"
+    kept = [row for panel in shown for row in _thinned([row for row in rows if row["panel"] == panel], most)]
+    summary += " Mean and band over seeds."
+    if constant:
+        summary += f" Constant: {number_text.listing([f'{panel} {value:g}' for panel, value in constant.items()])}."
+    if hidden:
+        summary += f" Not drawn: {number_text.listing(hidden)}."
     spec = results.bands(kept, shown, verdict.question.methods, None, 150)
     return Chart(name, title, summary, spec, _last_rounds(kept), least=230)
 
 
 def _constant(rows: Sequence[Row]) -> dict[str, float]:
-    """Panels that would show one number all over."""
+    """Panels that would show a single number everywhere."""
     values: dict[str, set[float]] = {}
     for row in rows:
         values.setdefault(row["panel"], set()).update((row["low"], row["mean"], row["high"]))
-    return {panel: found.pop() for panel, found in values.items() if len(found) == 1}
+    return {panel: numbers.pop() for panel, numbers in values.items() if len(numbers) == 1}
 
 
-def _fitting(rows: Sequence[Row], most: int) -> Iterator[Row]:
+def _thinned(rows: Sequence[Row], most: int) -> Iterator[Row]:
     methods = list(dict.fromkeys(row["method"] for row in rows))
     for method in methods:
         yield from chart.thinned([row for row in rows if row["method"] == method], max(most // len(methods), 2))
@@ -176,25 +158,25 @@ def _fitting(rows: Sequence[Row], most: int) -> Iterator[Row]:
 def _last_rounds(rows: Sequence[Row]) -> Table:
     last = {(row["panel"], row["method"]): row for row in rows}
     cells = (
-        (*place, str(row["round"]), *(number_text.figure(row[name]) for name in ("mean", "low", "high")))
-        for place, row in last.items()
+        (*key, str(row["round"]), *(number_text.figure(row[name]) for name in ("mean", "low", "high")))
+        for key, row in last.items()
     )
-    return Table(("what", "strategy", "round", "mean", "low", "high"), tuple(cells))
+    return Table(("number", "strategy", "round", "mean", "low", "high"), tuple(cells))
 
 
-def _names(verdict: Verdict, wanted: Any) -> list[str]:
-    """Keys of `server` whose values are such, in the order of the ledger."""
-    found: dict[str, None] = {}
+def _names(verdict: Verdict, matches: Callable[[Any], bool]) -> list[str]:
+    """Keys of `server` with matching values, in the order of the ledger."""
+    names: dict[str, None] = {}
     for result in verdict.results.values():
         for run in result.done[:1]:
             for row in chart.thinned(run.rows, _LOOKS):
-                found.update((key, None) for key, value in _server(row).items() if wanted(value))
-    return list(found)
+                names.update((key, None) for key, value in _server(row).items() if matches(value))
+    return list(names)
 
 
 def _server(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    found = row.get("server")
-    return found if isinstance(found, Mapping) else {}
+    server = row.get("server")
+    return server if isinstance(server, Mapping) else {}
 
 
 def _last(run: RunRecord, name: str) -> list[float] | None:
@@ -220,21 +202,21 @@ def _matrices(verdict: Verdict) -> Iterator[tuple[str, Sequence[int], list[list[
             rows = result.done[0].rows if result.done else ()
             row = next((row for row in reversed(rows) if _is_square(_server(row).get(name))), None)
             if row is not None:
-                found = _server(row)[name]
-                cohort = row["cohort"] if len(row.get("cohort", ())) == len(found) else range(len(found))
-                yield ", ".join(part for part in (result.method, name, result.setting) if part), cohort, found
+                matrix = _server(row)[name]
+                cohort = row["cohort"] if len(row.get("cohort", ())) == len(matrix) else range(len(matrix))
+                yield ", ".join(filter(None, (result.method, name, result.setting))), cohort, matrix
 
 
-def _cells(panel: str, cohort: Sequence[int], found: Sequence[Sequence[float]]) -> Iterator[Row]:
-    for receiver, row in zip(cohort, found, strict=True):
+def _cells(panel: str, cohort: Sequence[int], matrix: Sequence[Sequence[float]]) -> Iterator[Row]:
+    for receiver, row in zip(cohort, matrix, strict=True):
         for sender, value in zip(cohort, row, strict=True):
             if value or sender == receiver:
                 yield {"panel": panel, "receiver": receiver, "sender": sender, "weight": chart.short(value, 3)}
 
 
-def _matrix_row(panel: str, found: Sequence[Row]) -> tuple[str, ...]:
-    own = [row["weight"] for row in found if row["receiver"] == row["sender"]]
-    others = sum(row["weight"] >= 0.01 for row in found if row["receiver"] != row["sender"])
+def _matrix_row(panel: str, rows: Sequence[Row]) -> tuple[str, ...]:
+    own = [row["weight"] for row in rows if row["receiver"] == row["sender"]]
+    others = sum(row["weight"] >= 0.01 for row in rows if row["receiver"] != row["sender"])
     return panel, str(len(own)), f"{statistics.fmean(own):.3f}", f"{others / len(own):.1f}"
 
 

@@ -1,4 +1,4 @@
-"""Where loose runs stand: a setting and a method, from what differs in their configurations. Short and unique."""
+"""Labels for runs without a plan: a setting and a method, from the differences of their configurations."""
 
 import json
 import re
@@ -13,12 +13,12 @@ from simulations.report import run_tables
 Config = Mapping[str, Any]  # dotted key -> value
 Key = str  # a configuration, without its seed
 
-_OF_METHOD = ("strategy.", "part.")  # what makes a method; `parts` too
+_OF_METHOD = ("strategy.", "part.")  # keys that define a method; `parts` does too
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a run stands in a grid."""
+    """The position of a run in a grid."""
 
     setting: str
     method: str
@@ -27,9 +27,9 @@ class Place:
 def places(configs: Sequence[Config]) -> dict[Key, Place]:
     """The place of each configuration."""
     methods = _methods(configs)
-    keys = [key_ for key_ in run_tables.differing(configs) if not _is_method(key_) and key_ != "rounds"]
-    keys = [each for each in keys if not _goes_with_method(each, configs, methods)]
-    return {key(config): Place(_setting(config, keys), methods[key(config)]) for config in configs}
+    names = [name for name in run_tables.differing(configs) if not _is_method(name) and name != "rounds"]
+    keys = [name for name in names if not _goes_with_method(name, configs, methods)]
+    return {key(config): Place(" ".join(_values(config, keys, keys)), methods[key(config)]) for config in configs}
 
 
 def key(config: Config) -> Key:
@@ -44,53 +44,49 @@ def natural(text: str) -> list[Any]:
 
 
 def _methods(configs: Sequence[Config]) -> dict[Key, str]:
-    """Strategy, its variant where it has several, then the values that are not those of most runs of these."""
+    """Label of each configuration: strategy, its variant if it has several, then the values that most do not share."""
     kinds: dict[tuple[str, str], list[Config]] = {}
     for config in configs:
         variant = config.get("strategy.variant")
         kinds.setdefault((str(config.get("strategy.setting")), str(variant or "")), []).append(config)
-    names = [name for name, _ in kinds]
-    found = {}
-    for (name, variant), alike in kinds.items():
-        label = f"{name}/{variant}" if variant and names.count(name) > 1 else name
-        keys = [each for each in run_tables.differing(alike) if _is_method(each)]
-        usual = {each: Counter(map(str, (config.get(each) for config in alike))).most_common(1)[0][0] for each in keys}
+    strategies = [strategy for strategy, _ in kinds]
+    labels = {}
+    for (strategy, variant), alike in kinds.items():
+        label = f"{strategy}/{variant}" if variant and strategies.count(strategy) > 1 else strategy
+        names = [name for name in run_tables.differing(alike) if _is_method(name)]
+        usual = {name: Counter(str(config.get(name)) for config in alike).most_common(1)[0][0] for name in names}
         for config in alike:
-            odd = [each for each in keys if str(config.get(each)) != usual[each]]
-            found[key(config)] = " ".join([label, *_said(config, odd, keys)])
-    return found
+            unusual = [name for name in names if str(config.get(name)) != usual[name]]
+            labels[key(config)] = " ".join([label, *_values(config, unusual, names)])
+    return labels
 
 
-def _is_method(each: str) -> bool:
-    return each.startswith(_OF_METHOD) or each == "parts"
+def _is_method(name: str) -> bool:
+    return name.startswith(_OF_METHOD) or name == "parts"
 
 
-def _goes_with_method(each: str, configs: Sequence[Config], methods: Mapping[Key, str]) -> bool:
-    """Whether a key is the method's doing: each method has one value, and not all the same. Data never is."""
-    if each.startswith(("data.", "partition.")) or each == "clients":
+def _goes_with_method(name: str, configs: Sequence[Config], methods: Mapping[Key, str]) -> bool:
+    """Whether the method decides a key: each method has one value, and the values differ. Data never count."""
+    if name.startswith(("data.", "partition.")) or name == "clients":
         return False
     values: dict[str, set[str]] = {}
     for config in configs:
-        values.setdefault(methods[key(config)], set()).add(str(config.get(each)))
-    return len(values) > 1 and all(len(found) == 1 for found in values.values())
+        values.setdefault(methods[key(config)], set()).add(str(config.get(name)))
+    return len(values) > 1 and all(len(own) == 1 for own in values.values())
 
 
-def _setting(config: Config, keys: Sequence[str]) -> str:
-    return " ".join(_said(config, keys, keys))
-
-
-def _said(config: Config, keys: Sequence[str], among: Sequence[str]) -> list[str]:
+def _values(config: Config, names: Sequence[str], among: Sequence[str]) -> list[str]:
     """`alpha 0.1`; names of groups as they are: `mnist`."""
-    shorts = [each.rpartition(".")[2] for each in among or keys]
-    found = []
-    for each in keys:
-        group, _, last = each.rpartition(".")
-        if each not in config:
+    shorts = [name.rpartition(".")[2] for name in among or names]
+    texts = []
+    for name in names:
+        group, _, last = name.rpartition(".")
+        if name not in config:
             continue
-        value = "none" if config[each] is None else config[each]
+        value = "none" if config[name] is None else config[name]
         is_float = isinstance(value, float)
-        value = Path(value).name if each == "data.root" else value
+        value = Path(value).name if name == "data.root" else value
         text = value if isinstance(value, str) else f"{value:g}" if is_float else json.dumps(value)
-        label = "" if last in ("name", "root") else (last if shorts.count(last) == 1 or not group else each)
-        found.append(f"{label} {text}".strip())
-    return found
+        label = "" if last in ("name", "root") else (last if shorts.count(last) == 1 or not group else name)
+        texts.append(f"{label} {text}".strip())
+    return texts

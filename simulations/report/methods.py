@@ -1,4 +1,4 @@
-"""Each method's hyper-parameters beside their defaults: of the setting that was chosen in conf, else of the code."""
+"""Each method's hyper-parameters and their defaults: those of the chosen file in conf, else of the code."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
@@ -11,17 +11,16 @@ from simulations.report.summary_table import Table
 
 _HEAD = "strategy."
 _NAMES = ("name", "client")  # of the halves
-_TOLD = (*_NAMES, "setting")  # by the name of the method, and by its first row where the halves have other names
-_ABSENT = object()
+_SHOWN = (*_NAMES, "setting")  # the method's name and its first row already show these
 
 
 def table(verdict: Verdict) -> Table | None:
-    """First what is not as by default, marked, a row each; then the rest in one row."""
+    """A row per value that differs from its default, marked; then one row with all other values."""
     rows = [row for method in verdict.question.methods for row in _of_method(verdict, method)]
     if not rows:
         return None
-    note = "* differs from the default, which is that of the strategy's file in conf, else of its code."
-    return Table(("strategy", "hyper-parameter", "value", "default"), tuple(rows), "Values of each method", note)
+    note = "* differs from the default: that of the strategy's file in conf, else of its code."
+    return Table(("strategy", "hyper-parameter", "value", "default"), tuple(rows), "Values per method", note)
 
 
 def _of_method(verdict: Verdict, method: str) -> Iterator[tuple[str, ...]]:
@@ -36,13 +35,13 @@ def _of_method(verdict: Verdict, method: str) -> Iterator[tuple[str, ...]]:
     tuned = {key for choice in _choices(verdict, method) for key in choice.keys}
     plain = []
     for key in dict.fromkeys(key for run in runs for key in run.config if _is_own(key)):
-        value, known = _value(key, runs), default.get(key.removeprefix(_HEAD), _ABSENT)
-        if known is not _ABSENT and value == facts.plain(known) and key not in tuned:
-            plain.append(f"{key.removeprefix(_HEAD)} {value}")
+        name, value = key.removeprefix(_HEAD), _value(key, runs)
+        usual = facts.plain(default[name]) if name in default else ""
+        if name in default and value == usual and key not in tuned:
+            plain.append(f"{name} {value}")
             continue
-        mark = " *" if known is not _ABSENT and value != facts.plain(known) else ""
-        how = " (tuned)" if key in tuned else ""
-        yield method, key.removeprefix(_HEAD) + mark, value + how, "" if known is _ABSENT else facts.plain(known)
+        mark = " *" if name in default and value != usual else ""
+        yield method, name + mark, value + (" (tuned)" if key in tuned else ""), usual
     for key in sorted(key for key in tuned if not _is_own(key)):
         usual = facts.plain(facts.defaults().get(key))
         value = _value(key, runs)
@@ -52,22 +51,22 @@ def _of_method(verdict: Verdict, method: str) -> Iterator[tuple[str, ...]]:
 
 
 def _is_own(key: str) -> bool:
-    return key.startswith(_HEAD) and key.removeprefix(_HEAD) not in _TOLD
+    return key.startswith(_HEAD) and key.removeprefix(_HEAD) not in _SHOWN
 
 
 def _choices(verdict: Verdict, method: str) -> Iterator[Any]:
-    found = verdict.question.tuned
-    yield from (choice for choice in (found.choices if found else ()) if choice.method == method)
+    tuned = verdict.question.tuned
+    yield from (choice for choice in (tuned.choices if tuned else ()) if choice.method == method)
 
 
 def _value(key: str, runs: Sequence[RunRecord]) -> str:
-    """One value, or each with the settings that have it: values may be tuned for each."""
-    found: dict[str, dict[str, None]] = {}
+    """One value, or each value with its settings: each setting may have its own tuned value."""
+    places: dict[str, dict[str, None]] = {}
     for run in runs:
-        found.setdefault(facts.plain(run.config.get(key)), {})[run.setting or f"seed {run.seed}"] = None
-    if len(found) == 1:
-        return next(iter(found))
-    return "; ".join(f"{value} ({number_text.listing(list(places), 4)})" for value, places in found.items())
+        places.setdefault(facts.plain(run.config.get(key)), {})[run.setting or f"seed {run.seed}"] = None
+    if len(places) == 1:
+        return next(iter(places))
+    return "; ".join(f"{value} ({number_text.listing(list(names), 4)})" for value, names in places.items())
 
 
 def _halves(config: Mapping[str, Any], option: str) -> str:
@@ -78,13 +77,13 @@ def _halves(config: Mapping[str, Any], option: str) -> str:
     return name if is_plain else f"{name}: server half {server}, client half {client}"
 
 
-def _option(config: Mapping[str, Any], said: str) -> str:
-    """The strategy of conf that a configuration has chosen; older folders say only which halves it has."""
+def _option(config: Mapping[str, Any], strategy: str) -> str:
+    """The strategy in conf that a configuration has chosen; older folders record only its halves."""
     from fedkd.configuration import compose
 
     halves = tuple(config.get(_HEAD + half) for half in _NAMES)
-    alike = [name for name in compose.options("strategy") if _its_halves(name) == halves]
-    return max(alike, key=lambda name: (name == said, _agreeing(name, config)), default="")
+    alike = [name for name in compose.options("strategy") if _halves_of(name) == halves]
+    return max(alike, key=lambda name: (name == strategy, _agreeing(name, config)), default="")
 
 
 def _agreeing(option: str, config: Mapping[str, Any]) -> int:
@@ -94,7 +93,7 @@ def _agreeing(option: str, config: Mapping[str, Any]) -> int:
 
 
 @cache
-def _its_halves(option: str) -> tuple[str, str]:
+def _halves_of(option: str) -> tuple[str, str]:
     from fedkd.configuration import compose
 
     node = compose.node("strategy", option)
@@ -103,11 +102,10 @@ def _its_halves(option: str) -> tuple[str, str]:
 
 @cache
 def _defaults(option: str, server: str, client: str) -> dict[str, Any]:
-    """Key -> value of both halves' code, then what the file in conf says; empty where only an import could tell."""
+    """Key -> default, from both halves' code and then the file in conf; empty if only an import could tell."""
     from fedkd import strict_yaml
     from fedkd.configuration import compose, reference
 
     keys = [*(reference.of_half("strategies", server) or ()), *(reference.of_half("clients", client) or ())]
-    found: dict[str, Any] = {"variant": None}
-    found |= {key.name: strict_yaml.scalar(key.default, "") for key in keys if key.default}
-    return found | (compose.node("strategy", option) if option else {})
+    from_code = {key.name: strict_yaml.scalar(key.default, "") for key in keys if key.default}
+    return {"variant": None} | from_code | (compose.node("strategy", option) if option else {})

@@ -1,4 +1,4 @@
-"""Numbers as people read them: accuracies in percent, differences in points."""
+"""Numbers as text: accuracies in percent, differences in points."""
 
 import math
 from collections.abc import Sequence
@@ -24,8 +24,8 @@ class Range(Protocol):
 
 def unit(metric: Metric) -> str:
     """` (%)`, ` (MB)`, or nothing."""
-    found = "%" if metric.is_percent else metric.unit
-    return f" ({found})" if found else ""
+    text = "%" if metric.is_percent else metric.unit
+    return f" ({text})" if text else ""
 
 
 def figure(value: float | None, metric: Metric | None = None) -> str:
@@ -40,7 +40,7 @@ def figure(value: float | None, metric: Metric | None = None) -> str:
 
 
 def spread(interval: Range | None, metric: Metric) -> str:
-    """`74.23 ± 0.61`; the mean alone where the interval is not known."""
+    """`74.23 ± 0.61`; the mean alone if the interval is unknown."""
     if interval is None:
         return NOTHING
     half = (interval.high - interval.low) / 2
@@ -53,13 +53,19 @@ def gap(difference: Range | None, metric: Metric) -> str:
     """`+2.9 [1.9, 3.8]`, in points where the metric is a fraction."""
     if difference is None or not math.isfinite(difference.mean):
         return NOTHING
-    mean, low, high = (metric.scale * each for each in (difference.mean, difference.low, difference.high))
-    form = "+.2f" if metric.is_percent else "+.3g"
+    ends = (metric.scale * number for number in (difference.mean, difference.low, difference.high))
+    return interval("+.2f" if metric.is_percent else "+.3g", *ends)
+
+
+def interval(form: str, mean: float, low: float, high: float) -> str:
+    """`2.9 [1.9, 3.8]`, each number with the same format; the mean alone if an end is unknown."""
+    if not math.isfinite(mean):
+        return NOTHING
     return f"{mean:{form}}" + (f" [{low:{form}}, {high:{form}}]" if math.isfinite(low + high) else "")
 
 
 def chance(result: MethodResult) -> str:
-    """Holm's p with a star where it is significant; how many pairs there are where they can give none."""
+    """Holm's p with a star if it is significant; `no p of 3` if so few pairs cannot be significant."""
     if result.versus is None:
         return NOTHING
     if not math.isfinite(result.p):
@@ -75,6 +81,13 @@ def share(value: float | None) -> str:
 def count(number: int, thing: str) -> str:
     """`1 run`, `3 runs`."""
     return f"{number} {thing}" + ("" if number == 1 else "s")
+
+
+def spans(seeds: Sequence[int]) -> str:
+    """`1 to 5`, or `1, 2, 7`."""
+    ordered = sorted(seeds)
+    is_range = len(ordered) > 2 and ordered == list(range(ordered[0], ordered[-1] + 1))
+    return f"{ordered[0]} to {ordered[-1]}" if is_range else ", ".join(map(str, ordered))
 
 
 def listing(parts: Sequence[str], most: int = 6) -> str:

@@ -1,4 +1,4 @@
-"""report.html: one file with everything in it. Names come from files and users, so all text is escaped."""
+"""report.html: one self-contained file. Names come from files and users, so all text is escaped."""
 
 import json
 from collections.abc import Sequence
@@ -28,22 +28,22 @@ class Section:
 
     @property
     def placed(self) -> list[tuple[Chart | Table, bool]]:
-        """Its parts in reading order, each with whether it has the whole width of a wide page: neighbours share one."""
-        found: list[tuple[Chart | Table, bool]] = []
+        """The parts in reading order, each with whether it takes the whole width of a wide page; else two share it."""
+        placed: list[tuple[Chart | Table, bool]] = []
         parts = list(self.parts)
         while parts:
             row = parts[: 1 if parts[0].is_wide or len(parts) < 2 or parts[1].is_wide else 2]
-            found += [(part, len(row) == 1) for part in row]
+            placed += [(part, len(row) == 1) for part in row]
             parts = parts[len(row) :]
-        return found
+        return placed
 
 
 def render(verdict: Verdict, charts: Sequence[Chart]) -> str:
-    """The page. Nothing in it is loaded from elsewhere."""
+    """The page. It loads nothing from elsewhere."""
     import jinja2
 
     loader = jinja2.FileSystemLoader(_HERE)
-    world = jinja2.Environment(
+    environment = jinja2.Environment(
         loader=loader,
         autoescape=True,
         trim_blocks=True,
@@ -51,7 +51,7 @@ def render(verdict: Verdict, charts: Sequence[Chart]) -> str:
         undefined=jinja2.StrictUndefined,
         finalize=_shown,
     )
-    return world.get_template("page.html").render(
+    return environment.get_template("page.html").render(
         verdict=verdict,
         facts=summary_table.facts(verdict),
         closing=summary_table.table(verdict),
@@ -66,18 +66,24 @@ def render(verdict: Verdict, charts: Sequence[Chart]) -> str:
 
 
 def sections(verdict: Verdict, charts: dict[str, Chart]) -> list[Section]:
-    """In reading order, without those that have nothing to show."""
+    """The sections in reading order, without empty ones."""
 
     def some(*names: str) -> list[Chart]:
         return [charts[name] for name in names if name in charts]
 
-    which = [table for table in (published.table(verdict),) if table is not None]
+    figures = published.table(verdict)
     shared, of_methods = setting.shared(verdict), setting.of_methods(verdict)
-    parts: list[Chart | Table] = [*shared[:1], *setting.played(verdict), *shared[1:], *some("partition"), *of_methods]
-    every = [
+    parts: list[Chart | Table] = [
+        *shared[:1],
+        *setting.provenance(verdict),
+        *shared[1:],
+        *some("partition"),
+        *of_methods,
+    ]
+    all_sections = [
         Section("setting", "Setting", parts),
         Section("ranking", "Ranking and statistics", some("differences", "ranks")),
-        Section("published", "Beside published figures", which),
+        Section("published", "Published figures", [figures] if figures else []),
         Section("curves", "Accuracy", some("curves", "pareto")),
         Section("clients", "Clients", some("clients", "gain")),
         Section("drift", "Drift and forgetting", some("drift", "forgetting")),
@@ -85,7 +91,7 @@ def sections(verdict: Verdict, charts: dict[str, Chart]) -> list[Section]:
         Section("cost", "Cost", some("seconds", "bytes")),
         Section("runs", "Runs", _of_runs(verdict)),
     ]
-    return [section for section in every if section.parts]
+    return [section for section in all_sections if section.parts]
 
 
 def embedded(charts: Sequence[Chart]) -> Any:
@@ -104,13 +110,14 @@ def embedded(charts: Sequence[Chart]) -> Any:
         for chart in charts
     }
     looks = {theme: vega.look(theme) for theme in ("light", "dark")}
-    found = {"charts": specs, "looks": looks, "gap": vega.GAP}
-    text = json.dumps(found, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(
+        {"charts": specs, "looks": looks, "gap": vega.GAP}, ensure_ascii=False, separators=(",", ":"), allow_nan=False
+    )
     return Markup(text.translate(_ESCAPES))
 
 
 def _shown(value: Any) -> Any:
-    """A value of the page: text from files without what could make it read as something else."""
+    """A value of the page; text from files without control characters that could disguise it."""
     return plain_text.printable(value, keep="\n") if type(value) is str else value
 
 

@@ -1,4 +1,4 @@
-"""Published figures beside ours: the difference, and the interval that our seeds give it."""
+"""Published figures beside ours: the difference, and the interval from our seeds."""
 
 import math
 import re
@@ -11,35 +11,26 @@ _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
 def table(verdict: Verdict) -> Table | None:
-    """A row for each figure that was published; None where there is none."""
-    rows = []
-    for result in summary_table.ordered(verdict):
-        printed = ((verdict.question.published or {}).get(result.setting) or {}).get(result.method)
-        if printed is not None:
-            rows.append(_row(result, verdict, printed))
-    if not rows:
-        return None
-    metric = verdict.question.metric
-    unit = number_text.unit(metric)
-    return Table(
-        ("setting", "strategy", f"published{unit}", f"ours{unit}", "seeds", "ours minus published"), tuple(rows)
-    )
+    """A row per published figure; None if there is none."""
+    published = verdict.question.published or {}
+    rows = [
+        _row(result, verdict, printed)
+        for result in summary_table.ordered(verdict)
+        if (printed := (published.get(result.setting) or {}).get(result.method)) is not None
+    ]
+    unit = number_text.unit(verdict.question.metric)
+    headings = ("setting", "strategy", f"published{unit}", f"ours{unit}", "seeds", "ours minus published")
+    return Table(headings, tuple(rows)) if rows else None
 
 
 def _row(result: MethodResult, verdict: Verdict, printed: str) -> tuple[str, ...]:
-    """Published figures are percent for accuracies; their own spread is not in the interval of the difference."""
+    """Published accuracies are in percent; the interval of the difference ignores their own spread."""
     if result.interval is None:
         return result.setting, result.method, printed, number_text.NOTHING, "0", number_text.NOTHING
-    ends = (result.interval.mean, result.interval.low, result.interval.high)
-    mean, low, high = (verdict.question.metric.scale * each for each in ends)
-    number = _NUMBER.search(printed)
-    there = float(number.group()) if number else math.nan
-    ours, gap = _text(mean, low, high), _text(mean - there, low - there, high - there, "+")
+    scale, interval = verdict.question.metric.scale, result.interval
+    ends = [scale * end for end in (interval.mean, interval.low, interval.high)]
+    match = _NUMBER.search(printed)
+    figure = float(match.group()) if match else math.nan
+    gap = number_text.interval("+.2f", *(end - figure for end in ends))
+    ours = number_text.interval(".2f", *ends)
     return result.setting, result.method, printed, ours, str(len(result.values)), gap
-
-
-def _text(mean: float, low: float, high: float, sign: str = "") -> str:
-    if not math.isfinite(mean):
-        return number_text.NOTHING
-    ends = f" [{low:.2f}, {high:.2f}]" if math.isfinite(low + high) else ""
-    return f"{mean:{sign}.2f}{ends}"

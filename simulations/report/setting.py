@@ -1,5 +1,6 @@
-"""The setting of a comparison: all that a reviewer asks before reading the results, so that no other file is needed."""
+"""The setting of a comparison: the facts that a reader needs before the results."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from simulations.analysis import choices
@@ -9,101 +10,96 @@ from simulations.report import facts, methods, number_text, run_tables
 from simulations.report.facts import Line
 from simulations.report.summary_table import Table
 
-_HEADINGS = ("what", "value")
+_HEADINGS = ("fact", "value")
 
 
 def shared(verdict: Verdict) -> list[Table]:
-    """What all settings share, and one column per setting for what differs between them; empty if there is no run."""
-    found = _told(verdict, facts.LINES)
-    if not found:
+    """The facts that all settings share, then a table of the differing ones with a column per setting.
+
+    Empty if there is no run.
+    """
+    facts_by_setting = _facts(verdict)
+    if not facts_by_setting:
         return []
-    same = tuple((name, next(iter(by.values()))) for name, by in found.items() if len(set(by.values())) == 1)
-    first = Table(_HEADINGS, (*same, ("seeds", run_tables.spans(verdict.question.seeds))), "The experiment")
-    differing = _differing(found, verdict.question.settings)
+    same = [(name, next(iter(by.values()))) for name, by in facts_by_setting.items() if len(set(by.values())) == 1]
+    first = Table(_HEADINGS, (*same, ("seeds", number_text.spans(verdict.question.seeds))), "The experiment")
+    differing = _differing(facts_by_setting, verdict.question.settings)
     return [first, *([differing] if differing else [])]
 
 
 def of_methods(verdict: Verdict) -> list[Table]:
-    """Each method's values, and what was tuned."""
+    """Each method's values, and the results of tuning."""
     return [table for table in (methods.table(verdict), tuned(verdict)) if table is not None]
 
 
-def played(verdict: Verdict) -> list[Table]:
-    """The code that ran and the machine; where runs differ, how many have each."""
-    found = []
-    for line in facts.PLAYED:
-        counts: dict[str, int] = {}
-        for run in run_tables.all_runs(verdict):
-            if run.info and (text := line.told(run)):
-                counts[text] = counts.get(text, 0) + 1
+def provenance(verdict: Verdict) -> list[Table]:
+    """The code and the machine of the runs; if runs differ, how many have each."""
+    rows = []
+    for line in facts.PROVENANCE:
+        counts = Counter(text for run in run_tables.all_runs(verdict) if run.info and (text := line.text(run)))
         if counts:
-            texts = [
-                text if len(counts) == 1 else f"{text} ({number_text.count(n, 'run')})" for text, n in counts.items()
-            ]
-            found.append((line.name, "; ".join(texts)))
-    return [Table(_HEADINGS, tuple(found), "Code and machine")] if found else []
+            one = len(counts) == 1
+            texts = (text if one else f"{text} ({number_text.count(n, 'run')})" for text, n in counts.items())
+            rows.append((line.name, "; ".join(texts)))
+    return [Table(_HEADINGS, tuple(rows), "Code and machine")] if rows else []
 
 
 def tuned(verdict: Verdict) -> Table | None:
-    """What was tried for each method, what it gave, and what was taken."""
-    found = verdict.question.tuned
-    if found is None or not found.choices:
+    """For each method the candidates, their results, and the choice."""
+    tuning = verdict.question.tuned
+    if tuning is None or not tuning.choices:
         return None
     settings = any(verdict.question.settings)
-    rows = tuple((choice.method, *([choice.setting] * settings), *_choice(choice, found)) for choice in found.choices)
-    found_in = (each.config.get("evaluate.validation") for each in run_tables.all_runs(verdict))
-    shares = [share for share in found_in if isinstance(share, float)]
-    share = f"{100 * max(shares):g} % of each client's training data" if shares else "training data"
+    rows = tuple((choice.method, *([choice.setting] * settings), *_choice(choice, tuning)) for choice in tuning.choices)
+    shares = [run.config.get("evaluate.validation") for run in run_tables.all_runs(verdict)]
+    known = [share for share in shares if isinstance(share, float)]
+    share = f"{100 * max(known):g} % of each client's training data" if known else "training data"
+    seeds = f"seed{'s' * (len(tuning.seeds) > 1)} {number_text.spans(tuning.seeds)}"
     note = (
-        f"By {found.metric}{number_text.unit(found.metric)}, mean over {_listed('seed', found.seeds)}, on {share} that "
-        "were held out for it; test data were not looked at."
+        f"By {tuning.metric}{number_text.unit(tuning.metric)}, mean over {seeds}, on {share} that were held out for "
+        "tuning; tuning did not use test data."
     )
-    headings = ("strategy", *(["setting"] * settings), "tried: result", "taken", "at the edge", "runs")
-    return Table(headings, rows, "What was tuned", note)
+    headings = ("strategy", *(["setting"] * settings), "candidate: result", "chosen", "at the edge", "runs")
+    return Table(headings, rows, "Tuning", note)
 
 
-def _choice(choice: Choice, found: choices.Tuned) -> Iterator[str]:
-    trials = (f"{choices.label(each.overrides)}: {choices.score(each, found.metric)}" for each in choice.trials)
-    yield (f"{choice.keys[0]}  " if len(choice.keys) == 1 else "") + "; ".join(trials)
-    yield choices.assignments(choice.chosen) + ("" if choice.is_made else " (nothing succeeded)")
-    one = len(choice.keys) == 1
-    yield ", ".join(edge.end if one else f"{edge.end} {edge.key}" for edge in choice.edges()) or "no"
-    yield str(len(choice.trials) * len(found.seeds))
+def _choice(choice: Choice, tuning: choices.Tuned) -> Iterator[str]:
+    one_key = len(choice.keys) == 1
+    trials = (f"{choices.label(trial.overrides)}: {choices.score(trial, tuning.metric)}" for trial in choice.trials)
+    yield (f"{choice.keys[0]}  " if one_key else "") + "; ".join(trials)
+    yield choices.assignments(choice.chosen) + ("" if choice.is_made else " (no candidate succeeded)")
+    yield ", ".join(edge.end if one_key else f"{edge.end} {edge.key}" for edge in choice.edges()) or "no"
+    yield str(len(choice.trials) * len(tuning.seeds))
 
 
-def _told(verdict: Verdict, lines: Sequence[Line]) -> dict[str, dict[str, str]]:
-    """Line -> setting -> text; lines about which nothing is known in any run are left out."""
-    found: dict[str, dict[str, str]] = {}
-    for line in lines:
-        by = {setting: _text(line, verdict, setting) for setting in verdict.question.settings}
-        if any(by.values()):
-            found[line.name] = by
-    return found
+def _facts(verdict: Verdict) -> dict[str, dict[str, str]]:
+    """Fact -> setting -> text; without facts that no run knows."""
+    by_name = {
+        line.name: {setting: _text(line, verdict, setting) for setting in verdict.question.settings}
+        for line in facts.LINES
+    }
+    return {name: by_setting for name, by_setting in by_name.items() if any(by_setting.values())}
 
 
 def _text(line: Line, verdict: Verdict, setting: str) -> str:
-    """What most methods have, then the others by name."""
+    """The text of most methods first, then the others by name."""
     texts: dict[str, dict[str, None]] = {}
-    there = [run for run in run_tables.all_runs(verdict) if run.setting == setting and run.config]
-    first = min((run.seed for run in there), default=0)
-    for run in there:
+    runs = [run for run in run_tables.all_runs(verdict) if run.setting == setting and run.config]
+    first = min((run.seed for run in runs), default=0)
+    for run in runs:
         if not line.by_seed or run.seed == first:
-            texts.setdefault(line.told(run), {})[run.method] = None
+            texts.setdefault(line.text(run), {})[run.method] = None
     if len(texts) < 2:
         return next(iter(texts), "")
-    ordered = sorted(texts.items(), key=lambda each: -len(each[1]))
-    return "; ".join(f"{text or 'as usual'} ({number_text.listing(list(names), 4)})" for text, names in ordered)
+    ordered = sorted(texts.items(), key=lambda item: -len(item[1]))
+    return "; ".join(f"{text or 'default'} ({number_text.listing(list(names), 4)})" for text, names in ordered)
 
 
-def _differing(found: Mapping[str, Mapping[str, str]], settings: Sequence[str]) -> Table | None:
+def _differing(facts_by_setting: Mapping[str, Mapping[str, str]], settings: Sequence[str]) -> Table | None:
     """One column per setting."""
     rows = tuple(
         (name, *(by[setting] or number_text.NOTHING for setting in settings))
-        for name, by in found.items()
+        for name, by in facts_by_setting.items()
         if len(set(by.values())) > 1
     )
-    return Table(("what", *settings), rows, "What differs between the settings") if rows else None
-
-
-def _listed(noun: str, numbers: Sequence[int]) -> str:
-    return f"{noun}{'s' * (len(numbers) > 1)} {run_tables.spans(numbers)}"
+    return Table(("fact", *settings), rows, "Differences between the settings") if rows else None

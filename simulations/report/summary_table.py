@@ -1,4 +1,4 @@
-"""The closing table of a comparison, the same on the screen, in report.md and on the page."""
+"""The summary table of a comparison, the same on the screen, in report.md and on the page."""
 
 import statistics
 from collections.abc import Iterable, Sequence
@@ -29,14 +29,14 @@ class Table:
         return len(self.headings) > _NARROW
 
     def without_clocks(self) -> "Table":
-        """The columns that are the same however often, and wherever, the runs are played."""
+        """The table without the columns that differ when equal runs are repeated."""
         kept = [k for k, text in enumerate(self.headings) if text != CLOCKED and not text.startswith(_PRICE)]
         rows = tuple(tuple(row[k] for k in kept) for row in self.rows)
         return Table(tuple(self.headings[k] for k in kept), rows, self.title, self.note)
 
 
 def screen(verdict: Verdict) -> list[str]:
-    """What `fedkd compare` and `fedkd report` end with: the table, the verdict, what failed. Plain lines."""
+    """The last lines of `fedkd compare` and `fedkd report`: the table, the verdict, the failures."""
     lines = [headline(verdict), *aligned(table(verdict)), *verdict.sentences]
     lines += [f"note  {caution}" for caution in verdict.cautions]
     lines += [f"{run.state}  {run.name}: {run.reason}" for run in verdict.failed]
@@ -49,7 +49,7 @@ def headline(verdict: Verdict) -> str:
 
 
 def facts(verdict: Verdict) -> list[str]:
-    """How much was played, and what is told."""
+    """The numbers of runs and seeds, the baseline and the metric."""
     question = verdict.question
     asked = sum(len(result.runs) for result in verdict.results.values())
     done = sum(len(result.done) for result in verdict.results.values())
@@ -76,12 +76,12 @@ def table(verdict: Verdict) -> Table:
 
 
 def further(question: Question) -> dict[str, Metric]:
-    """The columns beside the metric that decides, each once, whatever their titles."""
-    found: dict[Metric, str] = {}
-    for title, each in question.columns.items():
-        if each != question.metric:
-            found.setdefault(each, title)
-    return {title: each for each, title in found.items()}
+    """The columns beside the primary metric; a metric with two titles appears once."""
+    titles: dict[Metric, str] = {}
+    for title, metric in question.columns.items():
+        if metric != question.metric:
+            titles.setdefault(metric, title)
+    return {title: metric for metric, title in titles.items()}
 
 
 def ordered(verdict: Verdict) -> list[MethodResult]:
@@ -91,19 +91,19 @@ def ordered(verdict: Verdict) -> list[MethodResult]:
     return [verdict.results[place] for place in places if place in verdict.results]
 
 
-def aligned(found: Table) -> list[str]:
-    """As lines of text, columns below each other. Nothing is left out that repeats: lines can be searched."""
-    widths = [max(map(len, column)) for column in zip(found.headings, *found.rows, strict=True)]
-    rows: Iterable[Sequence[str]] = (found.headings, *found.rows)
+def aligned(table: Table) -> list[str]:
+    """The table as lines of text with aligned columns. Repeated settings stay, so that lines can be searched."""
+    widths = [max(map(len, column)) for column in zip(table.headings, *table.rows, strict=True)]
+    rows: Iterable[Sequence[str]] = (table.headings, *table.rows)
     return [
         (" " + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))).rstrip() for row in rows
     ]
 
 
-def seconds_a_round(result: MethodResult) -> float | None:
+def seconds_per_round(result: MethodResult) -> float | None:
     """Mean wall time of a round; None before the first."""
-    found = [row["total"] for run in result.done for row in run.timings if row.get("total") is not None]
-    return statistics.fmean(found) if found else None
+    seconds = [row["total"] for run in result.done for row in run.timings if row.get("total") is not None]
+    return statistics.fmean(seconds) if seconds else None
 
 
 def _row(result: MethodResult, question: Question, has_harmed: bool) -> tuple[str, ...]:
@@ -114,7 +114,7 @@ def _row(result: MethodResult, question: Question, has_harmed: bool) -> tuple[st
     cells += [number_text.figure(result.columns.get(title), each) for title, each in further(question).items()]
     cells += [number_text.share(result.harmed)] * has_harmed
     cells += _price(result, question)
-    return (*cells, number_text.figure(seconds_a_round(result)))
+    return (*cells, number_text.figure(seconds_per_round(result)))
 
 
 def _price_heading(question: Question) -> list[str]:
@@ -127,14 +127,14 @@ def _price(result: MethodResult, question: Question) -> list[str]:
     price = result.price
     if price is None or not price.num_runs:
         return [number_text.NOTHING]
-    some = "" if price.reached == price.num_runs else f" ({price.reached} of {price.num_runs} runs)"
+    suffix = "" if price.reached == price.num_runs else f" ({price.reached} of {price.num_runs} runs)"
     if price.rounds is None:
-        return [f"never{some if price.reached else ''}"]
-    return [", ".join(map(number_text.figure, (price.rounds, price.megabytes, price.seconds))) + some]
+        return [f"never{suffix if price.reached else ''}"]
+    return [", ".join(map(number_text.figure, (price.rounds, price.megabytes, price.seconds))) + suffix]
 
 
 def _seeds(verdict: Verdict) -> str:
-    """Pairs where there are pairs, else seeds: the fewest of any result, `5 to 8` if they differ."""
+    """The number of pairs if there are any, else of seeds; `5 to 8` if it differs between results."""
     pairs = [result.versus.n for result in verdict.results.values() if result.versus is not None]
     counts = pairs or [len(result.values) for result in verdict.results.values()] or [0]
     least, most = min(counts), max(counts)

@@ -1,6 +1,6 @@
 """The report as text: report.md, table.csv with one row per run, table.tex and setting.tex for papers, timings.csv.
 
-Clock times stand in timings.csv and report.md alone: the two tables are the same bytes whenever the runs are the same.
+Only timings.csv and report.md contain clock times: equal runs give equal bytes in the two tables.
 """
 
 import csv
@@ -30,15 +30,15 @@ _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#])")
 
 
 def markdown(verdict: Verdict, charts: Sequence[Chart]) -> str:
-    """The same as the page without its pictures; those are named."""
+    """The content of the page, with links to the figures in place of the charts."""
     question = verdict.question
     parts = [f"# {_escaped(question.name)}", _escaped(question.about), *map(_escaped, verdict.sentences)]
     parts += [f"- Not concluded: {_escaped(caution)}" for caution in verdict.cautions]
     parts += [_escaped("   ".join(summary_table.facts(verdict))), _piped(summary_table.table(verdict))]
-    if found := [*setting.shared(verdict), *setting.of_methods(verdict), *setting.played(verdict)]:
-        parts += ["## Setting", *(part for table in found for part in _titled(table))]
-    if (beside := published.table(verdict)) is not None:
-        parts += ["## Beside published figures", _piped(beside)]
+    if settings := [*setting.shared(verdict), *setting.of_methods(verdict), *setting.provenance(verdict)]:
+        parts += ["## Setting", *(part for table in settings for part in _titled(table))]
+    if (figures := published.table(verdict)) is not None:
+        parts += ["## Comparison with published figures", _piped(figures)]
     for chart in charts:
         name = f"figures/{chart.name}.svg"
         parts += [f"## {_escaped(chart.title)}", f"![{_escaped(chart.title)}]({name})", _escaped(chart.summary)]
@@ -48,28 +48,28 @@ def markdown(verdict: Verdict, charts: Sequence[Chart]) -> str:
     if (failures := run_tables.failure_table(verdict)) is not None:
         parts += ["## Failures", _piped(failures)]
     if question.command:
-        parts += ["## Again", f"```\n{question.command}\n```"]
+        parts += ["## Repeat", f"```\n{question.command}\n```"]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def comma_separated(verdict: Verdict) -> str:
-    """A row a run, numbers as measured: fractions and bytes."""
+    """A row per run, numbers as measured: fractions and bytes."""
     question, file = verdict.question, io.StringIO(newline="")
     writer = csv.writer(file, lineterminator="\n")
-    columns = {title: each for title, each in summary_table.further(question).items() if each.keys[0] != "bytes"}
-    heads = ("setting", "method", "seed", "state", str(question.metric), *columns)
-    writer.writerow(map(plain_text.cell, (*heads, "bytes_up", "bytes_down", "reason")))
+    columns = {title: m for title, m in summary_table.further(question).items() if m.keys[0] != "bytes"}
+    headings = ("setting", "method", "seed", "state", str(question.metric), *columns)
+    writer.writerow(map(plain_text.cell, (*headings, "bytes_up", "bytes_down", "reason")))
     for run in run_tables.all_runs(verdict):
         metrics = (question.metric, *columns.values())
-        values = [each.value(run) if run.rows else None for each in metrics]
-        sent = [None if (found := each.value(run)) is None else round(1e6 * found) for each in (_UP, _DOWN)]
-        place = (run.setting, run.method, run.seed, run.state)
-        writer.writerow(map(plain_text.cell, (*place, *values, *sent, run.reason)))
+        values = [metric.value(run) if run.rows else None for metric in metrics]
+        sent = [None if (mb := metric.value(run)) is None else round(1e6 * mb) for metric in (_UP, _DOWN)]
+        key = (run.setting, run.method, run.seed, run.state)
+        writer.writerow(map(plain_text.cell, (*key, *values, *sent, run.reason)))
     return file.getvalue()
 
 
 def timings(verdict: Verdict) -> str:
-    """A row a run: wall seconds of all its rounds, by phase. No two machines or hours give the same."""
+    """A row per run: wall seconds of all its rounds, by phase; they differ each time."""
     file = io.StringIO(newline="")
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(("setting", "method", "seed", *(f"seconds_{phase}" for phase in _PHASES)))
@@ -80,13 +80,13 @@ def timings(verdict: Verdict) -> str:
 
 
 def latex(verdict: Verdict) -> str:
-    """The closing table for a paper; needs booktabs."""
-    found = summary_table.table(verdict).without_clocks()
-    spec = "".join("l" if heading in ("setting", "strategy") else "r" for heading in found.headings)
+    """The summary table for a paper; needs booktabs."""
+    table = summary_table.table(verdict).without_clocks()
+    columns = "".join("l" if heading in ("setting", "strategy") else "r" for heading in table.headings)
     lines = [f"% {number_text.count(len(run_tables.all_runs(verdict)), 'run')}; \\usepackage{{booktabs}}"]
-    lines += [f"\\begin{{tabular}}{{{spec}}}", "\\toprule", _ampersands(found.headings), "\\midrule"]
-    for index, row in enumerate(found.rows):
-        if index and found.headings[0] == "setting" and row[0] != found.rows[index - 1][0]:
+    lines += [f"\\begin{{tabular}}{{{columns}}}", "\\toprule", _ampersands(table.headings), "\\midrule"]
+    for index, row in enumerate(table.rows):
+        if index and table.headings[0] == "setting" and row[0] != table.rows[index - 1][0]:
             lines.append("\\midrule")
         lines.append(_ampersands(row))
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"

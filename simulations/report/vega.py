@@ -20,10 +20,10 @@ _INKS = {
 
 
 def look(theme: str) -> Spec:
-    """Vega-Lite's configuration of a theme; the background stays the page's."""
+    """Vega-Lite's configuration for a theme; the background is the page's."""
     inks: Any = _INKS[theme]
     ink, soft, line = inks["ink"], inks["soft"], inks["line"]
-    words = {
+    text = {
         "labelColor": ink,
         "titleColor": ink,
         "labelFontSize": 12,
@@ -33,10 +33,10 @@ def look(theme: str) -> Spec:
     return {
         "background": "transparent",
         "font": _FONT,
-        "aria": False,  # the figure has its text; marks read one by one say nothing
+        "aria": False,  # the figure has a text; single marks are meaningless to a screen reader
         "view": {"stroke": None},
-        "axis": {**words, "gridColor": line, "domainColor": soft, "tickColor": soft, "titlePadding": 8},
-        "legend": {**words, "orient": "top", "symbolSize": 90, "symbolStrokeWidth": 2, "labelLimit": 260, "offset": 10},
+        "axis": {**text, "gridColor": line, "domainColor": soft, "tickColor": soft, "titlePadding": 8},
+        "legend": {**text, "orient": "top", "symbolSize": 90, "symbolStrokeWidth": 2, "labelLimit": 260, "offset": 10},
         "header": {"labelColor": ink, "labelFontSize": 13, "labelPadding": 6},
         "range": {"ramp": inks["ramp"], "heatmap": inks["ramp"]},
         "style": {
@@ -65,43 +65,42 @@ def fitted(drawn: Chart, room: int) -> Spec:
     return {**drawn.spec, "facet": facet, "columns": columns, "spec": {**panel, **size}}
 
 
-def _height(drawn: Chart, given: Any, width: int) -> Any:
-    """As given where rows have their own height; else wider panels are higher, up to _TALLER times."""
+def _height(drawn: Chart, height: Any, width: int) -> Any:
+    """Unchanged if rows have a height of their own; else wider panels are higher, up to _TALLER times."""
     if drawn.square:
         return width
-    return given if isinstance(given, dict) else max(given, min(round(_RATIO * width), round(_TALLER * given)))
+    return height if isinstance(height, dict) else max(height, min(round(_RATIO * width), round(_TALLER * height)))
 
 
 def svg(drawn: Chart) -> str:
     """A picture that stands alone, dark on light."""
     import vl_convert
 
-    legend = {"columns": 4}
     config = look("light")
-    spec = {**fitted(drawn, FIGURE_WIDTH), "config": {**config, "background": "white"}}
-    spec["config"]["legend"] = {**config["legend"], **legend}
+    config |= {"background": "white", "legend": {**config["legend"], "columns": 4}}
+    spec = {**fitted(drawn, FIGURE_WIDTH), "config": config}
     return str(vl_convert.vegalite_to_svg(spec))
 
 
 def script() -> str:
-    """Vega, Vega-Lite and Vega-Embed as one script. Bundling takes seconds: it is kept in the user's cache."""
+    """Vega, Vega-Lite and Vega-Embed as one script. Bundling takes seconds, so the user's cache keeps it."""
     from importlib import metadata
 
-    place = _cache() / f"vega-{metadata.version('vl-convert-python')}.js"
+    path = _cache() / f"vega-{metadata.version('vl-convert-python')}.js"
     with suppress(OSError, UnicodeDecodeError):
-        if found := place.read_text(encoding="utf-8"):
-            return found
+        if cached := path.read_text(encoding="utf-8"):
+            return cached
     import vl_convert
 
     bundle = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its stub forgets the default
     bundle = bundle.replace("</script", "<\\/script")
-    found = f"(() => {{\n{bundle}\n}})();\n"  # in a function: its names stay its own
-    with suppress(OSError):  # a home that cannot be written costs time, not the report
-        place.parent.mkdir(parents=True, exist_ok=True)
-        temporary = place.with_name(f".{place.name}.{os.getpid()}")
-        temporary.write_text(found, encoding="utf-8")
-        temporary.replace(place)
-    return found
+    script = f"(() => {{\n{bundle}\n}})();\n"  # in a function, so that its names stay local
+    with suppress(OSError):  # without a writable home the report only takes longer
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text(script, encoding="utf-8")
+        temporary.replace(path)
+    return script
 
 
 def _cache() -> Path:

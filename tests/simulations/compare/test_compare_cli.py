@@ -113,7 +113,7 @@ def test_data_that_cannot_be_read_fail_every_cell_and_say_why(plainly, capsys, t
 
 def test_a_full_disk_is_code_5_and_nothing_is_lost(capsys, monkeypatch, tmp_path):
     full = CellResult("failed", 5, "run folder: the disk is full (runs)")
-    monkeypatch.setattr(worker_pool, "play", lambda cells, *rest: {cell.folder: full for cell in cells})
+    monkeypatch.setattr(worker_pool, "run", lambda cells, *rest: {cell.folder: full for cell in cells})
     assert "same command" in compare(*GRID, "--name", "x", code=5, capsys=capsys).err
     assert plan.load(tmp_path / "runs/x")
 
@@ -136,7 +136,7 @@ def test_two_commands_do_not_share_a_folder_at_once(capsys, tmp_path):
     ("args", "says"),
     [
         (["strategy=fedavg,nix"], "did you mean|must be one of"),
-        ([*GRID, "--jobs", "0"], "must be at least 1"),
+        ([*GRID, "--jobs", "0"], "jobs 0 is below 1"),
         ([*GRID, "--name", "../x"], "is not a folder name"),
         ([*GRID, "--tune", "train.lr=0.1"], "train.lr has only one value"),
         ([*GRID, "--tune", "train.steps=1,2"], "train.steps is both set and tuned"),
@@ -153,7 +153,7 @@ def test_a_mistake_is_code_2_and_leaves_nothing(args, says, capsys, tmp_path):
 
 
 def test_another_grid_does_not_get_into_the_folder(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(worker_pool, "play", lambda cells, *rest: {})
+    monkeypatch.setattr(worker_pool, "run", lambda cells, *rest: {})
     monkeypatch.setattr(report, "write", lambda verdict, folder: [folder / "report.html"])
     compare(*GRID, "--name", "x", "--quiet", code=4)
     text = (tmp_path / "runs/x/plan.yaml").read_text()

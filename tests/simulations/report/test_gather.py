@@ -21,7 +21,7 @@ def lay(folder: Path, *found: fabricated.RunRecord) -> Path:
 
 
 def collect(*places: Path, **wanted: object) -> tuple[fabricated.Question, list[fabricated.RunRecord]]:
-    return gather.collect([str(place) for place in places], Path("runs"), gather.Wanted(**wanted))  # type: ignore[arg-type]
+    return gather.collect([str(place) for place in places], Path("runs"), gather.Choices(**wanted))  # type: ignore[arg-type]
 
 
 def test_runs_of_two_strategies_make_one_setting(tmp_path: Path) -> None:

@@ -89,14 +89,14 @@ def test_every_section_has_a_heading_and_every_chart_a_text(read: Reader) -> Non
 @pytest.mark.parametrize(
     "text",
     [
-        "What cannot be concluded",
-        "Beside published figures",
+        "Limits of the conclusions",
+        "Published figures",
         "58.10 ± 0.32",
         "out of memory",
         "OutOfMemoryError",
         "fedkd compare strategy=fedavg,fedgen,local seed=0..3 --name skew",
         "torch 2.14.1",
-        "Who gains by joining, who loses",
+        "Gain or loss by joining, per client",
     ],
 )
 def test_page_says(read: Reader, text: str) -> None:

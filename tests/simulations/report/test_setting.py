@@ -31,15 +31,15 @@ def shown(*found: fabricated.RunRecord, **changes: object) -> dict[str, str]:
     [
         ("data set", "mnist: 60,000 training and 10,000 test images of 1 x 28 x 28 in 10 classes"),
         ("partition", "dirichlet: test matched, alpha 0.5, min_samples 10"),
-        ("clients", "20, 5 drawn for each round; at least 2 must reply"),
+        ("clients", "20, 5 drawn per round; at least 2 must reply"),
         ("student", "mlp, 55,210 parameters"),
-        ("normalisation", "BatchNorm where the student has normalisation layers; its statistics are averaged"),
+        ("normalisation", "BatchNorm in the normalisation layers; its statistics are averaged"),
         ("optimiser", "SGD, momentum 0.9, weight decay 0, gradients clipped at 1"),
         ("learning rate", "0.05, times 0.99 per round as of the client's own last round"),
         ("local work per round", "2 epochs in batches of 64"),
         ("rounds", "7"),
         ("public set", "none"),
-        ("evaluated on", "test data: each client's own part in each round, all of it together every 5 rounds"),
+        ("evaluated on", "test data: each client's own part every round, all parts together every 5 rounds"),
         ("other values", "evaluate.probe = 10 (default 64)"),
         ("seeds", "3"),
     ],
@@ -81,7 +81,7 @@ def test_settings_differ_in_columns_and_nothing_is_said_twice() -> None:
         for seed in (1, 2)
     ]
     first, second = setting.shared(fabricated.verdict(found))
-    assert second.headings == ("what", "alpha 0.1", "alpha 0.5")
+    assert second.headings == ("fact", "alpha 0.1", "alpha 0.5")
     assert second.rows[0] == ("partition", *(f"dirichlet: test matched, alpha {a}, min_samples 10" for a in (0.1, 0.5)))
     assert not {row[0] for row in first.rows} & {row[0] for row in second.rows}
 
@@ -142,7 +142,7 @@ def test_the_setting_is_on_the_page_in_markdown_and_in_latex() -> None:
     html, text, tex = page.render(verdict, ()), tables.markdown(verdict, ()), tables.setting_latex(verdict)
     assert html.index('id="verdict"') < html.index('id="setting"') < html.index('id="runs"')
     for part in (html, text, tex):
-        for said in ("55,210 parameters", "mu *", "What was tuned", "client half fedprox"):
+        for said in ("55,210 parameters", "mu *", "Tuning", "client half fedprox"):
             assert said in part.replace("\\", "")
     assert text.index("## Setting") < text.index("## Runs")
     assert "inline" not in tex  # the same runs give the same bytes wherever they run
@@ -160,13 +160,13 @@ def test_older_folders_have_no_sizes_and_still_a_setting() -> None:
 def test_a_comparison_without_any_run_has_no_setting() -> None:
     lost = [fabricated.replace(each, state="failed", config={}, info={}, rows=()) for each in fabricated.members()]
     verdict = fabricated.verdict(lost)
-    assert setting.shared(verdict) == setting.of_methods(verdict) == setting.played(verdict) == []
+    assert setting.shared(verdict) == setting.of_methods(verdict) == setting.provenance(verdict) == []
 
 
 def test_code_and_machine_are_counted_where_runs_differ() -> None:
     one, other = fabricated.member(seed=0), fabricated.member(seed=1)
     other = fabricated.replace(other, info={**other.info, "host": "gpu"})
-    rows = dict(setting.played(fabricated.verdict([one, other]))[0].rows)  # type: ignore[arg-type]
+    rows = dict(setting.provenance(fabricated.verdict([one, other]))[0].rows)  # type: ignore[arg-type]
     assert rows["machine"].startswith("vm: Linux x86_64, 2 cores; threads 1, cpu AVX2 (1 run); gpu:")
     assert rows["code"] == "fedkd 0.1.0, commit 3873157921a9961d349c460514e16c7712780c84"
 
