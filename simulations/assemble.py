@@ -1,4 +1,4 @@
-"""The only place where names become objects, and where the two halves of an algorithm are matched."""
+"""Makes objects from the names in a configuration, and matches the two halves of an algorithm. Nothing else does."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -37,21 +37,21 @@ class Assembly:
     site: LocalSite
     partition: Partition | None  # None: devices hold their own data, of sizes unknown here
     dataset: Dataset
-    notes: tuple[str, ...] = ()  # what the user should know before the first round
+    notes: tuple[str, ...] = ()  # facts for the user before the first round
     warnings: tuple[str, ...] = ()
 
 
 def assemble(config: RunConfig) -> Assembly:
-    """Make objects from names. Everything that cannot work fails here, before the first round.
+    """Make objects from names. A configuration that cannot work fails here, before the first round.
 
     Raises ConfigError (partition, student, halves that do not fit) and DataError (missing or damaged files).
     """
     pair = halves(config.strategy)
     dataset = sources.load(config.data)
-    held, public = partition_data(config, dataset)
+    split, public = partition_data(config, dataset)
     if config.evaluate.on == "validation":
-        dataset, held = validation.instead_of_test(dataset, held, config.evaluate.validation, config.seed)
-    sizes = tuple(map(len, held.train))
+        dataset, split = validation.instead_of_test(dataset, split, config.evaluate.validation, config.seed)
+    sizes = tuple(map(len, split.train))
     problem = build_problem(config, dataset.shape, len(dataset.labels), sizes, public, dataset.vocabulary)
     strategy, client = match(pair, config, problem)
     strategy.init(problem, seeds.stream(config.seed, "server"))  # an algorithm that does not fit raises here
@@ -62,15 +62,15 @@ def assemble(config: RunConfig) -> Assembly:
         client=client,
         train=dataset.train,
         test=dataset.test,
-        train_index={k: torch.tensor(index) for k, index in enumerate(held.train)},
-        test_index={k: torch.tensor(index) for k, index in enumerate(held.test)},
+        train_index={k: torch.tensor(index) for k, index in enumerate(split.train)},
+        test_index={k: torch.tensor(index) for k, index in enumerate(split.test)},
         probe=dataset.test.take(probe)[0] if len(probe) else None,
         common=draw_common(config.seed, len(dataset.test), config.evaluate.common),
     )
+    label_counts = split.label_counts(dataset.train.y.numpy())
+    counts = torch.from_numpy(label_counts.astype("float64"))
     if strategy.pools_data:
         site = replace(site, train_index={**site.train_index, 0: torch.cat(list(site.train_index.values()))})
-    counts = torch.from_numpy(held.label_counts(dataset.train.y.numpy()).astype("float64"))
-    if strategy.pools_data:
         counts[0] = counts.sum(0)
     experiment = Experiment(
         config,
@@ -79,35 +79,24 @@ def assemble(config: RunConfig) -> Assembly:
         len(dataset.test),
         probe_labels=dataset.test.y[probe],
         label_distributions=counts / counts.sum(1, keepdim=True),
-        num_tests=tuple(map(len, held.test)),
+        num_tests=tuple(map(len, split.test)),
         personal_predictor=client.personal_predictor,
         sizes=tuple(len(site.train_index[client]) for client in range(config.clients)),
     )
-    absent = cautions.absent_labels(held.label_counts(dataset.train.y.numpy()), dataset.labels)
-    notes = tuple(filter(None, (_sampled(config), held.untested, *cautions.of(pair, config, problem))))
-    return Assembly(experiment, site, held, dataset, notes, tuple(absent))
-
-
-def _sampled(config: RunConfig) -> str:
-    """A note if only a sample of the clients is evaluated; empty if all are."""
-    size, clients = config.evaluate.clients, config.clients
-    where = f"a fixed sample of {size} of {clients} clients (evaluate.clients)"
-    return f"accuracy per client covers {where}" if 0 < size < clients else ""
+    absent = cautions.absent_labels(label_counts, dataset.labels)
+    notes = tuple(filter(None, (split.untested, *cautions.of(pair, config, problem))))
+    return Assembly(experiment, site, split, dataset, notes, tuple(absent))
 
 
 def partition_data(config: RunConfig, dataset: Dataset) -> tuple[Partition, Proxy | None]:
-    """The partition of a data set, and its public set. Raises ConfigError if a recipe cannot be followed."""
-    taken = proxy.hold_out(config, dataset)
-    held = _split(config, dataset, taken)
-    return held, proxy.load(config, dataset, held, taken)
+    """The partition of a data set without its public set, and that set. Raises ConfigError if a recipe cannot work."""
+    held_out = proxy.hold_out(config, dataset)
+    split = split_data(config, dataset, held_out)
+    return split, proxy.load(config, dataset, split, held_out)
 
 
-def split(config: RunConfig, dataset: Dataset) -> Partition:
-    """The partition of a data set after the public set is held out. Raises ConfigError."""
-    return _split(config, dataset, proxy.hold_out(config, dataset))
-
-
-def _split(config: RunConfig, dataset: Dataset, taken: np.ndarray) -> Partition:
+def split_data(config: RunConfig, dataset: Dataset, held_out: np.ndarray) -> Partition:
+    """The partition of the samples that are not `held_out` for the public set. Raises ConfigError."""
     return partition.split(
         partition.known()[config.partition["name"]](**config.partition),
         dataset.train.y.numpy(),
@@ -115,7 +104,7 @@ def _split(config: RunConfig, dataset: Dataset, taken: np.ndarray) -> Partition:
         config.clients,
         len(dataset.labels),
         seeds.stream(config.seed, "partition").numpy(),
-        np.setdiff1d(np.arange(len(dataset.train)), taken),
+        np.setdiff1d(np.arange(len(dataset.train)), held_out),
         dataset.users,
     )
 
@@ -178,9 +167,9 @@ def match(
 
 
 def _fit(strategy: Strategy[Any], problem: Problem, config: RunConfig) -> Strategy[Any]:
-    """The strategy for these students: itself, or one per group of clients with the same architecture.
+    """The strategy for these students: itself, or one instance per architecture.
 
-    Raises ConfigError if it cannot work with mixed students, or needs a public set and has none.
+    Raises ConfigError if it cannot work with mixed students, or if it lacks the public set that it needs.
     """
     name = naming.of(config.strategy)
     if strategy.proxy == "yes" and problem.proxy is None:
@@ -193,23 +182,22 @@ def _fit(strategy: Strategy[Any], problem: Problem, config: RunConfig) -> Strate
         return strategy
     if config.students.mixed == "groups" and not strategy.pools_data:
         return Grouped(strategy)
+    halves = {name: compose.node("strategy", name)["name"] for name in compose.options("strategy")}
+    able = [name for name, half in halves.items() if plugins.strategy(half).works_across_students]
     why = "trains one student on everybody's data" if strategy.pools_data else "averages weights"
     within = "" if strategy.pools_data else "average within architectures, students.mixed=groups, or "
     raise ConfigError(
         f"strategy '{name}' {why}, so it cannot work with students of different architectures",
         where="students.mix",
-        mend=f"{within}choose one of: {', '.join(_able())}",
+        mend=f"{within}choose one of: {', '.join(able)}",
     )
 
 
-def _able() -> list[str]:
-    """The algorithms, as conf/strategy names them, that work with students of different architectures."""
-    halves = {name: compose.node("strategy", name)["name"] for name in compose.options("strategy")}
-    return [name for name, half in halves.items() if plugins.strategy(half).works_across_students]
-
-
 def halves(chosen: Mapping[str, Any]) -> tuple[Strategy[Any], Client]:
-    """The two halves that a strategy node names, each with its hyper-parameters. Raises ConfigError if they misfit."""
+    """The two halves that a strategy node names, each with its hyper-parameters.
+
+    Raises ConfigError if the client half does not send what the server half needs.
+    """
     server_class = plugins.strategy(chosen["name"])
     client_class = plugins.client(chosen.get("client", "supervised"))
     if missing := server_class.needs - client_class.sends:
@@ -229,12 +217,14 @@ def _share(config_class: type, chosen: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def draw_probe(seed: int, available: int, size: int) -> torch.Tensor:
-    """Which test images function drift is measured on."""
-    generator = seeds.stream(seed, "probe").torch()
-    return torch.randperm(available, generator=generator)[:size].sort().values
+    """Indices of the test images that measure function drift."""
+    return _draw(seed, "probe", available, size)
 
 
 def draw_common(seed: int, available: int, size: int) -> torch.Tensor:
-    """Which test images every client's own student is evaluated on, if no student is global."""
-    generator = seeds.stream(seed, "common").torch()
-    return torch.randperm(available, generator=generator)[:size].sort().values
+    """Indices of the test images on which every client's own student is evaluated, if there is no global one."""
+    return _draw(seed, "common", available, size)
+
+
+def _draw(seed: int, name: str, available: int, size: int) -> torch.Tensor:
+    return torch.randperm(available, generator=seeds.stream(seed, name).torch())[:size].sort().values

@@ -1,4 +1,4 @@
-"""What a user should know before the first round: settings that switch a method off, and settings without effect."""
+"""Notes for the user before the first round: settings that switch a method off, and settings without effect."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -18,9 +18,10 @@ _SHOWN = 10  # class names per sentence
 def of(pair: tuple[Strategy[Any], Client], config: RunConfig, problem: Problem) -> Iterator[str]:
     """Sentences about a configuration; each half of the algorithm adds its own."""
     strategy, client = pair
-    yield from dict.fromkeys(
-        (*strategy.notes(problem), *client.notes(problem))
-    )  # both halves may report the same key: once
+    size, clients = config.evaluate.clients, config.clients
+    if 0 < size < clients:
+        yield f"accuracy per client covers a fixed sample of {size} of {clients} clients (evaluate.clients)"
+    yield from dict.fromkeys((*strategy.notes(problem), *client.notes(problem)))  # once for a key of both halves
     yield from _parts(config)
     yield from _training(config)
     if problem.proxy is not None and strategy.proxy == "no":
@@ -51,7 +52,7 @@ def _training(config: RunConfig) -> Iterator[str]:
 
 
 def absent_labels(counts: np.ndarray, labels: Sequence[str]) -> Iterator[str]:
-    """Which classes no client holds; `counts` (clients, classes) are numbers of training images."""
+    """The classes that no client holds; `counts` (clients, classes) are numbers of training images."""
     absent = [labels[label] for label in np.flatnonzero(counts.sum(0) == 0).tolist()]
     if absent:
         names = ", ".join(absent[:_SHOWN]) + (f" and {len(absent) - _SHOWN} more" if len(absent) > _SHOWN else "")

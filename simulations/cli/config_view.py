@@ -13,73 +13,72 @@ from fedkd.configuration.resolved import Resolved
 from fedkd.errors import ConfigError
 
 _NODES: dict[str, Any] = {
-    each.name: each.default_factory for each in fields(core.RunConfig) if is_dataclass(each.default_factory)
+    field.name: field.default_factory for field in fields(core.RunConfig) if is_dataclass(field.default_factory)
 }
 
 
 @dataclass(frozen=True)
 class View:
-    """An answer as text and, with --json, as a value."""
+    """The output as text and, for --json, as a value."""
 
     text: str
     value: Mapping[str, Any]
 
 
-def of(action: str, words: Sequence[str]) -> View:
-    """What `fedkd config ACTION WORDS` shows. Raises ConfigError."""
-    plays = {"show": show, "check": check, "diff": diff, "schema": schema_of}
-    if action not in plays:
-        mend = validate.one_of(action, plays)
+def of(action: str, overrides: Sequence[str]) -> View:
+    """The output of `fedkd config ACTION OVERRIDE ...`. Raises ConfigError."""
+    actions = {"show": show, "check": check, "diff": diff, "schema": schema_of}
+    if action not in actions:
+        mend = validate.one_of(action, actions)
         raise ConfigError(f"there is no 'fedkd config {action}'", where="command line", mend=mend)
-    return plays[action](words)
+    return actions[action](overrides)
 
 
-def show(words: Sequence[str]) -> View:
-    found = compose.resolve(words)
-    value = {"config": asdict(found.config), "sources": dict(found.sources), "digest": found.digest()}
-    return View(f"{found.to_yaml()}# digest {found.digest()}", value)
+def show(overrides: Sequence[str]) -> View:
+    config = compose.resolve(overrides)
+    value = {"config": asdict(config.config), "sources": dict(config.sources), "digest": config.digest()}
+    return View(f"{config.to_yaml()}# digest {config.digest()}", value)
 
 
-def check(words: Sequence[str]) -> View:
-    digest = compose.resolve(words).digest()
+def check(overrides: Sequence[str]) -> View:
+    digest = compose.resolve(overrides).digest()
     return View(f"ok  config  {digest[:12]}", {"ok": True, "digest": digest})
 
 
-def diff(words: Sequence[str]) -> View:
-    if len(words) != 2:
-        what = f"'fedkd config diff' takes two configurations, got {len(words)}"
+def diff(sides: Sequence[str]) -> View:
+    if len(sides) != 2:
+        what = f"'fedkd config diff' takes two configurations, got {len(sides)}"
         raise ConfigError(what, where="command line", mend="name two run folders or YAML files")
-    left, right = (_side(word) for word in words)
-    found = resolved.diff(left, right)
-    rows = [(d.key, _cell(d.left, d.key in left.values()), _cell(d.right, d.key in right.values())) for d in found]
-    is_same = left.digest() == right.digest()
-    note = (
-        ["these change only where and how fast it runs: equal results" if found else "no difference"] if is_same else []
-    )
-    value = {"differences": [asdict(difference) for difference in found], "same_results": is_same}
-    return View("\n".join([*_columns(rows), *note]), value)
+    left, right = map(_side, sides)
+    differences = resolved.diff(left, right)
+    rows = [
+        (it.key, _cell(it.left, it.key in left.values()), _cell(it.right, it.key in right.values()))
+        for it in differences
+    ]
+    lines, is_same = _columns(rows), left.digest() == right.digest()
+    if is_same:
+        lines.append("these affect only where and how fast it runs: equal results" if rows else "no difference")
+    return View("\n".join(lines), {"differences": list(map(asdict, differences)), "same_results": is_same})
 
 
-def _side(word: str) -> Resolved:
-    """A run folder, a file, or an override such as preset=fedgen-mnist."""
-    written = Path(word) / "config.yaml"
-    return compose.from_yaml_file(written) if written.is_file() else compose.resolve([word])
+def _side(argument: str) -> Resolved:
+    """The configuration of a run folder, a file, or an override such as preset=fedgen-mnist."""
+    written = Path(argument) / "config.yaml"
+    return compose.from_yaml_file(written) if written.is_file() else compose.resolve([argument])
 
 
 def _cell(value: Any, exists: bool) -> str:
     return strict_yaml.write(value) if exists else "-"
 
 
-def schema_of(words: Sequence[str]) -> View:
-    """The keys of the nodes that the overrides name, or of all."""
-    draft = compose.draft(words)
-    wanted = {word.partition("=")[0].partition(".")[0] for word in words if "=" in word} - {"preset"}
-    nodes = _keys(draft)
-    if unknown := sorted(wanted - nodes.keys()):
-        raise ConfigError(
-            f"no key begins with '{unknown[0]}'", where="command line", mend=validate.one_of(unknown[0], nodes)
-        )
-    rows = [(name, key) for node, keys in nodes.items() for name, key in keys if not wanted or node in wanted]
+def schema_of(overrides: Sequence[str]) -> View:
+    """The keys of the nodes that the overrides name, or of all nodes."""
+    nodes = _keys(compose.draft(overrides))
+    named = {override.partition("=")[0].partition(".")[0] for override in overrides if "=" in override} - {"preset"}
+    if unknown := sorted(named - nodes.keys()):
+        mend = validate.one_of(unknown[0], nodes)
+        raise ConfigError(f"no key begins with '{unknown[0]}'", where="command line", mend=mend)
+    rows = [(name, key) for node, keys in nodes.items() for name, key in keys if not named or node in named]
     lines = [(name, f"{key.type} {key.range}".strip(), key.default or "required", key.comment) for name, key in rows]
     value = {"keys": [{**asdict(key), "name": name} for name, key in rows]}
     return View("\n".join(_columns([("key", "type and range", "default", "meaning"), *lines])), value)

@@ -1,4 +1,4 @@
-"""How a failed command ends: text for people, an object for machines, an exit code."""
+"""The end of a failed command: text for people, an object for machines, an exit code."""
 
 import shlex
 import sys
@@ -18,14 +18,13 @@ class Terminated(KeyboardInterrupt):
 
 
 def explain(error: BaseException, args: Sequence[str]) -> int:
-    """Print the error of a command on stderr; gives the exit code."""
-    is_debug = "--debug" in args
-    error = machine.explained(error)
-    if is_debug and not isinstance(error, KeyboardInterrupt):
-        traceback.print_exception(error)
+    """Print the error of a command on stderr; returns the exit code."""
     if isinstance(error, KeyboardInterrupt):
         print(f"stopped  {_by(error)}", file=sys.stderr)
         return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
+    error, is_debug = machine.explained(error), "--debug" in args
+    if is_debug:
+        traceback.print_exception(error)
     if isinstance(error, FedkdError):
         print("\n       ".join(filter(None, (f"error  {error}", _mended(error, args)))), file=sys.stderr)
         return error.code
@@ -36,22 +35,22 @@ def explain(error: BaseException, args: Sequence[str]) -> int:
 
 
 def as_json(error: BaseException, code: int, args: Sequence[str]) -> Mapping[str, Any]:
-    """The error for a machine."""
+    """The error as an object, for --json."""
     error = machine.explained(error)
     if isinstance(error, FedkdError):
         mistakes = [asdict(mistake) for mistake in error.mistakes]
         message = "; ".join(mistake.what for mistake in error.mistakes)
-        found = {"message": message, "where": error.where, "mend": error.mend, "topic": error.topic}
-        more = {"mistakes": mistakes} if len(mistakes) > 1 else {"command": _mended(error, args)}
-        return {**found, "code": code, **more}
+        about = {"message": message, "where": error.where, "mend": error.mend, "topic": error.topic, "code": code}
+        return {**about, **({"mistakes": mistakes} if len(mistakes) > 1 else {"command": _mended(error, args)})}
     if isinstance(error, KeyboardInterrupt):
-        return {"message": f"stopped {_by(error)}", "where": "", "mend": "", "topic": "stopped", "code": code}
-    message = f"internal: {type(error).__name__}: {error}"
-    return {"message": message, "where": "", "mend": "", "topic": "internal", "code": code}
+        message, topic = f"stopped {_by(error)}", "stopped"
+    else:
+        message, topic = f"internal: {type(error).__name__}: {error}", "internal"
+    return {"message": message, "where": "", "mend": "", "topic": topic, "code": code}
 
 
 def _mended(error: FedkdError, args: Sequence[str]) -> str:
-    """The command line with the missing overrides; empty if overrides do not mend it."""
+    """The command line with the missing overrides; empty if overrides cannot mend the error."""
     added = [mistake.add for mistake in error.mistakes]
     return shlex.join(["fedkd", *args, *added]) if all(added) else ""
 

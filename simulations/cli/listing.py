@@ -35,16 +35,16 @@ _CITATION = re.compile(r"\(([^()]*\b(?:19|20)\d\d\b[^()]*)\)")  # in a strategy'
 _HEADINGS = ("name", "public set", "across", "serves", "what crosses")
 
 
-def of(what: str | None, runs: Path) -> dict[str, list[Row]]:
+def of(kind: str | None, runs: Path) -> dict[str, list[Row]]:
     """The rows of one list, or of all: the options in conf, and the runs. Raises ConfigError."""
-    if what == "runs":
+    if kind == "runs":
         return {"runs": of_runs(runs)}
-    if what is None:
+    if kind is None:
         return {**{name: of_group(group) for name, group in GROUPS.items()}, "runs": of_runs(runs)}
-    if what not in GROUPS:
-        known = [*GROUPS, "runs"]
-        raise ConfigError(f"there is no list of '{what}'", where="command line", mend=validate.one_of(what, known))
-    return {what: of_strategies() if what == "strategies" else of_group(GROUPS[what])}
+    if kind not in GROUPS:
+        mend = validate.one_of(kind, [*GROUPS, "runs"])
+        raise ConfigError(f"there is no list of '{kind}'", where="command line", mend=mend)
+    return {kind: of_strategies() if kind == "strategies" else of_group(GROUPS[kind])}
 
 
 def of_group(group: str) -> list[Row]:
@@ -71,36 +71,30 @@ def of_runs(runs: Path) -> list[Row]:
 def _about_run(row: Row) -> str:
     algorithm = "/".join(filter(None, (row["strategy"], row["variant"])))
     accuracy = "" if row["accuracy"] is None else f"accuracy {row['accuracy']:.3f}"
-    parts = (
-        algorithm,
-        row["data"],
-        row["partition"],
-        f"seed {row['seed']}",
-        f"round {row['rounds']}/{row['of']}",
-        accuracy,
-    )
+    progress = f"round {row['rounds']}/{row['of']}"
+    parts = (algorithm, row["data"], row["partition"], f"seed {row['seed']}", progress, accuracy)
     return "  ".join(filter(None, parts))
 
 
-def text(found: Mapping[str, list[Row]]) -> str:
+def text(lists: Mapping[str, list[Row]]) -> str:
     """The lists as text; several have headings. Removes control characters: names and comments come from files."""
-    return plain_text.printable(_text(found), keep="\n")
+    return plain_text.printable(_text(lists), keep="\n")
 
 
-def _text(found: Mapping[str, list[Row]]) -> str:
-    if list(found) == ["strategies"]:
-        return _table(found["strategies"])
-    width = max((len(row["name"]) for rows in found.values() for row in rows), default=0)
+def _text(lists: Mapping[str, list[Row]]) -> str:
+    if list(lists) == ["strategies"]:
+        return _table(lists["strategies"])
+    width = max((len(row["name"]) for rows in lists.values() for row in rows), default=0)
     parts = []
-    for name, rows in found.items():
+    for name, rows in lists.items():
         lines = ["  ".join(filter(None, (f"{row['name']:<{width}}", row.get("state"), row["about"]))) for row in rows]
         body = [line.rstrip() for line in lines] or ["none yet"]
-        parts.append("\n".join([name, *(f"  {line}" for line in body)] if len(found) > 1 else body))
+        parts.append("\n".join([name, *(f"  {line}" for line in body)] if len(lists) > 1 else body))
     return "\n\n".join(parts)
 
 
 def _table(rows: list[Row]) -> str:
-    """Strategies: one line of traits for each; below it what it does, its variants and its paper."""
+    """One line of traits per strategy; below it what the strategy does, its variants and its paper."""
     cells = [_HEADINGS, *(_cells(row) for row in rows)]
     widths = [max(len(line[column]) for line in cells) for column in range(len(_HEADINGS) - 1)]
     indent = sum(widths) + 2 * len(widths)
@@ -124,12 +118,12 @@ def _cells(row: Row) -> tuple[str, ...]:
 def _traits(half: str, name: str, about: str) -> dict[str, Any]:
     """The traits of the server half; empty if it is not in our package.
 
-    FedProx and others are a client half beside FedAvg's server half: their paper is the one that `about` cites.
+    FedProx and others are client halves for FedAvg's server half: `about` cites their paper.
     """
-    said = reference.traits(half)
-    found = {key: said[attribute] for key, attribute in _TRAITS.items()} if said else {}
+    attributes = reference.traits(half)
+    traits = {key: attributes[attribute] for key, attribute in _TRAITS.items()} if attributes else {}
     cited = _CITATION.findall(about)
-    return found | ({"paper": cited[-1]} if found and cited and half != name else {})
+    return traits | ({"paper": cited[-1]} if traits and cited and half != name else {})
 
 
 def _read(group: str, name: str) -> tuple[Mapping[str, Any], str]:

@@ -19,7 +19,7 @@ from simulations.run import options
 from simulations.run.options import COMMAND_LINE, Options
 from simulations.system import streams
 
-PLAYS: dict[type[Options], Callable[[Any], int]] = {
+HANDLERS: dict[type[Options], Callable[[Any], int]] = {
     options.Run: verbs.run,
     options.Compare: verbs.compare,
     options.Report: verbs.report,
@@ -33,24 +33,19 @@ PLAYS: dict[type[Options], Callable[[Any], int]] = {
     options.Doctor: verbs.doctor,
     options.Bench: verbs.bench,
 }
-VERBS = {verb.__name__.lower(): verb for verb in PLAYS}
-
-
-def _hint(word: str) -> str:
-    """The replacement for an option that fedkd does not have."""
-    from fedkd.configuration import compose
-
-    return foreign_words.hint(word.partition("=")[0]) or compose.as_override(word)
+VERBS = {verb.__name__.lower(): verb for verb in HANDLERS}
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        hints = [hint for word in message.split() if (hint := _hint(word))]
-        raise ConfigError(message, where=COMMAND_LINE, mend="   ".join([*hints, f"{self.prog} --help"]))
+        from fedkd.configuration import compose
+
+        hints = (foreign_words.hint(word.partition("=")[0]) or compose.as_override(word) for word in message.split())
+        raise ConfigError(message, where=COMMAND_LINE, mend="   ".join([*filter(None, hints), f"{self.prog} --help"]))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line; gives the exit code. Without `argv`: this process's own, with protected streams."""
+    """Run a command line and return its exit code. Without `argv`: this process's own, with protected streams."""
     if argv is None:
         streams.keep()
     args = list(sys.argv[1:] if argv is None else argv)
@@ -63,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except SystemExit as end:  # argparse after --help and --version
         return int(end.code or 0)
-    except BaseException as error:  # noqa: BLE001  turns every error into a message and a code
+    except BaseException as error:  # noqa: BLE001  every error becomes a message and a code
         code = ending.explain(error, args)
         if not answers:
             Options(json="--json" in args).answer({"error": ending.as_json(error, code, args)})
@@ -77,23 +72,20 @@ def _dispatch(args: list[str], answers: list[Mapping[str, Any]]) -> int:
         print(_overview())
         return 0
     if args[0] == "--version":
-        options.Options(json="--json" in args, answers=answers).answer({"version": fedkd.__version__})
+        Options(json="--json" in args, answers=answers).answer({"version": fedkd.__version__})
         if not answers:
             print(f"fedkd {fedkd.__version__}")
         return 0
     verb = VERBS.get(args[0])
     if verb is None:
-        raise ConfigError(f"there is no verb '{args[0]}'", where=COMMAND_LINE, mend=_mend_verb(args[0]))
+        from fedkd.configuration import validate
+
+        mend = validate.one_of(args[0], VERBS) + "   fedkd --help"
+        raise ConfigError(f"there is no verb '{args[0]}'", where=COMMAND_LINE, mend=mend)
     asked = verb.of(_parser(args[0], verb).parse_intermixed_args(args[1:]), answers)
     for path in asked.py:
         extensions.load(path)
-    return PLAYS[verb](asked)
-
-
-def _mend_verb(word: str) -> str:
-    from fedkd.configuration import validate
-
-    return validate.one_of(word, VERBS) + "   fedkd --help"
+    return HANDLERS[verb](asked)
 
 
 def _overview() -> str:
@@ -102,7 +94,7 @@ def _overview() -> str:
         [
             f"fedkd {fedkd.__version__}: federated knowledge distillation, simulated and on real devices",
             "",
-            "usage: fedkd VERB [WORD ...] [options]      fedkd VERB --help",
+            "usage: fedkd VERB [ARGUMENT ...] [options]      fedkd VERB --help",
             "",
             *(f"  {name:<{width}}  {verb.about()[0].lower()}{verb.about()[1:-1]}" for name, verb in VERBS.items()),
             "",
@@ -125,7 +117,7 @@ def _parser(name: str, verb: type[Options]) -> argparse.ArgumentParser:
 
 
 def _on_termination(handler: Any) -> Any:
-    """Set the handler of SIGTERM; gives the one before. Only the main thread can."""
+    """Set the handler of SIGTERM and return the previous one. Only the main thread can."""
     try:
         return signal.signal(signal.SIGTERM, handler)
     except ValueError:

@@ -19,18 +19,18 @@ def run(asked: options.Run) -> int:
     where: dict[str, Any] = {"runs": asked.runs, "name": asked.name, "out": asked.out}
     with progress.make(asked) as screen:
         resolved = _resolve(asked, announce=lambda: screen.phase("loading PyTorch"))
-        found = runs.start(resolved, **where, options=asked, screen=screen)
-    return _end(found, asked)
+        summary = runs.start(resolved, **where, options=asked, screen=screen)
+    return _end(summary, asked)
 
 
 def resume(asked: options.Resume) -> int:
     from simulations.run import exclusion, run_folder, runs
 
     streams.outlive_terminal()
-    wanted, words = run_folder.told_apart(asked.words)
-    path = run_folder.find(asked.runs, wanted) if wanted else None
-    left_out = exclusion.Exclusion(asked.without, asked.back_to)
-    return _end(runs.resume(path, runs=asked.runs, options=asked, words=words, exclusion=left_out), asked)
+    name, overrides = run_folder.split_arguments(asked.arguments)
+    path = run_folder.find(asked.runs, name) if name else None
+    excluded = exclusion.Exclusion(asked.without, asked.back_to)
+    return _end(runs.resume(path, runs=asked.runs, options=asked, overrides=overrides, exclusion=excluded), asked)
 
 
 def show(asked: options.Show) -> int:
@@ -68,22 +68,22 @@ def deploy(asked: options.Deploy) -> int:
 def list_(asked: options.List) -> int:
     from simulations.cli import listing
 
-    found = listing.of(asked.what, asked.runs)
-    asked.answer(found)
+    lists = listing.of(asked.kind, asked.runs)
+    asked.answer(lists)
     if not asked.json:
-        print(listing.text(found))
+        print(listing.text(lists))
     return 0
 
 
 def partition(asked: options.Partition) -> int:
     config = _resolve(asked).config
-    from fedkd.data import sources
+    from fedkd.data import proxy, sources
     from simulations import assemble, cautions
     from simulations.cli import partition_view
 
     dataset = sources.load(config.data)
     labels = dataset.train.y.numpy()
-    split = assemble.split(config, dataset)
+    split = assemble.split_data(config, dataset, proxy.hold_out(config, dataset))
     for text in cautions.absent_labels(split.label_counts(labels), dataset.labels):
         print(f"warn   {text}", file=sys.stderr)
     picture = asked.picture or (None if asked.json else (asked.out or Path()) / "partition.png")
@@ -99,10 +99,10 @@ def partition(asked: options.Partition) -> int:
 def config(asked: options.Config) -> int:
     from simulations.cli import config_view
 
-    found = config_view.of(asked.action, asked.words)
-    asked.answer(found.value)
+    view = config_view.of(asked.action, asked.overrides)
+    asked.answer(view.value)
     if not asked.json:
-        print(found.text)
+        print(view.text)
     return 0
 
 
@@ -116,20 +116,21 @@ def bench(asked: options.Bench) -> int:
     from simulations.bench import command
 
     streams.outlive_terminal()
-    return command.main(asked, asked.words, command.QUICK if asked.quick else None)
+    return command.main(asked, asked.overrides, command.QUICK if asked.quick else None)
 
 
 def _resolve(asked: options.Run | options.Partition, announce: Callable[[], None] = lambda: None) -> "Resolved":
-    """The configuration of the overrides, and of the options that are short for overrides."""
+    """The configuration of the overrides and of the options that stand for overrides."""
     from fedkd.configuration import compose
 
-    short = {"data.download=true": asked.download, "engine.name=inline": asked.debug}
-    return compose.resolve([*asked.words, *(word for word, is_asked in short.items() if is_asked)], announce=announce)
+    shortcuts = {"data.download=true": asked.download, "engine.name=inline": asked.debug}
+    given = [override for override, is_given in shortcuts.items() if is_given]
+    return compose.resolve([*asked.overrides, *given], announce=announce)
 
 
-def _end(found: dict[str, Any], asked: options.Options) -> int:
-    """Print a run's summary if --json asks for it; gives the exit code."""
+def _end(summary: dict[str, Any], asked: options.Options) -> int:
+    """Print the summary of a run if --json is given; returns the exit code."""
     from simulations.run import runs
 
-    asked.answer(found)
-    return runs.exit_code(found)
+    asked.answer(summary)
+    return runs.exit_code(summary)

@@ -47,7 +47,7 @@ def _shards(options: Deploy) -> int:
     from simulations.deploy import demo, manifest
 
     deployment = manifest.load(options.folder)
-    config = compose.resolve([*deployment.run_overrides(), *options.rest]).config
+    config = compose.resolve([*deployment.run_overrides(), *options.overrides]).config
     rows = demo.share(deployment, config, is_public_only=options.public_only)
     options.answer({"shards": rows})
     if not (options.json or options.quiet):
@@ -83,10 +83,10 @@ def _run(options: Deploy) -> int:
     streams.outlive_terminal()
     deployment = manifest.load(options.folder)
     if options.resume:
-        name, overrides = run_folder.told_apart(options.rest)
+        name, overrides = run_folder.split_arguments(options.overrides)
         summary = submit.resume(deployment, name, options, overrides)
     else:
-        summary = submit.start(deployment, options.rest, options)
+        summary = submit.start(deployment, options.overrides, options)
     options.answer(summary)
     return runs.exit_code(summary)
 
@@ -115,7 +115,7 @@ def _demo(options: Deploy) -> int:
     from simulations.run import runs
 
     streams.outlive_terminal()
-    summary = demo.main(options.words, options, _say(options))
+    summary = demo.main(options.arguments, options, _say(options))
     options.answer(summary)
     return runs.exit_code(summary)
 

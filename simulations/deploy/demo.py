@@ -25,7 +25,7 @@ def main(overrides: Sequence[str], options: Options, say: Say) -> dict[str, Any]
         folder = temporary / "demo"
         port = processes.free_port()
         words = (str(folder), *OVERRIDES, *overrides)
-        deployment = init.make(Deploy(action="init", words=words, address="127.0.0.1", port=port, devices=DEVICES))
+        deployment = init.make(Deploy(action="init", arguments=words, address="127.0.0.1", port=port, devices=DEVICES))
         say(f"keys and certificates for {len(deployment.devices)} devices in {folder}")
         share(deployment)
         say("the digits are split among the devices")

@@ -26,8 +26,8 @@ def check(options: Deploy) -> tuple[list[DeviceEntry], list[str], files.Tree]:
     if options.memory_mb is not None and options.memory_mb < 1:
         mistakes.append(Mistake(f"--memory-mb {options.memory_mb}", COMMAND_LINE, "must be at least 1"))
     devices, more = parse(options.devices)
-    errors.refuse(mistakes + (more or check_overrides(options.rest, devices)))
-    return devices, *_with_copies(options.rest, options.folder)
+    errors.refuse(mistakes + (more or check_overrides(options.overrides, devices)))
+    return devices, *_with_copies(options.overrides, options.folder)
 
 
 def parse(text: str, known: Sequence[DeviceEntry] = ()) -> tuple[list[DeviceEntry], list[Mistake]]:

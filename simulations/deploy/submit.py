@@ -55,7 +55,7 @@ def resume(deployment: Deployment, name: str | None, options: Options, overrides
     """Resume a run, by default the newest unfinished one. Raises FedkdError, also if there are overrides."""
     folder = run_folder.find(deployment.runs, name) if name else runs.newest_unfinished(deployment.runs)
     with progress.make(options) as screen:
-        runs.refuse_words(folder, overrides, f"fedkd deploy run {shlex.quote(str(deployment.folder))}")
+        runs.refuse_overrides(folder, overrides, f"fedkd deploy run {shlex.quote(str(deployment.folder))}")
         resolved = runs.same_configuration(folder)
         if run_folder.state(folder) == "done":
             screen.end([f"done   {folder} is already finished.  fedkd show {folder}"])

@@ -1,8 +1,7 @@
-"""Makes the engine that a configuration names; `auto` takes the one expected to finish first, and says why."""
+"""Makes the engine that a configuration names; `auto` takes the one expected to finish first."""
 
 import importlib.util
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,6 @@ START_SECONDS = 8.0  # until a pool answers: ray.init 2.4 to 5, torch in each wo
 EFFICIENCY = 0.85  # of a core that shares caches and memory with the others, calls included
 FORWARD_SHARE = 0.3  # of an SGD step's time, per image
 
-
 Notify = Callable[[str, str], None]  # a message for the user and its level: `note` or `warn`
 
 
@@ -39,15 +37,13 @@ class Warming(Engine):
         pool.start()
 
     def run(self, jobs: Sequence[Job], deadline: float | None = None) -> Iterator[Result]:
-        start = time.monotonic()
-        rest = deque(jobs)
-        while rest:
-            is_ready = self._is_ready()
-            now = list(rest) if is_ready else [rest.popleft()]
-            left = None if deadline is None else deadline - (time.monotonic() - start)
-            yield from (self._pool if is_ready else self._inline).run(now, left)
-            if is_ready:
+        end = None if deadline is None else time.monotonic() + deadline
+        for done, job in enumerate(jobs):
+            left = None if end is None else end - time.monotonic()
+            if self._is_ready():
+                yield from self._pool.run(jobs[done:], left)
                 return
+            yield from self._inline.run([job], left)
 
     def _is_ready(self) -> bool:
         """Whether the pool takes jobs. Raises the pool's start error unless this process may do the work instead."""
@@ -73,9 +69,9 @@ class Warming(Engine):
 
 
 def make(config: EngineConfig, site: JobRunner, *, estimate: Callable[[], float], notify: Notify) -> tuple[Engine, str]:
-    """The engine, and a sentence that names it and says why. `estimate`: seconds of the run on one core (for auto).
+    """The engine, and a sentence that names it with the reason. `estimate`: seconds of the run on one core, for auto.
 
-    Raises EngineError if Ray is asked for and cannot start here.
+    Raises EngineError if the configuration wants Ray, which cannot start here.
     """
     if config.name == "inline":
         return Inline(site), "engine: inline, as asked"
@@ -93,7 +89,7 @@ def make(config: EngineConfig, site: JobRunner, *, estimate: Callable[[], float]
 
 
 def choose(config: EngineConfig, estimate: Callable[[], float]) -> tuple[str, str]:
-    """The engine that should end first, `inline` or `ray`, and why."""
+    """The engine that should finish first, `inline` or `ray`, and the reason."""
     if config.address is not None:
         return "ray", "because engine.address names a cluster"
     if importlib.util.find_spec("ray") is None:
@@ -108,7 +104,7 @@ def choose(config: EngineConfig, estimate: Callable[[], float]) -> tuple[str, st
         return "inline", f"because Ray cannot start: {error.what}"
     alone = estimate()
     shared = START_SECONDS + alone / (workers * EFFICIENCY)
-    # The measured step does not cover what the method adds at clients or server, so no time is promised for it.
+    # The measured step does not cover the method's own work at clients or server, so no time is promised for it.
     why = (
         f"because plain training and evaluation take about {alone:.0f} s on one core and {shared:.0f} s with {workers} "
         "workers, start included; what the method adds is measured in round 1"
@@ -117,11 +113,10 @@ def choose(config: EngineConfig, estimate: Callable[[], float]) -> tuple[str, st
 
 
 def estimate(config: RunConfig, site: "LocalSite") -> float:
-    """Seconds of plain training and evaluation on one core, from a measured SGD step: a lower bound of the run.
+    """Seconds of plain training and evaluation on one core, from a measured SGD step.
 
-    It leaves out what the method adds: extra terms and phases, and the server's work.
+    A lower bound for the run: without the method's extra terms and phases, and without the server's work.
     """
-    seconds = step_seconds(site)
     cohort = min(config.clients_per_round or config.clients, config.clients)
     sizes = [len(index) for index in site.train_index.values()]
     mean_size = sum(sizes) / max(1, len(sizes))
@@ -130,7 +125,7 @@ def estimate(config: RunConfig, site: "LocalSite") -> float:
     images_own = sum(map(len, site.test_index.values())) / config.evaluate.every
     images_pooled = len(site.test) / config.evaluate.pooled_every
     images = config.rounds * (images_own + images_pooled)
-    return seconds * (steps + FORWARD_SHARE * images / config.train.batch)
+    return step_seconds(site) * (steps + FORWARD_SHARE * images / config.train.batch)
 
 
 def step_seconds(site: "LocalSite") -> float:
@@ -151,7 +146,7 @@ def step_seconds(site: "LocalSite") -> float:
 
 
 class Echo:
-    """Answers each job with the payload it came with: measures an engine without any training."""
+    """Answers each job with its own payload: measures an engine without any training."""
 
     def run(self, job: Job) -> Result:
         return Reply(client=job.client, round=job.round, exchange=job.exchange, payload=job.payload)

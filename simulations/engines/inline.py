@@ -1,4 +1,4 @@
-"""The inline engine: jobs one after another, in this process."""
+"""The inline engine runs jobs one after another in this process."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -35,5 +35,5 @@ class Inline(Engine):
 
 
 def late(job: Job) -> Failure:
-    """The failure of a job that the deadline overtook."""
+    """The failure of a job that has no result at the deadline."""
     return engine.failed(job, f"client {job.client} did not answer before the deadline", "late")

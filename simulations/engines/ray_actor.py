@@ -89,7 +89,7 @@ def _shared(leaf: Any) -> Any:
 
 
 class Worker:
-    """An actor that holds the site and each payload of the current run. Jobs are pure, so it may die at any time."""
+    """An actor that holds the site and the payloads of the current run. Jobs are pure, so it may die at any time."""
 
     def __init__(self, site: Packed) -> None:
         torch.set_num_threads(1)  # bits differ between one and two threads

@@ -1,4 +1,4 @@
-"""One run of jobs on the Ray workers: sends chunks, receives answers, replaces dead workers, gives up late jobs."""
+"""Runs jobs on the Ray workers: sends chunks, receives answers, replaces dead workers, gives up late jobs."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fedkd import engine
-from fedkd.engine import Failure, Job, Result
+from fedkd.engine import Job, Result
 from fedkd.payload import Payload
 from simulations.engines import ray_actor
 from simulations.engines.inline import late
@@ -22,7 +22,7 @@ GRACE_SECONDS = 10.0  # or the deadline, if longer: a worker that has not answer
 
 @dataclass
 class Stored:
-    """A payload of the run: one object in Ray's store while a job needs it; sent directly if only one job has it."""
+    """A payload of the run: an object in Ray's store while jobs need it, or sent directly if only one job has it."""
 
     payload: Payload
     jobs: int = 0
@@ -41,7 +41,7 @@ class Stored:
 
 
 class Dispatch:
-    """The bookkeeping of one run. `number` identifies the run; `affinity` and `costs` carry over to later runs."""
+    """The bookkeeping of the run `number`. `affinity` and `costs` carry over to later runs."""
 
     def __init__(
         self, workers: Workers, jobs: Sequence[Job], *, number: int, affinity: dict[CacheKey, int], costs: Costs
@@ -118,10 +118,10 @@ class Dispatch:
         try:
             answer = ray.get(call.ref)
         except (ray.exceptions.RayTaskError, ray.exceptions.TaskCancelledError) as error:
-            if not call.entries:  # it cannot load the site: treat it as dead
+            if not call.entries:  # the worker cannot load the site: treat it as dead
                 yield from self._bury(slot, error)
                 return
-            # The worker lives: its answer cannot be serialised, or we cancelled the call.
+            # The worker is alive: its answer cannot be serialised, or we cancelled the call.
             slot.calls.remove(call)
             slot.holds.clear()
             yield from self._suspect([] if call.is_stale else call.entries, "raised", error)
@@ -169,7 +169,7 @@ class Dispatch:
         for entry in entries:
             if entry.suspicions >= limit:
                 del self._unanswered[entry]
-                yield _given_up(entry.job, cause, error)
+                yield engine.failed(entry.job, f"client {entry.job.client}: {_WHAT[cause]}", cause, str(error))
 
     def _return(self, entries: list[QueueEntry]) -> None:
         for entry in entries:
@@ -193,10 +193,6 @@ def _answer(ray: Any, call: Call) -> Any:
         return ray.get(call.ref)
     except ray.exceptions.RayError:
         return None
-
-
-def _given_up(job: Job, cause: str, error: Exception) -> Failure:
-    return engine.failed(job, f"client {job.client}: {_WHAT[cause]}", cause, str(error))
 
 
 _EMPTY = Payload()

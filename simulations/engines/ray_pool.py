@@ -1,4 +1,4 @@
-"""The Ray engine: a pool of persistent workers that outlives rounds and runs."""
+"""The Ray engine: a pool of workers that outlives rounds and runs."""
 
 import atexit
 import threading
@@ -14,6 +14,7 @@ from simulations.engines.ray_workers import GREETING_SECONDS, Workers
 from simulations.engines.work_queues import CacheKey, Costs
 
 USE_SECONDS = 5.0  # for jobs to notice that Ray has died
+_CLOSED = "the Ray pool is closed"
 
 
 class RayPool(Engine):
@@ -44,7 +45,7 @@ class RayPool(Engine):
     def start(self) -> "RayPool":
         """Start the pool in its own thread and return at once; `is_ready` follows after 4 to 10 s."""
         if self._closing.is_set():
-            raise _closed()
+            raise EngineError(_CLOSED)
         if self._thread is None:
             self._thread = threading.Thread(target=self._live, name="ray pool", daemon=True)
             self._thread.start()
@@ -63,7 +64,7 @@ class RayPool(Engine):
     def run(self, jobs: Sequence[Job], deadline: float | None = None) -> Iterator[Result]:
         self.start()._started.wait()
         if not self.is_ready or self._workers is None:
-            raise _closed()
+            raise EngineError(_CLOSED)
         self._runs += 1
         dispatch = Dispatch(self._workers, jobs, number=self._runs, affinity=self._affinity, costs=self._costs)
         with self._use:
@@ -103,12 +104,11 @@ class RayPool(Engine):
         return [slot.pid for slot in self._workers.slots if slot.pid] if self._workers is not None else []
 
     def _live(self) -> None:
-        """The pool's life, in one thread, as `ray_session.session` requires."""
+        """The whole life of the pool, in one thread, as `ray_session.session` requires."""
         try:
             data_bytes = ray_actor.num_bytes(self._site)
-            with ray_session.session(
-                workers=self._num_workers, address=self._address, data_bytes=data_bytes
-            ) as num_workers:
+            session = ray_session.session(workers=self._num_workers, address=self._address, data_bytes=data_bytes)
+            with session as num_workers:
                 atexit.unregister(self.close)
                 atexit.register(self.close)  # again: it must run before Ray's own handler
                 self._open(num_workers)
@@ -151,7 +151,3 @@ class RayPool(Engine):
             workers.close()
         if self._use.acquire(timeout=USE_SECONDS):
             self._use.release()
-
-
-def _closed() -> EngineError:
-    return EngineError("the Ray pool is closed")

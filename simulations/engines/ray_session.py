@@ -1,4 +1,4 @@
-"""Starts and stops Ray: a private instance bound to loopback behind a token, or a connection to an existing cluster."""
+"""Starts and stops Ray: a private instance on loopback with a token, or a connection to an existing cluster."""
 
 import functools
 import logging
@@ -32,8 +32,7 @@ _PRIVATE = _QUIET | {
 def session(*, workers: int | None, address: str | None, data_bytes: int) -> Iterator[int]:
     """A connected Ray; yields the number of workers it has room for, at most `workers`.
 
-    The thread that enters it must also leave it, and live until then:
-    Ray asks Linux to end its head process together with the thread that started it.
+    One thread must enter and leave it, and live until then: Ray's head process ends with the thread that started it.
     Raises EngineError if Ray cannot start, or if no folder is short enough for its sockets.
     """
     with _environment(_QUIET):  # Ray reads it when it is first imported
@@ -55,17 +54,15 @@ def session(*, workers: int | None, address: str | None, data_bytes: int) -> Ite
 
 
 def died() -> str:
-    """Which process of our private Ray has ended, as text; empty if none has. Costs microseconds.
+    """The processes of our private Ray that have ended, as text; empty if none has. Costs microseconds.
 
     Ray would silently end this whole process some seconds later.
     """
     import ray
 
     node = ray._private.worker._global_node
-    dead: list[Any] = (
-        [] if node is None else [(name, process) for name, process in node.dead_processes() if name in _VITAL]
-    )
-    return ", ".join(f"its {name} ended with code {process.poll()}" for name, process in dead)
+    dead: list[Any] = [] if node is None else node.dead_processes()
+    return ", ".join(f"its {name} ended with code {process.poll()}" for name, process in dead if name in _VITAL)
 
 
 def num_cores() -> int:

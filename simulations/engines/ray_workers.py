@@ -27,7 +27,7 @@ class Call:
 
 @dataclass(eq=False)
 class Slot:
-    """A place for one worker. It gets jobs only after it has answered its greeting and all calls of earlier runs."""
+    """A place for one worker, which gets jobs after it has answered its greeting and all calls of earlier runs."""
 
     number: int
     actor: Any
@@ -81,10 +81,8 @@ class Workers:
     def check_alive(self) -> None:
         """Raises EngineError if Ray itself has died."""
         if why := ray_session.died():
-            memory = f"too little memory is a usual cause: {machine.limits()}"
-            raise EngineError(
-                f"Ray has died: {why}", mend=f"the rounds before are saved, continue with fedkd resume; {memory}"
-            )
+            mend = f"earlier rounds are saved, continue with fedkd resume; {_memory()}"
+            raise EngineError(f"Ray has died: {why}", mend=mend)
 
     def replace(self, slot: Slot, why: str) -> None:
         """Kill a worker and start another in its place, or drop the slot after too many attempts.
@@ -124,7 +122,7 @@ class Workers:
         return min(times, default=float("inf"))
 
     def close(self) -> None:
-        """Kill all workers; a cluster would keep them."""
+        """Kill all workers; a cluster would keep them running."""
         for slot in self.slots:
             self.kill(slot)
         self.slots.clear()
@@ -143,9 +141,12 @@ class Workers:
         self.slots.remove(slot)
         self.dropped += 1
         if not self.slots:
-            memory = f"too little memory is a usual cause: {machine.limits()}"
-            mend = f"resume the run with fewer workers (engine.workers) or engine=inline; {memory}"
+            mend = f"resume the run with fewer workers (engine.workers) or engine=inline; {_memory()}"
             raise EngineError(f"no Ray worker is left; the last: {why}", mend=mend)
+
+
+def _memory() -> str:
+    return f"too little memory is a usual cause: {machine.limits()}"
 
 
 def _is_answered(call: Call) -> bool:

@@ -1,4 +1,4 @@
-"""Which worker runs what next: one queue per worker, sent in chunks; a worker with an empty queue steals."""
+"""Distributes jobs: one queue per worker, sent in chunks; a worker with an empty queue steals."""
 
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -43,7 +43,7 @@ class Costs:
 
 
 class WorkQueues:
-    """The jobs of a run that are not sent yet: one queue per worker, with the worker's number."""
+    """The unsent jobs of a run, in one queue per worker number."""
 
     def __init__(
         self, entries: Sequence[QueueEntry], workers: Sequence[int], affinity: Mapping[CacheKey, int], costs: Costs

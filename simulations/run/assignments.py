@@ -29,16 +29,16 @@ def keep(folder: RunFolder, assembly: Assembly, student: str) -> None:
     problem = assembly.experiment.problem
     facts = {"students": architectures(problem, student), "proxy": public_set(problem.proxy)}
     folder.note(**pairing(assembly, student), task=task(assembly, student))
-    known = folder.info()
-    known |= {"students": _once(known["students"])} if known.get("students") else {}
+    before = folder.info()
+    before |= {"students": _once(before["students"])} if before.get("students") else {}
     for name, fact in facts.items():
-        if known.get(name, fact) != fact:
+        if before.get(name, fact) != fact:
             raise _changed(folder, "the clients' students are" if name == "students" else "the public set is")
     folder.note(**facts)
 
 
 def task(assembly: Assembly, student: str) -> dict[str, Any]:
-    """The task: sizes of the data, and learnable entries of each architecture."""
+    """The task: data sizes, and the number of learnable entries per architecture."""
     problem, data = assembly.experiment.problem, assembly.dataset
     sizes = {"train": len(data.train), "test": len(data.test)} if assembly.partition is not None else {}
     names = {name: name for name in problem.mixture} or {student: ""}
@@ -46,11 +46,11 @@ def task(assembly: Assembly, student: str) -> dict[str, Any]:
         **sizes,
         "classes": problem.classes,
         "shape": list(problem.input_shape),
-        "parameters": {name: _parameters(problem.alike(each)) for name, each in names.items()},
+        "parameters": {name: _num_parameters(problem.alike(key)) for name, key in names.items()},
     }
 
 
-def _parameters(problem: Problem) -> int:
+def _num_parameters(problem: Problem) -> int:
     return sum(entry.numel() for entry in problem.shape.parameters())
 
 
@@ -78,7 +78,7 @@ def _sha256(tensors: Iterable[Tensor]) -> str:
 
 
 def architectures(problem: Problem, student: str) -> list[str]:
-    """The architecture of each client; a single name if all have the same."""
+    """The architecture of each client; one name if all clients have the same."""
     return _once(problem.assigned or (student,))
 
 
@@ -96,8 +96,8 @@ def public_set(proxy: Proxy | None) -> dict[str, Any] | None:
 
 def _keep_devices(folder: RunFolder, assembly: Assembly) -> None:
     """Write partition.json for a run on devices, whose partition the server does not know."""
-    found = {"schema": run_folder.SCHEMAS["schema"], "recipe": {"name": "devices"}}
-    folder.write_json("partition.json", {**found, "classes": list(assembly.dataset.labels)})
+    schema, classes = run_folder.SCHEMAS["schema"], list(assembly.dataset.labels)
+    folder.write_json("partition.json", {"schema": schema, "recipe": {"name": "devices"}, "classes": classes})
 
 
 def _keep_partition(folder: RunFolder, assembly: Assembly, split: Partition) -> None:

@@ -1,6 +1,7 @@
 """A run as lines for people: sums up the rows of the ledger. Free of torch."""
 
 import shlex
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -91,11 +92,11 @@ class History:
     def left(self, rounds: int) -> float | None:
         """Seconds until the last round, predicted from the newest rounds; None before the first."""
         recent = self.seconds[-_ETA_ROUNDS:]
-        return sum(recent) / len(recent) * (rounds - self.rounds) if recent else None
+        return statistics.fmean(recent) * (rounds - self.rounds) if recent else None
 
 
 def head(resolved: Resolved, folder: Path, engine: str, client_student: str = "own") -> Head:
-    """The head of a run in a folder."""
+    """The head of the run in `folder`."""
     config, partition = resolved.config, resolved.config.partition
     alpha, variant = partition.get("alpha"), config.strategy.get("variant")
     return Head(
@@ -115,15 +116,15 @@ def head(resolved: Resolved, folder: Path, engine: str, client_student: str = "o
 
 def measured(accuracy: Row) -> dict[str, float]:
     """The headline figures measured in a round: `global`, `clients.mean`, or both."""
-    found = {"global": accuracy.get("global"), "clients.mean": accuracy.get("clients", {}).get("mean")}
-    return {name: value for name, value in found.items() if value is not None}
+    headlines = {"global": accuracy.get("global"), "clients.mean": accuracy.get("clients", {}).get("mean")}
+    return {name: value for name, value in headlines.items() if value is not None}
 
 
 def curve(rows: Iterable[Row]) -> list[float]:
     """The headline figure by round: the global student's if any round measured it, else the clients' mean."""
-    found = [measured(row["accuracy"]) for row in rows]
-    name = "global" if any("global" in each for each in found) else "clients.mean"
-    return [each[name] for each in found if name in each]
+    rounds = [measured(row["accuracy"]) for row in rows]
+    name = "global" if any("global" in headlines for headlines in rounds) else "clients.mean"
+    return [headlines[name] for headlines in rounds if name in headlines]
 
 
 def panel(head: Head, history: History, running: float, doing: str = "", *, verbose: bool = False) -> list[str]:
@@ -131,9 +132,8 @@ def panel(head: Head, history: History, running: float, doing: str = "", *, verb
 
     `running`: seconds that the current round has taken so far; `doing`: its current phase, shown if rounds are long.
     """
-    is_long = (
-        max([running, *history.seconds[-1:]]) >= _LONG
-    )  # counts the last round too, so that the line does not flicker
+    # The last round counts too, so that the line does not flicker.
+    is_long = max([running, *history.seconds[-1:]]) >= _LONG
     lines = [
         head.line(),
         _progress_line(head, history, running),
@@ -193,34 +193,33 @@ def closing(summary: Row, head: Head) -> list[str]:
     failures = sum(count for state, count in summary["replies"].items() if state != "ok")
     lines = [f"done   {summary['rounds']} rounds in {clock(summary['seconds']['total'])}" + _failures(failures)]
     lines += [f"       {line}" for line in figures(summary, head.clients)]
-    lines.append(f"files  {head.folder}   curves: tensorboard --logdir {shlex.quote(_parent(head.folder))}")
+    runs = head.folder.rpartition("/")[0] or head.folder
+    lines.append(f"files  {head.folder}   curves: tensorboard --logdir {shlex.quote(runs)}")
     # Personal students may differ in architecture, so their baseline is local training.
     is_personal = summary["accuracy_of"] == "clients.mean" and head.client_student == "own"
     other, name = ("local", "local training") if is_personal else ("fedavg", "FedAvg")
     if head.strategy.split("/")[0] != other:
         config = shlex.quote(head.folder + "/config.yaml")
+        # A list of strategies takes each as conf has it, so a changed one cannot be part of it.
         both = f"compare {config} strategy={other},{head.option} seed=1..8"
-        how = (
-            both if head.option else f"run {config} strategy={other}"
-        )  # changed values of a strategy cannot be part of a list
-        lines.append(f"next   compare with {name}: fedkd {how}")
+        lines.append(f"next   compare with {name}: fedkd {both if head.option else f'run {config} strategy={other}'}")
     return lines
 
 
-def portrait(found: Row) -> list[str]:
-    """What `fedkd show` prints about a run, in any state."""
-    variant = f"/{found['variant']}" if found.get("variant") else ""
+def portrait(run: Row) -> list[str]:
+    """The lines of `fedkd show` about a run, in any state."""
+    variant = f"/{run['variant']}" if run.get("variant") else ""
     lines = [
-        f"run     {found['run']}   {found['status']}, {found['rounds']} of {found['num_rounds']} rounds",
-        f"what    {found['strategy']}{variant}   {found['data']} {found['partition']}   {found['num_clients']} clients"
-        f"   seed {found['seed']}",
-        f"when    started {found['created']}, {clock(found['seconds']['total'])} of rounds",
-        *(f"        {line}" for line in figures(found, found["num_clients"])),
+        f"run     {run['run']}   {run['status']}, {run['rounds']} of {run['num_rounds']} rounds",
+        f"what    {run['strategy']}{variant}   {run['data']} {run['partition']}   {run['num_clients']} clients"
+        f"   seed {run['seed']}",
+        f"when    started {run['created']}, {clock(run['seconds']['total'])} of rounds",
+        *(f"        {line}" for line in figures(run, run["num_clients"])),
     ]
-    if error := found.get("error"):
+    if error := run.get("error"):
         lines.append(f"error   {error}")
-    if found["status"] in {"stopped", "failed"}:
-        lines.append(f"next    {found.get('mend') or 'fedkd resume ' + shlex.quote(found['run'])}")
+    if run["status"] in {"stopped", "failed"}:
+        lines.append(f"next    {run.get('mend') or 'fedkd resume ' + shlex.quote(run['run'])}")
     return lines
 
 
@@ -230,23 +229,23 @@ def figures(summary: Row, num_clients: int) -> list[str]:
     student = summary.get("client_student") or "own"
     lines = []
     if accuracy:
-        name, of = _NAMES[summary["accuracy_of"], student]
-        note = of + _STATISTICS.get((summary["accuracy_of"], summary.get("statistics") or ""), "")
+        name, note = _NAMES[summary["accuracy_of"], student]
+        note += _STATISTICS.get((summary["accuracy_of"], summary.get("statistics") or ""), "")
         lines.append(f"{name:<17} {_curve(accuracy, summary['rounds'])}{note}")
     if common := summary.get("common"):
-        how = "   (the same students on common test images, mean)"
-        lines.append(f"common images     {_curve(common, summary['rounds'])}{how}")
+        note = "   (the same students on common test images, mean)"
+        lines.append(f"common images     {_curve(common, summary['rounds'])}{note}")
     trained = summary.get("trained", {})
-    is_told_apart = student == "own" and 0 < trained.get("count", 0) < num_clients
+    is_separate = student == "own" and 0 < trained.get("count", 0) < num_clients
     if clients:
-        who = f"   (all {num_clients})" if is_told_apart else ""
-        lines.append(f"clients           {_spread(clients)}{who}")
-    if is_told_apart and "clients" in trained:
-        who = f"   (the {trained['count']} that have taken part; the others keep their first students)"
-        lines.append(f"trained clients   {_spread(trained['clients'])}{who}")
-    if (lost := summary.get("forgetting")) is not None:
-        means = "best earlier accuracy minus the last" + ("; below 0: the last is above it" if lost < 0 else "")
-        lines.append(f"forgetting        {lost:.3f}   (mean over classes: {means})")
+        lines.append(f"clients           {_spread(clients)}" + (f"   (all {num_clients})" if is_separate else ""))
+    if is_separate and "clients" in trained:
+        note = f"   (the {trained['count']} that have taken part; the others keep their first students)"
+        lines.append(f"trained clients   {_spread(trained['clients'])}{note}")
+    if (forgetting := summary.get("forgetting")) is not None:
+        sign = "; below 0: the last is above it" if forgetting < 0 else ""
+        note = f"mean over classes: best earlier accuracy minus the last{sign}"
+        lines.append(f"forgetting        {forgetting:.3f}   ({note})")
     lines.append(f"traffic           up {mega(traffic['up'])}   down {mega(traffic['down'])}")
     return lines
 
@@ -284,7 +283,7 @@ def _progress_line(head: Head, history: History, running: float) -> str:
     if left is None:
         parts.append(f"running the first round, {running:.0f} s")
     else:
-        parts.append(f"{sum(history.seconds[-_ETA_ROUNDS:]) / len(history.seconds[-_ETA_ROUNDS:]):.1f} s/round")
+        parts.append(f"{statistics.fmean(history.seconds[-_ETA_ROUNDS:]):.1f} s/round")
         parts.append(f"left {clock(max(0.0, left - running))}" if history.rounds < head.rounds else "finishing")
     return "   ".join([*parts, head.engine.partition(",")[0]])
 
@@ -313,17 +312,17 @@ def _of_clients(accuracy: Row, head: Head, curve: str = "") -> list[str]:
 
 
 def _curve(accuracy: Row, rounds: int) -> str:
-    which = f"last {_LATE} rounds" if rounds > _LATE else f"mean of {rounds} round{'s' * (rounds > 1)}"
-    return f"{accuracy['last']:.3f}   {which} {accuracy['last10']:.3f}   best {accuracy['best']:.3f}"
+    window = f"last {_LATE} rounds" if rounds > _LATE else f"mean of {rounds} round{'s' * (rounds > 1)}"
+    return f"{accuracy['last']:.3f}   {window} {accuracy['last10']:.3f}   best {accuracy['best']:.3f}"
 
 
 def _spread(clients: Row) -> str:
     return f"mean {clients['mean']:.3f}   worst tenth {clients['worst_decile']:.3f}"
 
 
-def _on_labels(found: Row) -> str:
+def _on_labels(accuracy: Row) -> str:
     """In-local and out-local accuracy after local training."""
-    return "   ".join(f"{name}-local {found[name]:.3f}" for name in ("in", "out") if found.get(name) is not None)
+    return "   ".join(f"{name}-local {accuracy[name]:.3f}" for name in ("in", "out") if accuracy.get(name) is not None)
 
 
 def _numbers(numbers: Row) -> str:
@@ -333,9 +332,8 @@ def _numbers(numbers: Row) -> str:
 
 
 def _by_kind(kinds: Counter[str]) -> str:
-    return "   ".join(
-        f"{kind.replace('_', ' ')} {mega(size).removesuffix(' MB')}" for kind, size in kinds.most_common(4)
-    )
+    sizes = ((kind.replace("_", " "), mega(size).removesuffix(" MB")) for kind, size in kinds.most_common(4))
+    return "   ".join(map(" ".join, sizes))
 
 
 def _states(states: Row) -> str:
@@ -343,10 +341,5 @@ def _states(states: Row) -> str:
 
 
 def _failures(count: int) -> str:
-    return (
-        f"   {count} client failure{'s' if count > 1 else ''}: see events.jsonl, clients/*/errors.log" if count else ""
-    )
-
-
-def _parent(folder: str) -> str:
-    return folder.rpartition("/")[0] or folder
+    plural = "s" if count > 1 else ""
+    return f"   {count} client failure{plural}: see events.jsonl, clients/*/errors.log" if count else ""

@@ -46,14 +46,14 @@ class ExecutionTarget:
     commit_each_round: bool = False  # overrides `checkpoint.every`: devices keep only their newest states
 
 
-THREADS = 1  # per operation: two threads give sums other bits
+THREADS = 1  # per operation: with two threads, sums have other bits
 _MACHINE_CAUSES = {"raised", "late", "lost"}  # causes whose text differs between machines
 _LONGEST_REASON = 300  # characters of a failure in the ledger
 _SHOWN = 100  # characters of a failure on the screen
 
 
 class Driver:
-    """One run in one process. `play` may be called once."""
+    """One run in one process. `run` may be called once."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Driver:
         self.digest = resolved.digest()
         self.folder, self.screen, self.debug, self.target = folder, screen, debug, target
         self.began = time.perf_counter()
-        self.before = 0.0  # seconds spent by earlier processes
+        self.earlier = 0.0  # seconds spent by earlier processes
         self.engine_facts: Callable[[], Mapping[str, Any]] = dict
         self.state: RunState | None = None
         self.committed = -1  # round of the last commit
@@ -79,8 +79,8 @@ class Driver:
         self.rows: list[ledger.Row] = []
         self.timings: list[ledger.Row] = []
 
-    def play(self, left_out: exclusion.Exclusion = exclusion.NOBODY) -> dict[str, Any]:
-        """Run to the last round, Ctrl-C or an error; gives the summary. Raises FedkdError; the folder stays whole."""
+    def run(self, excluded: exclusion.Exclusion = exclusion.NOBODY) -> dict[str, Any]:
+        """Run until the last round, Ctrl-C or an error, and return the summary. Raises FedkdError."""
         with ExitStack() as stack:
             stack.callback(self.screen.close)
             with run_folder.writing(self.folder.path):
@@ -91,7 +91,7 @@ class Driver:
             stack.callback(self.tensorboard.close)
             self.interrupts = stack.enter_context(Interrupts())
             try:
-                return self._play(stack, left_out)
+                return self._run(stack, excluded)
             except Stop:
                 return self._stop()
             except RunError as error:
@@ -100,18 +100,18 @@ class Driver:
                 self._save_after(error)
                 raise
 
-    def _play(self, stack: ExitStack, left_out: exclusion.Exclusion) -> dict[str, Any]:
+    def _run(self, stack: ExitStack, excluded: exclusion.Exclusion) -> dict[str, Any]:
         torch.set_num_threads(THREADS)
         config = self.config
         self.screen.phase(f"loading {config.data.name} for {config.clients} clients")
         assembly = (self.target.assemble if self.target else assemble.assemble)(config)
         assignments.keep(self.folder, assembly, config.students.name)
         for text in assembly.warnings:
-            self._notify(text, "warn")
+            self._warn(text)
         for text in assembly.notes:
             self._notify(text, "note")
         self._compare_arithmetic()
-        state = self._state(assembly, left_out)
+        state = self._state(assembly, excluded)
         self._note_students(assembly.experiment, state)
         self.screen.phase("starting the engine")
         engine, sentence = self._engine(assembly.site)
@@ -120,15 +120,15 @@ class Driver:
         self._event("start" if not state.round else "resume", round=state.round, engine=sentence)
         self._begin(self._head(sentence.removeprefix("engine: ")))
         while state.round < config.rounds:
-            played = rounds.run_round(assembly.experiment, engine, state, self.screen.progress)
+            done = rounds.run_round(assembly.experiment, engine, state, self.screen.progress)
             with self.interrupts.deferred():
-                _check_sane(played)
-                self._record(played)
-                exclusion.report(state, played.state, config.border.quarantine_after, self._warn)
-                state = self.state = played.state
+                _check_sane(done)
+                self._record(done)
+                exclusion.report(state, done.state, config.border.quarantine_after, self._warn)
+                state = self.state = done.state
                 if state.round % self._commit_every() == 0:
                     self._commit()
-            self._show(played)
+            self._show(done)
         self.interrupts.hold()
         return self._finish()
 
@@ -136,28 +136,25 @@ class Driver:
 
     def _compare_arithmetic(self) -> None:
         """Record what determines the last bits of a sum; on a resume, warn if it has changed."""
-        now = {
-            "threads": torch.get_num_threads(),
-            "torch": str(torch.__version__),
-            "cpu": torch.backends.cpu.get_cpu_capability(),
-        }
+        cpu = torch.backends.cpu.get_cpu_capability()
+        now = {"threads": torch.get_num_threads(), "torch": str(torch.__version__), "cpu": cpu}
         then = self.folder.info().get("arithmetic", now)
         changed = [f"{name} {then.get(name)} -> {value}" for name, value in now.items() if then.get(name) != value]
         if changed:
             self._warn(f"arithmetic has changed ({', '.join(changed)}): results may differ from an unbroken run's")
         self.folder.note(arithmetic=now)
 
-    def _state(self, assembly: Assembly, left_out: exclusion.Exclusion) -> RunState:
+    def _state(self, assembly: Assembly, excluded: exclusion.Exclusion) -> RunState:
         """The state to continue from; cuts the ledger and the curves to it."""
-        found = checkpoint.load(self.folder.checkpoints, assembly.experiment, self.digest, self._warn)
-        state = left_out.apply(self.folder, found.state if found else rounds.begin(assembly.experiment), self._warn)
+        commit = checkpoint.load(self.folder.checkpoints, assembly.experiment, self.digest, self._warn)
+        state = excluded.apply(self.folder, commit.state if commit else rounds.begin(assembly.experiment), self._warn)
         with run_folder.writing(self.folder.path):
-            self.ledger.cut(found.lengths if found else {})
+            self.ledger.cut(commit.lengths if commit else {})
             self.lengths = self.ledger.lengths()
             self._read_ledger()
             self.tensorboard.restart(self.rows, self.timings)
-        self.before = sum(row["total"] for row in self.timings)
-        self.state, self.committed = state, state.round if found else -1
+        self.earlier = sum(row["total"] for row in self.timings)
+        self.state, self.committed = state, state.round if commit else -1
         return state
 
     def _note_students(self, experiment: Experiment, state: RunState) -> None:
@@ -172,7 +169,7 @@ class Driver:
         self.timings = ledger.rows(self.folder.path / "timings.jsonl")
 
     def _engine(self, site: LocalSite) -> tuple[Engine, str]:
-        """The engine, and a sentence that names it and says why."""
+        """The engine, and a sentence that names it and gives the reason."""
         if self.target is not None:
             engine = self.target.connect(site, self._notify)
             return engine, f"engine: {engine.name}"
@@ -188,17 +185,16 @@ class Driver:
 
     # --- a round ---------------------------------------------------------------------------------------------------
 
-    def _record(self, played: Round) -> None:
+    def _record(self, done: Round) -> None:
         """Append the rows of a round. If the disk is full, those of earlier rounds stay whole."""
-        number = played.state.round
-        timings = {"round": number, "at": time.time(), **played.timings, "memory": machine.peak() / 1e6}
+        timings = {"round": done.state.round, "at": time.time(), **done.timings, "memory": machine.peak() / 1e6}
         with run_folder.writing(self.folder.path):
-            self.ledger.append("clients.jsonl", [_portable(row) for row in played.clients])
+            self.ledger.append("clients.jsonl", [_portable(row) for row in done.clients])
             self.ledger.append("timings.jsonl", [timings])
-            self.ledger.append("metrics.jsonl", [played.row])
-            self.tensorboard.write(played.row, timings)
-        self._log_failures(played.failures)
-        self.rows.append(played.row)
+            self.ledger.append("metrics.jsonl", [done.row])
+            self.tensorboard.write(done.row, timings)
+        self._log_failures(done.failures)
+        self.rows.append(done.row)
         self.timings.append(timings)
         self.lengths = self.ledger.lengths()
 
@@ -207,20 +203,20 @@ class Driver:
             text = f"round {failure.round}, {failure.task}, {failure.cause}: {failure.what}"
             self._event("failure", **{k: getattr(failure, k) for k in ("round", "client", "task", "cause", "what")})
             if failure.task == "evaluate_pooled":
-                self.folder.log(f"{_who(failure)}: {text}\n{failure.detail}")
+                self.folder.log(f"{_sender(failure)}: {text}\n{failure.detail}")
             else:
                 self.folder.log_error(failure.client, f"{text}\n{failure.detail}")
 
     def _commit(self) -> None:
-        """Commit the state after the last round: a resume continues from it."""
+        """Commit the state after the last round; a resume continues from it."""
         if self.state is None or self.state.round == self.committed:
             return
         start = time.perf_counter()
         accuracy = self.rows[-1]["accuracy"] if self.rows else {}
         with run_folder.writing(self.folder.path):
             lengths = self.ledger.sync()
-            worth = measured(accuracy).get("global" if self.is_pooled else "clients.mean")
-            checkpoint.commit(self.folder.checkpoints, self.state, lengths, self.digest, worth)
+            score = measured(accuracy).get("global" if self.is_pooled else "clients.mean")
+            checkpoint.commit(self.folder.checkpoints, self.state, lengths, self.digest, score)
             checkpoint.prune(self.folder.checkpoints, self.config.checkpoint.keep)
         self.committed = self.state.round
         self.folder.note(round=self.committed)
@@ -230,28 +226,27 @@ class Driver:
 
     def _finish(self) -> dict[str, Any]:
         self._commit()
-        found = self._summarise("done")
-        self._end(closing(found, self._head("")))
-        return found
+        totals = self._summarise("done")
+        self._end(closing(totals, self._head("")))
+        return totals
 
     def _stop(self) -> dict[str, Any]:
         """After a signal: abandon the current round, save those before it."""
         caught = self.interrupts.caught
         self._commit()
-        found = {**self._summarise("stopped"), "signal": caught.name if caught else "SIGINT"}
-        by = "a request to terminate" if found["signal"] == "SIGTERM" else "Ctrl-C"
+        totals = {**self._summarise("stopped"), "signal": caught.name if caught else "SIGINT"}
+        by = "a request to terminate" if totals["signal"] == "SIGTERM" else "Ctrl-C"
         resume = f"fedkd resume {self.folder.path}"
-        self._end([f"stopped  after round {found['rounds']} by {by}; everything is saved.  {resume}"])
-        return found
+        self._end([f"stopped  after round {totals['rounds']} by {by}; everything is saved.  {resume}"])
+        return totals
 
     def _fail(self, error: RunError) -> RunError:
         """The same error, with advice on how to continue."""
         with suppress(FolderError):
             self._log_failures(error.failures)
-        found = advice.after(error.failures, self.config, self.folder.path, on_devices=self.target is not None)
-        number = self.state.round if self.state else 0
-        self._save_after(error, mend=found.text, replays=found.replays)
-        mend = f"The state of round {number} is safe. {found.text}"
+        advised = advice.after(error.failures, self.config, self.folder.path, on_devices=self.target is not None)
+        self._save_after(error, mend=advised.text, replays=advised.replays)
+        mend = f"The state of round {self.state.round if self.state else 0} is safe. {advised.text}"
         return RunError(error.what, where=error.where, mend=mend, failures=error.failures)
 
     def _save_after(self, error: BaseException, **facts: Any) -> None:
@@ -269,24 +264,24 @@ class Driver:
 
     def _summarise(self, status: str, **facts: Any) -> dict[str, Any]:
         """Write summary.json and the state in run.json."""
-        found = {"run": str(self.folder.path), "status": status, **summary.of_rows(self.rows, self.timings), **facts}
-        found |= {key: self.folder.info().get(key) for key in ("statistics", "client_student")}
-        found["seconds"]["total"] = self.before + time.perf_counter() - self.began
-        self.folder.write_json("summary.json", found)
-        self.folder.note(state=status, round=found["rounds"], engine=self.engine_facts(), **facts)
-        self._event(status, round=found["rounds"], **facts)
-        return found
+        totals = {"run": str(self.folder.path), "status": status, **summary.of_rows(self.rows, self.timings), **facts}
+        totals |= {key: self.folder.info().get(key) for key in ("statistics", "client_student")}
+        totals["seconds"]["total"] = self.earlier + time.perf_counter() - self.began
+        self.folder.write_json("summary.json", totals)
+        self.folder.note(state=status, round=totals["rounds"], engine=self.engine_facts(), **facts)
+        self._event(status, round=totals["rounds"], **facts)
+        return totals
 
-    # --- what people see: on the screen, if it still exists, and in log.txt ------------------------------------------
+    # --- output for people: the screen and log.txt -------------------------------------------------------------------
 
     def _begin(self, head: Head) -> None:
         self.folder.log(f"{head.line()}   {head.engine}")
         self.screen.begin(head, self.rows)
 
-    def _show(self, played: Round) -> None:
-        seconds, failure = played.timings["total"], _shown(played.failures)
-        self.folder.log(round_line(played.row, seconds, failure, self._head(""), verbose=True))
-        self.screen.round(played.row, seconds, failure)
+    def _show(self, done: Round) -> None:
+        seconds, failure = done.timings["total"], _shown(done.failures)
+        self.folder.log(round_line(done.row, seconds, failure, self._head(""), verbose=True))
+        self.screen.round(done.row, seconds, failure)
 
     def _end(self, lines: Sequence[str]) -> None:
         self.folder.log("\n".join(lines))
@@ -306,34 +301,33 @@ class Driver:
 
 
 def statistics_policy(experiment: Experiment, state: RunState) -> str:
-    """Which BatchNorm statistics students are evaluated with: `average`, `local`, or `none` if there are none.
+    """The BatchNorm statistics of evaluated students: `average`, `local`, or `none` if they have none.
 
     Also `local` if the strategy serves no statistics: clients then keep their own.
     """
     problem, strategy = experiment.problem, experiment.strategy
     has_global = strategy.evaluation_payload(state.server, None) is not None
-    named = {who: problem.of(who).statistic_names for who in ([None] if has_global else range(problem.clients))}
-    if not any(named.values()):
+    clients = [None] if has_global else range(problem.clients)
+    names = {client: problem.of(client).statistic_names for client in clients}
+    if not any(names.values()):
         return "none"
-    for who, names in named.items():
-        served = strategy.evaluation_payload(state.server, who) or Payload()
-        if {*names} & {*(served.weights or {}), *(served.samples or {})}:
+    for client in clients:
+        served = strategy.evaluation_payload(state.server, client) or Payload()
+        if {*names[client]} & {*(served.weights or {}), *(served.samples or {})}:
             return problem.statistics
     return "local"
 
 
-def _check_sane(played: Round) -> None:
+def _check_sane(done: Round) -> None:
     """Raises RunError if the served students are no longer finite: further rounds are useless."""
-    bad = [f for f in played.failures if f.task != "train" and f.cause == "non_finite"]
-    if any(f.task == "evaluate_pooled" for f in bad) or (bad and not measured(played.row["accuracy"])):
-        raise RunError(
-            f"round {played.state.round}: training has diverged, the test loss is not finite ({bad[0].what})",
-            failures=tuple(bad),
-        )
+    bad = [f for f in done.failures if f.task != "train" and f.cause == "non_finite"]
+    if any(f.task == "evaluate_pooled" for f in bad) or (bad and not measured(done.row["accuracy"])):
+        what = f"round {done.state.round}: training has diverged, the test loss is not finite ({bad[0].what})"
+        raise RunError(what, failures=tuple(bad))
 
 
 def _portable(row: ledger.Row) -> ledger.Row:
-    """A client's row without machine facts: the text of an exception may name addresses, paths or processes."""
+    """A client's row without machine facts, such as addresses, paths or processes in the text of an exception."""
     if "reason" not in row:
         return row
     if row["cause"] not in _MACHINE_CAUSES:
@@ -348,9 +342,9 @@ def _shown(failures: Sequence[Failure]) -> str:
     last = failures[-1]
     text = " ".join(last.what.split())
     how = "rejected" if last.is_rejected else "late" if last.cause == "late" else "failed"
-    return f"{_who(last)} {how} in round {last.round}: {text[:_SHOWN]}"
+    return f"{_sender(last)} {how} in round {last.round}: {text[:_SHOWN]}"
 
 
-def _who(failure: Failure) -> str:
-    is_client = failure.task != "evaluate_pooled"
-    return f"client {failure.client}" if is_client else f"part {failure.client} of the pooled test set"
+def _sender(failure: Failure) -> str:
+    is_pooled = failure.task == "evaluate_pooled"
+    return f"part {failure.client} of the pooled test set" if is_pooled else f"client {failure.client}"

@@ -1,6 +1,6 @@
-"""Which clients a user has left out with `fedkd resume --without`; run.json keeps them.
+"""Clients that a user has left out with `fedkd resume --without`.
 
-A later resume reads them there: it leaves out the same clients from the same rounds, whatever its checkpoint.
+run.json keeps them: a later resume leaves out the same clients from the same rounds, whatever its checkpoint.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fedkd.errors import ConfigError, FolderError
 from simulations.run.run_folder import RunFolder
 
-if TYPE_CHECKING:  # imports torch: mistakes on the command line are reported before
+if TYPE_CHECKING:  # imports torch, and mistakes on the command line are reported earlier
     from fedkd.experiment import RunState
 
 _WHERE = "command line"
@@ -19,7 +19,7 @@ _WHERE = "command line"
 
 @dataclass(frozen=True)
 class Exclusion:
-    """The request of a resume: clients to leave out from then on, and the round to go back to first."""
+    """What a resume asks for: clients to leave out from now on, and the round to go back to first."""
 
     clients: Sequence[int] = ()
     back_to: int | None = None  # None: the newest commit
@@ -35,7 +35,7 @@ class Exclusion:
                 mend = f"its clients are 0 to {number - 1}"
                 raise ConfigError(f"--without {client}: the run has no such client", where=_WHERE, mend=mend)
         if self.back_to is not None and not self.clients:
-            mend = "add --without CLIENT: without it the same rounds would only run again"
+            mend = "add --without CLIENT: otherwise the same rounds would only run again"
             raise ConfigError(f"--from {self.back_to} without --without", where=_WHERE, mend=mend)
         if self.back_to is not None and self.back_to < 0:
             raise ConfigError(f"--from {self.back_to} is not a round", where=_WHERE, mend="--from 0 is the beginning")
@@ -55,14 +55,15 @@ class Exclusion:
             checkpoint.forget(folder.checkpoints, after=self.back_to)
 
     def apply(self, folder: RunFolder, state: "RunState", warn: Callable[[str], None]) -> "RunState":
-        """The state without all excluded clients, the new ones from the next round. Notes these in run.json."""
+        """The state without the excluded clients: earlier ones, and new ones from the next round on, which it notes."""
+        clients = dict.fromkeys(self.clients)
         noted = list(folder.info().get("without", ()))
-        known = {entry["client"] for entry in noted if entry["after"] <= state.round}
-        noted = [entry for entry in noted if entry["client"] not in {*self.clients} - known]
-        noted += [{"client": each, "after": state.round} for each in dict.fromkeys(self.clients) if each not in known]
-        if self.clients:
+        earlier = {entry["client"] for entry in noted if entry["after"] <= state.round}
+        noted = [entry for entry in noted if entry["client"] not in {*clients} - earlier]
+        noted += [{"client": client, "after": state.round} for client in clients if client not in earlier]
+        if clients:
             folder.note(without=noted)
-        for client in dict.fromkeys(self.clients):
+        for client in clients:
             warn(f"client {client} is left out from round {state.round + 1} on: --without")
         for entry in noted:
             state = replace(state, standing=state.standing.without([entry["client"]], entry["after"] + 1))

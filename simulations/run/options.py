@@ -1,4 +1,4 @@
-"""Options of each verb: a dataclass that generates the parser, its help and the value. Imports nothing heavy."""
+"""The options of each verb, as a dataclass that generates its parser and help. Imports nothing heavy."""
 
 import argparse
 import json
@@ -21,31 +21,34 @@ class Flag:
     metavar: str | None = None
     name: str = ""  # empty: the field's own
 
-    def add_to(self, parser: argparse._ActionsContainer, to: Field[Any]) -> None:
+    def add_to(self, parser: argparse._ActionsContainer, field: Field[Any]) -> None:
         """Add the option `--name`: a switch, or one value; for a tuple, the option may repeat."""
-        kind = _kind(to)
-        flag = self.name or f"--{to.name.replace('_', '-')}"
+        kind = _kind(field)
+        how: dict[str, Any] = {
+            "type": next(iter(get_args(kind)), kind),
+            "metavar": self.metavar,
+            "default": field.default,
+        }
         if kind is bool:
-            parser.add_argument(flag, dest=to.name, action="store_true", help=self.help)
-        else:
-            is_many = get_origin(kind) is tuple
-            several: dict[str, Any] = {"action": "append", "default": []} if is_many else {"default": to.default}
-            element = next(iter(get_args(kind)), kind)
-            parser.add_argument(flag, dest=to.name, type=element, metavar=self.metavar, help=self.help, **several)
+            how = {"action": "store_true"}
+        elif get_origin(kind) is tuple:
+            how |= {"action": "append", "default": []}
+        flag = self.name or f"--{field.name.replace('_', '-')}"
+        parser.add_argument(flag, dest=field.name, help=self.help, **how)
 
 
-class Word(Flag):
-    """The same for a positional argument."""
+class Positional(Flag):
+    """How a field appears as a positional argument."""
 
-    def add_to(self, parser: argparse._ActionsContainer, to: Field[Any]) -> None:
-        is_needed = to.default is MISSING
-        number = ("+" if is_needed else "*") if get_origin(_kind(to)) is tuple else None if is_needed else "?"
-        parser.add_argument(to.name, nargs=number, metavar=self.metavar, help=self.help)
+    def add_to(self, parser: argparse._ActionsContainer, field: Field[Any]) -> None:
+        is_needed = field.default is MISSING
+        number = ("+" if is_needed else "*") if get_origin(_kind(field)) is tuple else None if is_needed else "?"
+        parser.add_argument(field.name, nargs=number, metavar=self.metavar, help=self.help)
 
 
-def _kind(of: Field[Any]) -> Any:
-    """Without its annotation."""
-    return get_args(of.type)[0]
+def _kind(field: Field[Any]) -> Any:
+    """A field's type without its annotation."""
+    return get_args(field.type)[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +65,8 @@ class Options:
     quiet: Annotated[bool, Flag("only the result")] = False
     verbose: Annotated[bool, Flag("more detail")] = False
     debug: Annotated[bool, Flag("one process, full tracebacks")] = False
-    answers: list[Mapping[str, Any]] = field(
-        default_factory=list, compare=False, repr=False
-    )  # printed so far: at most one
+    # The objects printed so far: at most one.
+    answers: list[Mapping[str, Any]] = field(default_factory=list, compare=False, repr=False)
 
     @classmethod
     def about(cls) -> str:
@@ -73,37 +75,38 @@ class Options:
 
     @classmethod
     def add_to(cls, parser: argparse.ArgumentParser) -> None:
-        common = {each.name for each in fields(Options)}
+        common = {option.name for option in fields(Options)}
         group = parser.add_argument_group("options of all verbs")
-        for each in sorted(fields(cls), key=lambda each: each.name in common):  # the verb's own first
-            for flag in get_args(each.type)[1:]:
+        for option in sorted(fields(cls), key=lambda option: option.name in common):  # the verb's own first
+            for flag in get_args(option.type)[1:]:
                 if isinstance(flag, Flag):
-                    flag.add_to(group if each.name in common else parser, each)
+                    flag.add_to(group if option.name in common else parser, option)
 
     @classmethod
     def of(cls, parsed: argparse.Namespace, answers: list[Mapping[str, Any]]) -> Self:
-        """The value that was parsed."""
-        given: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(parsed).items()}
-        return cls(**given, answers=answers)
+        """The options in a parsed command line."""
+        values: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(parsed).items()}
+        return cls(**values, answers=answers)
 
     def flags(self, *names: str) -> list[str]:
         """Some of these options as command-line arguments; leaves out defaults."""
-        words = []
-        for each in (each for name in names for each in fields(self) if each.name == name):
-            value = getattr(self, each.name)
-            given = value if isinstance(value, tuple) else (value,) if value != each.default else ()
-            words += [word for one in given for word in (f"--{each.name.replace('_', '-')}", str(one))]
-        return words
+        arguments = []
+        defaults = {option.name: option.default for option in fields(self)}
+        for name in names:
+            value = getattr(self, name)
+            values = value if isinstance(value, tuple) else (value,) if value != defaults[name] else ()
+            arguments += [text for item in values for text in (f"--{name.replace('_', '-')}", str(item))]
+        return arguments
 
-    def answer(self, found: Mapping[str, Any]) -> None:
-        """Print the one object that --json asks for, if it does."""
+    def answer(self, result: Mapping[str, Any]) -> None:
+        """Print the one JSON object, if --json is given."""
         if self.json:
-            self.answers.append(found)
-            print(json.dumps(_finite(found), allow_nan=False), flush=True)
+            self.answers.append(result)
+            print(json.dumps(_finite(result), allow_nan=False), flush=True)
 
 
 def _finite(value: Any) -> Any:
-    """The value with null for numbers that are not finite: JSON has no NaN."""
+    """The value with null in place of numbers that are not finite: JSON has no NaN."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -111,7 +114,7 @@ def _finite(value: Any) -> Any:
     return [_finite(below) for below in value] if isinstance(value, list | tuple) else value
 
 
-_Words = Annotated[tuple[str, ...], Word("key=value, group=name or a YAML file; later wins", "WORD")]
+_Overrides = Annotated[tuple[str, ...], Positional("key=value, group=name or a YAML file; later wins", "OVERRIDE")]
 _Download = Annotated[bool, Flag("fetch missing data sets with torchvision")]
 _Metric = Annotated[str | None, Flag("primary metric, e.g. 'clients.mean last10', 'global last10'", "METRIC")]
 _Target = Annotated[float | None, Flag("report the cost of reaching this, e.g. 0.9", "ACCURACY")]
@@ -122,7 +125,7 @@ _RUN = "a run folder, a run's id or the beginning of one"
 class Run(Options):
     """Run an experiment; without overrides, a first one that needs no network."""
 
-    words: _Words = ()
+    overrides: _Overrides = ()
     download: _Download = False
 
     examples = (
@@ -135,6 +138,7 @@ class Run(Options):
 
 
 _GRID = "key=value as for run, where a value may be a list: a,b,c or 1..8; or comparison=NAME"
+_BASELINE = "method to compare the others with (default: fedavg, else the first)"
 _TUNE = "choose a value for each method, or for one, on validation data; may be repeated"
 
 
@@ -142,11 +146,9 @@ _TUNE = "choose a value for each method, or for one, on validation data; may be 
 class Compare(Options):
     """Compare strategies over settings and seeds; the same command continues after a stop."""
 
-    overrides: Annotated[tuple[str, ...], Word(_GRID, "WORD")] = ()
+    overrides: Annotated[tuple[str, ...], Positional(_GRID, "OVERRIDE")] = ()
     jobs: Annotated[int | None, Flag("runs side by side (default: one per core)", "N")] = None
-    baseline: Annotated[
-        str | None, Flag("method to compare the others with (default: fedavg, else the first)", "METHOD")
-    ] = None
+    baseline: Annotated[str | None, Flag(_BASELINE, "METHOD")] = None
     metric: _Metric = None
     target: _Target = None
     tune: Annotated[tuple[str, ...], Flag(_TUNE, "[METHOD.]KEY=A,B,C")] = ()
@@ -166,7 +168,7 @@ class Compare(Options):
 class Report(Options):
     """Report on a comparison, or on runs made anywhere: one page, tables and figures."""
 
-    places: Annotated[tuple[str, ...], Word("a run, a folder of runs or a comparison", "RUN_OR_COMPARISON")]
+    places: Annotated[tuple[str, ...], Positional("a run, a folder of runs or a comparison", "RUN_OR_COMPARISON")]
     metric: _Metric = None
     baseline: Annotated[str | None, Flag("method to compare the others with", "METHOD")] = None
     target: _Target = None
@@ -183,7 +185,7 @@ class Report(Options):
 class Export(Options):
     """Write the student of a run to a file, checked against the run: safetensors, pt2 or onnx."""
 
-    run: Annotated[str, Word(_RUN, "RUN")]
+    run: Annotated[str, Positional(_RUN, "RUN")]
     client: Annotated[int | None, Flag("a client's own student (default: the global one)", "ID")] = None
     format: Annotated[str, Flag("safetensors, pt2 or onnx (default: safetensors)", "FORMAT")] = "safetensors"
     int8: Annotated[bool, Flag("eight bits, onnx only; the accuracy it costs is measured")] = False
@@ -204,8 +206,8 @@ _RESUME = "run: continue a run, by default the newest unfinished one"
 class Deploy(Options):
     """Run on real devices: keys, server, clients, runs; `fedkd deploy demo` shows all of it on this machine."""
 
-    action: Annotated[str, Word("what to do", "init|add|renew|shards|server|client|run|status|stop|demo")]
-    words: Annotated[tuple[str, ...], Word(_DIR, "DIR [WORD ...]")] = ()
+    action: Annotated[str, Positional("what to do", "init|add|renew|shards|server|client|run|status|stop|demo")]
+    arguments: Annotated[tuple[str, ...], Positional(_DIR, "DIR [OVERRIDE ...]")] = ()
     address: Annotated[str, Flag("init: the server's address, as devices reach it", "HOST")] = ""
     port: Annotated[int, Flag("init: port of the server (default: 8000)", "PORT")] = 8000
     devices: Annotated[str, Flag("init, add: edge-1,edge-2:mlp,... (name:student), or a number", "NAMES")] = ""
@@ -230,18 +232,15 @@ class Deploy(Options):
     @property
     def folder(self) -> Path:
         """The deployment, or the kit. Raises ConfigError."""
-        if not self.words or "=" in self.words[0]:
-            raise ConfigError(
-                f"deploy {self.action} needs a folder",
-                where=COMMAND_LINE,
-                mend=f"name the deployment's folder, as in `fedkd deploy {self.action} DIR`",
-            )
-        return Path(self.words[0]).expanduser()
+        if not self.arguments or "=" in self.arguments[0]:
+            mend = f"name the deployment's folder, as in `fedkd deploy {self.action} DIR`"
+            raise ConfigError(f"deploy {self.action} needs a folder", where=COMMAND_LINE, mend=mend)
+        return Path(self.arguments[0]).expanduser()
 
     @property
-    def rest(self) -> tuple[str, ...]:
+    def overrides(self) -> tuple[str, ...]:
         """The overrides after the folder."""
-        return self.words[1:]
+        return self.arguments[1:]
 
 
 _WITHOUT = "leave this client out from now on; may be repeated"
@@ -252,7 +251,7 @@ _FROM = "with --without: go back to the newest checkpoint up to this round; 0: t
 class Resume(Options):
     """Continue a stopped run."""
 
-    words: Annotated[tuple[str, ...], Word(_RUN, "RUN")] = ()
+    arguments: Annotated[tuple[str, ...], Positional(_RUN, "RUN")] = ()
     without: Annotated[tuple[int, ...], Flag(_WITHOUT, "CLIENT")] = ()
     back_to: Annotated[int | None, Flag(_FROM, "ROUND", "--from")] = None
 
@@ -267,7 +266,7 @@ class Resume(Options):
 class Show(Options):
     """Show what a run has done."""
 
-    run: Annotated[str, Word(_RUN, "RUN")]
+    run: Annotated[str, Positional(_RUN, "RUN")]
 
     examples = ("fedkd show 1124-1830-fedgen-a3f9", "fedkd show runs/pilot --json")
 
@@ -276,7 +275,7 @@ class Show(Options):
 class List(Options):
     """List the choices: strategies, data, partitions, students, presets, engines; and the runs so far."""
 
-    what: Annotated[str | None, Word("strategies, data, ..., runs (default: all)", "WHAT")] = None
+    kind: Annotated[str | None, Positional("strategies, data, ..., runs (default: all)", "KIND")] = None
 
     examples = ("fedkd list", "fedkd list strategies", "fedkd list runs --json")
 
@@ -285,7 +284,7 @@ class List(Options):
 class Partition(Options):
     """Show each client's share of the data; trains nothing."""
 
-    words: _Words = ()
+    overrides: _Overrides = ()
     picture: Annotated[Path | None, Flag("picture to write (default: partition.png)", "PATH")] = None
     download: _Download = False
 
@@ -299,8 +298,8 @@ class Partition(Options):
 class Config(Options):
     """Show, check or compare configurations; print the schema."""
 
-    action: Annotated[str, Word("what to do", "show|check|diff|schema")]
-    words: _Words = ()
+    action: Annotated[str, Positional("what to do", "show|check|diff|schema")]
+    overrides: _Overrides = ()
 
     examples = (
         "fedkd config show preset=fedgen-mnist          # each value with its source",
@@ -321,7 +320,7 @@ class Doctor(Options):
 class Bench(Options):
     """Measure speed against a bare training loop on this machine."""
 
-    words: _Words = ()
+    overrides: _Overrides = ()
     quick: Annotated[bool, Flag("fewer repetitions: takes a minute, is noisier")] = False
 
     examples = (

@@ -18,7 +18,7 @@ REDRAWS = 4  # per second, at most
 
 
 class Screen:
-    """Shows nothing but warnings and the result: --quiet, and the base of the others."""
+    """Shows only warnings and the result: --quiet, and the base of the other screens."""
 
     def __init__(self, result: Any = None, *, verbose: bool = False) -> None:
         self.result = result  # the stream for the last lines; None: nowhere
@@ -36,7 +36,7 @@ class Screen:
         """A step before the first round: `loading PyTorch`."""
 
     def begin(self, head: Head, rows: Sequence[Row]) -> None:
-        """The rounds begin; `rows` are those of rounds before a resume."""
+        """The rounds begin; `rows` holds the rounds before a resume."""
         self.head = head
         for row in rows:
             self.history.add(row)
@@ -54,10 +54,10 @@ class Screen:
         print(f"warn   {text}", file=sys.stderr, flush=True)
 
     def note(self, text: str) -> None:
-        """News that is no warning: a device has joined."""
+        """A message that is no warning, such as: a device has joined."""
 
     def end(self, lines: Sequence[str]) -> None:
-        """Print the last lines; nothing follows them. With --quiet, leave out the advice what to do next."""
+        """Print the last lines; nothing follows them. With --quiet, leave out the advice on what to do next."""
         self.close()
         for line in lines:
             if self.result is not None and not line.startswith("next "):
@@ -67,7 +67,7 @@ class Screen:
         """Restore the terminal. Safe to call twice."""
 
 
-class Lines(Screen):
+class LineScreen(Screen):
     """For pipes and files: a header, one line per round, a summary; no colour, no redraw."""
 
     def __init__(self, stream: Any, *, verbose: bool = False) -> None:
@@ -76,7 +76,7 @@ class Lines(Screen):
         self._phase, self._is_mid_line = "", False
 
     def phase(self, text: str) -> None:
-        # One line for all phases: the start is short, but the user should see that something happens.
+        # One line for all phases: the start is short, but the user should see that something is happening.
         if text != self._phase:
             self._write(f", {text}" if self._is_mid_line else f"starting: {text}", end="")
         self._phase, self._is_mid_line = text, True
@@ -122,9 +122,8 @@ class Panel(Screen):
         self._phase, self._began = "", time.monotonic()
         self._doing, self._since = ("", 0, 0), self._began  # phase of the current round, and when it began
         self._lock = threading.RLock()  # rich redraws in its own thread
-        self._live = Live(
-            get_renderable=self._render, console=console, refresh_per_second=REDRAWS, vertical_overflow="visible"
-        )
+        settings: Any = {"refresh_per_second": REDRAWS, "vertical_overflow": "visible"}
+        self._live = Live(get_renderable=self._render, console=console, **settings)
         self._is_live = False
 
     def phase(self, text: str) -> None:
@@ -191,21 +190,21 @@ class Panel(Screen):
 
 
 def make(options: Any) -> Screen:
-    """The screen for these options; with --json it is stderr, so that stdout holds one object."""
+    """The screen for these options; with --json it is on stderr, so that stdout holds one object."""
     verbose = bool(options.verbose)
     if options.quiet:
         return Screen(None if options.json else sys.stdout, verbose=verbose)
     stream = sys.stderr if options.json else sys.stdout
     console = terminal(stream, options)
-    return Lines(stream, verbose=verbose) if console is None else Panel(console, verbose=verbose)
+    return LineScreen(stream, verbose=verbose) if console is None else Panel(console, verbose=verbose)
 
 
 def terminal(stream: Any, options: Any) -> "Console | None":
-    """The terminal behind a stream, if it can and may be redrawn."""
+    """The terminal behind a stream, if redrawing it is possible and allowed."""
     if not stream.isatty() or options.debug:  # a debugger needs a terminal without redraws
         return None
     from rich.console import Console
 
     console = Console(file=stream)
-    is_able = console.is_terminal and not console.is_dumb_terminal and "utf" in console.encoding.lower()
-    return console if is_able else None
+    can_redraw = console.is_terminal and not console.is_dumb_terminal and "utf" in console.encoding.lower()
+    return console if can_redraw else None

@@ -1,15 +1,16 @@
-"""Which code runs: the commit of its checkout, and a hash of its files, which also covers uncommitted changes."""
+"""Identifies the running code: the commit of its checkout, and a hash of its files with uncommitted changes."""
 
 import hashlib
 import subprocess
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 _DECISIVE = ("fedkd", "strategies", "clients")  # packages that decide the results of a run
-_DRIVING = ("simulations/assemble.py", "simulations/run/driver.py")  # so do these
+_DRIVING = ("simulations/assemble.py", "simulations/run/driver.py")  # these files decide them too
 _EVERYTHING = (*_DECISIVE, "simulations", "conf")
 
 
@@ -33,10 +34,10 @@ def commit(root: Path = ROOT) -> str | None:
     """
     if not (root / ".git").exists():
         return None
-    found = _git(root, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-    if not found or found.endswith("-dirty"):
-        return found or None
-    return f"{found}-dirty" if _git(root, "ls-files", "--others", "--exclude-standard", "--", *_EVERYTHING) else found
+    name = _git(root, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    if not name or name.endswith("-dirty"):
+        return name or None
+    return f"{name}-dirty" if _git(root, "ls-files", "--others", "--exclude-standard", "--", *_EVERYTHING) else name
 
 
 def _files(folder: Path) -> list[Path]:
@@ -52,10 +53,9 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _git(root: Path, *words: str) -> str:
+def _git(root: Path, *args: str) -> str:
     """Git's output; empty if git fails or is missing."""
-    try:
-        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip()
+    command = ["git", "-C", str(root), *args]
+    with suppress(OSError, subprocess.TimeoutExpired):
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=False).stdout.strip()
+    return ""

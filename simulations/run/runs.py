@@ -1,4 +1,4 @@
-"""Runs: start, resume, show and list them. Free of torch until a run begins, so that mistakes show at once."""
+"""Start, resume, show and list runs. Free of torch until a run begins, so that mistakes appear at once."""
 
 import shlex
 import sys
@@ -36,10 +36,9 @@ def start(
     screen: Screen | None = None,
     command: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Run a configuration in a new folder; gives the summary that `--json` prints. Raises FedkdError.
+    """Run a configuration in a new folder; returns the summary that `--json` prints. Raises FedkdError.
 
-    `target`: where to run, if not where the configuration says. `screen`: one that already shows something.
-    `command`: what the user wrote, if not this process's own command.
+    `target` replaces the configuration's engine, `screen` a new one, `command` this process's own command line.
     """
     screen = screen or progress.make(options)
     folder = run_folder.create(runs, naming.of(resolved.config.strategy), resolved.digest(), name=name, out=out)
@@ -60,16 +59,16 @@ def resume(
     runs: Path,
     options: Options,
     target: "ExecutionTarget | None" = None,
-    words: Sequence[str] = (),
+    overrides: Sequence[str] = (),
     exclusion: Exclusion = NOBODY,
 ) -> dict[str, Any]:
     """Continue a run, by default the newest unfinished one; a finished run is only summarised.
 
-    The ledger ends up as if the run had not stopped. Raises FedkdError, also for overrides: the configuration stays.
-    `exclusion`: the clients to leave out from then on.
+    The final ledger is that of an unbroken run. Raises FedkdError, also for overrides: the configuration stays.
+    `exclusion`: the clients to leave out from now on.
     """
     place = run_folder.find(runs, path) if path is not None else newest_unfinished(runs)
-    refuse_words(place, words, f"fedkd run {shlex.quote(str(place / 'config.yaml'))}")
+    refuse_overrides(place, overrides, f"fedkd run {shlex.quote(str(place / 'config.yaml'))}")
     folder = run_folder.reopen(place)
     try:
         with progress.make(options) as screen:
@@ -87,9 +86,9 @@ def resume(
         folder.release()
 
 
-def exit_code(found: dict[str, Any]) -> int:
+def exit_code(totals: dict[str, Any]) -> int:
     """The exit code for a summary: 0, 4, 130 after Ctrl-C, 143 after SIGTERM."""
-    return EXIT_CODES[found.get("signal", "SIGINT") if found["status"] == "stopped" else found["status"]]
+    return EXIT_CODES[totals.get("signal", "SIGINT") if totals["status"] == "stopped" else totals["status"]]
 
 
 def show(path: Path, *, options: Options | None = None) -> dict[str, Any]:
@@ -97,10 +96,10 @@ def show(path: Path, *, options: Options | None = None) -> dict[str, Any]:
 
     Prints them too, if there are `options` without --json.
     """
-    found = {**run_folder.info(path), **_summary(path)}
+    facts = {**run_folder.info(path), **_summary(path)}
     if options is not None and not options.json:
-        print("\n".join(console_text.portrait(found)))
-    return found
+        print("\n".join(console_text.portrait(facts)))
+    return facts
 
 
 def listing(runs: Path) -> list[dict[str, Any]]:
@@ -120,7 +119,7 @@ def _drive(
         screen.phase(_FIRST)
         from simulations.run.driver import Driver  # 2 s: torch
 
-        return Driver(resolved, folder, screen, debug=options.debug, target=target).play(exclusion)
+        return Driver(resolved, folder, screen, debug=options.debug, target=target).run(exclusion)
     finally:
         screen.close()
 
@@ -153,10 +152,10 @@ def _describe(folder: RunFolder, resolved: Resolved, command: Sequence[str]) -> 
     )
 
 
-def refuse_words(place: Path, words: Sequence[str], command: str) -> None:
-    """Raises CheckpointError if a resume has overrides; `command` is the beginning of one that takes them."""
-    if words:
-        given = shlex.join(words)
+def refuse_overrides(place: Path, overrides: Sequence[str], command: str) -> None:
+    """Raises CheckpointError if a resume has overrides; `command` begins a command that takes them."""
+    if overrides:
+        given = shlex.join(overrides)
         raise CheckpointError(
             f"a run keeps the configuration that it began with, so it cannot be resumed with {given}",
             where=str(place),
@@ -167,7 +166,7 @@ def refuse_words(place: Path, words: Sequence[str], command: str) -> None:
 def same_configuration(place: Path) -> Resolved:
     """The configuration of a run, from its config.yaml.
 
-    Raises CheckpointError if the file was edited, or is of another version of fedkd that had other keys.
+    Raises CheckpointError if the file was edited, or if another version of fedkd with other keys wrote it.
     """
     from fedkd.configuration import compose
 
@@ -181,7 +180,7 @@ def same_configuration(place: Path) -> Resolved:
         if info.get("deciding_code") != provenance.decisive():
             why = "this run began with another version of fedkd, and this one does not read its config.yaml"
             code = f" (commit {str(info['git'])[:12]})" if info.get("git") else ""
-            mend = f"go on with that version{code}, or start a new run from a copy of config.yaml without what is wrong"
+            mend = f"continue with that version{code}, or start a new run from a corrected copy of config.yaml"
         first, *more = error.mistakes
         what = f"{first.what} ({first.where})" + (f" and {len(more)} more" if more else "")
         raise CheckpointError(f"{why}: {what}", where=str(place), mend=mend) from error
@@ -191,7 +190,7 @@ def same_configuration(place: Path) -> Resolved:
 
 
 def _compare_environment(info: dict[str, Any], screen: Screen) -> None:
-    """Warn about what may change the last bits: other versions, or another kind of machine."""
+    """Warn about changes that may change the last bits: other versions, or another kind of machine."""
     now = run_folder.environment()
     then = info.get("versions", {})
     changed = [f"{name} {then[name]} -> {new}" for name, new in now["versions"].items() if then.get(name, new) != new]
@@ -199,11 +198,11 @@ def _compare_environment(info: dict[str, Any], screen: Screen) -> None:
         changed.append(f"{info['machine']} -> {now['machine']}")
     changed += _code_changed(info, now)
     if changed:
-        screen.warn(f"not what this run began with: {', '.join(changed)}; results may differ from an unbroken run's")
+        screen.warn(f"changed since this run began: {', '.join(changed)}; results may differ from an unbroken run's")
 
 
 def _code_changed(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Compare the hash of the files that determine results; for older runs without it, the commit."""
+    """Compare the hash of the files that determine results, or the commit for older runs without it."""
     key = "deciding_code" if "deciding_code" in then else "git"
     old, new = then.get(key), now[key]
     return [f"code {old[:12]} -> {new[:12]}"] if old and new and old != new else []
@@ -211,21 +210,21 @@ def _code_changed(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 def newest_unfinished(runs: Path) -> Path:
     """The newest run below a folder that is stopped, or failed for a reason that may not recur. Raises FolderError."""
-    unfinished = [path for path in run_folder.listed(runs) if _may_go_on(path)]
+    unfinished = [path for path in run_folder.listed(runs) if _can_continue(path)]
     if not unfinished:
         raise FolderError("no unfinished run", where=str(runs), mend="fedkd list runs shows all, fedkd run starts one")
     return unfinished[-1]
 
 
-def _may_go_on(path: Path) -> bool:
+def _can_continue(path: Path) -> bool:
     return run_folder.state(path) in {"stopped", "failed"} and not run_folder.info(path).get("replays")
 
 
 def _summary(path: Path) -> dict[str, Any]:
     """The summary of a run in any state, from its ledger."""
-    found = {"run": str(path), "status": run_folder.state(path)}
     records = ledger.read(path)
-    return {**found, **summary.of_rows(records.metrics, records.timings)}
+    totals = summary.of_rows(records.metrics, records.timings)
+    return {"run": str(path), "status": run_folder.state(path), **totals}
 
 
 def _listed(path: Path) -> dict[str, Any]:

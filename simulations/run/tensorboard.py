@@ -61,13 +61,13 @@ class TensorBoardWriter:
         self._file.flush()
 
 
-def _text(tag: str, words: str) -> bytes:
+def _text(tag: str, text: str) -> bytes:
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
     from tensorboard.compat.proto.tensor_pb2 import TensorProto
 
     metadata = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
-    tensor = TensorProto(dtype="DT_STRING", string_val=[words.encode()])
+    tensor = TensorProto(dtype="DT_STRING", string_val=[text.encode()])
     value = Summary.Value(tag=tag, metadata=metadata, tensor=tensor)
     return bytes(Event(wall_time=time.time(), summary=Summary(value=[value])).SerializeToString())
 

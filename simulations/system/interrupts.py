@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Stop(KeyboardInterrupt):
-    """Raised in the main thread wherever it is: a long round need not finish first."""
+    """Raised in the main thread at any point: a long round need not finish first."""
 
 
 class Interrupts:
@@ -47,7 +47,7 @@ class Interrupts:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.caught = signal.Signals(number)
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_DFL)
+        for later in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(later, signal.SIG_DFL)
         if not self._is_deferred:
             raise Stop

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from filelock import BaseFileLock as Lock
 
-PATIENCE = 0.1  # seconds: `is_held` in another process takes the lock for some microseconds
+PATIENCE = 0.1  # seconds: `is_held` in another process holds the lock for some microseconds
 
 
 def take(path: Path, text: bytes = b"") -> "Lock | None":
-    """Lock a file and write `text` to it; None if another process has the lock. Raises OSError if locking fails."""
+    """Lock a file and write `text` to it; None if another process holds the lock. Raises OSError if locking fails."""
     from filelock import FileLock, Timeout  # 50 ms
 
     lock = FileLock(

@@ -1,4 +1,4 @@
-"""What this operating system lacks, and what fedkd cannot do without it. See README.md."""
+"""What this operating system lacks, and what fedkd cannot do there. See README.md."""
 
 import importlib.util
 import platform
@@ -12,8 +12,8 @@ MEND = "use WSL 2, which is Linux; simulations and comparisons run here with eng
 
 def missing() -> str:
     """What is missing for devices and Ray, as text; empty if nothing is."""
-    lacking = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
-    return f"{platform.system()} has no {', '.join(lacking)}" if lacking else ""
+    absent = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    return f"{platform.system()} has no {', '.join(absent)}" if absent else ""
 
 
 def check(what: str, kind: type[FedkdError]) -> None:

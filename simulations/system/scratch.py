@@ -1,4 +1,4 @@
-"""Private temporary folders with paths short enough for sockets; each removes what killed processes left."""
+"""Private temporary folders with paths short enough for sockets. Making one removes those of killed processes."""
 
 import os
 import shutil
@@ -26,8 +26,8 @@ def folder(kind: str, longest: str = "") -> Iterator[Path]:
     Removes folders of this kind that killed processes left. Raises EngineError if no place is short enough.
     """
     prefix, root = _prefix(kind), place(_below(kind, longest))
-    for each in _places():
-        _sweep(each, prefix)
+    for candidate in _places():
+        _sweep(candidate, prefix)
     path, lock = _locked(prefix, root)
     try:
         yield path
@@ -43,22 +43,19 @@ def place(longest: str = "", first: str | None = None) -> Path:
     """
     if not longest or sys.platform == "win32":  # where Ray's sockets are ports
         return Path(tempfile.gettempdir())
-    spare, tried = SOCKET_BYTES - len(os.fsencode(f"/{longest}")), _places(first)
-    if found := [each for each in tried if len(os.fsencode(each)) <= spare]:
-        return found[0]
+    spare, candidates = SOCKET_BYTES - len(os.fsencode(f"/{longest}")), _places(first)
+    if fitting := [path for path in candidates if len(os.fsencode(path)) <= spare]:
+        return fitting[0]
     what = f"no folder for temporary files has a short enough path: a socket's may have {SOCKET_BYTES} bytes"
     mend = f"set TMPDIR to a folder of your own whose path has at most {spare} bytes, or use engine=inline"
-    raise EngineError(what, where=f"tried {', '.join(map(str, tried))}", mend=mend)
+    raise EngineError(what, where=f"tried {', '.join(map(str, candidates))}", mend=mend)
 
 
 def detour(kind: str, longest: str) -> str:
     """Why a `folder` is outside the user's temporary folder; empty if it is inside. Raises EngineError like `place`."""
-    found, own = place(_below(kind, longest)), tempfile.gettempdir()
-    return (
-        ""
-        if found == Path(own)
-        else f"its files are in {found}, because a socket below {own} would have too long a path"
-    )
+    path, own = place(_below(kind, longest)), tempfile.gettempdir()
+    why = f"its files are in {path}, because a socket below {own} would have too long a path"
+    return "" if path == Path(own) else why
 
 
 def _prefix(kind: str) -> str:
@@ -71,9 +68,9 @@ def _below(kind: str, longest: str) -> str:
 
 def _places(first: str | None = None) -> list[Path]:
     """Writable folders: `first`, the user's own, the system's; memory last."""
-    asked = [first, tempfile.gettempdir(), "/tmp", "/var/tmp", os.environ.get("XDG_RUNTIME_DIR"), "/dev/shm"]
-    found = dict.fromkeys(Path(each) for each in asked if each and os.path.isabs(each))
-    return [each for each in found if each.is_dir() and os.access(each, os.W_OK | os.X_OK)]
+    names = [first, tempfile.gettempdir(), "/tmp", "/var/tmp", os.environ.get("XDG_RUNTIME_DIR"), "/dev/shm"]
+    paths = dict.fromkeys(Path(name) for name in names if name and os.path.isabs(name))
+    return [path for path in paths if path.is_dir() and os.access(path, os.W_OK | os.X_OK)]
 
 
 def _locked(prefix: str, root: Path) -> tuple[Path, "Lock"]:
@@ -86,7 +83,7 @@ def _locked(prefix: str, root: Path) -> tuple[Path, "Lock"]:
 
 
 def _sweep(root: Path, prefix: str) -> None:
-    """Remove folders whose owner is dead. A folder without a lock is still being made, or is not ours."""
+    """Remove folders of dead processes. A folder without a lock is being made, or is not ours."""
     for path in root.glob(f"{prefix}*"):
         with suppress(OSError):
             if path.is_symlink() or not (path / "lock").exists():

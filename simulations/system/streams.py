@@ -28,7 +28,7 @@ class _Lasting(io.FileIO):
             return memoryview(data).nbytes
 
     def _lose(self, error: OSError) -> None:
-        """Discard all further output, also that of children and libraries that write to the same descriptor."""
+        """Discard all further output, also of children and libraries that write to the same descriptor."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self.fileno())
         os.close(nowhere)
@@ -39,7 +39,7 @@ class _Lasting(io.FileIO):
 
 def keep() -> None:
     """Make printing to the standard streams never fail."""
-    for number in (0, 1, 2):  # else the run's next file would take a closed one's number
+    for number in (0, 1, 2):  # otherwise the run's next file would take the number of a closed one
         with suppress(OSError):
             os.fstat(number)
             continue

@@ -1,4 +1,4 @@
-"""Runs Python in a process of its own, for measurements and trials."""
+"""Runs Python in a separate process, for measurements and trials."""
 
 import itertools
 import os
@@ -16,15 +16,13 @@ _ROOT = Path(__file__).parents[2]  # the folder of our packages, in a checkout a
 def python(*args: str, timeout: float) -> str:
     """Run this Python with `args` and our packages on its path; gives its standard output.
 
-    Raises EngineError with the exception that ended it, and what caused that, or if it takes longer than `timeout`
-    seconds; then it and all its children are killed.
+    Raises EngineError with the exception that ended the process and its causes. After `timeout` seconds it kills the
+    process with all its children, and raises EngineError too.
     """
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    }
+    path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
     child = subprocess.Popen(
         [sys.executable, *args],
-        env=environment,
+        env=os.environ | {"PYTHONPATH": path},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -46,7 +44,7 @@ def python(*args: str, timeout: float) -> str:
 
 
 def _kill(child: "subprocess.Popen[str]") -> None:
-    """Kill it with all its children (on Windows it alone). Nobody has reaped it yet, so the process id is its own."""
+    """Kill a process with all its children (on Windows without). It is not reaped yet, so the id is its own."""
     if hasattr(os, "killpg"):
         os.killpg(child.pid, signal.SIGKILL)
     else:

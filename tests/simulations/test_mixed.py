@@ -7,6 +7,7 @@ import tiny
 import torch
 
 from fedkd.configuration import compose
+from fedkd.data import proxy
 from fedkd.errors import CheckpointError, ConfigError
 from simulations import assemble
 from simulations.cli import partition_view
@@ -179,7 +180,7 @@ def test_the_partition_shown_is_the_one_that_is_dealt():
     """What is held out is nobody's here too, and no public set needs to be loaded for that."""
     config = compose.resolve([*SMALL, *PUBLIC]).config
     assembly = made("strategy=local", *PUBLIC)
-    shown = assemble.split(config, assembly.dataset)
+    shown = assemble.split_data(config, assembly.dataset, proxy.hold_out(config, assembly.dataset))
     assert shown.digest() == assembly.partition.digest()
     labels = assembly.dataset.train.y.numpy()
     counts = partition_view.as_json(shown, labels)

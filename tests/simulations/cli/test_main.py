@@ -131,7 +131,7 @@ def test_words_and_options_may_mix(played, tmp_path, capsys):
     assert rest["runs"] == Path("elsewhere")
     assert rest["out"] is None
     words = ("my.yaml", "rounds=3", "seed=7")
-    assert rest["options"] == Run(runs=Path("elsewhere"), name="pilot", json=True, words=words)
+    assert rest["options"] == Run(runs=Path("elsewhere"), name="pilot", json=True, overrides=words)
     assert json.loads(capsys.readouterr().out) == {"run": "runs/x", "status": "done"}
 
 

@@ -103,7 +103,7 @@ def fl(started: Processes) -> Deployment:
     """A deployment that serves, with three devices that have joined."""
     folder = started.folder / "fl"
     asked = {"address": "127.0.0.1", "port": processes.free_port(), "devices": "3"}
-    found = init.make(Deploy(action="init", words=(str(folder), *WORDS), **asked))
+    found = init.make(Deploy(action="init", arguments=(str(folder), *WORDS), **asked))
     demo.share(found)
     started.start("server", "server", folder)
     started.until("server", "Ctrl-C stops it")

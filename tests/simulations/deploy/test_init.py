@@ -22,7 +22,9 @@ SECRETS = {"ca.key", "server.key", "node_key"}
 
 def make(folder: Path, devices: str = "edge-1,edge-2,edge-3", **more) -> manifest.Deployment:
     words = (str(folder), *more.pop("words", ()))
-    return init.make(Deploy(action="init", words=words, **{"address": "fl.example.org", "devices": devices, **more}))
+    return init.make(
+        Deploy(action="init", arguments=words, **{"address": "fl.example.org", "devices": devices, **more})
+    )
 
 
 def mistakes(call) -> dict[str, str]:
@@ -290,7 +292,7 @@ def test_without_tls_there_are_no_certificates(tmp_path):
 
 
 def test_screens(tmp_path, capsys):
-    asked = Deploy(action="init", words=(str(tmp_path / "my edge"),), address="localhost", devices="2")
+    asked = Deploy(action="init", arguments=(str(tmp_path / "my edge"),), address="localhost", devices="2")
     assert init.init(asked) == 0
     out = capsys.readouterr().out
     assert out.startswith(f"made   {tmp_path / 'my edge'}   2 devices, server localhost:8000, TLS\n")

@@ -14,7 +14,9 @@ from simulations.run.options import Deploy
 
 def make(folder: Path, devices: str, **more) -> manifest.Deployment:
     words = (str(folder), *more.pop("words", ()))
-    return init.make(Deploy(action="init", words=words, **{"address": "fl.example.org", "devices": devices, **more}))
+    return init.make(
+        Deploy(action="init", arguments=words, **{"address": "fl.example.org", "devices": devices, **more})
+    )
 
 
 def mistakes(call) -> dict[str, str]:

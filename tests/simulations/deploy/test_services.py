@@ -17,7 +17,7 @@ WEIRD = "a b'c\"d$(touch x)`e`;f%n\\g\né&*"
 
 
 def make(folder: Path, devices: str, **more) -> manifest.Deployment:
-    return init.make(Deploy(action="init", words=(str(folder),), address="fl.example.org", devices=devices, **more))
+    return init.make(Deploy(action="init", arguments=(str(folder),), address="fl.example.org", devices=devices, **more))
 
 
 @pytest.mark.parametrize("name", ["edge", WEIRD, "-x", "ends\n", "~"])

@@ -10,7 +10,7 @@ import pytest
 from simulations.run import console_text, progress
 from simulations.run.console_text import Head, History
 from simulations.run.options import Options
-from simulations.run.progress import Lines, Panel, Screen
+from simulations.run.progress import LineScreen, Panel, Screen
 
 HEAD = Head(
     run="1124-1830-fedgen-a3f9",
@@ -53,7 +53,7 @@ def summary():
 
 def test_a_pipe_gets_at_most_ten_lines_more_than_rounds():
     stream = io.StringIO()
-    screen = Lines(stream)
+    screen = LineScreen(stream)
     for text in ("loading PyTorch", "loading digits", "starting the engine"):
         screen.phase(text)
     screen.begin(HEAD, [])
@@ -145,7 +145,7 @@ def test_the_seconds_of_a_phase_are_its_own(monkeypatch):
 
 def test_a_pipe_hears_nothing_of_what_a_round_does():
     stream = io.StringIO()
-    screen = Lines(stream)
+    screen = LineScreen(stream)
     screen.begin(HEAD, [])
     before = stream.getvalue()
     screen.progress("server", 0, 0)
@@ -196,7 +196,7 @@ def test_the_panel_draws_on_a_terminal_and_gives_it_back():
 
 def test_an_error_while_starting_begins_on_a_line_of_its_own():
     stream = io.StringIO()
-    with Lines(stream) as screen:
+    with LineScreen(stream) as screen:
         screen.phase("loading PyTorch")
         screen.phase("loading PyTorch")  # said by the command line and again by the driver
     assert stream.getvalue() == "starting: loading PyTorch\n"
@@ -205,8 +205,8 @@ def test_an_error_while_starting_begins_on_a_line_of_its_own():
 @pytest.mark.parametrize(
     ("options", "kind", "stream"),
     [
-        (Options(), Lines, "stdout"),
-        (Options(json=True), Lines, "stderr"),
+        (Options(), LineScreen, "stdout"),
+        (Options(json=True), LineScreen, "stderr"),
         (Options(quiet=True), Screen, "stdout"),
         (Options(quiet=True, json=True), Screen, None),
     ],

@@ -186,7 +186,7 @@ def test_a_run_of_another_version_whose_keys_are_gone_names_that_version(tmp_pat
         assert "began with another version of fedkd" in shown
         assert f"unknown key 'gone' ({path}/config.yaml:" in shown
         assert "and 1 more" in shown
-        assert "go on with that version (commit 336498f036e6)" in shown
+        assert "continue with that version (commit 336498f036e6)" in shown
 
 
 @pytest.mark.parametrize("place", [["pilot"], []])
