@@ -1,4 +1,4 @@
-"""`fedkd doctor`: whether this machine can run experiments; one line per check, fast ones first, with its mend."""
+"""`fedkd doctor`: checks whether this machine can run experiments; one line per check, fast checks first."""
 
 import importlib.util
 import os
@@ -28,8 +28,8 @@ OLDEST_PYTHON = (3, 11)
 OLDEST_TORCH = (2, 6)
 FLOWER = "1.42"  # we use its internal interfaces, which change between minor versions
 RAY_SECONDS = 120.0  # for Ray to start and answer; 5 to 10 s are usual, 30 on a busy machine
-LITTLE_DISK, NO_DISK = 2e9, 2e8  # bytes: enough for a hundred checkpoints of a small student; for one run
-LITTLE_MEMORY, NO_MEMORY = 2e9, 5e8  # bytes: a driver and two workers; a driver
+LITTLE_DISK, NO_DISK = 2e9, 2e8  # bytes for a hundred checkpoints of a small student; for one run
+LITTLE_MEMORY, NO_MEMORY = 2e9, 5e8  # bytes for a driver and two workers; for a driver
 LITTLE_SHARED = 3e8  # bytes of /dev/shm: with less, Ray's store is on disk
 FLOWER_PORTS = (8000, 9094)  # of a SuperLink and of a SuperNode
 _TRY_RAY = "from simulations.cli import doctor; print(doctor.start_ray())"
@@ -46,20 +46,20 @@ class Check:
 
 
 def main(options: Options) -> int:
-    """Run all checks; gives 0, or 3 if something must be mended."""
-    found = []
+    """Run all checks; returns 0, or 3 if one fails."""
+    checks = []
     for check in look(options):
-        found.append(check)
+        checks.append(check)
         if not options.json and (check.state != "ok" or not options.quiet):
             print(_line(check), flush=True)
-    worst = "fail" if any(check.state == "fail" for check in found) else "ok"
-    options.answer({"state": worst, "checks": [asdict(check) for check in found]})
+    worst = "fail" if any(check.state == "fail" for check in checks) else "ok"
+    options.answer({"state": worst, "checks": list(map(asdict, checks))})
     return FAILED if worst == "fail" else 0
 
 
 def look(options: Options) -> Iterator[Check]:
-    """The checks, each as it ends."""
-    looks: tuple[tuple[str, Callable[[], Check]], ...] = (
+    """The results of the checks, as they end."""
+    checks: tuple[tuple[str, Callable[[], Check]], ...] = (
         ("python", python),
         ("system", system),
         ("flower", flower),
@@ -76,9 +76,9 @@ def look(options: Options) -> Iterator[Check]:
         ("data", data),
         ("ray", ray),
     )
-    for name, one in looks:
+    for name, check in checks:
         try:
-            yield one()
+            yield check()
         except Exception as error:  # noqa: BLE001  # the other checks still help
             yield Check(name, "fail", f"{type(error).__name__}: {error}", "see the message; reinstall what it names")
 
@@ -94,9 +94,8 @@ def system() -> Check:
     if why := operating_system.missing():
         return Check("system", "warn", f"{why}: {operating_system.WITHOUT}", operating_system.MEND)
     if platform.system() != "Linux":
-        return Check(
-            "system", "warn", f"{platform.system()}: fedkd is tested on Linux", "please report what does not work"
-        )
+        what = f"{platform.system()}: fedkd is tested on Linux"
+        return Check("system", "warn", what, "please report what does not work")
     return Check("system", "ok", "Linux")
 
 
@@ -115,9 +114,8 @@ def cores() -> Check:
     usable, load = ray_session.num_cores(), os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     what = f"{usable} to use, load {load:.1f}"
     if load > usable:
-        return Check(
-            "cores", "warn", f"{what}: busy", "runs will be slow and timings mean little until others are done"
-        )
+        mend = "wait for the other programs: until then runs are slow and timings unreliable"
+        return Check("cores", "warn", f"{what}: busy", mend)
     return Check("cores", "ok", what)
 
 
@@ -179,9 +177,8 @@ def network() -> Check:
         return Check("network", "fail", f"loopback does not work: {error}", mend)
     if taken := [str(port) for port in FLOWER_PORTS if _is_taken(port)]:
         what = f"loopback works; in use already: port {', '.join(taken)}"
-        return Check(
-            "network", "warn", what, "Flower needs it: end the other program, or give fedkd deploy init another --port"
-        )
+        mend = "Flower needs it: end the other program, or give fedkd deploy init another --port"
+        return Check("network", "warn", what, mend)
     return Check("network", "ok", f"loopback works; Flower's ports {' and '.join(map(str, FLOWER_PORTS))} are free")
 
 
@@ -219,16 +216,16 @@ def gpu() -> Check:
 
 
 def data() -> Check:
-    """Read every data set on disk, to find damaged files now and not during a comparison."""
-    root, found, damaged = sources.find_root(DataConfig()), [], []
+    """Read every data set on disk, to find damaged files before a comparison does."""
+    root, intact, damaged = sources.find_root(DataConfig()), [], []
     for name, source in sources.SOURCES.items():
         try:
             source.read(root)
-            found.append(name)
+            intact.append(name)
         except DataError as error:
             if not is_absence(error):
                 damaged.append(error)
-    what = f"{', '.join(found) or 'none'} ({root})"
+    what = f"{', '.join(intact) or 'none'} ({root})"
     if damaged:
         return Check("data", "fail", "; ".join(error.what for error in damaged), damaged[0].mend)
     if not root.path.is_dir() and root.chosen_by != "the default":

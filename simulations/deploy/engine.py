@@ -57,7 +57,7 @@ class EdgeEngine(FlowerEngine):
     def _pause(self) -> float:
         return POLL
 
-    def _heard(self, reply: Message, job: Job) -> Result:
+    def _result_of(self, reply: Message, job: Job) -> Result:
         result = read(reply, job, REPLY)
         if isinstance(result, Failure):
             return self._about(result)

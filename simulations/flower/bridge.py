@@ -33,7 +33,7 @@ _LOG = getLogger("flwr")
 def as_flower(experiment: Experiment, patience: float = grid_engine.PATIENCE) -> "Bridge":
     """One of our strategies as a Flower strategy.
 
-    `start` takes its `initial_arrays`, or arrays of the same names and shapes. A strategy with E exchanges takes E of
+    `start` takes its `initial_arrays`, or arrays with the same names and shapes. A strategy with E exchanges takes E of
     Flower's rounds for each of ours. Cohorts, seeds and quorum come from the experiment's configuration.
     """
     return Bridge(experiment, patience)
@@ -50,7 +50,7 @@ class _WarmStart(Problem):
 
 
 class Bridge(Strategy):
-    """Flower's hooks around our transitions. It holds the run's state, for which Flower has no place."""
+    """Flower's hooks around our transitions. It holds the run's state, because Flower cannot."""
 
     def __init__(self, experiment: Experiment, patience: float) -> None:
         self.experiment, self.patience = experiment, patience
@@ -194,15 +194,13 @@ class Bridge(Strategy):
                     f"initial_arrays: '{name}' {tuple(value.shape)} is no entry of the student",
                     mend="give as_flower(...).initial_arrays, or trained weights with the same names and shapes",
                 )
-        known = {field.name: getattr(experiment.problem, field.name) for field in fields(Problem)}
-        return rounds.begin(replace(experiment, problem=_WarmStart(**known, entries=given)))
+        facts = {field.name: getattr(experiment.problem, field.name) for field in fields(Problem)}
+        return rounds.begin(replace(experiment, problem=_WarmStart(**facts, entries=given)))
 
     def _send(self, jobs: Sequence[Job], grid: Grid) -> list[Message]:
         self._nodes = self._nodes or grid_engine.find_nodes(grid, self.patience)
-        self._sent = [
-            (message, job)
-            for job, message in grid_engine.messages(jobs, lambda client: self._nodes[client % len(self._nodes)])
-        ]
+        messages = grid_engine.messages(jobs, lambda client: self._nodes[client % len(self._nodes)])
+        self._sent = [(message, job) for job, message in messages]
         return [message for message, _ in self._sent]
 
     def _results(self, replies: Iterable[Message]) -> list[tuple[Job, Result]]:
@@ -218,9 +216,9 @@ class Bridge(Strategy):
 
 
 def _replies(results: Iterable[Result]) -> list[Reply]:
-    found = list(results)
-    _warn([result for result in found if isinstance(result, Failure)])
-    return [result for result in found if isinstance(result, Reply)]
+    results = list(results)
+    _warn([result for result in results if isinstance(result, Failure)])
+    return [result for result in results if isinstance(result, Reply)]
 
 
 def _warn(failures: Iterable[Failure]) -> None:

@@ -1,7 +1,7 @@
-"""Jobs, replies and failures as Flower records, and back. The only module that knows how they look on the wire.
+"""Encodes jobs, replies and failures as Flower records, and decodes them. No other module knows the wire format.
 
 One record per kind of knowledge, arrays as npy without pickle, exact to the bit. Decoding is strict: it compares the
-header of an array with the received bytes before it allocates anything, and raises `Malformed` for any mismatch, which
+header of an array with the received bytes before it allocates anything. It raises `Malformed` for any mismatch, which
 the engine turns into a Failure.
 
 The memory of a client travels with its jobs and replies, as with `inline` and `ray`: the driver owns it. Devices keep
@@ -62,8 +62,8 @@ def decode_job(content: RecordDict, limits: Limits = OWN) -> Job:
 def encode_result(result: Result) -> RecordDict:
     """A reply or failure as records."""
     if isinstance(result, Failure):
-        told = {"what": result.what, "cause": result.cause, "detail": result.detail}
-        return RecordDict({"failure": ConfigRecord({name: text for name, text in told.items() if text})})
+        texts = {"what": result.what, "cause": result.cause, "detail": result.detail}
+        return RecordDict({"failure": ConfigRecord({name: text for name, text in texts.items() if text})})
     head = _head(result)
     head["num_examples"], head["seconds"] = result.num_examples, result.seconds
     records: dict[str, Record] = {"reply": head, "reply.numbers": _metrics(result.numbers)}
@@ -80,10 +80,9 @@ def decode_result(content: RecordDict, job: Job, limits: Limits = OWN) -> Result
     if "failure" in content:
         return _failure(content, job)
     head = _fields(content, "reply", {**_HEAD, "num_examples": int, "seconds": float})
-    got = tuple(head[name] for name in _HEAD)
-    if got != (job.task, job.client, job.round, job.exchange):
-        wanted = (job.task, job.client, job.round, job.exchange)
-        raise Malformed(f"reply is for (task, client, round, exchange) {got}, expected {wanted}", "stale")
+    got, expected = tuple(head[name] for name in _HEAD), (job.task, job.client, job.round, job.exchange)
+    if got != expected:
+        raise Malformed(f"reply is for (task, client, round, exchange) {got}, expected {expected}", "stale")
     return Reply(
         payload=decode_payload(content),
         state=decode_state(content),
@@ -110,8 +109,8 @@ def decode_payload(content: RecordDict) -> Payload:
     present = [name.removeprefix("payload.") for name in content if name.startswith("payload.")]
     if unknown := set(present) - set(KINDS):
         raise Malformed(f"payload has unknown kinds {sorted(unknown)}", "kinds")
-    found: dict[str, Any] = {kind: _decode_kind(content, kind) for kind in present}
-    return Payload(**found)
+    kinds: dict[str, Any] = {kind: _decode_kind(content, kind) for kind in present}
+    return Payload(**kinds)
 
 
 def encode_state(state: ClientState) -> dict[str, Record]:
@@ -202,38 +201,38 @@ def _head(about: Job | Reply) -> ConfigRecord:
 
 
 def _failure(content: RecordDict, job: Job) -> Failure:
-    told = _record(content, "failure", ConfigRecord)
-    texts = {name: value if isinstance(value := told.get(name), str) else "" for name in ("what", "cause", "detail")}
+    record = _record(content, "failure", ConfigRecord)
+    texts = {name: value if isinstance(value := record.get(name), str) else "" for name in ("what", "cause", "detail")}
     cause = texts["cause"] if texts["cause"] in _CAUSES else "raised"
     what = printable(texts["what"]) or "the client failed without giving a reason"
     return engine.failed(job, what, cause, printable(texts["detail"], _MAX_DETAIL, keep="\n"))
 
 
 def _record(content: RecordDict, name: str, kind: type[R]) -> R:
-    found = content.get(name)
-    if not isinstance(found, kind):
-        got = "missing" if found is None else f"a {type(found).__name__}"
+    record = content.get(name)
+    if not isinstance(record, kind):
+        got = "missing" if record is None else f"a {type(record).__name__}"
         raise Malformed(f"record '{name}' is {got}, expected a {kind.__name__}", "kinds")
-    return found
+    return record
 
 
 def _fields(content: RecordDict, name: str, types: Mapping[str, type]) -> dict[str, Any]:
     """The values of a ConfigRecord, exactly these and of exactly these types."""
-    found = _record(content, name, ConfigRecord)
-    if set(found) != set(types):
-        raise Malformed(f"record '{name}' has {sorted(found)}, expected {sorted(types)}", "names")
+    record = _record(content, name, ConfigRecord)
+    if set(record) != set(types):
+        raise Malformed(f"record '{name}' has {sorted(record)}, expected {sorted(types)}", "names")
     for field, kind in types.items():
-        if type(found[field]) is not kind:
-            got = type(found[field]).__name__
+        if type(record[field]) is not kind:
+            got = type(record[field]).__name__
             raise Malformed(f"record '{name}': {field} is a {got}, expected {kind.__name__}", "dtype")
-    return dict(found)
+    return dict(record)
 
 
 def _arrays(content: RecordDict, name: str, expected: tuple[str, ...] | None = None) -> dict[str, Tensor]:
-    found = _record(content, name, ArrayRecord)
-    if expected is not None and tuple(found) != expected:
-        raise Malformed(f"record '{name}' has {sorted(found)}, expected {sorted(expected)}", "names")
-    return {entry: decode_tensor(array, f"{name}: '{entry}'") for entry, array in found.items()}
+    record = _record(content, name, ArrayRecord)
+    if expected is not None and tuple(record) != expected:
+        raise Malformed(f"record '{name}' has {sorted(record)}, expected {sorted(expected)}", "names")
+    return {entry: decode_tensor(array, f"{name}: '{entry}'") for entry, array in record.items()}
 
 
 def _metrics(numbers: Numbers) -> MetricRecord:
@@ -241,10 +240,10 @@ def _metrics(numbers: Numbers) -> MetricRecord:
 
 
 def _numbers(content: RecordDict, name: str) -> Numbers:
-    found = _record(content, name, MetricRecord)
-    if len(found) > MAX_NUMBERS:
-        raise Malformed(f"record '{name}' has {len(found)} numbers, at most {MAX_NUMBERS} are read", "size")
-    for entry, value in found.items():
+    record = _record(content, name, MetricRecord)
+    if len(record) > MAX_NUMBERS:
+        raise Malformed(f"record '{name}' has {len(record)} numbers, at most {MAX_NUMBERS} are read", "size")
+    for entry, value in record.items():
         if isinstance(value, list):
             raise Malformed(f"record '{name}': '{entry}' is a list, expected a number", "dtype")
-    return dict(found)  # type: ignore[arg-type]
+    return dict(record)  # type: ignore[arg-type]

@@ -49,9 +49,9 @@ class FlowerEngine(Engine):
         away = [job for job in jobs if job.task not in _HERE]
         at = self._locate(away)
         for job, message in messages([job for job in away if job.client in at], at.__getitem__):
-            taken = list(self.grid.push_messages([message]))
-            if taken and taken[0]:
-                waiting[taken[0]] = job
+            ids = list(self.grid.push_messages([message]))
+            if ids and ids[0]:
+                waiting[ids[0]] = job
             else:
                 what = f"the grid has no node {message.metadata.dst_node_id} any more"
                 yield self._about(engine.failed(job, what, "lost"))
@@ -74,11 +74,11 @@ class FlowerEngine(Engine):
             self._nodes = find_nodes(self.grid, self.patience)
         return {job.client: self._nodes[job.client % len(self._nodes)] for job in jobs}
 
-    def _heard(self, reply: Message, job: Job) -> Result:
+    def _result_of(self, reply: Message, job: Job) -> Result:
         return read(reply, job)
 
     def _about(self, failure: Failure) -> Failure:
-        """A failure as this engine words it."""
+        """The failure in this engine's words."""
         return failure
 
     def _pause(self) -> float:
@@ -90,7 +90,7 @@ class FlowerEngine(Engine):
             replies = list(self.grid.pull_messages(list(waiting)))
             for reply in replies:
                 if job := waiting.pop(reply.metadata.reply_to_message_id, None):
-                    yield self._heard(reply, job)
+                    yield self._result_of(reply, job)
             if not replies:
                 time.sleep(self._pause())
 
@@ -123,28 +123,26 @@ def find_nodes(grid: Grid, patience: float = PATIENCE) -> tuple[int, ...]:
     Node ids are random, so each node is asked for its partition.
     """
     end = time.monotonic() + patience
-    found: dict[int, int] = {}  # partition -> node
+    nodes: dict[int, int] = {}  # partition -> node
     total = 0
-    while not total or len(found) < total:
-        unknown = sorted(set(grid.get_node_ids()) - set(found.values()))
+    while not total or len(nodes) < total:
+        unknown = sorted(set(grid.get_node_ids()) - set(nodes.values()))
         questions = [Message(RecordDict(), node, MessageType.QUERY) for node in unknown]
         for reply in grid.send_and_receive(questions, timeout=max(0.0, end - time.monotonic())) if questions else ():
             partition, total = _partition(reply, total)
-            found[partition] = reply.metadata.src_node_id
+            nodes[partition] = reply.metadata.src_node_id
         if time.monotonic() > end:
-            raise EngineError(
-                f"after {patience:g} s Flower has {len(found)} of {total or 'an unknown number of'} nodes",
-                mend="look at the logs of the nodes; each needs its own partition-id",
-            )
+            what = f"after {patience:g} s Flower has {len(nodes)} of {total or 'an unknown number of'} nodes"
+            raise EngineError(what, mend="look at the logs of the nodes; each needs its own partition-id")
         time.sleep(POLL)
-    return tuple(node for _, node in sorted(found.items()))
+    return tuple(node for _, node in sorted(nodes.items()))
 
 
 def _partition(reply: Message, total: int) -> tuple[int, int]:
     """The partition of the replying node, and the number of partitions."""
-    said = dict(reply.content.get("node", {})) if reply.has_content() else {}
-    partition, partitions = said.get("partition-id"), said.get("num-partitions")
-    if said.get("device"):
+    node = dict(reply.content.get("node", {})) if reply.has_content() else {}
+    partition, partitions = node.get("partition-id"), node.get("num-partitions")
+    if node.get("device"):
         raise EngineError(
             f"node {reply.metadata.src_node_id} is a device with data of its own, and this run is a simulation's",
             mend="add devices=true to the run config: flwr run . -c 'devices=true ...'",

@@ -10,7 +10,7 @@ _NUMBER = 8  # bytes of a number, as Flower sends it
 
 
 class TooLarge(ValueError):
-    """A message above a limit, which is not read: its size, and the limit."""
+    """A message above a limit, which is not read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +24,8 @@ class Limits:
     def check(self, content: RecordDict) -> None:
         """Raises TooLarge."""
         _refuse(sum(1 + _entries(record) for record in content.values()), self.entries, "entries")
-        found = [size for name, record in content.items() for size in ((len(name), 0), *_sizes(record))]
-        text, other = (sum(part) for part in zip((0, 0), *found, strict=True))
+        sizes = [size for name, record in content.items() for size in ((len(name), 0), *_sizes(record))]
+        text, other = (sum(part) for part in zip((0, 0), *sizes, strict=True))
         _refuse(text, self.text, "characters of text")
         _refuse(text + other, self.size, "bytes")
 
@@ -49,6 +49,6 @@ def _sizes(record: Any) -> Iterator[tuple[int, int]]:
             yield (len(part), 0) if isinstance(part, str) else (0, len(part) if isinstance(part, bytes) else _NUMBER)
 
 
-def _refuse(found: int, most: int, what: str) -> None:
-    if found > most:
-        raise TooLarge(f"the message has {found:,} {what}, at most {most:,} are read")
+def _refuse(count: int, limit: int, what: str) -> None:
+    if count > limit:
+        raise TooLarge(f"the message has {count:,} {what}, at most {limit:,} are read")

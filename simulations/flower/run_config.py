@@ -16,17 +16,17 @@ def resolve(overrides: str) -> Resolved:
     if len(overrides) > strict_yaml.LONGEST:
         raise ConfigError(f"overrides have {len(overrides)} characters", where="run config", mend="send a whole config")
     try:
-        words = shlex.split(overrides)
+        arguments = shlex.split(overrides)
     except ValueError as error:
         what = f"overrides = {overrides!r}: {error}"
         raise ConfigError(what, where="run config", mend="close the quotation") from error
-    return compose.resolve(words)
+    return compose.resolve(arguments)
 
 
 def text(run_config: Mapping[str, Any]) -> str:
-    """The whole configuration of a run as YAML: the one that was sent, else the one of the app's `overrides`."""
-    given = str(run_config.get("config", ""))
-    return given or resolve(str(run_config.get("overrides", ""))).to_yaml()
+    """The whole configuration of a run as YAML: the app's `config`, or else that of its `overrides`."""
+    config = str(run_config.get("config", ""))
+    return config or resolve(str(run_config.get("overrides", ""))).to_yaml()
 
 
 def name(run_config: Mapping[str, Any], run_id: int) -> str:
@@ -36,7 +36,7 @@ def name(run_config: Mapping[str, Any], run_id: int) -> str:
 
 def folder(given: str) -> Path:
     """The folder of runs. It must be absolute, because Flower starts apps in a folder of its own choice."""
-    found = Path(given).expanduser() if given else Path.home() / "fedkd-runs"
-    if not found.is_absolute():
-        raise ConfigError(f"runs = '{given}' is not absolute", where="run config", mend='say runs="/path/to/runs"')
-    return found
+    path = Path(given).expanduser() if given else Path.home() / "fedkd-runs"
+    if not path.is_absolute():
+        raise ConfigError(f"runs = '{given}' is not absolute", where="run config", mend='write runs="/path/to/runs"')
+    return path
