@@ -43,9 +43,8 @@ class Ditto(Client):
         )
         own = site.student(replace(job, payload=Payload())).train()  # the same module; its entries were copied before
         optimiser = site.optimiser(job, own.learnable, job.state.memory.get("optimiser", {}))
-        numbers = optimisers.minimise(
-            optimiser, site.batches(self, job, drawn), lambda batch: self.terms(own, batch, job)
-        )
+        batches = site.batches(self, job, drawn)
+        numbers = optimisers.minimise(optimiser, batches, lambda batch: self.terms(own, batch, job))
         memory = {**shared.state.memory, "optimiser": optimiser.memory()}
         state = replace(shared.state, kept=own.weights, memory=memory)
         return replace(shared, state=state, numbers={**numbers, **shared.numbers}, student=own)

@@ -179,6 +179,6 @@ def _check_agreement(site: Site, job: Job) -> None:
     proxy = site.problem.proxy
     if _is_generated(job):
         if any(offset != -1 for offset in site.train.offset):
-            raise ValueError("generated images are in [-1, 1], these data are not: say data.scaling=symmetric")
+            raise ValueError("generated images are in [-1, 1], these data are not: use data.scaling=symmetric")
     elif proxy is None or float(proxy.checksum) != job.payload.number("checksum"):
         raise ValueError("the public set differs from the server's: its images, or their order")

@@ -39,9 +39,8 @@ class FedRep(Client):
         of_head, of_body = (_optimiser(phase, site, student, job) for phase in ("head", "body"))
         # Latents of the received body in eval mode: while frozen, it neither learns nor updates statistics.
         per_sample = {"z": teachers.latents(site, job, head.position)}
-        first = optimisers.minimise(
-            of_head, site.batches(self, job, head, per_sample), lambda b: self.terms(student, b, job)
-        )
+        batches = site.batches(self, job, head, per_sample)
+        first = optimisers.minimise(of_head, batches, lambda b: self.terms(student, b, job))
         second = optimisers.minimise(of_body, site.batches(self, job, body), lambda b: self.terms(student, b, job))
         outcome = site.close(self, job, student, drawn, _mean(first, len(head.sizes), second, len(body.sizes)))
         moments = {"head": of_head.memory(), "body": of_body.memory()}

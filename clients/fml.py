@@ -33,9 +33,7 @@ class FML(Client):
         # One optimiser for both: peers are detached, so each student's gradient comes from its own loss alone.
         # `train.clip` bounds both gradients together.
         learnable = _named("private", private) | _named("meme", meme)
-        outcome = site.fit(
-            self, alone, private, learnable=learnable, terms=lambda batch: self.mutual(private, meme, batch)
-        )
+        outcome = site.fit(self, alone, private, learnable=learnable, terms=lambda b: self.mutual(private, meme, b))
         entries = meme.weights
         return replace(outcome, payload=Payload(weights={name: entries[name] for name in job.payload.weights or {}}))
 

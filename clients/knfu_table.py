@@ -38,9 +38,8 @@ class KnFuTable(Client):
     def report(self, trained: Trained, job: Job) -> Payload:
         """M_k (C, C) float32: mean logits by label, summed in float64; 0 for labels that the client lacks."""
         x, y = trained.site.own(job.client)
-        sums_CC, counts_C = class_tables.sums(
-            forward.logits(trained.student, x).double(), y, trained.site.problem.classes
-        )
+        logits = forward.logits(trained.student, x).double()
+        sums_CC, counts_C = class_tables.sums(logits, y, trained.site.problem.classes)
         return Payload(class_logits=class_tables.means(sums_CC, counts_C).float(), label_counts=counts_C)
 
 

@@ -136,9 +136,7 @@ def _mapping(node: MappingNode, where: str) -> dict[str, Value]:
             raise _interpolation(key.value, place)
         if key.value in content:
             first = content[key.value].line
-            raise ConfigError(
-                f"the key '{key.value}' occurs twice, first on line {first}", where=place, mend="keep one"
-            )
+            raise ConfigError(f"key '{key.value}' occurs twice, first on line {first}", where=place, mend="keep one")
         content[key.value] = Value(_value(value, where).content, line)
     return content
 
@@ -157,13 +155,9 @@ def _scalar(node: ScalarNode, place: str) -> Any:
     except (ValueError, OverflowError):  # an integer of hundreds of digits
         is_finite = False
     if not is_finite:
-        raise ConfigError(
-            f"{text[:20]} is not a number that a computer holds", where=place, mend="write a finite number"
-        )
+        raise ConfigError(f"{text[:20]} is not a finite number", where=place, mend="write a finite number")
     return number
 
 
 def _interpolation(text: str, where: str) -> ConfigError:
-    return ConfigError(
-        f"'{text}' looks like an interpolation", where=where, mend="${...} is refused: write the value itself"
-    )
+    return ConfigError(f"'{text}' looks like an interpolation", where=where, mend="${...} is refused: write the value")

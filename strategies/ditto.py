@@ -31,7 +31,7 @@ class Ditto(Strategy[State]):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Strategy.Config):
-        weighting: Literal["examples", "uniform"] = "examples"  # by size of the client's data, or alike
+        weighting: Literal["examples", "uniform"] = "examples"  # by size of the client's data, or equal
 
     def init(self, problem: Problem, stream: Stream) -> State:
         entries = problem.initial().weights

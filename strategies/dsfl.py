@@ -101,9 +101,8 @@ class DSFL(Strategy[State]):
         student = state.problem.initial().load(state.weights).train()
         optimiser = LocalOptimiser(TrainConfig(lr=config.global_lr), student.learnable, config.global_lr)
         per_sample = {"target": target_NC}
-        batches = public_set.batches(
-            x, per_sample, config.global_batch, stream.child("global"), epochs=config.global_epochs
-        )
+        size, order = config.global_batch, stream.child("global")
+        batches = public_set.batches(x, per_sample, size, order, epochs=config.global_epochs)
         numbers = optimisers.minimise(
             optimiser,
             batches,

@@ -29,7 +29,7 @@ class State:
 class FedBN(Strategy[State]):
     needs = frozenset({"weights"})
     gives = frozenset({"weights"})
-    knowledge = "weights but BatchNorm's"
+    knowledge = "weights except BatchNorm's"
     serves = "personal"
     paper = "Li et al., ICLR 2021"
 

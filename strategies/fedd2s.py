@@ -79,7 +79,7 @@ class FedD2S(Strategy[State]):
             layer_dropping.check(self._drops(blocks), blocks, f"student '{name}'" if name else "the student")
             if self.config.depth is not None and self.config.depth > blocks:
                 what = f"strategy.depth = {self.config.depth}, but a student has {blocks} blocks"
-                raise ConfigError(what, where="strategy.depth", mend=f"say 0 to {blocks}")
+                raise ConfigError(what, where="strategy.depth", mend=f"use 0 to {blocks}")
             if self.config.head_arch == "tail" and problem.alike(name).shape.draws_itself:
                 heads.check_tail(problem.alike(name))
             shapes[name] = heads.shapes(problem.alike(name), self.config.tap_pool)
@@ -220,14 +220,14 @@ class FedD2S(Strategy[State]):
             raise ConfigError(
                 "strategy.tap_pool changes the size of taps, which the blocks of a tail cannot take",
                 where="strategy.tap_pool",
-                mend="say strategy.head_arch=flat, or strategy.tap_pool=0",
+                mend="use strategy.head_arch=flat, or strategy.tap_pool=0",
             )
         if config.hetero == "adapter" and (config.head_arch, config.student) != ("flat", "local_head"):
             raise ConfigError(
                 "strategy.hetero = adapter needs a flat head, which learns at its client: the head is "
                 f"'{config.head_arch}', and '{config.student}' learns",
                 where="strategy.hetero",
-                mend="say strategy.variant=adapter, or strategy.head_arch=flat and strategy.student=local_head",
+                mend="use strategy.variant=adapter, or strategy.head_arch=flat and strategy.student=local_head",
             )
 
 

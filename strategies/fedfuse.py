@@ -89,7 +89,7 @@ class FedFuse(Strategy[State]):
             raise ConfigError(
                 "strategy.transfer = proxy needs a public set of images, and proxy is none",
                 where="strategy.transfer",
-                mend="say proxy=held-out or a foreign source, or transfer=generated",
+                mend="use proxy=held-out or a foreign source, or transfer=generated",
             )
         adam = {"step": 0, "mean": {}, "square": {}}
         generator: Weights = {}

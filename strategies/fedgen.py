@@ -121,9 +121,8 @@ class FedGen(Strategy[State]):
         labels_C = label_distribution(counts_KC, config.generator_labels)
 
         def terms(entries: Weights) -> Iterator[tuple[str, Tensor]]:
-            y_B, noise_BN = generators.draw_inputs(
-                labels_C, config.generator_batch, config.noise, draws, config.noise_law
-            )
+            sizes = config.generator_batch, config.noise
+            y_B, noise_BN = generators.draw_inputs(labels_C, *sizes, draws, config.noise_law)
             z_Bd = generators.generate(entries, y_B, noise_BN, training=True)
             return self._terms(state, heads, z_Bd, y_B, noise_BN)
 

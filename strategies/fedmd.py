@@ -53,7 +53,7 @@ class FedMD(Strategy[State]):
             raise ConfigError(
                 f"strategy.public_epochs = {self.config.public_epochs} needs labels, and proxy={proxy.name} has none",
                 where="strategy.public_epochs",
-                mend="say proxy=held-out or proxy=unused, or strategy.public_epochs=0",
+                mend="use proxy=held-out or proxy=unused, or strategy.public_epochs=0",
             )
         return State(problem, torch.empty(0))
 

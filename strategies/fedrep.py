@@ -26,7 +26,7 @@ class State:
 class FedRep(Strategy[State]):
     needs = frozenset({"weights"})
     gives = frozenset({"weights"})
-    knowledge = "weights but the head's"
+    knowledge = "weights except the head's"
     serves = "personal"
     paper = "Collins et al., ICML 2021"
 

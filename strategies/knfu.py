@@ -87,7 +87,7 @@ class KnFu(Strategy[State]):
                 f"strategy.{key} = {getattr(self.config, key)} needs labels, "
                 f"and proxy={public_set.required(problem).name} has none",
                 where=f"strategy.{key}",
-                mend="say proxy=held-out or proxy=unused",
+                mend="use proxy=held-out or proxy=unused",
             )
         return State(problem, 0, None, {}, {}, {})
 

@@ -46,7 +46,7 @@ class Scaffold(Strategy[State]):
             raise ConfigError(
                 f"scaffold infers gradients from SGD's steps, and train.optimiser = {problem.train.optimiser}",
                 where="train.optimiser",
-                mend="say train.optimiser=sgd",
+                mend="use train.optimiser=sgd",
             )
         student = problem.initial()
         entries = problem.shared(student.weights)

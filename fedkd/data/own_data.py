@@ -90,6 +90,4 @@ def _parted(pair: Pair, is_test: np.ndarray) -> tuple[Pair, Pair]:
 
 
 def _too_few(path: Path, what: str) -> OwnDataError:
-    return OwnDataError(
-        f"there are too few images: {what}", public="it has too few images", where=str(path), mend="add images"
-    )
+    return OwnDataError(f"too few images: {what}", public="it has too few images", where=str(path), mend="add images")

@@ -42,9 +42,8 @@ def load(config: RunConfig, dataset: Dataset, partition: Partition, taken: np.nd
         return of(name, _noise(config, dataset), is_labelled=False)
     if name in OF_THE_TASK:
         if name == "unused":
-            taken = _choose(
-                config, dataset, np.setdiff1d(np.arange(len(dataset.train)), np.concatenate(partition.train))
-            )
+            unused = np.setdiff1d(np.arange(len(dataset.train)), np.concatenate(partition.train))
+            taken = _choose(config, dataset, unused)
         index = torch.from_numpy(taken)
         train = dataset.train
         return of(name, Samples(train.x[index], train.y[index], train.scale, train.offset), is_labelled=True)
@@ -105,7 +104,7 @@ def _foreign(config: RunConfig, dataset: Dataset) -> Samples:
         raise ConfigError(f"there is no proxy '{name}'", where="proxy.name", mend=f"known: {', '.join(names())}")
     if name == config.data.name:
         what = f"proxy={name} is the task's own source: its images are the clients' or the test set's"
-        raise ConfigError(what, where="proxy.name", mend="say proxy=held-out or proxy=unused")
+        raise ConfigError(what, where="proxy.name", mend="use proxy=held-out or proxy=unused")
     data = config.data
     root = None if data.name == OWN else data.root  # for own data it is the place of these, not of the data sets
     other = sources.load(DataConfig(name=name, root=root, download=data.download, scaling=data.scaling))
@@ -120,9 +119,7 @@ def _foreign(config: RunConfig, dataset: Dataset) -> Samples:
     x = other.train.x[index]
     if shared := _images(x) & (_images(dataset.test.x) | _images(dataset.train.x)):
         what = f"{len(shared)} images of proxy={name} are also in {data.name}"
-        raise ConfigError(
-            what, where="proxy.name", mend="choose another source: a public set must not hold the task's data"
-        )
+        raise ConfigError(what, where="proxy.name", mend="choose another source: it must not hold the task's data")
     return Samples(x, _unlabelled(size), other.train.scale, other.train.offset)
 
 

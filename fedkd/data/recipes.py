@@ -113,9 +113,7 @@ class ClientDirichlet(Recipe):
         have = np.array([len(images) for images in stock])
         for _ in range(num_clients):
             give = _without_replacement(rng.dirichlet(np.full(num_classes, self.alpha)), have - used, size, rng)
-            chosen = [
-                images[start : start + count] for images, start, count in zip(stock, used, give, strict=True) if count
-            ]
+            chosen = [images[start : start + n] for images, start, n in zip(stock, used, give, strict=True) if n]
             shares.append(rng.permutation(np.concatenate(chosen)))
             used += give
         return shares
@@ -310,6 +308,4 @@ def _retry(draw: Callable[[], tuple[Drawn, float]], least: int, key: str) -> Dra
         best = max(best, smallest)
     images = f"{least} training image{'s' * (least > 1)}"
     what = f"none of {TRIES} draws gave each client {images}; the best left one client with {int(best)}"
-    raise ConfigError(
-        what, where="partition", mend=f"raise partition.{key}, or lower clients or the images each must have"
-    )
+    raise ConfigError(what, where="partition", mend=f"raise partition.{key}, or lower clients or their least size")

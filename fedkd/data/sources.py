@@ -207,9 +207,8 @@ def _paired(
     if x.ndim != 3 or y.ndim != 1 or len(x) != len(y) or not len(x):
         raise idx.damaged(root.path, name, f"does not match its labels: shapes {x.shape} and {y.shape}")
     if y.min() < first or y.max() >= first + classes:
-        raise idx.damaged(
-            root.path, name, f"has labels {y.min()} to {y.max()}, expected {first} to {first + classes - 1}"
-        )
+        what = f"has labels {y.min()} to {y.max()}, expected {first} to {first + classes - 1}"
+        raise idx.damaged(root.path, name, what)
     return x[:, None], y.astype(np.int64) - first
 
 

@@ -135,16 +135,12 @@ def assign(chosen: StudentsConfig, sizes: Sequence[int], clients: int, rng: np.r
     if not isinstance(mix, Mapping):
         if len(mix) != clients:
             what = f"students.mix names {len(mix)} students for {clients} clients"
-            raise ConfigError(
-                what, where="students.mix", mend="name one per client, or shares: '{mlp: 0.5, lenet5: 0.5}'"
-            )
+            raise ConfigError(what, where="students.mix", mend="one per client, or shares: '{mlp: 0.5, lenet5: 0.5}'")
         return tuple(mix)
     shares = np.array([float(share) for share in mix.values()])
     if not len(shares) or not np.isfinite(shares).all() or not (shares > 0).all():
         what = f"the shares of students.mix must be positive numbers: {dict(mix)}"
-        raise ConfigError(
-            what, where="students.mix", mend="leave out students without a share: '{mlp: 0.5, lenet5: 0.5}'"
-        )
+        raise ConfigError(what, where="students.mix", mend="leave out students without a share: '{mlp: 1, lenet5: 1}'")
     quota = shares / shares.sum() * clients
     counts = np.floor(quota).astype(int)
     counts[np.argsort(counts - quota, kind="stable")[: clients - counts.sum()]] += 1

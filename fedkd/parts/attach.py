@@ -52,7 +52,7 @@ def attach(client: Client, config: RunConfig, problem: Problem, strategy: Strate
         )
     for made in parts:
         if made.needs_weights and "weights" not in strategy.gives:
-            other = f", or say part.{made.name}.teacher=own or ema" if made.teacher == "broadcast" else ""
+            other = f", or use part.{made.name}.teacher=own or ema" if made.teacher == "broadcast" else ""
             raise ConfigError(
                 f"part '{made.name}' needs the weights that clients receive, "
                 f"and strategy '{naming.of(config.strategy)}' sends none",

@@ -30,7 +30,7 @@ class Teacher(Part):
             raise ConfigError(
                 f"part.teacher.divergence = {config.divergence} compares logits, and view {config.view} has none",
                 where="part.teacher",
-                mend="say part.teacher.view=full, or choose a divergence of probabilities",
+                mend="use part.teacher.view=full, or choose a divergence of probabilities",
             )
 
     def prepare(self, teacher: Student, logits_SC: Tensor, y_S: Tensor) -> Mapping[str, Tensor]:

@@ -110,7 +110,7 @@ def forget(folder: Path, after: int) -> None:
 
 def prune(folder: Path, keep: int) -> None:
     """Remove all commits except for the `keep` newest and the best (earliest highest score); never a user's copy."""
-    manifests = {path: _said(path) for path in committed(folder)}
+    manifests = {path: _unchecked_manifest(path) for path in committed(folder)}
     paths = [path for path, head in manifests.items() if head.get("round", _number(path)) == _number(path)]
     scores = {path: score for path in paths if isinstance(score := manifests[path].get("score"), int | float)}
     best = max(scores, key=scores.__getitem__, default=None)
@@ -269,7 +269,7 @@ def _number(path: Path) -> int:
     return int(path.name.removeprefix("round-"))
 
 
-def _said(path: Path) -> Mapping[str, Any]:
+def _unchecked_manifest(path: Path) -> Mapping[str, Any]:
     """A manifest, unchecked; empty if there is none."""
     try:
         return strict_json.read(path / MANIFEST, LONGEST_MANIFEST)

@@ -145,9 +145,7 @@ def rows(path: Path) -> list[Row]:
         try:
             parsed.append(_renamed(strict_json.mapping(line)))
         except ValueError:
-            raise FolderError(
-                f"line {number} is damaged", where=str(path), mend="restore the file from a copy"
-            ) from None
+            raise FolderError(f"line {number} is damaged", where=str(path), mend="restore it from a copy") from None
     return parsed
 
 

@@ -77,9 +77,8 @@ class LocalSite:
     def draw(self, job: Job, train: TrainConfig | None = None) -> LocalBatches:
         """The training samples of this participation; `train` replaces the configured steps and batch size."""
         index = self.train_index[job.client]
-        steps, epoch, offset = sample_order.draw_batches(
-            self.problem.seed, train or self.problem.train, job, len(index)
-        )
+        config = train or self.problem.train
+        steps, epoch, offset = sample_order.draw_batches(self.problem.seed, config, job, len(index))
         position = torch.cat(steps)
         x, y = self.train.take(index[position])
         return LocalBatches(x, y, position, tuple(map(len, steps)), epoch, offset)
