@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -37,8 +38,6 @@ class LocalSite:
     test_index: Mapping[int, Tensor]
     probe: Tensor | None = None  # (N, channels, height, width) float: images on which function drift is measured
     common: Tensor | None = None  # (N,) int64: test images on which every client's own student is evaluated
-    _modules: dict[tuple[str, str], Student] = field(default_factory=dict, init=False)  # by architecture and role
-    _initial: dict[str, Mapping[str, Tensor]] = field(default_factory=dict, init=False)  # entries by architecture
 
     def run(self, job: Job) -> Result:
         """Do one job. An exception of the algorithm becomes a Failure; interrupts pass."""
@@ -198,6 +197,14 @@ class LocalSite:
         if key not in self._modules:
             self._modules[key] = self.problem.alike(architecture).initial()
         return self._modules[key]
+
+    @cached_property
+    def _modules(self) -> dict[tuple[str, str], Student]:
+        return {}  # no field: engines rebuild a site from its fields
+
+    @cached_property
+    def _initial(self) -> dict[str, Mapping[str, Tensor]]:
+        return {}
 
     def _train(self, job: Job) -> Result:
         if not len(self.train_index[job.client]):
