@@ -1,1 +1,1 @@
-"""From the runs of a comparison to what may be concluded. Free of screens."""
+"""From the runs of a comparison to its conclusions. Free of screens."""

@@ -48,7 +48,7 @@ def _outer_commas(text: str) -> Iterator[int]:
             if quote == '"' and letter == "\\":
                 next(letters, None)
             quote = "" if letter == quote else quote
-        elif letter in "'\"" and (not before or before in ",:" + _OPENING):  # inside a override it is an apostrophe
+        elif letter in "'\"" and (not before or before in ",:" + _OPENING):  # inside a word it is an apostrophe
             quote = letter
         elif letter == "," and not depth:
             yield position

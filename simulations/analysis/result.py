@@ -81,7 +81,7 @@ class Verdict:
     records: Mapping[str, stats.WinTieLoss]  # method -> settings won, undecided, lost against the baseline
     resolution: Mapping[str, float]  # method -> smallest difference that its seeds would find (power 0.8) everywhere
     sentences: tuple[str, ...]  # the verdict in plain overrides
-    cautions: tuple[str, ...]  # what the runs do not show, and why
+    cautions: tuple[str, ...]  # limits of the conclusions, and why
     failed: tuple[RunRecord, ...]  # requested runs that do not count
 
     def best(self, setting: str) -> MethodResult | None:

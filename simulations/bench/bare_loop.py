@@ -24,7 +24,7 @@ TEST_BATCH = 250  # images; the fastest for a small student on CPU, compared wit
 class BareLoop:
     """The variables of a script: global entries, each client's own entries, the generator.
 
-    `method` is what it runs. It falls back to FedAvg (`is_same=False`) if there is no bare version of the algorithm.
+    `method` names its algorithm: FedAvg (`is_same=False`) if there is no bare version of the configured one.
     """
 
     def __init__(self, assembly: Assembly) -> None:
@@ -50,7 +50,7 @@ class BareLoop:
             self.labels_seen = torch.zeros(self.classes)
             self._make_generator(site.problem.latent)
 
-    def play(self, number: int, cohort: Sequence[int]) -> dict[str, float]:
+    def run_round(self, number: int, cohort: Sequence[int]) -> dict[str, float]:
         """One round. Gives seconds by phase: clients, server, evaluation, total."""
         start = time.perf_counter()
         trained, counts = self._train_clients(number, cohort)
@@ -90,9 +90,8 @@ class BareLoop:
         return trained, counts
 
     def _load(self, own: dict[str, Tensor]) -> None:
-        self.model.load_state_dict(
-            {**self.weights, **own}, strict=False
-        )  # not strict: BatchNorm's batch counter is missing
+        # Not strict: BatchNorm's batch counter is missing.
+        self.model.load_state_dict({**self.weights, **own}, strict=False)
 
     def _loss(self, x: Tensor, y: Tensor, step: int, number: int) -> Tensor:
         logits = self.model(x)

@@ -1,4 +1,4 @@
-"""`fedkd bench`: how fast this machine runs rounds, as ratios within one run. What is measured: docs/benchmark.md."""
+"""`fedkd bench`: how fast this machine runs rounds, as ratios within one run. docs/benchmark.md lists the measures."""
 
 import os
 import platform
@@ -25,7 +25,7 @@ MESSAGE_LIMIT = 1e-3  # seconds, at most: a client that does nothing, 10,000 par
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is measured; all but `clients` and `workers` are repetitions."""
+    """The amount of measurement; all fields except `clients` and `workers` are repetitions."""
 
     rounds: int = 15
     turns: int = 8  # rounds of each of several methods
@@ -43,7 +43,7 @@ QUICK = Effort(rounds=3, turns=3, ray_rounds=2, exchanges=2, starts=1, memory_ro
 def main(options: Options, overrides: Sequence[str], effort: Effort | None = None) -> int:
     """Measure, and print tables or one JSON object. Raises FedkdError for a configuration that cannot run.
 
-    Overrides that name several methods, as for `fedkd compare`, measure a round of each.
+    If the overrides name several methods, as for `fedkd compare`, it measures a round of each.
     """
     effort = effort or Effort()
 
@@ -51,18 +51,18 @@ def main(options: Options, overrides: Sequence[str], effort: Effort | None = Non
         if not options.quiet:
             print(text, file=sys.stderr, flush=True)
 
-    if costs.sought(overrides):
-        found, show = measure_several(costs.check(overrides), effort, say), tables.show_costs
+    if costs.has_several(overrides):
+        results, show = measure_several(costs.check(overrides), effort, say), tables.show_costs
     else:
         # Resolved before torch is imported: mistakes are reported at once.
-        found, show = measure(compose.resolve(overrides), overrides, effort, say), tables.show
-    options.answer(found)
+        results, show = measure(compose.resolve(overrides), overrides, effort, say), tables.show
+    options.answer(results)
     if not options.json:
-        show(found)
+        show(results)
     return 0
 
 
-def measure_several(asked: Grid, effort: Effort, say: Callable[[str], None]) -> dict[str, Any]:
+def measure_several(grid: Grid, effort: Effort, say: Callable[[str], None]) -> dict[str, Any]:
     """The cost of a round of each method, and the machine."""
     machine = _machine()
     say("importing torch")
@@ -70,18 +70,18 @@ def measure_several(asked: Grid, effort: Effort, say: Callable[[str], None]) -> 
 
     torch.set_num_threads(1)
     shapes = {
-        setting: _configuration(asked.configuration((setting, asked.baseline), asked.seeds[0]), ())
-        for setting in asked.settings
+        setting: _configuration(grid.configuration((setting, grid.baseline), grid.seeds[0]), ())
+        for setting in grid.settings
     }
-    configs = {method: asked.resolved[setting, method].config for setting, method in asked.overrides}
-    notes = without_images(configs)
-    return {"machine": machine, "notes": notes, "settings": shapes, **costs.measure(asked, effort.turns, say)}
+    notes = without_images({method: grid.resolved[setting, method].config for setting, method in grid.overrides})
+    return {"machine": machine, "notes": notes, "settings": shapes, **costs.measure(grid, effort.turns, say)}
 
 
 def measure(resolved: Resolved, overrides: Sequence[str], effort: Effort, say: Callable[[str], None]) -> dict[str, Any]:
-    """All measurements, in seconds and bytes; `missing` says why some could not be made."""
-    found: dict[str, Any] = {"machine": _machine(), "configuration": _configuration(resolved, overrides), "missing": {}}
-    found["notes"] = without_images({naming.of(resolved.config.strategy): resolved.config})
+    """All measurements, in seconds and bytes; `missing` holds the reason for each part that failed."""
+    machine, configuration = _machine(), _configuration(resolved, overrides)
+    results: dict[str, Any] = {"machine": machine, "configuration": configuration, "missing": {}}
+    results["notes"] = without_images({naming.of(resolved.config.strategy): resolved.config})
     say("importing torch")
     import torch
 
@@ -89,55 +89,55 @@ def measure(resolved: Resolved, overrides: Sequence[str], effort: Effort, say: C
 
     torch.set_num_threads(1)
     say("starting: new processes")
-    found["starting"] = measures.starting(effort.starts)
+    results["starting"] = measures.starting(effort.starts)
     assembly = measures.assembled(resolved.config, max(effort.rounds, effort.ray_rounds))
     say(f"loop: {effort.rounds} rounds of the bare loop and of inline, in turns")
-    found["loop"] = measures.against_bare(assembly, effort.rounds)
-    found["message"] = measures.inline_message_seconds(effort.exchanges)
-    found["ray"], found["memory"] = [], []
+    results["loop"] = measures.against_bare(assembly, effort.rounds)
+    results["message"] = measures.inline_message_seconds(effort.exchanges)
+    results["ray"], results["memory"] = [], []
     for workers in effort.workers:
-        say(f"ray x {workers}: {effort.ray_rounds} rounds of it and of inline, in turns")
-        _try(found, "ray", partial(measures.on_ray, assembly, effort.ray_rounds, workers, effort.exchanges))
-    pool = max(effort.workers, default=0) if found["ray"] else 0
+        say(f"ray x {workers}: {effort.ray_rounds} rounds of ray and of inline, in turns")
+        _try(results, "ray", partial(measures.on_ray, assembly, effort.ray_rounds, workers, effort.exchanges))
+    pool = max(effort.workers, default=0) if results["ray"] else 0
     for clients in effort.clients:
         say(f"memory: {clients} clients")
-        plan = memory.MemoryTask(list(overrides), clients, PER_ROUND, effort.memory_rounds, pool)
-        _try(found, "memory", partial(memory.in_child, plan))
-    return {**found, "goals": goals(found)}
+        task = memory.MemoryTask(list(overrides), clients, PER_ROUND, effort.memory_rounds, pool)
+        _try(results, "memory", partial(memory.in_child, task))
+    return {**results, "goals": goals(results)}
 
 
 def without_images(configs: Mapping[str, RunConfig]) -> list[str]:
-    """A sentence for each method that can use a public set and has none: it then does other, more expensive work."""
+    """A note per method that can use a public set and has none: it then does other, more expensive work."""
     return [
-        f"{method} has no public set of images, so it generates them at the server, and that is what is measured. "
-        "To measure it with a public set: add proxy=held-out"
+        f"{method} has no public set of images, so its server generates them; the measurement includes this work. "
+        "To measure with a public set: add proxy=held-out"
         for method, config in configs.items()
         if config.proxy.name == "none" and reference.traits(config.strategy["name"]).get("proxy") == "optional"
     ]
 
 
-def goals(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """Our goals and the measured values; leaves out goals without a measurement."""
-    loop, ray = found["loop"], {entry["workers"]: entry for entry in found["ray"]}
+def goals(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Our goals and the measured values; omits goals without a measurement."""
+    loop, ray = results["loop"], {row["workers"]: row for row in results["ray"]}
     ratio = loop["phases"]["total"]["ratio"]
     listed = [("inline / bare loop, per round", ratio, "at most", BARE_LIMIT)] if loop["is_same"] else []
     if 2 in ray:
         listed.append(("inline / ray x 2, per round", ray[2]["speedup"], "at least", SPEEDUP_LIMIT))
-    listed.append(("idle client inline, s", found["message"], "at most", MESSAGE_LIMIT))
+    listed.append(("idle client inline, s", results["message"], "at most", MESSAGE_LIMIT))
     if 2 in ray:
         listed.append(("idle client on ray x 2, s", ray[2]["message"], "at most", MESSAGE_LIMIT))
     return [
-        {"what": what, "value": value, "limit": limit, "is_met": value <= limit if how == "at most" else value >= limit}
-        for what, value, how, limit in listed
+        {"what": goal, "value": value, "limit": limit, "is_met": value <= limit if how == "at most" else value >= limit}
+        for goal, value, how, limit in listed
     ]
 
 
-def _try(found: dict[str, Any], part: str, attempt: Callable[[], dict[str, Any]]) -> None:
+def _try(results: dict[str, Any], part: str, attempt: Callable[[], dict[str, Any]]) -> None:
     """Record a failure under `missing`: without Ray or enough memory, the other measurements still count."""
     try:
-        found[part].append(attempt())
+        results[part].append(attempt())
     except EngineError as error:
-        found["missing"][part] = error.what
+        results["missing"][part] = error.what
 
 
 def _machine() -> dict[str, Any]:

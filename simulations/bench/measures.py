@@ -1,4 +1,4 @@
-"""What `fedkd bench` measures. All comparisons use pairs measured one after the other, because machines are noisy."""
+"""The measurements of `fedkd bench`. Comparisons use pairs measured one after the other, because machines are noisy."""
 
 import importlib.util
 import statistics
@@ -71,13 +71,13 @@ def against_bare(assembly: Assembly, count: int) -> dict[str, Any]:
 
 def in_turns(baseline: Assembly, other: Assembly, count: int) -> list[tuple[Mapping[str, float], Mapping[str, float]]]:
     """Seconds by phase of `count` rounds of each, in turns, with the same cohorts, without the warm-up."""
-    engines = [(each.experiment, Inline(each.site)) for each in (baseline, other)]
+    engines = [(assembly.experiment, Inline(assembly.site)) for assembly in (baseline, other)]
     states = [rounds.begin(experiment) for experiment, _ in engines]
     pairs: list[tuple[Mapping[str, float], Mapping[str, float]]] = []
     for _ in range(WARMUP + count):
-        played = [_play(*its, state) for its, state in zip(engines, states, strict=True)]
-        states = [each.state for each in played]
-        pairs.append((played[0].timings, played[1].timings))
+        first, second = (_run_round(*pair, state) for pair, state in zip(engines, states, strict=True))
+        states = [first.state, second.state]
+        pairs.append((first.timings, second.timings))
     return pairs[WARMUP:]
 
 
@@ -88,8 +88,8 @@ def on_ray(assembly: Assembly, count: int, workers: int, exchanges: int) -> dict
     try:
         state, pairs, is_equal = rounds.begin(experiment), [], True
         for _ in range(WARMUP + count):
-            alone = _play(experiment, inline, state)
-            pooled = _play(experiment, pool, state)
+            alone = _run_round(experiment, inline, state)
+            pooled = _run_round(experiment, pool, state)
             is_equal &= alone.row == pooled.row
             state = alone.state
             pairs.append((alone.timings, pooled.timings))
@@ -113,8 +113,8 @@ def on_ray(assembly: Assembly, count: int, workers: int, exchanges: int) -> dict
 
 def medians(timings: Iterable[Mapping[str, float]]) -> dict[str, float]:
     """Median seconds of each phase; `busy` is the sum over the clients' jobs, wherever they ran."""
-    found = list(timings)
-    return {name: statistics.median(one[name] for one in found) for name in found[0]}
+    rows = list(timings)
+    return {name: statistics.median(row[name] for row in rows) for name in rows[0]}
 
 
 def start_pool(site: LocalSite, workers: int) -> tuple[RayPool, float]:
@@ -138,9 +138,9 @@ def message_seconds(experiment: Experiment, engine: Engine, exchanges: int) -> f
     """Seconds per round and idle client: plan, engine, border, drift and mean. The median of rounds."""
     state, seconds = rounds.begin(experiment), []
     for _ in range(WARMUP + exchanges):
-        played = _play(experiment, engine, state)
-        state = played.state
-        seconds.append((played.timings["clients"] + played.timings["server"]) / IDLE_CLIENTS)
+        result = _run_round(experiment, engine, state)
+        state = result.state
+        seconds.append((result.timings["clients"] + result.timings["server"]) / IDLE_CLIENTS)
     return statistics.median(seconds[WARMUP:])
 
 
@@ -207,22 +207,22 @@ def _timed(args: Sequence[str]) -> float:
 
 def _bare_round(bare: BareLoop, number: int, cohort: Sequence[int]) -> dict[str, float]:
     cpu = time.process_time()
-    timings = bare.play(number, cohort)
+    timings = bare.run_round(number, cohort)
     return _complete(timings, time.process_time() - cpu)
 
 
 def _inline_round(experiment: Experiment, engine: Engine, state: RunState) -> tuple[RunState, dict[str, float]]:
     cpu = time.process_time()
-    played = _play(experiment, engine, state)
-    return played.state, _complete(played.timings, time.process_time() - cpu)
+    result = _run_round(experiment, engine, state)
+    return result.state, _complete(result.timings, time.process_time() - cpu)
 
 
-def _play(experiment: Experiment, engine: Engine, state: RunState) -> Round:
+def _run_round(experiment: Experiment, engine: Engine, state: RunState) -> Round:
     """One round. Raises EngineError if a client failed: failing is faster than working."""
-    played = rounds.run_round(experiment, engine, state)
-    if played.failures:
-        raise EngineError(f"client {played.failures[0].client} failed: {played.failures[0].what}")
-    return played
+    result = rounds.run_round(experiment, engine, state)
+    if result.failures:
+        raise EngineError(f"client {result.failures[0].client} failed: {result.failures[0].what}")
+    return result
 
 
 def _complete(timings: Mapping[str, float], cpu: float) -> dict[str, float]:
@@ -254,6 +254,6 @@ def _wait(is_done: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def _check_time(start: float, what: str) -> None:
+def _check_time(start: float, problem: str) -> None:
     if time.perf_counter() - start > START_SECONDS:
-        raise EngineError(f"{what} within {START_SECONDS:g} s", mend="fedkd doctor")
+        raise EngineError(f"{problem} within {START_SECONDS:g} s", mend="fedkd doctor")

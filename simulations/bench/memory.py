@@ -1,4 +1,4 @@
-"""The memory of a run, measured in a process of its own: `python -m simulations.bench.memory PLAN` (JSON)."""
+"""The memory of a run, measured in a process of its own: `python -m simulations.bench.memory TASK` (JSON)."""
 
 import json
 import sys
@@ -26,7 +26,7 @@ SAMPLES = 32  # training images per client, 8 for testing; a small data set is r
 
 @dataclass(frozen=True)
 class MemoryTask:
-    """What to run, with few steps: memory does not depend on how long a client trains."""
+    """The run to measure; it takes few steps, because memory does not depend on how long a client trains."""
 
     overrides: list[str]
     clients: int
@@ -35,29 +35,28 @@ class MemoryTask:
     workers: int  # 0: in the driver itself
 
 
-def in_child(plan: MemoryTask) -> dict[str, Any]:
+def in_child(task: MemoryTask) -> dict[str, Any]:
     """Measure in a fresh process. Raises EngineError if that fails."""
-    found: dict[str, Any] = json.loads(
-        subprocesses.python("-m", "simulations.bench.memory", json.dumps(asdict(plan)), timeout=TIMEOUT)
-    )
-    return found
+    printed = subprocesses.python("-m", "simulations.bench.memory", json.dumps(asdict(task)), timeout=TIMEOUT)
+    measured: dict[str, Any] = json.loads(printed)
+    return measured
 
 
-def measure(plan: MemoryTask) -> dict[str, Any]:
+def measure(task: MemoryTask) -> dict[str, Any]:
     """Resident and private memory (bytes) of the driver and of each worker, and the bytes of all clients' states."""
     torch.set_num_threads(1)
-    experiment, site = crowd(compose.resolve(plan.overrides).config, plan)
+    experiment, site = crowd(compose.resolve(task.overrides).config, task)
     engine: Engine = Inline(site)
     pids: list[int] = []
-    if plan.workers:
-        pool, _ = measures.start_pool(site, plan.workers)
+    if task.workers:
+        pool, _ = measures.start_pool(site, task.workers)
         engine, pids = pool, pool.pids
     try:
         state = rounds.begin(experiment)
-        for _ in range(plan.rounds):
+        for _ in range(task.rounds):
             state = rounds.run_round(experiment, engine, state).state
         return {
-            "clients": plan.clients,
+            "clients": task.clients,
             "trained": len(state.clients),
             "state_bytes": ray_actor.num_bytes(dict(state.clients)),
             "driver": of_process("self"),
@@ -67,28 +66,28 @@ def measure(plan: MemoryTask) -> dict[str, Any]:
         engine.close()
 
 
-def crowd(config: RunConfig, plan: MemoryTask) -> tuple[Experiment, LocalSite]:
-    """The configuration's problem with `plan.clients` clients of equal size, independent of its partition."""
+def crowd(config: RunConfig, task: MemoryTask) -> tuple[Experiment, LocalSite]:
+    """The configuration's problem with `task.clients` clients of equal size, independent of its partition."""
     made = assemble.assemble(config)
     train = replace(config.train, steps=1)
     few = replace(
         config,
-        clients=plan.clients,
-        clients_per_round=min(plan.per_round, plan.clients),
-        rounds=plan.rounds,
+        clients=task.clients,
+        clients_per_round=min(task.per_round, task.clients),
+        rounds=task.rounds,
         train=train,
-        evaluate=replace(config.evaluate, every=plan.rounds, pooled_every=plan.rounds),
+        evaluate=replace(config.evaluate, every=task.rounds, pooled_every=task.rounds),
     )
-    problem = replace(made.site.problem, clients=plan.clients, rounds=plan.rounds, train=train, mixture={}, assigned=())
+    problem = replace(made.site.problem, clients=task.clients, rounds=task.rounds, train=train, mixture={}, assigned=())
     site = replace(
         made.site,
         problem=problem,
-        train_index=_deal(plan.clients, SAMPLES, len(made.site.train)),
-        test_index=_deal(plan.clients, SAMPLES // 4, len(made.site.test)),
+        train_index=_deal(task.clients, SAMPLES, len(made.site.train)),
+        test_index=_deal(task.clients, SAMPLES // 4, len(made.site.test)),
     )
     experiment = replace(made.experiment, config=few, problem=problem, label_distributions=None)
-    tests = (SAMPLES // 4,) * plan.clients
-    return replace(experiment, sizes=(SAMPLES,) * plan.clients, num_tests=tests), site
+    tests = (SAMPLES // 4,) * task.clients
+    return replace(experiment, sizes=(SAMPLES,) * task.clients, num_tests=tests), site
 
 
 def of_process(pid: int | str) -> dict[str, int]:

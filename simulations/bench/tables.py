@@ -9,32 +9,32 @@ from rich.table import Table
 BUSY = 0.5  # load per core above which figures are doubtful
 
 
-def show(found: Mapping[str, Any]) -> None:
+def show(results: Mapping[str, Any]) -> None:
     """Print everything that `bench.measure` gives."""
     console = Console(highlight=False)
-    console.print(*_head(found), sep="\n", soft_wrap=True)
-    for table in _tables(found):
+    console.print(*_head(results), sep="\n", soft_wrap=True)
+    for table in _tables(results):
         console.print()
         console.print(table)
     console.print()
-    console.print(*_tail(found), sep="\n", soft_wrap=True)
+    console.print(*_tail(results), sep="\n", soft_wrap=True)
 
 
-def show_costs(found: Mapping[str, Any]) -> None:
+def show_costs(results: Mapping[str, Any]) -> None:
     """Print everything that `bench.measure_several` gives."""
     console = Console(highlight=False)
-    console.print(*_machine(found["machine"]), *_notes(found), sep="\n", soft_wrap=True)
-    for setting, shape in found["settings"].items():
-        rows = [row for row in found["costs"] if row["setting"] == setting]
+    console.print(*_machine(results["machine"]), *_notes(results), sep="\n", soft_wrap=True)
+    for setting, shape in results["settings"].items():
+        rows = [row for row in results["costs"] if row["setting"] == setting]
         console.print()
         console.print(f"{setting}{': ' if setting else ''}{_shape(shape)}", soft_wrap=True)
-        console.print(_costs(rows, found["baseline"]))
+        console.print(_costs(rows, results["baseline"]))
     console.print()
-    above = [row["method"] for row in found["costs"] if row["ratio"] > found["limit"]]
+    above = [row["method"] for row in results["costs"] if row["ratio"] > results["limit"]]
     mark = "miss" if above else "ok  "
-    text = f"{mark}  clients of a method / of {found['baseline']}: at most {found['limit']:g}"
+    text = f"{mark}  clients of a method / of {results['baseline']}: at most {results['limit']:g}"
     console.print(text + (f"; above it: {', '.join(dict.fromkeys(above))}" if above else ""), soft_wrap=True)
-    for name, why in found["missing"].items():
+    for name, why in results["missing"].items():
         console.print(f"warn  {name} was not measured: {why}", soft_wrap=True)
 
 
@@ -46,13 +46,13 @@ def _costs(rows: Sequence[Mapping[str, Any]], baseline: str) -> Table:
     return table
 
 
-def _head(found: Mapping[str, Any]) -> list[str]:
-    chosen = found["configuration"]
-    return _machine(found["machine"], f"{chosen['strategy']} on {_shape(chosen)}") + _notes(found)
+def _head(results: Mapping[str, Any]) -> list[str]:
+    chosen = results["configuration"]
+    return _machine(results["machine"], f"{chosen['strategy']} on {_shape(chosen)}") + _notes(results)
 
 
-def _notes(found: Mapping[str, Any]) -> list[str]:
-    return [f"note  {text}" for text in found["notes"]]
+def _notes(results: Mapping[str, Any]) -> list[str]:
+    return [f"note  {text}" for text in results["notes"]]
 
 
 def _machine(machine: Mapping[str, Any], *lines: str) -> list[str]:
@@ -70,12 +70,12 @@ def _shape(chosen: Mapping[str, Any]) -> str:
     )
 
 
-def _tables(found: Mapping[str, Any]) -> list[Table]:
-    tables = [_loop(found["loop"]), _starting(found)]
-    if found["ray"]:
-        tables.append(_ray(found["ray"]))
-    if found["memory"]:
-        tables.append(_memory(found["memory"]))
+def _tables(results: Mapping[str, Any]) -> list[Table]:
+    tables = [_loop(results["loop"]), _starting(results)]
+    if results["ray"]:
+        tables.append(_ray(results["ray"]))
+    if results["memory"]:
+        tables.append(_memory(results["memory"]))
     return tables
 
 
@@ -91,41 +91,41 @@ def _loop(loop: Mapping[str, Any]) -> Table:
     return table
 
 
-def _starting(found: Mapping[str, Any]) -> Table:
+def _starting(results: Mapping[str, Any]) -> Table:
     table = _table("starting", "seconds")
-    for name, seconds in found["starting"].items():
+    for name, seconds in results["starting"].items():
         table.add_row(name, f"{seconds:.2f}")
-    table.add_row("first round, inline", f"{found['loop']['first_round']:.2f}")
-    for entry in found["ray"]:
-        table.add_row(f"ray x {entry['workers']}", f"{entry['start']:.2f}")
+    table.add_row("first round, inline", f"{results['loop']['first_round']:.2f}")
+    for row in results["ray"]:
+        table.add_row(f"ray x {row['workers']}", f"{row['start']:.2f}")
     return table
 
 
-def _ray(entries: Sequence[Mapping[str, Any]]) -> Table:
+def _ray(rows: Sequence[Mapping[str, Any]]) -> Table:
     table = _table("ray, a round", "inline", "ray", "speed-up", "idle client", "results")
-    for entry in entries:
-        results = "equal" if entry["is_equal"] else "DIFFER"
-        speedup, message = f"{entry['speedup']:.2f}", f"{1000 * entry['message']:.2f} ms"
-        table.add_row(f"x {entry['workers']}", _ms(entry["inline"]), _ms(entry["ray"]), speedup, message, results)
+    for row in rows:
+        results = "equal" if row["is_equal"] else "DIFFER"
+        speedup, message = f"{row['speedup']:.2f}", f"{1000 * row['message']:.2f} ms"
+        table.add_row(f"x {row['workers']}", _ms(row["inline"]), _ms(row["ray"]), speedup, message, results)
     return table
 
 
-def _memory(entries: Sequence[Mapping[str, Any]]) -> Table:
+def _memory(rows: Sequence[Mapping[str, Any]]) -> Table:
     table = _table("MB resident (private)", "trained", "their state", "driver", "workers")
-    for entry in entries:
-        workers = "   ".join(map(_megabytes, entry["workers"]))
-        state = f"{entry['state_bytes'] / 1e6:.2f}"
-        table.add_row(f"{entry['clients']} clients", str(entry["trained"]), state, _megabytes(entry["driver"]), workers)
+    for row in rows:
+        workers = "   ".join(map(_megabytes, row["workers"]))
+        state = f"{row['state_bytes'] / 1e6:.2f}"
+        table.add_row(f"{row['clients']} clients", str(row["trained"]), state, _megabytes(row["driver"]), workers)
     return table
 
 
-def _tail(found: Mapping[str, Any]) -> list[str]:
-    lines = [f"idle client inline {1000 * found['message']:.2f} ms (border, drift and mean included)"]
-    for goal in found["goals"]:
+def _tail(results: Mapping[str, Any]) -> list[str]:
+    lines = [f"idle client inline {1000 * results['message']:.2f} ms (border, drift and mean included)"]
+    for goal in results["goals"]:
         lines.append(
             f"{'ok  ' if goal['is_met'] else 'miss'}  {goal['what']}: {goal['value']:.3g} (goal {goal['limit']:g})"
         )
-    return lines + [f"warn  {part} was not measured: {why}" for part, why in found["missing"].items()]
+    return lines + [f"warn  {part} was not measured: {why}" for part, why in results["missing"].items()]
 
 
 def _table(first: str, *columns: str) -> Table:

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import connection
 from pathlib import Path
@@ -67,26 +68,20 @@ def _start_or_resume(resolved: Resolved, folder: Path, command: Sequence[str]) -
     """Start the run, or resume it; if it cannot be resumed, move it aside and start again."""
     if folder.exists():
         _wait_for_lock(folder)
-        try:
-            _check_whole(folder)
-            return runs.resume(folder, runs=folder.parent, options=_SILENT)
-        except (CheckpointError, ConfigError, Broken):
-            _move_aside(folder)
+        if _is_whole(folder):
+            with suppress(CheckpointError, ConfigError):
+                return runs.resume(folder, runs=folder.parent, options=_SILENT)
+        _move_aside(folder)
     return runs.start(resolved, runs=folder.parent, name=folder.name, options=_SILENT, command=command)
 
 
-class Broken(Exception):
-    """A run folder that cannot be resumed."""
-
-
-def _check_whole(folder: Path) -> None:
-    """Raises Broken if the folder is incomplete or damaged, or claims to be done without all rounds."""
+def _is_whole(folder: Path) -> bool:
+    """False if the folder is incomplete or damaged, or claims to be done without all rounds."""
     try:
         records = ledger.read(folder)
-    except FolderError as error:
-        raise Broken from error
-    if records.run.get("state") == "done" and len(records.metrics) != records.run.get("num_rounds"):
-        raise Broken
+    except FolderError:
+        return False
+    return records.run.get("state") != "done" or len(records.metrics) == records.run.get("num_rounds")
 
 
 def _move_aside(folder: Path) -> None:

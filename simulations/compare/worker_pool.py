@@ -26,7 +26,7 @@ PATIENCE = 60.0  # seconds for children to save
 
 _PRELOAD = "simulations.compare.preload"
 _METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"  # Windows forks nothing
-_SOCKET = "pymp-12345678/listener-12345678"  # what multiprocessing calls it
+_SOCKET = "pymp-12345678/listener-12345678"  # the name that multiprocessing gives it
 
 
 @dataclass

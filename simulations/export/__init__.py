@@ -1,1 +1,1 @@
-"""`fedkd export`: the student that comes out of a run, with preprocessing and labels, in a file that was checked."""
+"""`fedkd export`: the student of a run, with preprocessing and labels, in a checked file."""

@@ -52,9 +52,9 @@ def describe(place: Path, facts: Mapping[str, str]) -> None:
 def strip(model: Any) -> None:
     """Remove what the tracer recorded: paths and lines on this machine."""
     graph = model.graph
-    for each in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
-        del each.metadata_props[:]
-        each.doc_string = ""
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        del part.metadata_props[:]
+        part.doc_string = ""
 
 
 def metadata(place: Path) -> Mapping[str, str]:

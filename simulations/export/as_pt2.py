@@ -34,7 +34,6 @@ def metadata(place: Path) -> Mapping[str, str]:
     try:
         with zipfile.ZipFile(place) as archive:
             names = [name for name in archive.namelist() if name.endswith(f"/{ABOUT}")]
-            found = strict_json.mapping(archive.read(names[0])) if names else {}
+            return strict_json.mapping(archive.read(names[0])) if names else {}
     except (OSError, ValueError, zipfile.BadZipFile):
         return {}
-    return found

@@ -21,7 +21,7 @@ _SECONDS, _FEWEST, _MOST = 0.5, 20, 500  # seconds, and numbers of repetitions, 
 
 
 @dataclass(frozen=True)
-class Found:
+class Measurements:
     """The measurements of a file."""
 
     samples: int
@@ -33,7 +33,7 @@ class Found:
     latency: dict[int, float]  # batch -> median seconds per image
 
 
-def measure(served: Served, path: Path, wanted: Format) -> Found:
+def measure(served: Served, path: Path, wanted: Format) -> Measurements:
     """Measure the file on disk, on the held-out samples."""
     ask = wanted.open(path)
     images, should = served.assembly.site.test.x[served.held_out], served.logits
@@ -42,7 +42,7 @@ def measure(served: Served, path: Path, wanted: Format) -> Found:
         latency = {batch: time_of(ask, images, batch) / batch for batch in BATCHES}
     if logits.shape != should.shape or not bool(logits.isfinite().all()):
         raise RunError(f"the exported student gives {tuple(logits.shape)} logits, or some that are not finite")
-    return Found(
+    return Measurements(
         samples=len(images),
         difference=float((logits - should).abs().max()),
         allowed=wanted.tolerance * size(should),
@@ -58,24 +58,24 @@ def size(logits: Tensor) -> float:
     return max(1.0, float(logits[logits != FAR].abs().max()))
 
 
-def demand_equal(found: Found, wanted: Format) -> None:
+def demand_equal(measured: Measurements, wanted: Format) -> None:
     """Raises RunError if the file's logits differ from the run's student."""
-    if found.difference <= found.allowed:
+    if measured.difference <= measured.allowed:
         return
     raise RunError(
-        f"the {wanted.name} file is not the run's student: of {found.samples} held-out samples, logits differ by up to "
-        f"{found.difference:.2g} (allowed {found.allowed:.2g}), labels of {found.samples - found.same}",
+        f"the {wanted.name} file is not the run's student: of {measured.samples} held-out samples, logits differ by up "
+        f"to {measured.difference:.2g} (allowed {measured.allowed:.2g}), labels of {measured.samples - measured.same}",
         mend="nothing was written; choose another --format, and please report it",
     )
 
 
-def demand_worth(found: Found, whole: Found, max_loss: float) -> None:
+def demand_worth(quantised: Measurements, whole: Measurements, max_loss: float) -> None:
     """Raises RunError if eight bits cost more accuracy than `max_loss`."""
-    loss = whole.accuracy - found.accuracy
+    loss = whole.accuracy - quantised.accuracy
     if loss <= max_loss:
         return
     raise RunError(
-        f"int8 costs {100 * loss:.2f} points of accuracy ({whole.accuracy:.4f} -> {found.accuracy:.4f}), "
+        f"int8 costs {100 * loss:.2f} points of accuracy ({whole.accuracy:.4f} -> {quantised.accuracy:.4f}), "
         f"more than --max-loss {max_loss:g} allows",
         mend="nothing was written; leave --int8 out, or allow more with --max-loss",
     )

@@ -1,4 +1,4 @@
-"""`fedkd export`: finds the student, writes a temporary file, checks it, and only then moves it into place."""
+"""`fedkd export`: finds the student, writes a temporary file, checks it, then moves it into place."""
 
 import os
 import shutil
@@ -14,55 +14,55 @@ from simulations.run import run_folder
 from simulations.run.options import Export
 
 if TYPE_CHECKING:
-    from simulations.export.checks import Found
+    from simulations.export.checks import Measurements
     from simulations.export.formats import Format
     from simulations.export.serving import Served
 
 
 def main(options: Export) -> int:
-    """Export a student and describe it. Writes nothing unless the file's logits equal the run's student's."""
+    """Export a student and describe it. Writes nothing unless the file's logits equal those of the run's student."""
     path = run_folder.find(options.runs, options.run)
     run_folder.info(path)
     _check_words(options)
     from simulations.export import checks, formats, messages, serving  # 2 s: torch
 
-    wanted = formats.choose(options.format, int8=options.int8)
+    format_ = formats.choose(options.format, int8=options.int8)
     with checks.one_thread():
         run = serving.load(path, _warn)
         served = serving.student(run.assembly, run.state, options.client)
         facts = serving.facts(run, served)
-        name = f"{served.name}{'-int8' if options.int8 else ''}.{wanted.name}"
+        name = f"{served.name}{'-int8' if options.int8 else ''}.{format_.name}"
         place = _place(options.out, path, name)
-        _refuse_foreign(place, wanted.metadata(place) if place.exists() else {}, facts)
+        _refuse_foreign(place, format_.metadata(place) if place.exists() else {}, facts)
         with _beside(place) as folder:
-            file, found, small = _make(options, served, facts, wanted, folder)
+            file, whole, small = _make(options, served, facts, format_, folder)
             _put(file, place)
-    told = messages.Told(place, wanted.name, run, served, found, small)
+    summary = messages.ExportSummary(place, format_.name, run, served, whole, small)
     if not (options.json and options.quiet):
-        print("\n".join(messages.screen(told)), file=sys.stderr if options.json else sys.stdout)
-    options.answer(messages.as_json(told))
+        print("\n".join(messages.screen(summary)), file=sys.stderr if options.json else sys.stdout)
+    options.answer(messages.as_json(summary))
     return 0
 
 
 def _make(
-    options: Export, served: "Served", facts: Mapping[str, str], wanted: "Format", folder: Path
-) -> tuple[Path, "Found", "Found | None"]:
+    options: Export, served: "Served", facts: Mapping[str, str], format_: "Format", folder: Path
+) -> tuple[Path, "Measurements", "Measurements | None"]:
     """The checked file, and its measurements in float and, on request, in int8."""
     from simulations.export import checks
 
-    whole = folder / f"{served.name}.{wanted.name}"
-    wanted.write(served, facts, whole)
-    found = checks.measure(served, whole, wanted)
-    checks.demand_equal(found, wanted)
+    whole = folder / f"{served.name}.{format_.name}"
+    format_.write(served, facts, whole)
+    measured = checks.measure(served, whole, format_)
+    checks.demand_equal(measured, format_)
     if not options.int8:
-        return whole, found, None
+        return whole, measured, None
     from simulations.export import int8
 
-    quantised = folder / f"{served.name}-int8.{wanted.name}"
+    quantised = folder / f"{served.name}-int8.{format_.name}"
     int8.write(served, facts, quantised, whole)
-    small = checks.measure(served, quantised, wanted)
-    checks.demand_worth(small, found, options.max_loss)
-    return quantised, found, small
+    small = checks.measure(served, quantised, format_)
+    checks.demand_worth(small, measured, options.max_loss)
+    return quantised, measured, small
 
 
 def _check_words(options: Export) -> None:
@@ -88,9 +88,9 @@ def _place(out: Path | None, run: Path, name: str) -> Path:
     return out / name if out.is_dir() else out
 
 
-def _refuse_foreign(place: Path, its: Mapping[str, str], facts: Mapping[str, str]) -> None:
+def _refuse_foreign(place: Path, metadata: Mapping[str, str], facts: Mapping[str, str]) -> None:
     """Raises FolderError if another file is at `place`; an export of the same student may be replaced."""
-    if not place.exists() or all(its.get(name) == facts[name] for name in ("run", "student", "config")):
+    if not place.exists() or all(metadata.get(name) == facts[name] for name in ("run", "student", "config")):
         return
     raise FolderError(
         f"{place} exists and is no export of this student, so it is not overwritten",

@@ -23,28 +23,8 @@ class Format:
     metadata: Callable[[Path], Mapping[str, str]]  # empty if the file is not ours
 
 
-def _safetensors(name: str) -> Format:
-    from simulations.export import as_safetensors as its
-
-    return Format(name, 1e-6, its.write, its.open_, its.metadata)
-
-
-def _pt2(name: str) -> Format:
-    from simulations.export import as_pt2 as its
-
-    return Format(name, 1e-5, its.write, its.open_, its.metadata)
-
-
-def _onnx(name: str) -> Format:
-    """A larger tolerance: its kernels sum in another order."""
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        require(package)
-    from simulations.export import as_onnx as its
-
-    return Format(name, 1e-4, its.write, its.open_, its.metadata)
-
-
-FORMATS = {"safetensors": _safetensors, "pt2": _pt2, "onnx": _onnx}
+# Tolerance of each format; a larger one for onnx, whose kernels sum in another order.
+FORMATS = {"safetensors": 1e-6, "pt2": 1e-5, "onnx": 1e-4}
 
 
 def choose(name: str, *, int8: bool) -> Format:
@@ -55,7 +35,10 @@ def choose(name: str, *, int8: bool) -> Format:
         raise ConfigError(
             f"--int8 is for onnx only, not for {name}", where="command line", mend="say --format onnx --int8"
         )
-    return FORMATS[name](name)
+    for package in ("onnx", "onnxscript", "onnxruntime") if name == "onnx" else ():
+        require(package)
+    module = importlib.import_module(f"simulations.export.as_{name}")  # torch.onnx and onnxruntime load late
+    return Format(name, FORMATS[name], module.write, module.open_, module.metadata)
 
 
 def require(package: str) -> ModuleType:

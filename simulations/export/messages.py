@@ -5,73 +5,73 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simulations.export.checks import Found
+from simulations.export.checks import Measurements
 from simulations.export.serving import Run, Served
 
 
 @dataclass(frozen=True)
-class Told:
+class ExportSummary:
     """The facts to report."""
 
     place: Path
     format: str
     run: Run
     served: Served
-    found: Found  # of the file in float
-    small: Found | None  # of the file in int8, which is then at `place`
+    whole: Measurements  # of the file in float
+    small: Measurements | None  # of the file in int8, which is then at `place`
 
 
-def screen(told: Told) -> Iterator[str]:
+def screen(summary: ExportSummary) -> Iterator[str]:
     """Lines for people."""
-    served, found, last = told.served, told.found, told.small or told.found
+    served, whole, final = summary.served, summary.whole, summary.small or summary.whole
     problem = served.assembly.experiment.problem
-    ledger = told.run.accuracy(served.client)
+    ledger = summary.run.accuracy(served.client)
     shape = ", ".join(map(str, problem.input_shape))
     form, rule = served.architecture["name"], served.module.rule.name
     how = "" if rule == "student" else f", judged by {rule}"
-    other = found.samples - found.same
-    yield f"export    {told.place}"
+    other = whole.samples - whole.same
+    yield f"export    {summary.place}"
     yield (
-        f"student   {served.name} of round {told.run.state.round} of {problem.rounds}: {form}{how}, "
+        f"student   {served.name} of round {summary.run.state.round} of {problem.rounds}: {form}{how}, "
         f"uint8 images (batch, {shape}) as stored -> logits (batch, {problem.classes})"
     )
     yield (
-        f"checked   {found.samples} held-out samples: logits differ by at most {found.difference:.1e} "
-        f"(allowed {found.allowed:.0e}), {other or 'no'} label differs"
+        f"checked   {whole.samples} held-out samples: logits differ by at most {whole.difference:.1e} "
+        f"(allowed {whole.allowed:.0e}), {other or 'no'} label differs"
     )
-    said = f"the run's ledger says {ledger:.4f}" if ledger is not None else "not in the run's ledger"
-    yield f"accuracy  {found.accuracy:.4f}   ({said})"
-    if told.small is not None:
-        cost = 100 * (found.accuracy - told.small.accuracy)
+    accuracy_text = f"the run's ledger says {ledger:.4f}" if ledger is not None else "not in the run's ledger"
+    yield f"accuracy  {whole.accuracy:.4f}   ({accuracy_text})"
+    if summary.small is not None:
+        cost = 100 * (whole.accuracy - summary.small.accuracy)
         yield (
-            f"int8      {told.small.accuracy:.4f}   costs {cost:.2f} points of accuracy; "
-            f"{told.small.bytes / found.bytes:.2f} of the float file's size"
+            f"int8      {summary.small.accuracy:.4f}   costs {cost:.2f} points of accuracy; "
+            f"{summary.small.bytes / whole.bytes:.2f} of the float file's size"
         )
-    times = "   ".join(f"{1e3 * seconds:.3f} at batch {batch}" for batch, seconds in last.latency.items())
-    yield f"size      {last.bytes / 1e6:.3f} MB   ms per image: {times}   (one thread, median)"
-    if ledger is not None and found.samples == _all_of(served) and round(ledger * found.samples) != _correct(found):
+    times = "   ".join(f"{1e3 * seconds:.3f} at batch {batch}" for batch, seconds in final.latency.items())
+    yield f"size      {final.bytes / 1e6:.3f} MB   ms per image: {times}   (one thread, median)"
+    if ledger is not None and whole.samples == _all_of(served) and round(ledger * whole.samples) != _correct(whole):
         yield "warn      this machine's accuracy is not the ledger's: another processor or torch, or other data"
 
 
-def as_json(told: Told) -> dict[str, Any]:
+def as_json(summary: ExportSummary) -> dict[str, Any]:
     """The facts for machines: fractions, bytes, milliseconds."""
-    served, last = told.served, told.small or told.found
-    accuracy = {"ledger": told.run.accuracy(served.client), "export": told.found.accuracy}
+    served, final = summary.served, summary.small or summary.whole
+    accuracy = {"ledger": summary.run.accuracy(served.client), "export": summary.whole.accuracy}
     return {
-        "file": str(told.place),
-        "format": told.format,
-        "run": str(told.run.path),
+        "file": str(summary.place),
+        "format": summary.format,
+        "run": str(summary.run.path),
         "student": served.name,
-        "round": told.run.state.round,
+        "round": summary.run.state.round,
         "architecture": served.architecture["name"],
         "rule": served.module.rule.name,
-        "samples": told.found.samples,
-        "max_difference": told.found.difference,
-        "allowed_difference": told.found.allowed,
-        "same_labels": told.found.same,
-        "accuracy": accuracy if told.small is None else {**accuracy, "int8": told.small.accuracy},
-        "bytes": last.bytes if told.small is None else {"float": told.found.bytes, "int8": last.bytes},
-        "latency_ms": {str(batch): 1e3 * seconds for batch, seconds in last.latency.items()},
+        "samples": summary.whole.samples,
+        "max_difference": summary.whole.difference,
+        "allowed_difference": summary.whole.allowed,
+        "same_labels": summary.whole.same,
+        "accuracy": accuracy if summary.small is None else {**accuracy, "int8": summary.small.accuracy},
+        "bytes": final.bytes if summary.small is None else {"float": summary.whole.bytes, "int8": final.bytes},
+        "latency_ms": {str(batch): 1e3 * seconds for batch, seconds in final.latency.items()},
     }
 
 
@@ -80,5 +80,5 @@ def _all_of(served: Served) -> int:
     return len(site.test) if served.client is None else len(site.test_index.get(served.client, ()))
 
 
-def _correct(found: Found) -> int:
-    return round(found.accuracy * found.samples)
+def _correct(measured: Measurements) -> int:
+    return round(measured.accuracy * measured.samples)

@@ -71,7 +71,7 @@ class Served:
         index = self.assembly.site.train_index
         own = [part for client, part in index.items() if self.client in (None, client) and len(part)]
         if not own:
-            raise RunError("none of the training data is here, so int8 cannot be calibrated", mend="leave --int8 out")
+            raise RunError("the server has no training data to calibrate int8 with", mend="leave --int8 out")
         return _thinned(torch.cat(own), most)
 
     @cached_property
@@ -111,22 +111,22 @@ def load(path: Path, warn: Callable[[str], None]) -> Run:
     places = path / "checkpoints"
     if not checkpoint.committed(places):
         raise CheckpointError(
-            "nothing was committed yet, so there is no student to export",
+            "the run has no checkpoint yet, so there is no student to export",
             where=str(path),
             mend=f"wait for round {resolved.config.checkpoint.every} if it is running, else: fedkd resume {path}",
         )
     assembly = _assembly(path, resolved.config)
-    held = assembly.partition.digest() if assembly.partition is not None else None
-    if held is not None and info.get("partition_sha256", held) != held:
+    digest = assembly.partition.digest() if assembly.partition is not None else None
+    if digest is not None and info.get("partition_sha256", digest) != digest:
         raise CheckpointError(
-            "the partition is not what this run began with: the data or a library has changed",
+            "the partition differs from that of the run: the data or a library has changed",
             where=str(path),
             mend="restore the data set and the versions in run.json",
         )
-    found = checkpoint.load(places, assembly.experiment, resolved.digest(), warn)
-    if found is None:  # pruned while we looked
+    newest = checkpoint.load(places, assembly.experiment, resolved.digest(), warn)
+    if newest is None:  # pruned meanwhile
         raise CheckpointError("its checkpoints vanished while they were read", where=str(path), mend="try again")
-    return Run(path, resolved.digest(), naming.of(resolved.config.strategy), assembly, found.state)
+    return Run(path, resolved.digest(), naming.of(resolved.config.strategy), assembly, newest.state)
 
 
 def _assembly(path: Path, config: RunConfig) -> Assembly:
@@ -136,14 +136,14 @@ def _assembly(path: Path, config: RunConfig) -> Assembly:
     from simulations.deploy import assembly, submit
 
     public = path.parent.parent / submit.PUBLIC
-    found = assembly.server(config, public if public.exists() else None)
-    if not len(found.site.test):
+    server = assembly.server(config, public if public.exists() else None)
+    if not len(server.site.test):
         raise DataError(
-            "there are no held-out samples here, on which the exported student could be checked",
+            "the server has no held-out samples to check the exported student on",
             where=str(path),
-            mend="set data.test=PATH in the words of the deployment before a run",
+            mend="set data.test=PATH in the overrides of the deployment before a run",
         )
-    return found
+    return server
 
 
 def student(assembly: Assembly, state: RunState, client: ClientId | None) -> Served:
@@ -172,13 +172,13 @@ def student(assembly: Assembly, state: RunState, client: ClientId | None) -> Ser
     payload, own = experiment.strategy.evaluation_payload(state.server, client) or Payload(), state.clients.get(client)
     if own is None and not payload.weights and not payload.samples:
         raise RunError(
-            f"client {client} has not trained in {state.round} rounds and is served nothing: it has no student yet",
+            f"client {client} has no student yet: in {state.round} rounds it neither trained nor received one",
             mend="choose another --client, or run more rounds",
         )
     own = own or ClientState()
     if memory.VERSION in own.memory and _leaves_some(experiment.problem, client, payload):
         raise RunError(
-            f"the student of client {client} is on its device: the server has nothing but its version",
+            f"the student of client {client} is on its device; the server knows only its version",
             mend="export the global student if the strategy has one, or run the same configuration in simulation",
         )
     return Served(assembly, Job(task="evaluate", client=client, round=state.round, payload=payload, state=own), client)

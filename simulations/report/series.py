@@ -17,7 +17,7 @@ _LEAST_POINTS, _MOST_POINTS = 12, 60  # of a curve
 
 @dataclass(frozen=True)
 class Point:
-    """The runs of an result at one round: mean and band of a number, and what was spent by then."""
+    """The runs of a result at one round: mean and band of a number, and the cost so far."""
 
     round: int
     megabytes: float

@@ -51,12 +51,12 @@ def headline(verdict: Verdict) -> str:
 def facts(verdict: Verdict) -> list[str]:
     """The numbers of runs and seeds, the baseline and the metric."""
     question = verdict.question
-    asked = sum(len(result.runs) for result in verdict.results.values())
+    total = sum(len(result.runs) for result in verdict.results.values())
     done = sum(len(result.done) for result in verdict.results.values())
     baseline = [f"baseline {question.baseline}"] if len(question.methods) > 1 else []
     measured = f"{question.metric}, mean" + (" ± 95% interval" if _has_intervals(verdict) else "")
     optimistic = " (optimistic: picks rounds by what it reports)" if question.metric.is_optimistic else ""
-    return [f"{done} of {number_text.count(asked, 'run')}", *baseline, _seeds(verdict), measured + optimistic]
+    return [f"{done} of {number_text.count(total, 'run')}", *baseline, _seeds(verdict), measured + optimistic]
 
 
 def table(verdict: Verdict) -> Table:
@@ -66,7 +66,7 @@ def table(verdict: Verdict) -> Table:
     headings = ["strategy", "runs", f"{question.metric.path}{number_text.unit(question.metric)}"]
     if len(question.methods) > 1:
         headings += [f"vs {question.baseline}", "p (Holm)"]
-    headings += [f"{title}{number_text.unit(each)}" for title, each in further(question).items()]
+    headings += [f"{title}{number_text.unit(extra)}" for title, extra in further(question).items()]
     headings += [*(["harmed"] if has_harmed else []), *_price_heading(question), CLOCKED]
     rows = [_row(result, question, has_harmed) for result in results]
     if not any(question.settings):
@@ -111,7 +111,7 @@ def _row(result: MethodResult, question: Question, has_harmed: bool) -> tuple[st
     cells = [result.method, f"{len(result.done)} of {len(result.runs)}", number_text.spread(result.interval, metric)]
     if len(question.methods) > 1:
         cells += [number_text.gap(result.versus, metric), number_text.chance(result)]
-    cells += [number_text.figure(result.columns.get(title), each) for title, each in further(question).items()]
+    cells += [number_text.figure(result.columns.get(title), extra) for title, extra in further(question).items()]
     cells += [number_text.share(result.harmed)] * has_harmed
     cells += _price(result, question)
     return (*cells, number_text.figure(seconds_per_round(result)))

@@ -73,7 +73,7 @@ def _height(drawn: Chart, height: Any, width: int) -> Any:
 
 
 def svg(drawn: Chart) -> str:
-    """A picture that stands alone, dark on light."""
+    """A self-contained picture, dark on light."""
     import vl_convert
 
     config = look("light")

@@ -221,7 +221,7 @@ def test_several_methods_are_played_in_turns_beside_the_baseline(capsys):
     for row in found["costs"]:
         assert 0 < row["low"] <= row["ratio"] <= row["high"]
         assert min(row["clients"], row["server"]) > 0
-    assert "ditto: 2 rounds of it and of fedavg, in turns" in err
+    assert "ditto: 2 rounds of this method and of fedavg, in turns" in err
 
 
 def test_a_method_that_makes_its_own_images_for_want_of_a_public_set_is_said_to(capsys, monkeypatch):

@@ -215,9 +215,9 @@ def test_another_student_is_not_written(demo, monkeypatch, tmp_path):
     assert not [*tmp_path.iterdir()]
 
 
-def found(**changes) -> checks.Found:
+def found(**changes) -> checks.Measurements:
     base = {"samples": 100, "difference": 0.0, "allowed": 1e-3, "same": 100, "accuracy": 0.9, "bytes": 1, "latency": {}}
-    return checks.Found(**(base | changes))
+    return checks.Measurements(**(base | changes))
 
 
 def test_int8_may_cost_what_is_allowed_and_no_more():
@@ -269,7 +269,7 @@ def copy(run: Path, to: Path) -> Path:
 def test_a_run_without_a_commit(demo, tmp_path):
     run = copy(demo, tmp_path / "young")
     subprocess.run(["rm", "-r", str(run / "checkpoints")], check=True)
-    with pytest.raises(CheckpointError, match=r"nothing was committed yet"):
+    with pytest.raises(CheckpointError, match=r"the run has no checkpoint yet"):
         export(run)
 
 
@@ -277,7 +277,7 @@ def test_other_data_than_the_run_had(demo, tmp_path):
     run = copy(demo, tmp_path / "moved")
     info = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps({**info, "partition_sha256": "0" * 64}))
-    with pytest.raises(CheckpointError, match="the partition is not what this run began with"):
+    with pytest.raises(CheckpointError, match="the partition differs from that of the run"):
         export(run)
 
 
@@ -373,7 +373,7 @@ def test_without_training_data_at_hand_there_is_no_int8(demo):
     its = served(demo)
     none = dataclasses.replace(its.assembly.site, train_index={0: torch.empty(0, dtype=torch.int64)})
     bare = dataclasses.replace(its, assembly=dataclasses.replace(its.assembly, site=none))
-    with pytest.raises(RunError, match="none of the training data is here"):
+    with pytest.raises(RunError, match="no training data to calibrate int8"):
         bare.training(512)
 
 
