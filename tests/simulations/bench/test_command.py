@@ -36,7 +36,7 @@ def play_both(made, count=3):
     """The global weights after some rounds: of the bare loop, and of ours."""
     bare, engine, state = BareLoop(made), Inline(made.site), rounds.begin(made.experiment)
     for number in range(1, count + 1):
-        bare.play(number, rounds.draw_cohort(made.experiment.config, number))
+        bare.run_round(number, rounds.draw_cohort(made.experiment.config, number))
         state = rounds.run_round(made.experiment, engine, state).state
     return bare, state
 
@@ -59,7 +59,7 @@ def test_the_bare_loop_lays_weights_out_as_torch_does():
     made = assembly(Supervised(), FedAvg(), partial(students.make, "resnet8", (1, tiny.SIDE, tiny.SIDE), tiny.CLASSES))
     assert made.site.problem.initial().layout == torch.channels_last
     bare = BareLoop(made)
-    bare.play(1, (0, 1))
+    bare.run_round(1, (0, 1))
     convolutions = [entry for entry in bare.model.parameters() if entry.dim() == 4 and min(entry.shape[:2]) > 1]
     assert convolutions
     assert all(entry.is_contiguous() for entry in convolutions)
@@ -68,7 +68,7 @@ def test_the_bare_loop_lays_weights_out_as_torch_does():
 def test_the_bare_loop_evaluates_what_a_run_evaluates():
     made = assembly(Supervised(), FedAvg(), tiny.normed, "local")
     bare, state = play_both(made)
-    bare.play(4, (0, 1, 2))
+    bare.run_round(4, (0, 1, 2))
     played = rounds.run_round(made.experiment, Inline(made.site), state)
     assert bare.accuracy == pytest.approx(played.row["accuracy"]["global"], abs=0.04)
     for row in played.clients:
@@ -232,7 +232,7 @@ def test_a_method_that_makes_its_own_images_for_want_of_a_public_set_is_said_to(
     )
     words = ["data=digits", "strategy=fedavg,fedfuse"]
     assert command.main(Options(quiet=True), words, TURNS) == 0
-    assert "note  fedfuse has no public set of images, so it generates them" in capsys.readouterr().out
+    assert "note  fedfuse has no public set of images, so its server generates them" in capsys.readouterr().out
     assert command.main(Options(quiet=True), [*words, "proxy=held-out"], TURNS) == 0
     assert "note" not in capsys.readouterr().out
 
@@ -252,7 +252,7 @@ def test_both_of_a_pair_play_the_same_cohorts_and_warm_up_is_left_out(monkeypatc
         seen.append((experiment, rounds.draw_cohort(experiment.config, state.round + 1)))
         return rounds.run_round(experiment, engine, state)
 
-    monkeypatch.setattr(measures, "_play", play)
+    monkeypatch.setattr(measures, "_run_round", play)
     one = assembly(Supervised(), FedAvg(), clients_per_round=2)
     two = assembly(FedProx(), FedAvg(), clients_per_round=2)
     assert len(measures.in_turns(one, two, 3)) == 3
@@ -302,7 +302,7 @@ def test_methods_above_the_goal_are_named(capsys):
     ],
 )
 def test_a_list_or_a_comparison_asks_for_several(words, is_several):
-    assert costs.sought(words) == is_several
+    assert costs.has_several(words) == is_several
 
 
 def test_a_slip_among_several_is_told_before_anything_is_measured():
