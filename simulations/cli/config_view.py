@@ -85,7 +85,7 @@ def schema_of(overrides: Sequence[str]) -> View:
 
 
 def _keys(draft: validate.Draft) -> dict[str, list[tuple[str, Key]]]:
-    """Node -> its dotted keys; a plain key is its own node."""
+    """The dotted keys of each node; a plain key is a node too."""
     nested = {"partition", "strategy", *_NODES}
     nodes = {key.name: [(key.name, key)] for key in reference.of(core.RunConfig) if key.name not in nested}
     for node in (field.name for field in fields(core.RunConfig) if field.name in nested):

@@ -82,10 +82,10 @@ def _dispatch(args: list[str], answers: list[Mapping[str, Any]]) -> int:
 
         mend = validate.one_of(args[0], VERBS) + "   fedkd --help"
         raise ConfigError(f"there is no verb '{args[0]}'", where=COMMAND_LINE, mend=mend)
-    asked = verb.of(_parser(args[0], verb).parse_intermixed_args(args[1:]), answers)
-    for path in asked.py:
+    given = verb.of(_parser(args[0], verb).parse_intermixed_args(args[1:]), answers)
+    for path in given.py:
         extensions.load(path)
-    return HANDLERS[verb](asked)
+    return HANDLERS[verb](given)
 
 
 def _overview() -> str:

@@ -30,14 +30,13 @@ def table(
 ) -> str:
     """Clients x classes as text without colour, at most `width` columns wide (default: the terminal's).
 
-    If the classes do not fit, it lists each client's most frequent ones.
+    If the classes do not fit, the table lists the most frequent ones per client.
     """
     width = width or shutil.get_terminal_size((120, 24)).columns
     counts = partition.label_counts(train_labels)
     heads = _heads(label_names)
-    fits = (
-        28 + sum(max(len(head), len(str(most))) + 2 for head, most in zip(heads, counts.sum(0), strict=True)) <= width
-    )
+    widths = (max(len(head), len(str(total))) + 2 for head, total in zip(heads, counts.sum(0), strict=True))
+    fits = 28 + sum(widths) <= width
     grid = _grid(partition, counts, heads) if fits else _grid_of_most_frequent(partition, counts, label_names, width)
     console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False, legacy_windows=False)
     console.print(grid)
@@ -67,16 +66,16 @@ def picture(partition: Partition, train_labels: np.ndarray, label_names: Sequenc
     try:
         figure.savefig(path, dpi=150)
     except OSError as error:
-        mend = "choose a place that can be written"
+        mend = "choose a folder that is writable"
         raise FolderError(f"cannot write the picture: {error.strerror}", where=str(path), mend=mend) from error
 
 
 def _check_suffix(path: Path) -> None:
     from matplotlib.backend_bases import FigureCanvasBase
 
-    known = FigureCanvasBase.get_supported_filetypes()
-    if path.suffix[1:].lower() not in {"", *known}:  # without a suffix it is a PNG
-        mend = f"must be one of: {', '.join(known)}"
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix[1:].lower() not in {"", *formats}:  # without a suffix the picture is a PNG
+        mend = f"must be one of: {', '.join(formats)}"
         raise ConfigError(f"no picture can be written as '{path.suffix}'", where="--picture", mend=mend)
 
 

@@ -45,7 +45,9 @@ def session(*, workers: int | None, address: str | None, data_bytes: int) -> Ite
         return
     with scratch.folder("ray", SOCKET) as folder:
         try:
-            with _environment(_PRIVATE | _priority() | _token()), _loopback(ray):
+            # Normal priority for Ray's workers (its default is niceness 15), unless the user has chosen one.
+            niceness = {"RAY_worker_niceness": os.environ.get("RAY_worker_niceness", "0")}  # noqa: SIM112
+            with _environment(_PRIVATE | niceness | _token()), _loopback(ray):
                 _reread_token(ray)
                 _init(ray, workers or num_cores(), str(folder), data_bytes)
             yield workers or num_cores()
@@ -148,11 +150,6 @@ def _is_private(ray: Any, address: str) -> bool:
     return False
 
 
-def _priority() -> dict[str, str]:
-    """Normal priority for Ray's workers (its default is niceness 15), unless the user has chosen one."""
-    return {} if "RAY_worker_niceness" in os.environ else {"RAY_worker_niceness": "0"}
-
-
 def _token() -> dict[str, str]:
     """A token that every connection needs. A user's own choice of Ray's authentication stays."""
     if "RAY_AUTH_MODE" in os.environ:
@@ -189,8 +186,6 @@ def _environment(changes: dict[str, str]) -> Iterator[None]:
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        for name in before:
+            os.environ.pop(name, None)
+        os.environ.update({name: value for name, value in before.items() if value is not None})

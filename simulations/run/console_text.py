@@ -162,9 +162,9 @@ def _privacy(row: Row) -> str:
     return f"label epsilon {row['label_epsilon']:g}, spent by {row['clients']} clients"
 
 
-def doing(phase: str, done: int, asked: int, seconds: float) -> str:
+def doing(phase: str, done: int, total: int, seconds: float) -> str:
     """The current phase of a round: `clients   3 of 10 done   12 s`; empty before the first."""
-    count = f"{done} of {asked} done" if asked else ""
+    count = f"{done} of {total} done" if total else ""
     return "   ".join(filter(None, (phase, count, f"{seconds:.0f} s"))) if phase else ""
 
 

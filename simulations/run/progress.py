@@ -41,7 +41,7 @@ class Screen:
         for row in rows:
             self.history.add(row)
 
-    def progress(self, phase: str, done: int, asked: int) -> None:
+    def progress(self, phase: str, done: int, total: int) -> None:
         """The current phase of the round (engine.Watch). Called once per job, so it must be cheap."""
 
     def round(self, row: Row, seconds: float, failure: str) -> None:
@@ -138,11 +138,11 @@ class Panel(Screen):
             super().begin(head, rows)
             self._began = time.monotonic()
 
-    def progress(self, phase: str, done: int, asked: int) -> None:
+    def progress(self, phase: str, done: int, total: int) -> None:
         with self._lock:
             if phase != self._doing[0]:
                 self._since = time.monotonic()
-            self._doing = (phase, done, asked)  # drawn when the panel is: REDRAWS times a second
+            self._doing = (phase, done, total)  # drawn when the panel is: REDRAWS times a second
 
     def round(self, row: Row, seconds: float, failure: str) -> None:
         with self._lock:

@@ -1,7 +1,7 @@
 """File locks that the system releases when their holder dies: no lock is ever stale."""
 
 import os
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ def take(path: Path, text: bytes = b"") -> "Lock | None":
         thread_local=False,
         fallback_to_soft=False,  # a soft lock outlives its holder
         preserve_lock_file=True,
-        on_acquired=_writing(text) if text else None,
+        on_acquired=partial(_write, text) if text else None,
     )
     try:
         lock.acquire()
@@ -51,10 +51,7 @@ def text(path: Path) -> str:
             return file.read().decode(errors="replace")
 
 
-def _writing(text: bytes) -> Callable[[int], None]:
-    def write(handle: int) -> None:
-        os.ftruncate(handle, 0)
-        os.lseek(handle, 0, os.SEEK_SET)
-        os.write(handle, b" " + text)  # the first byte: see `text`
-
-    return write
+def _write(text: bytes, handle: int) -> None:
+    os.ftruncate(handle, 0)
+    os.lseek(handle, 0, os.SEEK_SET)
+    os.write(handle, b" " + text)  # the first byte: see `text`

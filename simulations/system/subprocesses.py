@@ -14,7 +14,7 @@ _ROOT = Path(__file__).parents[2]  # the folder of our packages, in a checkout a
 
 
 def python(*args: str, timeout: float) -> str:
-    """Run this Python with `args` and our packages on its path; gives its standard output.
+    """Run this Python with `args` and our packages on its path; returns its standard output.
 
     Raises EngineError with the exception that ended the process and its causes. After `timeout` seconds it kills the
     process with all its children, and raises EngineError too.

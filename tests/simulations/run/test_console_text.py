@@ -180,7 +180,7 @@ def test_classes_that_end_better_than_ever_have_forgotten_less_than_nothing():
 def test_less_is_better_for_the_metric_forgetting():
     member = RunRecord("", "", 0, Path(), rows=by_class(HISTORY))
     lost = metric.parse("forgetting last")
-    assert (lost.of(member), lost.sign, lost.unit) == (pytest.approx(0.1), -1.0, "points")
+    assert (lost.value(member), lost.sign, lost.unit) == (pytest.approx(0.1), -1.0, "points")
     assert lost.curve(member) == [(2, pytest.approx((-0.4 + 0.3) / 2)), (3, pytest.approx(0.1))]
 
 
