@@ -10,7 +10,7 @@ from fedkd.config import RunConfig
 from fedkd.configuration import naming
 from fedkd.data import own, public_pack
 from fedkd.data.public_pack import Public
-from fedkd.data.samples import Dataset, Samples
+from fedkd.data.samples import Dataset
 from fedkd.errors import ConfigError
 from fedkd.experiment import Experiment
 from fedkd.problem import Problem
@@ -61,7 +61,7 @@ def device(config: RunConfig, data: Path, client: int, state: Path | None = None
     test, common = dataset.test, None
     if shared.common is not None:
         common = torch.arange(len(test), len(test) + len(shared.common))
-        test = _joined(test, shared.common)
+        test = replace(test, x=torch.cat([test.x, shared.common.x]), y=torch.cat([test.y, shared.common.y]))
     return LocalSite(
         problem=problem,
         client=half,
@@ -85,17 +85,13 @@ def _noise(config: RunConfig, state: Path | None) -> privacy.Draw:
 def _refuse(config: RunConfig) -> None:
     """Raises ConfigError for settings that need all data in one place."""
     if config.students.mix is not None and config.students.assign == "size":
-        raise ConfigError(
-            "students.assign = size needs the exact sizes of all clients' data, which stay on the devices",
-            where="students.assign",
-            mend="name one student per device: students='[mlp, lenet5, ...]'",
-        )
+        what = "students.assign = size needs the exact sizes of all clients' data, which stay on the devices"
+        mend = "name one student per device: students='[mlp, lenet5, ...]'"
+        raise ConfigError(what, where="students.assign", mend=mend)
     if config.evaluate.on == "validation":
-        raise ConfigError(
-            "evaluate.on = validation holds samples out of a simulation's clients",
-            where="evaluate.on",
-            mend="choose hyper-parameters in simulation: fedkd compare --tune",
-        )
+        what = "evaluate.on = validation holds samples out of a simulation's clients"
+        mend = "choose hyper-parameters in simulation: fedkd compare --tune"
+        raise ConfigError(what, where="evaluate.on", mend=mend)
 
 
 def _problem(config: RunConfig, dataset: Dataset, shared: Public) -> Problem:
@@ -110,7 +106,3 @@ def _num_pooled(problem: Problem, strategy: Strategy, available: int) -> int:
     served = strategy.evaluation_payload(strategy.init(problem, seeds.stream(problem.seed, "server")), None)
     missing = served is not None and set(problem.statistic_names) - set(served.weights or {})
     return 0 if missing and problem.statistics == "local" else available
-
-
-def _joined(first: Samples, second: Samples) -> Samples:
-    return replace(first, x=torch.cat([first.x, second.x]), y=torch.cat([first.y, second.y]))

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from simulations.system import scratch
 
 START_SECONDS = 180.0  # to import torch: 2 s on a laptop, a minute on a small device
 _ROOT = Path(__file__).parents[2]
-_LONGEST = 1 << 31  # bytes of a frame: Flower's own limit
+_LONGEST = 1 << 31  # bytes of a message: Flower's own limit
 
 
 def app(answer: Callable[[str, Message, Context], Message]) -> ClientApp:
@@ -52,8 +53,8 @@ def _pass_on(kind: str, message: Message, context: Context) -> Message:
     if not owner:
         return Message(respond(request, message.content), reply_to=message)
     with _connected("\n".join(owner)) as worker:
-        send(worker, json.dumps(request).encode())
-        send(worker, encode(message.content))
+        worker.send_bytes(json.dumps(request).encode())
+        worker.send_bytes(encode(message.content))
         return Message(decode(receive(worker)), reply_to=message)
 
 
@@ -70,31 +71,16 @@ def decode(data: bytes) -> RecordDict:
     return recorddict_from_proto(proto)
 
 
-def send(connection: socket.socket, data: bytes) -> None:
-    """Send one frame: its length in 8 bytes, then the data."""
-    connection.sendall(len(data).to_bytes(8, "little") + data)
-
-
-def receive(connection: socket.socket) -> bytes:
-    """Receive one frame. Raises ConnectionError if the other end is gone."""
-    length = int.from_bytes(_exactly(connection, 8), "little")
-    if length > _LONGEST:
-        raise ConnectionError(f"a frame of {length} bytes")
-    return _exactly(connection, length)
-
-
-def _exactly(connection: socket.socket, length: int) -> bytes:
-    data = bytearray()
-    while len(data) < length:
-        part = connection.recv(min(1 << 20, length - len(data)))
-        if not part:
-            raise ConnectionError("the device's worker has ended; see its log")
-        data += part
-    return bytes(data)
+def receive(connection: Connection) -> bytes:
+    """Receive one message. Raises ConnectionError if the other end is gone, or if the message is too long."""
+    try:
+        return connection.recv_bytes(_LONGEST)
+    except (EOFError, OSError) as error:
+        raise ConnectionError("the device's worker has ended; see its log") from error
 
 
 @contextmanager
-def _connected(owner: str) -> Iterator[socket.socket]:
+def _connected(owner: str) -> Iterator[Connection]:
     """A connection to the worker of `owner`; starts one if there is none."""
     folder = _socket_folder(owner)
     with (folder / "lock").open("w") as lock:
@@ -116,17 +102,17 @@ def _socket_folder(owner: str) -> Path:
     return folder
 
 
-def _reach(address: Path) -> socket.socket | None:
+def _reach(address: Path) -> Connection | None:
     worker = socket.socket(socket.AF_UNIX)
     try:
         worker.connect(str(address))
     except OSError:
         worker.close()
         return None
-    return worker
+    return Connection(worker.detach())
 
 
-def _started(address: Path) -> socket.socket:
+def _started(address: Path) -> Connection:
     address.unlink(missing_ok=True)
     env = {**os.environ, "PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "simulations.deploy.worker", str(address), str(os.getppid())]

@@ -10,21 +10,12 @@ from simulations.deploy.manifest import Deployment
 UNIT_HOME = "/opt/fedkd"  # where a device's unit expects its kit and, in venv, fedkd
 RESTART_SECONDS = 75  # for 60 s after a crash Flower counts a node as online and refuses it
 OVERHEAD_MB = 1024  # memory of Python, PyTorch and Flower's processes, in addition to training
-EDGE = (  # the Python packages of a device: the group `edge` of pyproject.toml
-    "torch>=2.6",
-    "torchvision>=0.21",
-    "numpy>=1.26",
-    "flwr>=1.42,<1.43",
-    "omegaconf>=2.3",
-    "pyyaml>=6",
-    "pydantic>=2.7",
-    "annotated-types>=0.6",
-    "safetensors>=0.4",
-    "filelock>=4.3",
-    "rich>=13",
-    "pillow>=10",
+# The Python packages of a device: the group `edge` of pyproject.toml.
+EDGE = (
+    "torch>=2.6", "torchvision>=0.21", "numpy>=1.26", "flwr>=1.42,<1.43", "omegaconf>=2.3", "pyyaml>=6",
+    "pydantic>=2.7", "annotated-types>=0.6", "safetensors>=0.4", "filelock>=4.3", "rich>=13", "pillow>=10",
     "cryptography>=42",
-)
+)  # fmt: skip
 
 # The kit or deployment is the script's own folder, or the one above. Neither `cd` nor command substitution, which would
 # cut a newline at the end of a path.

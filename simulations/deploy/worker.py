@@ -11,6 +11,7 @@ import threading
 import time
 import traceback
 from contextlib import suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from flwr.app import RecordDict
@@ -38,19 +39,17 @@ def main(address: Path, parent: int) -> None:
         last = time.monotonic()
         while time.monotonic() - last < IDLE_SECONDS:
             with suppress(TimeoutError):
-                connection, _ = server.accept()
-                with connection:
+                with Connection(server.accept()[0].detach()) as connection:
                     _serve(connection)
                 last = time.monotonic()
 
 
-def _serve(connection: socket.socket) -> None:
+def _serve(connection: Connection) -> None:
     """Answer one message. Neither a lost peer nor an error in the message ends the worker."""
-    connection.settimeout(None)
     try:
         request = json.loads(node.receive(connection))
         content = node.decode(node.receive(connection))
-        node.send(connection, node.encode(_respond(request, content)))
+        connection.send_bytes(node.encode(_respond(request, content)))
     except OSError as error:
         print(f"worker  {type(error).__name__}: {error}", flush=True)
 

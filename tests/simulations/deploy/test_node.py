@@ -1,4 +1,4 @@
-"""The light ClientApp and the resident worker behind it: framed messages over a socket that is ours alone."""
+"""The light ClientApp and the resident worker behind it: messages over a socket that is ours alone."""
 
 import os
 import socket
@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -23,19 +24,19 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    ends = socket.socketpair()
-    yield ends
-    for end in ends:
-        end.close()
+def pair() -> Iterator[tuple[socket.socket, Connection]]:
+    sender, receiver = socket.socketpair()
+    with sender, Connection(receiver.detach()) as connection:
+        yield sender, connection
 
 
-def test_a_frame_comes_out_as_it_went_in(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_a_message_comes_out_as_it_went_in(pair: tuple[socket.socket, Connection]) -> None:
     data = bytes(range(256)) * 10_000  # more than a socket takes at once
-    sender = threading.Thread(target=node.send, args=(pair[0], data))
-    sender.start()
-    assert node.receive(pair[1]) == data
-    sender.join()
+    with Connection(pair[0].detach()) as writer:
+        sender = threading.Thread(target=writer.send_bytes, args=(data,))
+        sender.start()
+        assert node.receive(pair[1]) == data
+        sender.join()
 
 
 def test_records_survive_the_way() -> None:
@@ -43,10 +44,11 @@ def test_records_survive_the_way() -> None:
     assert dict(back["job"]) == {"round": 3, "words": ["a", "b"]}
 
 
-@pytest.mark.parametrize("sent", [b"", b"\x05", (9).to_bytes(8, "little") + b"half", (1 << 40).to_bytes(8, "little")])
-def test_a_frame_that_breaks_off_or_is_absurd_is_an_error(
-    pair: tuple[socket.socket, socket.socket], sent: bytes
-) -> None:
+LONG = (-1).to_bytes(4, "big", signed=True) + (1 << 40).to_bytes(8, "big")  # a length of 8 bytes follows
+
+
+@pytest.mark.parametrize("sent", [b"", b"\x05", (9).to_bytes(4, "big") + b"half", LONG])
+def test_a_message_that_breaks_off_or_is_absurd_fails(pair: tuple[socket.socket, Connection], sent: bytes) -> None:
     pair[0].sendall(sent)
     pair[0].close()
     with pytest.raises(ConnectionError):
@@ -84,10 +86,10 @@ def test_a_worker_answers_survives_nonsense_and_ends_with_its_parent(
     serving.start()
     try:
         with reach(address) as nonsense:
-            nonsense.sendall(b"not a frame")
+            os.write(nonsense.fileno(), b"not a message")
         with reach(address) as asking:
-            node.send(asking, b'{"n": 7}')
-            node.send(asking, node.encode(CONTENT))
+            asking.send_bytes(b'{"n": 7}')
+            asking.send_bytes(node.encode(CONTENT))
             assert dict(node.decode(node.receive(asking))["said"]) == {"n": 7}
         assert stat.S_IMODE(address.stat().st_mode) == 0o600
     finally:
@@ -95,8 +97,8 @@ def test_a_worker_answers_survives_nonsense_and_ends_with_its_parent(
     assert not serving.is_alive()
 
 
-def reach(address: Path) -> socket.socket:
-    found: list[socket.socket] = []
+def reach(address: Path) -> Connection:
+    found: list[Connection] = []
 
     def connected() -> bool:
         worker_end = node._reach(address)
