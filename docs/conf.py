@@ -35,4 +35,4 @@ python_maximum_signature_line_length = 88
 add_module_names = False
 toc_object_entries_show_parents = "hide"
 # Names in annotations without a page here: other projects', whose lists would come over the network, and some of ours.
-nitpick_ignore_regex = [(r"py:\w+", r"(collections|pathlib|torch|typing)\..*|fedkd\.(strategy\.S|config\.\w+)")]
+nitpick_ignore_regex = [(r"py:\w+", r"(collections|numpy|pathlib|torch|typing)\..*|fedkd\.(strategy\.S|config\.\w+)")]
