@@ -502,14 +502,11 @@ def _variants_like(node: Mapping[str, Any], conf: Path) -> dict[str, Layer]:
 
 def _nest(leaves: Mapping[validate.Path, tuple[Any, str]]) -> dict[str, Any]:
     """Leaves as nested mappings; the two required nodes have their defaults."""
-    tree = OmegaConf.merge(*(_branch(path, value) for path, (value, _) in leaves.items()))
-    nested: Any = OmegaConf.to_container(tree, resolve=False)
+    tree: dict[str, Any] = {}
+    for path, (value, _) in leaves.items():
+        node = tree
+        for part in path[:-1]:
+            node = node.setdefault(part, {})
+        node[path[-1]] = value
+    nested: Any = OmegaConf.to_container(OmegaConf.create(tree), resolve=False)
     return {"partition": RunConfig().partition, "strategy": RunConfig().strategy} | nested
-
-
-def _branch(path: validate.Path, value: Any) -> dict[str, Any]:
-    """One leaf at the end of its path."""
-    for part in reversed(path):
-        value = {part: value}
-    branch: dict[str, Any] = value
-    return branch
