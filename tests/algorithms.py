@@ -7,7 +7,7 @@ import ast
 import importlib.util
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -149,6 +149,7 @@ class Exchange:
     stream: Stream
     after: Any
     findings: Mapping[str, Any]
+    as_it_was: Any  # both states, canonical, when the exchange ended
 
     @property
     def asked(self) -> tuple[int, ...]:
@@ -185,7 +186,8 @@ class Watched(Strategy[Any]):
 
     def aggregate(self, state, replies, stream):
         after, findings = self.inner.aggregate(state, replies, stream)
-        self.seen.append(Exchange(state, *self._planned, list(replies), stream, after, findings))
+        as_it_was = tiny.canonical([state, after])
+        self.seen.append(Exchange(state, *self._planned, list(replies), stream, after, findings, as_it_was))
         return after, findings
 
     def evaluation_payload(self, state, client):
@@ -223,16 +225,10 @@ class Trail:
 @cache
 def trail(algorithm: tuple[str, ...], *more: str) -> Trail:
     """Three rounds of the small run of an algorithm, changed by more words."""
-    return follow(assemble.assemble(configure(algorithm, *more)), algorithm)
-
-
-def follow(
-    assembly: Assembly, algorithm: tuple[str, ...] = (), order: Callable[[list[Any]], Sequence[Any]] = list
-) -> Trail:
-    """Play the rounds of an assembly in this process, with results in this order, and note all."""
+    assembly = assemble.assemble(configure(algorithm, *more))
     experiment = assembly.experiment
     watched = Watched(experiment.strategy)
-    engine = tiny.FakeEngine(assembly.site, order=order)
+    engine = tiny.FakeEngine(assembly.site)
     played = play(replace(experiment, strategy=watched), engine)
     jobs = [job for job in engine.jobs if job.task == "train"]
     return Trail(algorithm, assembly, played, watched.seen, jobs)

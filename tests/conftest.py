@@ -20,6 +20,9 @@ settings.register_profile("fedkd", max_examples=25, deadline=None, derandomize=T
 settings.load_profile("fedkd")
 
 
+POOLED = re.compile(r"/test_ray_pool\.py::|::test_two_workers_")  # all that use the fixture two_workers, and no others
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Workers of pytest-xdist take modules in our order, not those with most tests first."""
     config.option.loadscopereorder = False
@@ -27,23 +30,24 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """`--dist loadscope` by module, and in tests/conformance by algorithm, whose rounds are then played once."""
+    """`--dist loadscope` by module, but tests of one algorithm, or of the shared pool, by these: each is played once."""
     if config.getoption("dist") != "loadscope":
         return None
     from xdist.scheduler import LoadScopeScheduling
 
-    class ByAlgorithm(LoadScopeScheduling):
+    class ByWhatIsShared(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             return scope(nodeid) or super()._split_scope(nodeid)
 
-    return ByAlgorithm(config, log)
+    return ByWhatIsShared(config, log)
 
 
 def scope(nodeid: str) -> str:
-    """The algorithm of a test of tests/conformance; empty for other tests, and where all algorithms share a pool."""
-    found = re.search(r"\[(strategy=[\w-]+)", nodeid)
-    is_one = found and "/conformance/" in nodeid and "/test_engines.py" not in nodeid
-    return f"conformance {found[1]}" if found and is_one else ""
+    """What the test shares with others: the pool, or an algorithm's rounds (tests/conformance); empty for its module."""
+    if POOLED.search(nodeid):
+        return "pool"
+    found = "/conformance/" in nodeid and re.search(r"\[(strategy=[\w-]+)", nodeid)
+    return f"conformance {found[1]}" if found else ""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -52,6 +56,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     Then those that share a pool, one after another: Ray at rest costs time, too.
     """
     items.sort(key=lambda item: (item.get_closest_marker("deployment") is None, not _is_pooled(item)))
+    for item in items:
+        assert _is_pooled(item) == (scope(item.nodeid) == "pool"), f"{item.nodeid}: its name tells what it shares"
 
 
 def pytest_collection_finish() -> None:

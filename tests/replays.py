@@ -31,11 +31,16 @@ class Replay(Engine):
         yield from (self.tell(replies[job.client]) for job in jobs)
 
 
-def judged(trail: Trail, exchange: algorithms.Exchange, tell: Callable[[Reply], Any]) -> Admitted:
-    """What is admitted of the replies of an exchange, as somebody tells them. Nothing is aggregated."""
+def judged(
+    trail: Trail,
+    exchange: algorithms.Exchange,
+    tell: Callable[[Reply], Any] = lambda reply: reply,
+    order: Callable[[list[Any]], Sequence[Any]] = list,
+) -> Admitted:
+    """What is admitted of the replies of an exchange, as somebody tells them, in this order. Nothing is aggregated."""
     at = (exchange.cohort.round, exchange.cohort.exchange)
     jobs = {job.client: job for job in trail.jobs if (job.round, job.exchange) == at}
-    told = [tell(reply) for reply in exchange.replies]
+    told = order([tell(reply) for reply in exchange.replies])
     return admission.admit(trail.experiment, exchange.before, exchange.cohort, jobs, told)
 
 

@@ -42,9 +42,3 @@ def trail(algorithm: tuple[str, ...]) -> Trail:
 def named(request: pytest.FixtureRequest) -> tuple[str, ...]:
     """Each file of conf/strategy once, for what variants have no part in."""
     return request.param
-
-
-@pytest.fixture(scope="package")
-def again(trail: Trail) -> Trail:
-    """The same rounds once more, with replies that come in another order."""
-    return algorithms.follow(trail.assembly, order=lambda replies: [*replies[1::2], *replies[::2]][::-1])

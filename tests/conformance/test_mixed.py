@@ -38,14 +38,14 @@ def mixed(algorithm: tuple[str, ...], *more: str) -> RunConfig:
     return algorithms.configure(algorithm, MIXED, *more)
 
 
-def test_it_works_across_students_as_it_says(algorithm):
+def test_it_works_across_students_as_it_says(named):
     """If it compares latents, these must have the same width, and it says so."""
-    if not is_able(algorithm):
+    if not is_able(named):
         pytest.skip("it says that it does not")
-    found = made(mixed(algorithm))
+    found = made(mixed(named))
     if isinstance(found, ConfigError):
         assert "latent" in str(found)
-        found = assemble.assemble(algorithms.configure(algorithm, SAME_LATENT))
+        found = assemble.assemble(algorithms.configure(named, SAME_LATENT))
     check_rounds(found)
 
 

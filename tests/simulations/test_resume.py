@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from pilots import QUIET, resume
 
 from fedkd.configuration import compose
@@ -33,6 +34,7 @@ LEDGER = ("metrics.jsonl", "clients.jsonl")
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.deployment  # every day: enumerations/test_samples.py, where the run is forked
 def test_a_killed_run_ends_with_the_bytes_of_an_undisturbed_one(tmp_path):
     """In round 6 or soon after, between two commits; enumerations/interrupted.py takes every place."""
     words = [*WORDS, "seed=1"]

@@ -52,7 +52,9 @@ def inline(folder: Path, seed: int) -> tuple[bytes, bytes]:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_ray_writes_the_ledger_of_one_process(folder: Path, tmp_path: Path, two_workers: RayPool, seed: int) -> None:
+def test_two_workers_write_the_ledger_of_one_process(
+    folder: Path, tmp_path: Path, two_workers: RayPool, seed: int
+) -> None:
     found = ledger(tmp_path, "ray", seed, target=ExecutionTarget(connect=lambda site, notify: Lent(two_workers, site)))
     assert found == inline(folder, seed)
 

@@ -314,10 +314,22 @@ PHASES = {phase: {"bare": 1.0, "inline": 1.0, "ratio": 1.0} for phase in (*measu
 BOTH = {"resident": 3e6, "private": 1e6}
 
 
-def test_a_pool_gives_the_rows_of_inline():
-    pytest.importorskip("ray")
+def test_two_workers_give_the_rows_of_inline(two_workers, monkeypatch):
+    class Borrowed:
+        """The pool of all tests: it stays up."""
+
+        def __init__(self, site, workers):
+            self.serve(site)
+
+        def __getattr__(self, name):
+            return getattr(two_workers, name)
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(measures, "RayPool", Borrowed)
     made = measures.assembled(compose.resolve(WORDS).config, 1)
-    found = measures.on_ray(made, 1, 1, 1)
+    found = measures.on_ray(made, 1, 2, 1)
     assert found["is_equal"]
-    assert found["workers"] == 1
+    assert found["workers"] == 2
     assert min(found["start"], found["ray"], found["message"], found["speedup"]) > 0

@@ -17,7 +17,7 @@ from fedkd.errors import FolderError
 from simulations import report
 from simulations.analysis import plan
 from simulations.cli import main
-from simulations.compare import worker_pool
+from simulations.compare import worker, worker_pool
 from simulations.compare.worker import CellResult
 from simulations.run import run_folder
 
@@ -35,6 +35,15 @@ def _in_an_empty_folder(tmp_path, monkeypatch):
 def plainly(monkeypatch):
     """Without the pages of the report, which take seconds and have tests of their own."""
     monkeypatch.setattr(report, "write", lambda verdict, folder: [folder / "report.html"])
+
+
+@pytest.fixture
+def here(plainly, monkeypatch):
+    """Cells in this process, one after the other: what becomes of their ends is the same; test_worker_pool.py has both."""
+    monkeypatch.setattr(worker_pool, "warm_up", lambda: None)
+    monkeypatch.setattr(
+        worker_pool, "play", lambda cells, folder, jobs, board: worker_pool.play_here(cells, folder, board)
+    )
 
 
 def compare(*args, code=0, capsys=None):
@@ -66,20 +75,20 @@ def test_a_comparison_is_played_judged_and_reported_and_nothing_is_played_twice(
     assert ledgers(folder) == before
 
 
-def test_more_seeds_another_metric_and_baseline_only_add(plainly, tmp_path, monkeypatch):
+def test_more_seeds_another_metric_and_baseline_only_add(here, tmp_path, monkeypatch):
     compare(*GRID, "--name", "skew", "--quiet")
     begun = []
-    start = worker_pool._start
-    monkeypatch.setattr(worker_pool, "_start", lambda cell, *rest: (begun.append(cell), start(cell, *rest)))
+    start = worker.play
+    monkeypatch.setattr(worker, "play", lambda resolved, *rest: (begun.append(resolved), start(resolved, *rest))[1])
     compare(
         *GRID[:-1], "seed=1..3", "--name", "skew", "--quiet", "--metric", "clients.mean last", "--baseline", "fedprox"
     )
-    assert {cell.seed for cell in begun} == {3}
+    assert [resolved.config.seed for resolved in begun] == [3, 3]
     found = plan.load(tmp_path / "runs/skew")
     assert (found.seeds, found.metric, found.baseline) == ((1, 2, 3), "clients.mean last", "fedprox")
 
 
-def test_a_failing_cell_shows_and_the_rest_counts(plainly, capsys, tmp_path):
+def test_a_failing_cell_shows_and_the_rest_counts(here, capsys, tmp_path):
     path = tmp_path / "mixed.yaml"
     path.write_text(
         f"base: {' '.join(TINY)} quorum=2\nsettings: {{even: partition=iid}}\n"
@@ -95,14 +104,14 @@ def test_a_failing_cell_shows_and_the_rest_counts(plainly, capsys, tmp_path):
     assert all("round 1" in member.reason for member in members if not member.is_done)
 
 
-def test_when_all_cells_fail_it_is_said(plainly, capsys):
+def test_when_all_cells_fail_it_is_said(here, capsys):
     shown = compare(*TINY, "strategy=fedavg,fedprox", "seed=1", "train.lr=1e30", "quorum=2", code=4, capsys=capsys)
     assert "error  comparison: none of 2 runs are done; fedavg, seed 1: " in shown.err
     assert "Lower train.lr (= 1e+30)" in shown.err  # the same command would only meet the same
     assert "the same command goes on" not in shown.err
 
 
-def test_data_that_cannot_be_read_fail_every_cell_and_say_why(plainly, capsys, tmp_path):
+def test_data_that_cannot_be_read_fail_every_cell_and_say_why(here, capsys, tmp_path):
     words = ["data=mnist", f"data.root={tmp_path}", "rounds=1", "strategy=fedavg,fedprox", "seed=1"]
     shown = compare(*words, "--name", "x", "--quiet", code=4, capsys=capsys)
     assert "none of 2 runs" in shown.err
@@ -118,7 +127,7 @@ def test_a_full_disk_is_code_5_and_nothing_is_lost(capsys, monkeypatch, tmp_path
     assert plan.load(tmp_path / "runs/x")
 
 
-def test_a_report_that_cannot_be_written_is_code_5(monkeypatch, capsys):
+def test_a_report_that_cannot_be_written_is_code_5(here, monkeypatch, capsys):
     def write(verdict, folder):
         raise FolderError("the disk is full", where=str(folder))
 
@@ -172,14 +181,14 @@ def test_a_dry_run_tells_the_plan_and_leaves_nothing(capsys, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_comparison_may_be_on_validation_data_itself_and_be_tuned_besides(plainly, capsys):
+def test_a_comparison_may_be_on_validation_data_itself_and_be_tuned_besides(here, capsys):
     out = compare(*TINY, "strategy=fedavg", "train.lr=0.1,0.2", "seed=1", "evaluate.on=validation", capsys=capsys).out
     assert "2 of 2 runs" in out
     out = compare(*GRID, "evaluate.on=validation", "--tune", "lr=0.1,0.2", "--dry-run", capsys=capsys).out
     assert "on validation data, seeds 1, 4 runs" in out
 
 
-def test_a_value_is_chosen_for_each_method_on_validation_data_and_recorded(plainly, tmp_path):
+def test_a_value_is_chosen_for_each_method_on_validation_data_and_recorded(here, tmp_path):
     args = [*TINY, "strategy=fedavg,fedprox", "seed=1", "--tune", "lr=1e-9,0.3", "--name", "x", "--quiet"]
     compare(*args)
     folder = tmp_path / "runs/x"
@@ -202,6 +211,7 @@ def test_a_value_is_chosen_for_each_method_on_validation_data_and_recorded(plain
     assert plan.load(folder).seeds == (0, 1)
 
 
+@pytest.mark.deployment  # every day: test_worker_pool.py, where a cell is killed and goes on, and where its parent is
 def test_killed_and_continued_it_ends_with_the_bytes_of_an_undisturbed_one(plainly, tmp_path):
     words = [*TINY[:2], "rounds=12", *TINY[3:], "strategy=fedavg,fedprox", "seed=1"]
     kill_after(14, [*words, "--name", "killed", "--jobs", "2", "--quiet"], tmp_path / "runs/killed/runs")

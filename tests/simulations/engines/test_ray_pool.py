@@ -91,12 +91,12 @@ def rounds(engine, problem):
     ]
 
 
-def wait_for_all(pool, problem):
+def wait_for_all(pool, problem, rounds=3):
     """Until both workers are there and warm: a replacement needs seconds, and rounds go on without it."""
     while len(pool.pids) < 2:
         run(pool, cohort(problem, task="evaluate"))
         time.sleep(0.1)
-    for _ in range(3):
+    for _ in range(rounds):
         run(pool, cohort(problem)[1:])
 
 
@@ -147,7 +147,7 @@ def test_an_answer_that_cannot_travel_fails_its_client_alone(pool, problem):
 
 def test_a_killed_worker_is_replaced_and_its_clients_run_again_to_the_same_bytes(pool, problem):
     pool.serve(wild_site(problem, deeds=(SLEEPS,) * len(SIZES), seconds=0.2))
-    wait_for_all(pool, problem)
+    wait_for_all(pool, problem, rounds=1)
     expected = {k: tiny.lasting(v) for k, v in run(Inline(wild_site(problem)), cohort(problem)).items()}
     before = pool.facts()["replaced"]
     results = pool.run(cohort(problem))
@@ -173,7 +173,7 @@ def test_a_client_that_kills_every_worker_is_lost_and_the_others_are_not(pool, p
 
 
 def test_at_the_deadline_the_unanswered_are_late_and_their_answers_are_never_taken_for_later_ones(pool, problem):
-    pool.serve(wild_site(problem, deeds=deeds(c0=SLEEPS), seconds=3.0))
+    pool.serve(wild_site(problem, deeds=deeds(c0=SLEEPS), seconds=2.0))
     wait_for_all(pool, problem)
     pids = pool.pids
     results = run(pool, cohort(problem, round=1), deadline=1.5)
@@ -182,7 +182,7 @@ def test_at_the_deadline_the_unanswered_are_late_and_their_answers_are_never_tak
     assert len(late) < 4, "it may take along those whose turn at its worker was next, and nobody else"
     again = run(pool, cohort(problem, round=2)[1:4])
     assert [(k, again[k].round) for k in sorted(again)] == [(1, 2), (2, 2), (3, 2)]
-    time.sleep(3.0)  # until client 0's answer to round 1 lies there
+    time.sleep(1.5)  # until client 0's answer to round 1 lies there
     assert {(reply.client, reply.round) for reply in run(pool, cohort(problem, round=3)[1:4]).values()} == {
         (1, 3),
         (2, 3),
@@ -196,15 +196,15 @@ def test_a_worker_that_is_stuck_is_replaced(pool, problem, monkeypatch):
     pool.serve(wild_site(problem, deeds=deeds(c0=SLEEPS), seconds=600))
     wait_for_all(pool, problem)
     before = pool.facts()["replaced"]
-    assert run(pool, cohort(problem), deadline=1.0)[0].cause == "late"
-    time.sleep(1.0)
+    assert run(pool, cohort(problem), deadline=0.5)[0].cause == "late"
+    time.sleep(0.6)  # more than the deadline and the grace
     run(pool, cohort(problem, task="evaluate"))
     assert pool.facts()["replaced"] == before + 1
 
 
 def test_nobody_waits_behind_a_long_job_while_another_worker_is_idle(pool, problem):
     pool.serve(wild_site(problem, deeds=(SLEEPS,) * len(SIZES), seconds=0.3))
-    wait_for_all(pool, problem)
+    wait_for_all(pool, problem, rounds=1)
     start = time.monotonic()
     run(pool, cohort(problem)[:6])
     assert time.monotonic() - start < 6 * 0.3, "at least one job was done beside another"
@@ -251,7 +251,7 @@ def test_clients_with_a_payload_each_get_their_own(pool, problem):
 
 def test_a_round_that_is_left_early_does_not_disturb_the_next(pool, problem):
     pool.serve(wild_site(problem, deeds=(SLEEPS,) * len(SIZES), seconds=0.1))
-    wait_for_all(pool, problem)
+    wait_for_all(pool, problem, rounds=1)
     results = pool.run(cohort(problem, round=1))
     next(results)
     results.close()

@@ -50,8 +50,8 @@ def played(tmp_path, *words):
 
 
 def test_without_the_modules_of_unix_runs_and_comparisons_work(tmp_path):
-    words = ["strategy=fedavg", "seed=1,2", "rounds=1", "train.steps=1", "--jobs", "1", "--name", "here"]
-    done = played(tmp_path, "compare", *words)
+    words = ["strategy=fedavg", "seed=1,2", "clients=2", "students=mlp", "rounds=1", "train.steps=1"]
+    done = played(tmp_path, "compare", *words, "--jobs", "2", "--name", "here")
     assert done.returncode == 0, done.stderr
     ends = [json.loads(place.read_text()) for place in (tmp_path / "runs/here").glob("runs/*/summary.json")]
     assert [end["status"] for end in ends] == ["done", "done"]
