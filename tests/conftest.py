@@ -1,7 +1,9 @@
 """Shared fixtures: the tiny problem and its parts. Builders are in tiny.py."""
 
 import gc
+import os
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -30,7 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """`--dist loadscope` by module, but tests of one algorithm, or of the shared pool, by these: each is played once."""
+    """`--dist loadscope` by module, but tests of one algorithm, or of the shared pool, by that: each is played once."""
     if config.getoption("dist") != "loadscope":
         return None
     from xdist.scheduler import LoadScopeScheduling
@@ -43,7 +45,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def scope(nodeid: str) -> str:
-    """What the test shares with others: the pool, or an algorithm's rounds (tests/conformance); empty for its module."""
+    """What a test shares with others: the pool, or an algorithm's rounds (tests/conformance); empty: its module."""
     if POOLED.search(nodeid):
         return "pool"
     found = "/conformance/" in nodeid and re.search(r"\[(strategy=[\w-]+)", nodeid)
@@ -92,6 +94,14 @@ def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
 def _one_thread() -> None:
     """As in workers: the last bits of sums differ between one thread and two."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_disk() -> Iterator[None]:
+    """No test cuts the power, and a busy disk lets whoever waits for it wait for seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)
+        yield
 
 
 @pytest.fixture

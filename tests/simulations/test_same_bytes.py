@@ -51,12 +51,9 @@ def inline(folder: Path, seed: int) -> tuple[bytes, bytes]:
     return ledger(folder, f"inline-{seed}", seed)
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_two_workers_write_the_ledger_of_one_process(
-    folder: Path, tmp_path: Path, two_workers: RayPool, seed: int
-) -> None:
-    found = ledger(tmp_path, "ray", seed, target=ExecutionTarget(connect=lambda site, notify: Lent(two_workers, site)))
-    assert found == inline(folder, seed)
+def test_two_workers_write_the_ledger_of_one_process(folder: Path, tmp_path: Path, two_workers: RayPool) -> None:
+    found = ledger(tmp_path, "ray", 1, target=ExecutionTarget(connect=lambda site, notify: Lent(two_workers, site)))
+    assert found == inline(folder, 1)
 
 
 def test_another_seed_is_another_ledger(folder: Path) -> None:

@@ -39,7 +39,7 @@ def plainly(monkeypatch):
 
 @pytest.fixture
 def here(plainly, monkeypatch):
-    """Cells in this process, one after the other: what becomes of their ends is the same; test_worker_pool.py has both."""
+    """Cells in this process, one after the other. What becomes of their ends is the same: test_worker_pool.py."""
     monkeypatch.setattr(worker_pool, "warm_up", lambda: None)
     monkeypatch.setattr(
         worker_pool, "play", lambda cells, folder, jobs, board: worker_pool.play_here(cells, folder, board)
