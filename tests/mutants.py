@@ -93,6 +93,16 @@ MUTANTS = {
     "compose": Mutant(
         "_extend(layers, _of_word(arg, conf), conf)", "layers[-1] += _of_word(arg, conf)", ("test_compose.py",)
     ),
+    "below": Mutant(
+        "if p[: len(path)] == path or path[: len(p)] == p]:",
+        "if path[: len(p)] == p]:",
+        ("test_compose.py",),
+    ),
+    "above": Mutant(
+        "if p[: len(path)] == path or path[: len(p)] == p]:",
+        "if p[: len(path)] == path]:",
+        ("test_compose.py",),
+    ),
     # What no test of one method looks at: an old state that is written to, a number drawn from nobody's stream.
     "purity": Mutant(
         "total = {name: value.clone() for name, value in state.total.items()}",
@@ -102,7 +112,7 @@ MUTANTS = {
     "draws": Mutant(
         "torch.multinomial(counts, config.synthetic_batch, replacement=True, generator=generator)",
         "torch.multinomial(counts, config.synthetic_batch, replacement=True)",
-        ("conformance/test_clients.py",),
+        ("conformance/test_sources.py",),
     ),
 }
 

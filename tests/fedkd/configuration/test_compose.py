@@ -5,6 +5,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedkd import strict_yaml
+from fedkd.config import EvaluateConfig
 from fedkd.configuration import compose, foreign_words, resolved
 from fedkd.errors import ConfigError
 
@@ -76,6 +77,13 @@ def test_every_value_has_a_source(conf, write):
     assert found.sources["train.batch"] == "default (schema)"
     assert found.sources["strategy.share"] == "variant hard"
     assert found.sources["partition.min_samples"] == "default (schema)"
+
+
+def test_a_value_replaces_all_that_is_below_it_and_what_is_above_it(conf, write):
+    write("evaluate.every: 5\n")
+    assert compose.resolve(["my.yaml", "evaluate.probe=3"], conf=conf).config.evaluate.every == 5
+    found = compose.resolve(["my.yaml", "evaluate=null", "evaluate.probe=3"], conf=conf).config.evaluate
+    assert found == EvaluateConfig(probe=3)
 
 
 def test_a_chosen_group_replaces_what_was_there(conf):
