@@ -37,9 +37,13 @@ class Mutant:
 
 MUTANTS = {
     "border": Mutant("if value.dtype != dtype:", "if False:", ("conformance/test_borders.py",)),
-    "kinds": Mutant("if got != expected.kinds:", "if not got >= expected.kinds:", ("fedkd/border/test_checks.py",)),
+    "kinds": Mutant(
+        "(kinds := reply.payload.kinds()) != expected.kinds:",
+        "not (kinds := reply.payload.kinds()) >= expected.kinds:",
+        ("fedkd/border/test_checks.py",),
+    ),
     "guard": Mutant(
-        "if not what and limit and found[reply.client].ratio > limit:", "if False:", ("conformance/test_poison.py",)
+        "if not what and limit and findings[reply.client].ratio > limit:", "if False:", ("conformance/test_poison.py",)
     ),
     "rounds": Mutant(
         "last_round = before.get(client, ClientState()).last_round",
@@ -74,10 +78,10 @@ MUTANTS = {
     "codec": Mutant(
         "if got != (job.task, job.client, job.round, job.exchange):", "if False:", ("flower/test_codec.py",)
     ),
-    "stats": Mutant("* _sd(found) / math.sqrt(n)", "* _sd(found) / n", ("test_stats.py",)),
+    "stats": Mutant("* _sd(finite) / math.sqrt(n)", "* _sd(finite) / n", ("test_stats.py",)),
     "report": Mutant('"high": min(rank + half, worst)', '"high": rank + half', ("report/test_bounds.py",)),
     "export": Mutant("if found.difference <= found.allowed:", "if True:", ("export/test_command.py",)),
-    "deploy": Mutant("if is_said and clients != len(devices):", "if False:", ("deploy/test_request.py",)),
+    "deploy": Mutant("if is_users and clients != len(devices):", "if False:", ("deploy/test_request.py",)),
     "knfu": Mutant("weight * temperature**2 * kl", "weight * kl", ("clients/test_knfu.py",)),
     "fedgen": Mutant("len(labels) / batch.size * alpha *", "alpha *", ("clients/test_fedgen.py",)),
     "fedd2s": Mutant(
@@ -91,7 +95,7 @@ MUTANTS = {
         ("clients/test_fedfuse.py",),
     ),
     "compose": Mutant(
-        "_extend(layers, _of_word(arg, conf), conf)", "layers[-1] += _of_word(arg, conf)", ("test_compose.py",)
+        "_extend(layers, _of_override(arg, conf), conf)", "layers[-1] += _of_override(arg, conf)", ("test_compose.py",)
     ),
     "below": Mutant(
         "if p[: len(path)] == path or path[: len(p)] == p]:",
