@@ -42,7 +42,7 @@ def here(plainly, monkeypatch):
     """Cells in this process, one after the other. What becomes of their ends is the same: test_worker_pool.py."""
     monkeypatch.setattr(worker_pool, "warm_up", lambda: None)
     monkeypatch.setattr(
-        worker_pool, "play", lambda cells, folder, jobs, board: worker_pool.play_here(cells, folder, board)
+        worker_pool, "run", lambda cells, folder, jobs, board: worker_pool.run_here(cells, folder, board)
     )
 
 
@@ -78,8 +78,8 @@ def test_a_comparison_is_played_judged_and_reported_and_nothing_is_played_twice(
 def test_more_seeds_another_metric_and_baseline_only_add(here, tmp_path, monkeypatch):
     compare(*GRID, "--name", "skew", "--quiet")
     begun = []
-    start = worker.play
-    monkeypatch.setattr(worker, "play", lambda resolved, *rest: (begun.append(resolved), start(resolved, *rest))[1])
+    start = worker.run
+    monkeypatch.setattr(worker, "run", lambda resolved, *rest: (begun.append(resolved), start(resolved, *rest))[1])
     compare(
         *GRID[:-1], "seed=1..3", "--name", "skew", "--quiet", "--metric", "clients.mean last", "--baseline", "fedprox"
     )
