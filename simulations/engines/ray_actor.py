@@ -69,7 +69,7 @@ def _map_leaves(value: Any, convert: Callable[[Any], Any]) -> Any:
 
 @functools.cache
 def _names(kind: Any) -> tuple[str, ...]:
-    return tuple(field.name for field in fields(kind) if field.init)  # the others are caches
+    return tuple(field.name for field in fields(kind))
 
 
 def _array(leaf: Any) -> Any:
