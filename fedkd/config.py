@@ -36,6 +36,8 @@ class StudentsConfig(Schema):
     mixed: Literal["refuse", "groups"] = "refuse"  # averaging weights in a mixture: an error, or one group each
     common_init: bool = True  # clients of one architecture start from the same weights
     norm: Literal["batch", "group"] = "batch"  # normalisation layers, where the student has any
+    train: str | list[str] = "all"  # what is trained: all, head, or entries by pattern: [layer4.*, head.*]
+    weights: str | None = None  # safetensors file that all students start from; null: drawn from the seed
     stem: Literal["standard", "small"] = "standard"  # of torchvision and timm: small keeps small images large
     statistics: Literal["average", "local"] = "average"  # BatchNorm's: averaged with the weights, or kept per client
 

@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fedkd import student
+from fedkd import starting, student
 from fedkd.config import TrainConfig
 from fedkd.data.samples import Proxy, blank
 from fedkd.payload import Weights
@@ -35,10 +35,14 @@ class Problem:
     assigned: tuple[str, ...] = ()  # each client's architecture, in a mixture
     common_init: bool = True  # whether clients of one architecture start from the same weights
     proxy: Proxy | None = None
+    given: Weights = field(default_factory=dict)  # entries of a file that all students start from, by the file's names
 
     def student(self, stream: Stream) -> Student:
-        """A student whose initial weights come from `stream`."""
-        return student.build(self.make, stream)
+        """A student whose initial weights come from `stream`, and from the file if there is one."""
+        built = student.build(self.make, stream)
+        if self.given:
+            starting.load(built, self.given)
+        return built
 
     def initial(self, client: int | None = None) -> Student:
         """The initial student of a client, or of the server (None)."""

@@ -2,8 +2,8 @@
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,37 @@ class Student(nn.Sequential):
         super().__init__(blocks)
         self.layout = layout
         self._extractor = tuple(block for name, block in blocks.items() if name != "head")
+
+    _still: Sequence[nn.Module] = ()  # normalisation that keeps its statistics
+    frozen: frozenset[str] = frozenset()  # names of what is never trained: no entries, they do not travel
+    head_name = "head"  # the head's name in `module`
+
+    @property
+    def module(self) -> nn.Module:
+        """The module whose state_dict has the names under which files keep its entries."""
+        return self
+
+    def freeze(self, names: frozenset[str]) -> None:
+        """Never train these parameters. Normalisation without any trained parameter keeps its statistics too."""
+        parameters = {name: parameter for name, parameter in self.learnable.items() if name in names}
+        for parameter in parameters.values():
+            parameter.requires_grad_(False)
+        still = [
+            module
+            for module in self.modules()
+            if isinstance(module, nn.modules.batchnorm._NormBase)
+            and not any(parameter.requires_grad for parameter in module.parameters())
+        ]
+        buffers = {id(buffer) for module in still for buffer in module.buffers()}
+        self.frozen = names | {name for name, buffer in self.statistics.items() if id(buffer) in buffers}
+        self._still = still
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        for module in self._still:
+            module.eval()
+        return self
 
     @property
     def draws_itself(self) -> bool:
@@ -88,13 +119,14 @@ class Student(nn.Sequential):
 
     @property
     def learnable(self) -> dict[str, nn.Parameter]:
-        """The parameters, by name."""
-        return dict(self.named_parameters())
+        """The trained parameters, by name."""
+        return {name: parameter for name, parameter in self.named_parameters() if name not in self.frozen}
 
     @property
     def statistics(self) -> dict[str, Tensor]:
         """Float buffers (BatchNorm's running means and variances); empty under GroupNorm."""
-        return {name: buffer for name, buffer in self.named_buffers() if buffer.is_floating_point()}
+        buffers = {name: buffer for name, buffer in self.named_buffers() if buffer.is_floating_point()}
+        return {name: buffer for name, buffer in buffers.items() if name not in self.frozen}
 
     @property
     def entries(self) -> dict[str, Tensor]:
@@ -152,7 +184,7 @@ def materialise(student: Student) -> None:
     """Give all entries memory, not values. `Module.to_empty` imports sympy: half a second in every process."""
     for module in student.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            module.register_parameter(name, nn.Parameter(torch.empty(parameter.shape)))
+            module.register_parameter(name, nn.Parameter(torch.empty(parameter.shape), parameter.requires_grad))
         for name, buffer in module.named_buffers(recurse=False):
             module.register_buffer(name, torch.empty(buffer.shape, dtype=buffer.dtype))
 

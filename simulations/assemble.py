@@ -3,14 +3,15 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from fedkd import seeds
+from fedkd import seeds, starting
 from fedkd.client import Client
-from fedkd.config import RunConfig
+from fedkd.config import RunConfig, StudentsConfig
 from fedkd.configuration import compose, naming, plugins
 from fedkd.data import partition, proxy, samples, sources, validation
 from fedkd.data.partition import Partition
@@ -19,6 +20,7 @@ from fedkd.errors import ConfigError
 from fedkd.experiment import Experiment
 from fedkd.models import students
 from fedkd.parts import attach
+from fedkd.payload import Weights
 from fedkd.problem import Problem
 from fedkd.strategy import Strategy
 from fedkd.student import Student
@@ -126,6 +128,9 @@ def build_problem(
     assigned = students.assign(chosen, sizes, config.clients, seeds.stream(config.seed, "students").numpy())
     makes = partial(students.make_any, shape=shape, classes=classes, norm=chosen.norm, stem=chosen.stem)
     mixture = {name: partial(makes, name) for name in dict.fromkeys(assigned)}
+    if chosen.train != "all":
+        make = partial(starting.frozen, make, chosen.train)
+        mixture = {name: partial(starting.frozen, build, chosen.train) for name, build in mixture.items()}
     for name, build in ({chosen.name: make} | mixture).items():
         _try(name, build, samples.blank(2, shape, vocabulary), config.seed)
     return Problem(
@@ -142,7 +147,18 @@ def build_problem(
         make=make,
         statistics=chosen.statistics,
         train=config.train,
+        given=_given(chosen),
     )
+
+
+def _given(chosen: StudentsConfig) -> Weights:
+    """The entries of the file that students start from; none without one. Raises ConfigError and DataError."""
+    if chosen.weights is None:
+        return {}
+    if chosen.mix:
+        mend = "choose one student for all, or leave students.weights out"
+        raise ConfigError("a mixture cannot start from one file of entries", where="students.weights", mend=mend)
+    return starting.read(Path(chosen.weights).expanduser())
 
 
 def _try(name: str, build: Callable[[], Student], x: torch.Tensor, seed: int) -> None:

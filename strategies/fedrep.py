@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedkd.engine import ClientId, Reply
+from fedkd.errors import ConfigError
 from fedkd.maths import fusion
 from fedkd.payload import Numbers, Payload, Weights
 from fedkd.problem import Problem
@@ -36,7 +37,11 @@ class FedRep(Strategy[State]):
 
     def init(self, problem: Problem, stream: Stream) -> State:
         entries = problem.shared(problem.initial().weights)
-        return State({name: value for name, value in entries.items() if not name.startswith("head.")})
+        body = {name: value for name, value in entries.items() if not name.startswith("head.")}
+        if not body:
+            what = "FedRep averages what lies below the head, and students.train leaves nothing of it to train"
+            raise ConfigError(what, where="students.train", mend="train more than the head, or choose strategy=local")
+        return State(body)
 
     def plan(self, state: State, cohort: Cohort) -> Mapping[ClientId, Payload]:
         return dict.fromkeys(cohort, Payload(weights=state.weights))

@@ -24,7 +24,9 @@ NAMES = frozenset({"strategy.setting"})  # names, which do not affect results ei
 YOUNGER = {
     f"data.{key}": getattr(DataConfig(), key)
     for key in ("labels", "shape", "mean", "std", "resize", "test", "test_share", "min_samples")
-} | {"students.stem": "standard", "privacy.label_epsilon": None, "privacy.size_step": 1, "evaluate.clients": 0}
+}
+YOUNGER |= {"students.stem": "standard", "students.train": "all", "students.weights": None}
+YOUNGER |= {"privacy.label_epsilon": None, "privacy.size_step": 1, "evaluate.clients": 0}
 YOUNGER |= {f"border.{key}": value for key, value in dataclasses.asdict(BorderConfig()).items()}
 
 

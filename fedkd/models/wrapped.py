@@ -31,7 +31,7 @@ class Wrapped(Student):
         nn.Module.__init__(self)
         self.net = net
         self.layout = torch.contiguous_format
-        self._head_name = _head_name(net, head)
+        self.head_name = _head_name(net, head)
         for module in net.modules():
             if isinstance(module, _NORMS) and module.track_running_stats:
                 if module.momentum is None:
@@ -48,14 +48,18 @@ class Wrapped(Student):
         return True
 
     @property
+    def module(self) -> nn.Module:
+        return self.net
+
+    @property
     def head(self) -> nn.Linear:
         """The layer that maps z to the logits."""
-        return self.net.get_submodule(self._head_name)  # type: ignore[return-value]
+        return self.net.get_submodule(self.head_name)  # type: ignore[return-value]
 
     @property
     def blocks(self) -> dict[str, nn.Module]:
         """The module's own children in order of definition, without the one that holds the head; then `head`."""
-        holder = self._head_name.partition(".")[0]
+        holder = self.head_name.partition(".")[0]
         children = {name: child for name, child in self.net.named_children() if name not in (holder, "head")}
         return {**children, "head": self.head}
 
@@ -122,14 +126,16 @@ class Wrapped(Student):
 
     @property
     def learnable(self) -> dict[str, nn.Parameter]:
-        """The parameters. A tied one has one entry, by the head's name or its first."""
+        """The trained parameters. A tied one has one entry, by the head's name or its first."""
         head = {id(entry): f"head.{name}" for name, entry in self.head.named_parameters(recurse=False)}
-        return {head.get(id(entry)) or _named(name): entry for name, entry in self.net.named_parameters()}
+        entries = {head.get(id(entry)) or _named(name): entry for name, entry in self.net.named_parameters()}
+        return {name: entry for name, entry in entries.items() if name not in self.frozen}
 
     @property
     def statistics(self) -> dict[str, Tensor]:
         """Float buffers that are saved with the module."""
-        return {_named(name): b for name, b in self.net.named_buffers() if self._is_statistic(name, b)}
+        buffers = {_named(name): b for name, b in self.net.named_buffers() if self._is_statistic(name, b)}
+        return {name: buffer for name, buffer in buffers.items() if name not in self.frozen}
 
     def load(self, *layers: Weights) -> Student:
         with torch.no_grad():
@@ -177,7 +183,7 @@ def check(student: Student, x: Tensor, what: str) -> None:
     with torch.no_grad():
         if not torch.allclose(student(x), student.classify(student.features(x)), rtol=1e-4, atol=1e-5, equal_nan=True):
             mend = "return the head's output itself: logits, before any softmax"
-            raise _refused(what, f"changes what its head '{_name_of(student)}' gives", mend)
+            raise _refused(what, f"changes what its head '{student.head_name}' gives", mend)
 
 
 def _check_output(what: str, student: Student, logits: Any, z: Tensor, batch: int) -> None:
@@ -193,10 +199,6 @@ def _check_output(what: str, student: Student, logits: Any, z: Tensor, batch: in
 
 def _refused(what: str, text: str, mend: str) -> ConfigError:
     return ConfigError(f"{what} {text}", where=_STUDENTS, mend=mend)
-
-
-def _name_of(student: Student) -> str:
-    return student._head_name if isinstance(student, Wrapped) else "head"
 
 
 def _head_name(net: nn.Module, head: str | None) -> str:

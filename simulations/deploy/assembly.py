@@ -88,6 +88,9 @@ def _refuse(config: RunConfig) -> None:
         what = "students.assign = size needs the exact sizes of all clients' data, which stay on the devices"
         mend = "name one student per device: students='[mlp, lenet5, ...]'"
         raise ConfigError(what, where="students.assign", mend=mend)
+    if config.students.weights is not None:
+        what = "students.weights names a file on this machine, which the devices do not have"
+        raise ConfigError(what, where="students.weights", mend="start from weights of the seed: leave it out")
     if config.evaluate.on == "validation":
         what = "evaluate.on = validation holds samples out of a simulation's clients"
         mend = "choose hyper-parameters in simulation: fedkd compare --tune"

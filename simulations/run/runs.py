@@ -1,5 +1,6 @@
 """Start, resume, show and list runs. Free of torch until a run begins, so that mistakes appear at once."""
 
+import hashlib
 import shlex
 import sys
 from collections.abc import Sequence
@@ -145,6 +146,7 @@ def _describe(folder: RunFolder, resolved: Resolved, command: Sequence[str]) -> 
             "num_rounds": config.rounds,
             "round": 0,
             "config": resolved.digest(),
+            "student_weights": _file_hash(config.students.weights),
             "user_code": user_code.facts(resolved.code),
             "command": redacted.command(command),
             **run_folder.environment(),
@@ -186,7 +188,17 @@ def same_configuration(place: Path) -> Resolved:
         raise CheckpointError(f"{why}: {what}", where=str(place), mend=mend) from error
     if resolved.digest() != info.get("config"):
         raise CheckpointError(why, where=str(place), mend=mend)
+    weights = resolved.config.students.weights
+    if weights and _file_hash(weights) != info.get("student_weights"):
+        what = f"{weights} is not the file that this run began with, or is missing"
+        raise CheckpointError(what, where=str(place), mend="put that file back")
     return resolved
+
+
+def _file_hash(path: str | None) -> str | None:
+    """SHA-256 (hex) of a file; None without one."""
+    place = Path(path).expanduser() if path else None
+    return hashlib.sha256(place.read_bytes()).hexdigest() if place and place.is_file() else None
 
 
 def _compare_environment(info: dict[str, Any], screen: Screen) -> None:

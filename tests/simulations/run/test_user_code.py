@@ -75,3 +75,24 @@ def test_an_edited_or_missing_copy_is_refused(ran, change, what, capsys):
 def test_a_comparison_runs_it_in_its_children(ran, capsys):
     words = [*ran.py, *SMALL, "strategy=fedavg,fedprox", "seed=1", "rounds=1"]
     assert fedkd("compare", *words, "--out", str(ran.place / "compare")) == 0
+
+
+def test_a_run_starts_from_a_file_trains_its_head_alone_and_refuses_another_file(tmp_path, capsys):
+    from safetensors.torch import save_file
+
+    from fedkd.models import students
+
+    file = tmp_path / "lenet.safetensors"
+    save_file(students.make("lenet5", (1, 8, 8), 10).state_dict(), file)
+    words = ["data=digits", "students=lenet5", f"students.weights={file}", "strategy=fedavg", "engine=inline"]
+    small = ["clients=3", "train.steps=2", "rounds=1"]
+    assert fedkd("run", *words, *small, "students.train=head", "--out", str(tmp_path / "head")) == 0
+    row = json.loads((tmp_path / "head" / "metrics.jsonl").read_text())
+    assert row["bytes"]["up"] == {"weights": 3 * 4 * (84 + 1) * 10}, "the head of each client alone"
+    save_file(students.make("lenet5", (1, 8, 8), 10).state_dict(), file)
+    assert fedkd("resume", str(tmp_path / "head")) != 0
+    assert "is not the file that this run began with" in capsys.readouterr().err
+    for change in ({"students.weights": "none.safetensors"}, {"strategy": "fedrep", "students.train": "head"}):
+        more = [f"{key}={value}" for key, value in change.items()]
+        kept = [word for word in words if word.partition("=")[0] not in change]
+        assert fedkd("run", *kept, *small, *more, "--out", str(tmp_path / "no")) in (2, 3)
