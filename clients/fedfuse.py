@@ -126,7 +126,7 @@ class FedFuse(Client):
         passes = [torch.randperm(len(index), generator=draws) for _ in range(-(-total // len(index)))]
         position = torch.cat(passes)[:total]
         sizes = tuple(map(len, torch.empty(count).split(self.config.distil_batch))) * self.config.distil_epochs
-        return LocalBatches(*site.train.take(index[position]), position, sizes, job.state.epoch, job.state.position)
+        return LocalBatches(*site.augmented(job, index[position]), position, sizes, job.state.epoch, job.state.position)
 
     def _order(self, site: Site, job: Job, count: int) -> Tensor:
         """The order of the transfer images, over all passes."""

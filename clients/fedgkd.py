@@ -32,7 +32,7 @@ class FedGKD(Client):
         """The teacher's logits; without a separate teacher, the received student is the teacher."""
         if not self.config.gamma or job.round < self.config.first_round:
             return {}
-        return {"teacher": teachers.logits(site, job, position, job.payload.reference or {})}
+        return {"teacher": teachers.logits(site, job, x, position, job.payload.reference or {})}
 
     def terms(self, student: Student, batch: Batch, job: Job) -> Iterator[tuple[str, Tensor]]:
         logits = student(batch.x)

@@ -27,7 +27,7 @@ class FedNTD(Client):
         temperature: Annotated[float, Gt(0)] = 1.0  # paper: tau; released configuration: 1, its class: 3
 
     def precompute(self, site: Site, job: Job, x: Tensor, y: Tensor, position: Tensor) -> Mapping[str, Tensor]:
-        return {"teacher": teachers.logits(site, job, position)} if self.config.beta else {}
+        return {"teacher": teachers.logits(site, job, x, position)} if self.config.beta else {}
 
     def terms(self, student: Student, batch: Batch, job: Job) -> Iterator[tuple[str, Tensor]]:
         logits = student(batch.x)

@@ -38,7 +38,7 @@ class FedRep(Client):
         head, body = _split(drawn, self.config.head_share)
         of_head, of_body = (_optimiser(phase, site, student, job) for phase in ("head", "body"))
         # Latents of the received body in eval mode: while frozen, it neither learns nor updates statistics.
-        per_sample = {"z": teachers.latents(site, job, head.position)}
+        per_sample = {"z": teachers.latents(site, job, head.x, head.position)}
         batches = site.batches(self, job, head, per_sample)
         first = optimisers.minimise(of_head, batches, lambda b: self.terms(student, b, job))
         second = optimisers.minimise(of_body, site.batches(self, job, body), lambda b: self.terms(student, b, job))

@@ -32,11 +32,11 @@ class Moon(Client):
         """Latents of the global student and of the client's previous one; in its first round, the global one twice."""
         if not self.config.mu:
             return {}
-        z_global = teachers.latents(site, job, position)
+        z_global = teachers.latents(site, job, x, position)
         previous = job.state.memory.get("previous")
         return {
             "z_global": z_global,
-            "z_previous": teachers.latents(site, job, position, previous) if previous else z_global,
+            "z_previous": teachers.latents(site, job, x, position, previous) if previous else z_global,
         }
 
     def terms(self, student: Student, batch: Batch, job: Job) -> Iterator[tuple[str, Tensor]]:

@@ -55,6 +55,12 @@ class TrainConfig(Schema):
     moments: Literal["reset", "keep"] = "reset"  # adam's moments: reset in each participation, or kept by the client
     weight_decay: Annotated[float, Ge(0)] = 0.0  # L2, on all learnable entries
     clip: Annotated[float, Gt(0)] | None = None  # largest norm of the gradient; null: not clipped
+    augment: (
+        Literal["none", "crop-flip", "flip", "cutout", "noise"]
+        | list[Literal["none", "crop-flip", "flip", "cutout", "noise"]]
+    ) = "none"  # random changes of training samples, one or a list in their order; only noise suits other than images
+    cutout: Annotated[float, Gt(0), Lt(1)] = 0.5  # side of the square that cutout hides, as a share of the image's
+    noise: Annotated[float, Ge(0)] = 0.1  # standard deviation of augment=noise, after scaling
 
 
 @dataclass(frozen=True, kw_only=True)

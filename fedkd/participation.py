@@ -57,7 +57,7 @@ class Outcome:
 class LocalBatches:
     """The training samples of one participation, S in the order of their steps."""
 
-    x: Tensor  # (S, channels, height, width) float32
+    x: Tensor  # (S, ...) scaled and augmented
     y: Tensor  # (S,) int64
     position: Tensor  # (S,) int64: in the client's training data
     sizes: tuple[int, ...]  # samples per step
@@ -94,6 +94,7 @@ class Site(Protocol):
         terms: Terms | None = None,
     ) -> Outcome: ...
     def draw(self, job: Job, train: TrainConfig | None = None) -> LocalBatches: ...
+    def augmented(self, job: Job, index: Tensor) -> tuple[Tensor, Tensor]: ...
     def batches(
         self, client: Any, job: Job, drawn: LocalBatches, per_sample: Mapping[str, Tensor] | None = None
     ) -> Iterator[Batch]: ...

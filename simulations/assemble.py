@@ -24,7 +24,7 @@ from fedkd.payload import Weights
 from fedkd.problem import Problem
 from fedkd.strategy import Strategy
 from fedkd.student import Student
-from fedkd.training import probing
+from fedkd.training import augment, probing
 from fedkd.training.site import LocalSite
 from fedkd.wrappers import privacy
 from fedkd.wrappers.per_architecture import Grouped
@@ -121,8 +121,9 @@ def build_problem(
 ) -> Problem:
     """The problem of a configuration, for data of a shape; `sizes` are the clients' numbers of training samples.
 
-    Raises ConfigError if a student does not fit.
+    Raises ConfigError if a student or `train.augment` does not fit.
     """
+    augment.check(config.train, shape, vocabulary)
     chosen = config.students
     make = partial(students.make, chosen.name, shape, classes, chosen.norm, chosen.stem)
     assigned = students.assign(chosen, sizes, config.clients, seeds.stream(config.seed, "students").numpy())

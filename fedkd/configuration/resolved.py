@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedkd import extensions, strict_yaml
-from fedkd.config import BorderConfig, DataConfig, RunConfig
+from fedkd.config import BorderConfig, DataConfig, RunConfig, TrainConfig
 from fedkd.extensions import UserFile
 
 DEFAULT = "default (schema)"
@@ -27,6 +27,7 @@ YOUNGER = {
 }
 YOUNGER |= {"students.stem": "standard", "students.train": "all", "students.weights": None}
 YOUNGER |= {"privacy.label_epsilon": None, "privacy.size_step": 1, "evaluate.clients": 0}
+YOUNGER |= {f"train.{key}": getattr(TrainConfig(), key) for key in ("augment", "cutout", "noise")}
 YOUNGER |= {f"border.{key}": value for key, value in dataclasses.asdict(BorderConfig()).items()}
 
 

@@ -234,8 +234,11 @@ def _of_branch(errors: Iterable[Any]) -> Iterator[Any]:
     """For union types, keep the errors of the branch that the user wrote, at the path that the user sees."""
     for error in errors:
         loc = error["loc"]
-        tag = next((part for part in loc if str(part).startswith(("dict[", "list["))), None)
-        if tag is None:
+        tag = next((part for part in loc if str(part).startswith(("dict[", "list[", "literal["))), None)
+        if tag is not None and tag.startswith("literal["):
+            if not isinstance(error["input"], list):
+                yield {**error, "loc": loc[:-1]}
+        elif tag is None:
             yield error
         elif loc[-1] != tag:
             yield {**error, "loc": tuple(part for part in loc if part != tag)}

@@ -19,7 +19,7 @@ from fedkd.participation import Batch, LocalBatches, Outcome, Terms, Trained
 from fedkd.payload import Weights
 from fedkd.problem import Problem
 from fedkd.student import Student, copied
-from fedkd.training import forward, optimisers, sample_order
+from fedkd.training import augment, forward, optimisers, sample_order
 from fedkd.training.optimisers import LocalOptimiser
 
 
@@ -74,13 +74,18 @@ class LocalSite:
         return self.close(client, job, trained, drawn, numbers, optimiser)
 
     def draw(self, job: Job, train: TrainConfig | None = None) -> LocalBatches:
-        """The training samples of this participation; `train` replaces the configured steps and batch size."""
+        """The training samples of this participation, augmented; `train` replaces the steps and the batch size."""
         index = self.train_index[job.client]
         config = train or self.problem.train
         steps, epoch, offset = sample_order.draw_batches(self.problem.seed, config, job, len(index))
         position = torch.cat(steps)
-        x, y = self.train.take(index[position])
+        x, y = self.augmented(job, index[position])
         return LocalBatches(x, y, position, tuple(map(len, steps)), epoch, offset)
+
+    def augmented(self, job: Job, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Training samples at `index` and their labels, scaled and augmented as configured."""
+        x, y = self.train.take(index)
+        return augment.augmented(self.problem, job, x, self.train.offset), y
 
     def batches(
         self, client: Client, job: Job, drawn: LocalBatches, per_sample: Mapping[str, Tensor] | None = None

@@ -22,6 +22,12 @@ def test_defaults_pass_their_own_checks():
     assert validate.check(config.RunConfig, validate.Draft({}), ()) == (config.RunConfig(), [])
 
 
+@pytest.mark.parametrize(("value", "what"), [("flop", ""), (["flip", "flop"], ".1"), ({"a": 1}, ""), (3, "")])
+def test_a_word_or_a_list_of_words_is_judged_as_what_it_is(value, what):
+    _, mistakes = validate.check(config.RunConfig, validate.Draft({"train": {"augment": value}}), ())
+    assert [mistake.what.split(" =")[0] for mistake in mistakes] == [f"train.augment{what}"]
+
+
 def test_a_configuration_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.RunConfig().rounds = 3
