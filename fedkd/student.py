@@ -157,8 +157,8 @@ def build(make: Callable[[], Student], stream: Stream) -> Student:
     """Make a student whose initial weights come from `stream` alone, without a global generator.
 
     Distributions are torch's defaults: convolutions and linear layers Kaiming-uniform with a = sqrt(5), their biases
-    U(-1/sqrt(fan_in), 1/sqrt(fan_in)), norms 1 and 0. A student that draws itself does so by its own code, from the
-    global generator seeded by `stream`.
+    U(-1/sqrt(fan_in), 1/sqrt(fan_in)), norms 1 and 0, embeddings N(0, 1), a GRU U(-1/sqrt(d), 1/sqrt(d)). A student
+    that draws itself does so by its own code, from the global generator seeded by `stream`.
     """
     with torch.device("meta"):
         student = make()
@@ -191,12 +191,17 @@ def materialise(student: Student) -> None:
 
 def initialise(module: nn.Module, generator: torch.Generator) -> None:
     """Give one layer its initial entries from `generator`; containers have none of their own."""
-    if isinstance(module, nn.Conv2d | nn.Linear):
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear):
         nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5), generator=generator)
         if module.bias is not None:
             bound = 1 / math.sqrt(module.weight[0].numel())
             nn.init.uniform_(module.bias, -bound, bound, generator=generator)
-    elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.GroupNorm):
+    elif isinstance(module, nn.Embedding):
+        nn.init.normal_(module.weight, generator=generator)
+    elif isinstance(module, nn.GRU):
+        for parameter in module.parameters():
+            nn.init.uniform_(parameter, -(module.hidden_size**-0.5), module.hidden_size**-0.5, generator=generator)
+    elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.GroupNorm | nn.LayerNorm):
         module.reset_parameters()  # constants: draws nothing
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             module.num_batches_tracked = None  # momentum is fixed, so no counter is needed, and none is averaged

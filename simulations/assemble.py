@@ -57,7 +57,7 @@ def assemble(config: RunConfig) -> Assembly:
     problem = build_problem(config, dataset.shape, len(dataset.labels), sizes, public, dataset.vocabulary)
     strategy, client = match(pair, config, problem)
     strategy.init(problem, seeds.stream(config.seed, "server"))  # an algorithm that does not fit raises here
-    num_probes = probing.num_images(config, dataset.shape, len(dataset.labels), len(dataset.test))
+    num_probes = probing.num_images(config, dataset.shape, len(dataset.labels), len(dataset.test), dataset.vocabulary)
     probe = draw_probe(config.seed, len(dataset.test), num_probes)
     site = LocalSite(
         problem=problem,
@@ -125,10 +125,10 @@ def build_problem(
     """
     augment.check(config.train, shape, vocabulary)
     chosen = config.students
-    make = partial(students.make, chosen.name, shape, classes, chosen.norm, chosen.stem)
+    form = (shape, classes, chosen.norm, chosen.stem, vocabulary)
+    make = partial(students.make, chosen.name, *form)
     assigned = students.assign(chosen, sizes, config.clients, seeds.stream(config.seed, "students").numpy())
-    makes = partial(students.make_any, shape=shape, classes=classes, norm=chosen.norm, stem=chosen.stem)
-    mixture = {name: partial(makes, name) for name in dict.fromkeys(assigned)}
+    mixture = {name: partial(students.make_any, name, *form) for name in dict.fromkeys(assigned)}
     if chosen.train != "all":
         make = partial(starting.frozen, make, chosen.train)
         mixture = {name: partial(starting.frozen, build, chosen.train) for name, build in mixture.items()}

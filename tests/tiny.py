@@ -23,6 +23,9 @@ from fedkd.student import Student
 from fedkd.training.site import LocalSite
 
 CLASSES, LATENT, SIDE = 3, 4, 6
+# Students of images of any size.
+STUDENTS = ("mlp", "lenet5", "fedgen-cnn", "mcmahan-cnn", "knfu-cnn", "knfu-cnn-bn", "fedd2s-cnn", "resnet8")
+STUDENTS += ("resnet20",)
 TRAIN = TrainConfig(batch=4, steps=3, lr=0.1)
 
 

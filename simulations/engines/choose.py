@@ -134,7 +134,7 @@ def step_seconds(site: "LocalSite") -> float:
     import torch.nn.functional as F  # its usual name
 
     student = site.problem.initial().train()
-    x = torch.zeros(site.problem.train.batch, *site.problem.input_shape)
+    x = site.problem.blank(site.problem.train.batch)
     y = torch.zeros(len(x), dtype=torch.int64)
 
     def step() -> float:

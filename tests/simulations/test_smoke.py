@@ -9,12 +9,12 @@ import math
 import os
 
 import pytest
+import tiny
 
 from fedkd import rounds
 from fedkd.configuration import compose
 from fedkd.data import sources
 from fedkd.errors import DataError
-from fedkd.models import students
 from simulations import assemble
 from simulations.engines.inline import Inline
 
@@ -23,8 +23,8 @@ FEWER = ("partition.samples=400",)  # of the large data sets
 PUBLIC = ("proxy=held-out", "proxy.size=20")
 IS_WHOLE = os.environ.get("FEDKD_SMOKE") == "all"
 DATA = tuple(sources.SOURCES) if IS_WHOLE else ("digits",)
-PAIRS = list(itertools.product(compose.options("strategy"), students.names()))
-TURNS = len(students.names()) - 1  # coprime with the number of students: each has its turn
+PAIRS = list(itertools.product(compose.options("strategy"), tiny.STUDENTS))
+TURNS = len(tiny.STUDENTS) - 1  # coprime with the number of students: each has its turn
 MATRIX = PAIRS if IS_WHOLE else PAIRS[::TURNS]
 
 

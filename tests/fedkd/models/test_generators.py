@@ -3,6 +3,7 @@
 import functools
 
 import pytest
+import tiny
 import torch
 from torch import nn
 from torch.testing import assert_close
@@ -152,7 +153,7 @@ def test_label_and_noise_both_matter(conditioning):
     assert not torch.allclose(z, generators.generate(weights, y, noise.flip(0)))
 
 
-@pytest.mark.parametrize("name", students.names())
+@pytest.mark.parametrize("name", tiny.STUDENTS)
 def test_latents_are_what_the_head_of_a_student_takes(name):
     built = student.build(functools.partial(students.make, name, (1, 8, 8), CLASSES), STREAM)
     sizes = {"noise": NOISE, "hidden": HIDDEN, "latent": built.latent_width, "classes": built.num_classes}

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 import yaml
 from torch import nn
@@ -14,13 +15,13 @@ from torch.testing import assert_close
 from fedkd import seeds, student
 from fedkd.config import StudentsConfig
 from fedkd.errors import ConfigError
-from fedkd.models import students
+from fedkd.models import layers, students
 
 ROOT = Path(__file__).parents[3]
 DIGITS, MNIST, CIFAR = (1, 8, 8), (1, 28, 28), (3, 32, 32)
 NORMALISED = ("fedgen-cnn", "knfu-cnn-bn", "resnet8", "resnet20")
 
-every_student = pytest.mark.parametrize("name", students.names())
+every_student = pytest.mark.parametrize("name", tiny.STUDENTS)
 every_shape = pytest.mark.parametrize("shape", [DIGITS, MNIST, CIFAR], ids=["digits", "mnist", "cifar"])
 
 
@@ -168,7 +169,7 @@ def test_group_norm_has_the_same_parameters_and_no_statistics(name):
 
 
 def test_groups_divide_the_channels_and_hold_two_or_more():
-    assert [students.groups(channels) for channels in (6, 16, 32, 64, 10, 7, 1)] == [3, 8, 8, 8, 5, 1, 1]
+    assert [layers.groups(channels) for channels in (6, 16, 32, 64, 10, 7, 1)] == [3, 8, 8, 8, 5, 1, 1]
 
 
 @every_student
@@ -216,7 +217,7 @@ def test_an_unknown_student_is_a_mistake_with_a_proposal():
 
 
 def test_norms_that_do_not_apply_are_refused():
-    for name in set(students.names()) - set(NORMALISED):
+    for name in set(tiny.STUDENTS) - set(NORMALISED):
         with pytest.raises(ConfigError, match="'group' does not apply"):
             students.make(name, MNIST, 10, "group")
     with pytest.raises(ConfigError, match="unknown norm 'layer'"):
