@@ -52,7 +52,7 @@ class DSFL(Client):
         stream = seeds.stream(site.problem.seed, "distil", round=job.round, client=job.client)
         per_sample = {"target": job.payload.probe_logits}
         batches = public_set.batches(x, per_sample, config.distil_batch, stream, epochs=config.distil_epochs)  # type: ignore[arg-type]
-        lr = config.distil_lr or optimisers.learning_rate(site.problem.train, job)
+        lr = config.distil_lr or optimisers.learning_rate(site.problem, job)
         optimiser = LocalOptimiser(site.problem.train, student.learnable, lr)
         numbers = optimisers.minimise(optimiser, batches, lambda batch: self.terms(student, batch, job))
         return site.close(self, job, student, None, numbers)

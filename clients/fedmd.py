@@ -92,7 +92,7 @@ class FedMD(Client):
         per_sample = {"consensus": job.payload.probe_logits}
         config, stream = self.config, self._stream(site, job, "digest")
         batches = public_set.batches(x, per_sample, config.digest_batch, stream, epochs=config.digest_epochs)  # type: ignore[arg-type]
-        lr = config.digest_lr or optimisers.learning_rate(site.problem.train, job)
+        lr = config.digest_lr or optimisers.learning_rate(site.problem, job)
         optimiser = LocalOptimiser(site.problem.train, student.learnable, lr)
         return optimisers.minimise(optimiser, batches, lambda batch: self.terms(student, batch, job))
 

@@ -49,7 +49,10 @@ class TrainConfig(Schema):
     epochs: Annotated[int, Ge(1)] = 1  # passes per participation, if steps is null
     optimiser: Literal["sgd", "adam"] = "sgd"  # the clients' optimiser
     lr: Annotated[float, Gt(0)] = 0.01  # learning rate in the first round
-    lr_decay: Annotated[float, Gt(0), Le(1)] = 1.0  # factor on the learning rate per round
+    schedule: Literal["exponential", "constant", "cosine", "step"] = "exponential"  # of lr; cosine: to 0 at the end
+    warmup: Annotated[int, Ge(0)] = 0  # first rounds, in which the rate rises in equal steps to lr
+    lr_decay: Annotated[float, Gt(0), Le(1)] = 1.0  # factor on the rate per round (exponential) or per lr_step (step)
+    lr_step: Annotated[int, Ge(1)] = 10  # schedule=step: rounds between two drops of the rate
     lr_clock: Literal["round", "participation"] = "round"  # decay counts to this round, or to the client's last round
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.0  # for sgd; restarts in each participation
     moments: Literal["reset", "keep"] = "reset"  # adam's moments: reset in each participation, or kept by the client

@@ -45,6 +45,10 @@ def _training(config: RunConfig) -> Iterator[str]:
     train = config.train
     if train.steps is not None and train.epochs != 1:
         yield f"train.epochs = {train.epochs} has no effect while train.steps = {train.steps}: add train.steps=null"
+    if train.schedule in ("constant", "cosine") and train.lr_decay != 1:
+        yield f"train.lr_decay = {train.lr_decay:g} has no effect: train.schedule is {train.schedule}"
+    if train.schedule == "step" and train.lr_decay == 1:
+        yield "train.schedule = step has no effect while train.lr_decay = 1: add train.lr_decay=0.1"
     if train.optimiser == "adam" and train.momentum:
         yield f"train.momentum = {train.momentum:g} has no effect: only SGD uses it, and train.optimiser is adam"
     if train.optimiser == "sgd" and train.moments == "keep":

@@ -20,6 +20,7 @@ MACHINE_FACTS = frozenset(f"engine.{key}" for key in ("name", "workers", "addres
 )
 NAMES = frozenset({"strategy.setting"})  # names, which do not affect results either
 
+_NEW_IN_TRAIN = ("schedule", "warmup", "lr_step", "augment", "cutout", "noise")
 # Keys newer than existing runs, with their defaults: only other values enter the hash.
 YOUNGER = {
     f"data.{key}": getattr(DataConfig(), key)
@@ -27,7 +28,7 @@ YOUNGER = {
 }
 YOUNGER |= {"students.stem": "standard", "students.train": "all", "students.weights": None}
 YOUNGER |= {"privacy.label_epsilon": None, "privacy.size_step": 1, "evaluate.clients": 0}
-YOUNGER |= {f"train.{key}": getattr(TrainConfig(), key) for key in ("augment", "cutout", "noise")}
+YOUNGER |= {f"train.{key}": getattr(TrainConfig(), key) for key in _NEW_IN_TRAIN}
 YOUNGER |= {f"border.{key}": value for key, value in dataclasses.asdict(BorderConfig()).items()}
 
 

@@ -4,6 +4,7 @@ This module avoids the classes of torch.optim: the first instance in a process i
 worker 2.6 s on two cores, longer than the first rounds.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from torch.optim.sgd import sgd
 from fedkd.config import TrainConfig
 from fedkd.engine import Job
 from fedkd.participation import Batch, Terms
+from fedkd.problem import Problem
 
 _sgd = partial(sgd, foreach=True, dampening=0.0, nesterov=False, maximize=False)
 _adam = partial(adam, foreach=True, eps=1e-8, amsgrad=False, maximize=False)
@@ -133,8 +135,19 @@ def minimise(optimiser: LocalOptimiser, batches: Iterable[Batch], terms: Terms) 
     return {name: float(value) / count for name, value in sums.items()}
 
 
-def learning_rate(config: TrainConfig, job: Job) -> float:
-    """lr * decay^t, t counted from 0: t of this round, or of the client's last round (FedGen's code)."""
-    if config.lr_clock == "round":
-        return config.lr * config.lr_decay ** (job.round - 1)
-    return config.lr * config.lr_decay ** max(job.state.last_round - 1, 0)
+def learning_rate(problem: Problem, job: Job) -> float:
+    """lr by the schedule at round t, counted from 0: this round, or the client's last round (FedGen's code).
+
+    Exponential: lr * decay^t. The `warmup` first rounds have 1, 2, ... of warmup + 1 equal steps to lr; t then starts.
+    """
+    config = problem.train
+    t = (job.round if config.lr_clock == "round" else max(job.state.last_round, 1)) - 1 - config.warmup
+    if t < 0:
+        return config.lr * (t + config.warmup + 1) / (config.warmup + 1)
+    if config.schedule == "exponential":
+        return config.lr * config.lr_decay**t
+    if config.schedule == "step":
+        return config.lr * config.lr_decay ** (t // config.lr_step)
+    if config.schedule == "cosine":  # SGDR without restarts: Loshchilov and Hutter, ICLR 2017, equation 5
+        return config.lr * (1 + math.cos(math.pi * t / (problem.rounds - config.warmup))) / 2
+    return config.lr

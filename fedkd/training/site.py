@@ -106,7 +106,7 @@ class LocalSite:
         """The configured optimiser, with the moments that the client keeps, or those of `memory` (empty: none)."""
         config = self.problem.train
         moments = job.state.optimiser if memory is None else memory
-        return LocalOptimiser(config, learnable, optimisers.learning_rate(config, job), moments)
+        return LocalOptimiser(config, learnable, optimisers.learning_rate(self.problem, job), moments)
 
     def close(
         self,
@@ -145,7 +145,7 @@ class LocalSite:
             memory=memory,
             site=self,
             steps=len(drawn.sizes) if drawn is not None else 0,
-            lr=optimisers.learning_rate(problem.train, job),
+            lr=optimisers.learning_rate(problem, job),
         )
 
     def label_counts(self, client: int) -> Tensor:

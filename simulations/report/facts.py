@@ -112,12 +112,17 @@ def optimiser(run: RunRecord) -> str:
 
 
 def rate(run: RunRecord) -> str:
-    """`0.01, constant` or `0.01, times 0.99 per round`."""
+    """`0.01, constant` or `0.01, times 0.99 per round after 5 rounds of warm-up`."""
     lr, decay = run.config.get("train.lr"), run.config.get("train.lr_decay", 1)
     if lr is None:
         return ""
     clock = " as of the client's own last round" if run.config.get("train.lr_clock") == "participation" else ""
-    return f"{plain(lr)}, constant" if decay == 1 else f"{plain(lr)}, times {plain(decay)} per round{clock}"
+    kind, warmup = run.config.get("train.schedule", "exponential"), run.config.get("train.warmup", 0)
+    period = number_text.count(run.config.get("train.lr_step", 10), "round") if kind == "step" else "round"
+    law = f"times {plain(decay)} per {period}" if kind in ("exponential", "step") and decay != 1 else "constant"
+    law = "cosine to 0 after the last round" if kind == "cosine" else law
+    start = f" after {number_text.count(warmup, 'round')} of warm-up" if warmup else ""
+    return f"{plain(lr)}, {law}{start}{'' if law == 'constant' and not warmup else clock}"
 
 
 def work(run: RunRecord) -> str:
@@ -230,7 +235,11 @@ LINES = (
         ("train.optimiser", "train.momentum", "train.moments", "train.weight_decay", "train.clip"),
         optimiser,
     ),
-    Line("learning rate", ("train.lr", "train.lr_decay", "train.lr_clock"), rate),
+    Line(
+        "learning rate",
+        ("train.lr", "train.schedule", "train.warmup", "train.lr_decay", "train.lr_step", "train.lr_clock"),
+        rate,
+    ),
     Line("local work per round", ("train.batch", "train.steps", "train.epochs"), work),
     Line("rounds", ("rounds",), rounds),
     Line("public set", ("proxy.name", "proxy.size"), public),

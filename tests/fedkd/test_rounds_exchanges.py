@@ -88,8 +88,8 @@ def test_clients_begin_with_memories_of_their_own(two_trips):
 def test_under_the_clock_of_participations_both_exchanges_of_a_round_have_its_rate(two_trips):
     experiment, engine = two_trips
     tiny.play(experiment, engine, count=3)
-    train = replace(tiny.TRAIN, lr=0.1, lr_decay=0.5, lr_clock="participation")
-    rates = [optimisers.learning_rate(train, job) for job in engine.jobs if job.task == "train" and job.client == 0]
+    problem = tiny.problem(train=replace(tiny.TRAIN, lr=0.1, lr_decay=0.5, lr_clock="participation"))
+    rates = [optimisers.learning_rate(problem, job) for job in engine.jobs if job.task == "train" and job.client == 0]
     assert rates == [0.1, 0.1, 0.1, 0.1, 0.05, 0.05]  # as FedGen's code: the second participation is not decayed
 
 

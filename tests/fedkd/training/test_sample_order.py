@@ -1,8 +1,10 @@
 """Which batches a participation sees, and at which learning rate."""
 
+import math
 from dataclasses import replace
 
 import pytest
+import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -72,8 +74,9 @@ def test_the_round_does_not_change_the_batches():
 
 # Learning rate
 def rate(round: int, last_round: int = 0, **config: object) -> float:
-    train = TrainConfig(lr=0.01, lr_decay=0.99, **config)  # type: ignore[arg-type]
-    return optimisers.learning_rate(train, replace(drawing_job(last_round=last_round), round=round))
+    train = TrainConfig(**{"lr": 0.01, "lr_decay": 0.99, **config})  # type: ignore[arg-type]
+    problem = tiny.problem(train=train, rounds=10)
+    return optimisers.learning_rate(problem, replace(drawing_job(last_round=last_round), round=round))
 
 
 def test_learning_rate_decays_from_the_second_round_on():
@@ -92,4 +95,27 @@ def test_clock_of_participation_reads_the_clients_last_round():
 
 
 def test_without_decay_the_rate_never_changes():
-    assert optimisers.learning_rate(TrainConfig(lr=0.3), replace(drawing_job(), round=500)) == 0.3
+    assert rate(500, lr=0.3, lr_decay=1.0) == 0.3
+    assert rate(500, lr=0.3, schedule="constant") == 0.3
+
+
+def test_steps_drop_the_rate_after_so_many_rounds():
+    rates = [rate(t, lr=1.0, schedule="step", lr_decay=0.5, lr_step=3) for t in range(1, 8)]
+    assert rates == [1, 1, 1, 0.5, 0.5, 0.5, 0.25]
+
+
+def test_cosine_starts_at_the_rate_is_half_of_it_in_the_middle_and_ends_above_0():
+    rates = [rate(t, lr=1.0, schedule="cosine", lr_decay=1.0) for t in range(1, 11)]
+    assert rates[0] == 1.0
+    assert rates[5] == pytest.approx(0.5)
+    assert rates == sorted(rates, reverse=True)
+    assert 0 < rates[-1] == pytest.approx((1 + math.cos(0.9 * math.pi)) / 2)
+
+
+@pytest.mark.parametrize("schedule", ["exponential", "constant", "cosine", "step"])
+def test_the_rate_rises_in_equal_steps_and_the_schedule_starts_then(schedule):
+    at = {"lr": 1.0, "schedule": schedule, "lr_decay": 0.5, "lr_step": 1, "warmup": 3}
+    assert [rate(t, **at) for t in (1, 2, 3, 4)] == [0.25, 0.5, 0.75, 1.0]
+    second = {"constant": 1.0, "cosine": (1 + math.cos(math.pi / 7)) / 2}.get(schedule, 0.5)
+    assert rate(5, **at) == pytest.approx(second)
+    assert rate(8, last_round=5, lr_clock="participation", **at) == rate(5, **at)

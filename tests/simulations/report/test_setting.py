@@ -70,8 +70,22 @@ def without_effect() -> set[str]:
     """What moves no result, or means nothing without another value."""
     return {
         "seed", "data.root", "data.download", "proxy.name", "proxy.size", "parts", "evaluate.validation",
-        "train.moments", "train.epochs", "train.lr_clock", "students.name", "students.statistics",
+        "train.moments", "train.epochs", "train.lr_clock", "train.schedule", "train.lr_step",
+        "students.name", "students.statistics",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ("train.warmup=5", "0.01, constant after 5 rounds of warm-up"),
+        ("train.schedule=constant train.lr_decay=0.9", "0.01, constant"),
+        ("train.schedule=cosine train.warmup=1", "0.01, cosine to 0 after the last round after 1 round of warm-up"),
+        ("train.schedule=step train.lr_decay=0.1 train.lr_step=7", "0.01, times 0.1 per 7 rounds"),
+    ],
+)
+def test_a_schedule_is_told_in_words(words: str, text: str) -> None:
+    assert shown(run("strategy=fedavg", *words.split()))["learning rate"] == text
 
 
 def test_settings_differ_in_columns_and_nothing_is_said_twice() -> None:
