@@ -15,23 +15,16 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from fedkd import errors, extensions, plain_text, strict_yaml
+from fedkd import errors, plain_text, strict_yaml
 from fedkd.config import RunConfig, StudentsConfig
-from fedkd.configuration import hinting, naming, plugins, validate
+from fedkd.configuration import hinting, naming, validate
+from fedkd.configuration.groups import CONF, GROUPS, KINDS, files, is_foreign, options, origin, users
 from fedkd.configuration.resolved import DEFAULT, Resolved
 from fedkd.errors import ConfigError, Mistake
 from fedkd.strict_yaml import Value
 
-GROUPS = ("strategy", "data", "partition", "students", "engine", "proxy")
-CONF = Path(__file__).parents[2] / "conf"  # in a checkout and in an installed wheel alike
 COMMAND_LINE = "command line"
 
-_KINDS: dict[str, extensions.Kind] = {
-    "strategy": "strategy",
-    "data": "data",
-    "partition": "partition",
-    "students": "student",
-}
 _STUDENT_KEYS = {field.name for field in fields(StudentsConfig)}
 _VARIANT = ("strategy", "variant")
 _SETTING = ("strategy", "setting")
@@ -138,18 +131,6 @@ def from_yaml(text: str, name: str, *, conf: Path | None = None) -> Resolved:
     return _checked(_grow(_layers(_parsed(text, name), name, conf), _Tree(conf))).resolve()
 
 
-def options(group: str, *, conf: Path | None = None) -> tuple[str, ...]:
-    """The options of a group, or of `preset`: files of conf, and what users add."""
-    return tuple(sorted({*_files(group, conf or CONF), *_users(group)}))
-
-
-def origin(group: str, name: str, *, conf: Path | None = None) -> str:
-    """Where an option of a group comes from: a file of conf, a file of the user, or an installed package."""
-    if name in _files(group, conf or CONF):
-        return f"conf/{group}/{name}.yaml"
-    return name.partition(":")[0] if _is_foreign(group, name) else extensions.origin(_KINDS[group], name)
-
-
 def node(group: str, name: str, *, conf: Path | None = None) -> dict[str, Any]:
     """The keys of one option of a group, as in its file, without variants."""
     leaves, _ = _group(conf or CONF, group, name)
@@ -172,21 +153,6 @@ def _complete(setting: str) -> dict[str, Any]:
     """A setting with the defaults of its halves."""
     complete, _ = validate.check_strategy(draft([f"strategy={setting}"]))
     return dict(complete)
-
-
-def _files(group: str, conf: Path) -> set[str]:
-    return {path.stem for path in (conf / group).glob("*.yaml")}
-
-
-def _users(group: str) -> dict[str, dict[str, str]]:
-    """What users add to a group: name -> the keys that a file of conf would have. Raises ConfigError for our names."""
-    if group not in _KINDS:
-        return {}
-    added = plugins.settings() if group == "strategy" else {n: {"name": n} for n in extensions.names(_KINDS[group])}
-    if taken := sorted(added.keys() & _files(group, CONF)):
-        what = f"fedkd has its own {_KINDS[group]} '{taken[0]}'"
-        raise ConfigError(what, where=extensions.origin(_KINDS[group], taken[0]), mend="choose another name")
-    return added
 
 
 @cache
@@ -434,7 +400,7 @@ def _choose(tree: _Tree, entry: Entry) -> None:
     """Give a group a new base: a file of conf or, for a mapping with a name, only the mapping."""
     group, choice = entry.path[0], entry.value
     known = options(group, conf=tree.conf)
-    if not isinstance(choice, dict) and choice not in known and not _is_foreign(group, choice):
+    if not isinstance(choice, dict) and choice not in known and not is_foreign(group, choice):
         what = f"{group} = {strict_yaml.write(choice)}"
         tree.mistakes.append(Mistake(what, entry.source, validate.one_of(choice, known)))
         tree.failed.add(group)
@@ -451,11 +417,6 @@ def _choose(tree: _Tree, entry: Entry) -> None:
             tree.set(leaf)
     if group == "strategy":
         tree.base, tree.variants = dict(tree.leaves), variants
-
-
-def _is_foreign(group: str, choice: Any) -> bool:
-    """Whether it names a student of another library, which only that library can check."""
-    return group == "students" and isinstance(choice, str) and choice.startswith(extensions.LIBRARIES)
 
 
 def _switch(tree: _Tree, old: Any) -> None:
@@ -475,8 +436,8 @@ def _switch(tree: _Tree, old: Any) -> None:
 
 def _group(conf: Path, group: str, name: str) -> tuple[Layer, dict[str, Layer]]:
     """The leaves of a group's file, and the switches of each of its variants."""
-    if group in _KINDS and name not in _files(group, conf):
-        keys, source = _users(group).get(name, {"name": name}), origin(group, name, conf=conf)
+    if group in KINDS and name not in files(group, conf):
+        keys, source = users(group).get(name, {"name": name}), origin(group, name, conf=conf)
         return [Entry((group, key), value, source) for key, value in keys.items()], {}
     file = f"conf/{group}/{name}.yaml"
     document = _document(conf / group / f"{name}.yaml", file)

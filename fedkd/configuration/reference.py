@@ -79,6 +79,14 @@ def traits(strategy: str) -> dict[str, Any]:
     return {**_common_traits(), **_literals(owner)}
 
 
+def of_recipe(name: str) -> list[Key]:
+    """The keys of a partition without `name` and without an import; of a user's own those that all share."""
+    source = _read("fedkd.data.recipes")
+    owners = [node.name for node in _classes(source) if _literals(node).get("name") == name]
+    keys = {key.name: key for owner in ("Recipe", *owners) for key in _body(source, owner) if key.name != "name"}
+    return list(keys.values())
+
+
 def of_halves(strategy: str, client: str) -> list[Key] | None:
     """The keys of an algorithm without importing its halves; None if they need an import."""
     server, own = of_half("strategies", strategy), of_half("clients", client)
@@ -119,7 +127,7 @@ def _read(module: str) -> str:
 
 
 def _classes(source: str) -> list[ast.ClassDef]:
-    return [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
+    return [node for node in _statements(source) if isinstance(node, ast.ClassDef)]
 
 
 @cache
@@ -147,12 +155,17 @@ def _base(node: ast.ClassDef) -> str:
 
 
 def _body(source: str, qualname: str) -> list[Key]:
-    nodes: list[ast.stmt] = ast.parse(source).body
+    nodes = _statements(source)
     for part in qualname.split("."):
         nodes = next(node.body for node in nodes if isinstance(node, ast.ClassDef) and node.name == part)
     comments = _comments(source)
     fields = (node for node in nodes if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name))
     return [_key(node, comments) for node in fields if "ClassVar" not in ast.unparse(node.annotation)]
+
+
+@cache
+def _statements(source: str) -> list[ast.stmt]:
+    return ast.parse(source).body
 
 
 @cache

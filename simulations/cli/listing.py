@@ -7,19 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from fedkd import plain_text, strict_yaml
-from fedkd.configuration import compose, reference, validate
+from fedkd.configuration import compose, groups, reference, validate
 from fedkd.errors import ConfigError
-
-GROUPS = {
-    "strategies": "strategy",
-    "data": "data",
-    "partitions": "partition",
-    "students": "students",
-    "proxies": "proxy",
-    "presets": "preset",
-    "comparisons": "comparison",
-    "engines": "engine",
-}
 
 Row = Mapping[str, Any]  # name, about and, for strategies and runs, more
 
@@ -40,11 +29,11 @@ def of(kind: str | None, runs: Path) -> dict[str, list[Row]]:
     if kind == "runs":
         return {"runs": of_runs(runs)}
     if kind is None:
-        return {**{name: of_group(group) for name, group in GROUPS.items()}, "runs": of_runs(runs)}
-    if kind not in GROUPS:
-        mend = validate.one_of(kind, [*GROUPS, "runs"])
+        return {**{name: of_group(group) for name, group in groups.LISTS.items()}, "runs": of_runs(runs)}
+    if kind not in groups.LISTS:
+        mend = validate.one_of(kind, [*groups.LISTS, "runs"])
         raise ConfigError(f"there is no list of '{kind}'", where="command line", mend=mend)
-    return {kind: of_strategies() if kind == "strategies" else of_group(GROUPS[kind])}
+    return {kind: of_strategies() if kind == "strategies" else of_group(groups.LISTS[kind])}
 
 
 def of_group(group: str) -> list[Row]:
@@ -128,12 +117,11 @@ def _traits(half: str, name: str, about: str) -> dict[str, Any]:
 
 def _read(group: str, name: str) -> tuple[Mapping[str, Any], str]:
     """An option of a group: its content, and its line in the list. One of the user's own names where it comes from."""
-    if not (compose.CONF / group / f"{name}.yaml").exists():
-        return compose.node(group, name), f"from {compose.origin(group, name)}"
+    about = groups.about(group, name)
     path = compose.CONF / group / f"{name}.yaml"
-    text = path.read_text(encoding="utf-8")
-    about = text.partition("\n")[0].removeprefix("#").strip() if text.startswith("#") else ""
-    content = strict_yaml.read(text, path.name).plain
+    if not path.exists():
+        return compose.node(group, name), about
+    content = strict_yaml.read(path.read_text(encoding="utf-8"), path.name).plain
     content = content if isinstance(content, dict) else {}
     variants = content.get("variants")
     return content, about + (f"; variants: {', '.join(variants)}" if variants else "")

@@ -32,6 +32,7 @@ HANDLERS: dict[type[Options], Callable[[Any], int]] = {
     options.Config: verbs.config,
     options.Doctor: verbs.doctor,
     options.Bench: verbs.bench,
+    options.Completion: verbs.completion,
 }
 VERBS = {verb.__name__.lower(): verb for verb in HANDLERS}
 
@@ -75,6 +76,11 @@ def _dispatch(args: list[str], answers: list[Mapping[str, Any]]) -> int:
         Options(json="--json" in args, answers=answers).answer({"version": fedkd.__version__})
         if not answers:
             print(f"fedkd {fedkd.__version__}")
+        return 0
+    if args[0] == "__complete":  # from the script of `fedkd completion`
+        from simulations.cli import completion
+
+        sys.stdout.writelines(f"{answer}\n" for answer in completion.answers(" ".join(args[1:]), VERBS))
         return 0
     verb = VERBS.get(args[0])
     if verb is None:

@@ -119,6 +119,16 @@ def bench(asked: options.Bench) -> int:
     return command.main(asked, asked.overrides, command.QUICK if asked.quick else None)
 
 
+def completion(asked: options.Completion) -> int:
+    from simulations.cli import completion
+
+    text = completion.script(asked.shell)
+    asked.answer({"script": text})
+    if not asked.json:
+        print(text, end="")
+    return 0
+
+
 def _resolve(asked: options.Run | options.Partition, announce: Callable[[], None] = lambda: None) -> "Resolved":
     """The configuration of the overrides and of the options that stand for overrides."""
     from fedkd.configuration import compose

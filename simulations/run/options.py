@@ -3,7 +3,7 @@
 import argparse
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, get_args, get_origin
@@ -21,6 +21,14 @@ class Flag:
     metavar: str | None = None
     name: str = ""  # empty: the field's own
 
+    def word(self, field: Field[Any]) -> str:
+        """The option as written: `--name`."""
+        return self.name or f"--{field.name.replace('_', '-')}"
+
+    def is_switch(self, field: Field[Any]) -> bool:
+        """Whether the option takes no value."""
+        return _kind(field) is bool
+
     def add_to(self, parser: argparse._ActionsContainer, field: Field[Any]) -> None:
         """Add the option `--name`: a switch, or one value; for a tuple, the option may repeat."""
         kind = _kind(field)
@@ -29,12 +37,11 @@ class Flag:
             "metavar": self.metavar,
             "default": field.default,
         }
-        if kind is bool:
+        if self.is_switch(field):
             how = {"action": "store_true"}
         elif get_origin(kind) is tuple:
             how |= {"action": "append", "default": []}
-        flag = self.name or f"--{field.name.replace('_', '-')}"
-        parser.add_argument(flag, dest=field.name, help=self.help, **how)
+        parser.add_argument(self.word(field), dest=field.name, help=self.help, **how)
 
 
 class Positional(Flag):
@@ -74,13 +81,16 @@ class Options:
         return cls.__doc__ or ""
 
     @classmethod
+    def declared(cls) -> Iterator[tuple[Field[Any], Flag]]:
+        """The options and positional arguments, the verb's own first."""
+        for option in sorted(fields(cls), key=lambda option: option.name in _common()):
+            yield from ((option, flag) for flag in get_args(option.type)[1:] if isinstance(flag, Flag))
+
+    @classmethod
     def add_to(cls, parser: argparse.ArgumentParser) -> None:
-        common = {option.name for option in fields(Options)}
         group = parser.add_argument_group("options of all verbs")
-        for option in sorted(fields(cls), key=lambda option: option.name in common):  # the verb's own first
-            for flag in get_args(option.type)[1:]:
-                if isinstance(flag, Flag):
-                    flag.add_to(group if option.name in common else parser, option)
+        for option, flag in cls.declared():
+            flag.add_to(group if option.name in _common() else parser, option)
 
     @classmethod
     def of(cls, parsed: argparse.Namespace, answers: list[Mapping[str, Any]]) -> Self:
@@ -103,6 +113,10 @@ class Options:
         if self.json:
             self.answers.append(result)
             print(json.dumps(_finite(result), allow_nan=False), flush=True)
+
+
+def _common() -> set[str]:
+    return {option.name for option in fields(Options)}
 
 
 def _finite(value: Any) -> Any:
@@ -187,7 +201,7 @@ class Export(Options):
 
     run: Annotated[str, Positional(_RUN, "RUN")]
     client: Annotated[int | None, Flag("a client's own student (default: the global one)", "ID")] = None
-    format: Annotated[str, Flag("safetensors, pt2 or onnx (default: safetensors)", "FORMAT")] = "safetensors"
+    format: Annotated[str, Flag("of the file (default: safetensors)", "safetensors|pt2|onnx")] = "safetensors"
     int8: Annotated[bool, Flag("eight bits, onnx only; the accuracy it costs is measured")] = False
     max_loss: Annotated[float, Flag("accuracy that --int8 may cost (default: 0.02)", "SHARE")] = 0.02
 
@@ -329,4 +343,17 @@ class Bench(Options):
         "fedkd bench strategy=fedavg clients=20 --quick",
         "fedkd bench comparison=costs                   # a round of each method beside one of FedAvg",
         "fedkd bench strategy=fedavg,scaffold,moon",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion(Options):
+    """Print a script that lets a shell complete verbs, options, keys and names."""
+
+    shell: Annotated[str, Positional("whose script to print", "bash|zsh|fish")]
+
+    examples = (
+        "source <(fedkd completion bash)                 # in ~/.bashrc",
+        "source <(fedkd completion zsh)                  # in ~/.zshrc, after compinit",
+        "fedkd completion fish > ~/.config/fish/completions/fedkd.fish",
     )

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 import fedkd
-from fedkd.configuration import compose, reference, validate
+from fedkd.configuration import compose, groups, reference, validate
 from fedkd.errors import CheckpointError, ConfigError, DataError, EngineError, FolderError, RunError
 from simulations.bench import costs
-from simulations.cli import ending, listing, main
+from simulations.cli import ending, main
 from simulations.run.options import Options, Run
 
 ROOT = Path(main.__file__).parents[2]
@@ -96,7 +96,7 @@ def test_examples_of_run_and_config_are_valid(capsys):
     for verb in ("run", "partition", "bench"):
         for example in main.VERBS[verb].examples:
             words = [word for word in example.split("#")[0].split()[2:] if "=" in word]
-            if costs.sought(words):
+            if costs.has_several(words):
                 assert len(costs.check(words).methods) > 1, example
                 continue
             assert main.main(["config", "check", *words]) == 0, example
@@ -292,7 +292,7 @@ def test_a_pipe_that_closes_is_no_error():
 def test_list_shows_each_option_with_its_first_line(capsys):
     assert main.main(["list"]) == 0
     shown = capsys.readouterr().out
-    assert all(group in shown for group in listing.GROUPS)
+    assert all(group in shown for group in groups.LISTS)
     assert "FedGen: distils the clients' heads" in shown
     assert "variants: " in shown
     assert main.main(["list", "data", "--json"]) == 0
