@@ -23,7 +23,7 @@ class Problem:
     """
 
     seed: int
-    rounds: int
+    rounds: int  # a strategy that reads it names why in `set_by_last_round`
     clients: int
     classes: int
     input_shape: tuple[int, ...]  # of one sample; of an image: channels, height, width

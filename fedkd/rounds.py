@@ -157,15 +157,11 @@ def _exchange(
     return settled.server, tuple(reply.client for reply in settled.replies)
 
 
-def _following(
-    experiment: Experiment, cohort: Cohort, replied: tuple[ClientId, ...], standing: Standing
-) -> Cohort | None:
-    """The cohort after this exchange; None after the last one of a run."""
+def _following(experiment: Experiment, cohort: Cohort, replied: tuple[ClientId, ...], standing: Standing) -> Cohort:
+    """The cohort after this exchange. The last round has one too: it must not differ in a longer run."""
     number = cohort.round
     if cohort.exchange + 1 < experiment.strategy.num_exchanges(number):
         return Cohort(replied, number, cohort.exchange + 1)
-    if number >= experiment.config.rounds:
-        return None
     return Cohort(draw_cohort(experiment.config, number + 1, standing.absent(number + 1)), number + 1)
 
 

@@ -71,6 +71,13 @@ class Strategy(ABC, Generic[S]):
     def plan(self, state: S, cohort: Cohort) -> Mapping[ClientId, Payload]:
         """The payload of each client of the cohort; equal payloads are one object."""
 
+    def set_by_last_round(self) -> str:
+        """The value that lets the last round of a run decide earlier ones, e.g. `strategy.drop_period=null`.
+
+        Empty: none. A half that reads `problem.rounds` must name one: such a run cannot be made longer as it is.
+        """
+        return ""
+
     def num_exchanges(self, round: int) -> int:
         """How many exchanges the round `round` has; a configuration may need fewer than `exchanges`."""
         return self.exchanges

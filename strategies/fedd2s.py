@@ -132,6 +132,10 @@ class FedD2S(Strategy[State]):
         depths = [self._depth(state.problem, reply.client, reply.round) for reply in replies]
         return state, {"depth": sum(depths) / len(depths), **findings}
 
+    def set_by_last_round(self) -> str:
+        has_end = self.config.drop_mode not in ("none", "constant") and self.config.drop_period is None
+        return "strategy.drop_period=null" if has_end else ""
+
     def evaluation_payload(self, state: State, client: ClientId | None) -> Payload | None:
         return None
 

@@ -11,9 +11,10 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import safetensors.torch
@@ -71,16 +72,25 @@ def commit(folder: Path, state: RunState, lengths: Mapping[str, int], digest: st
     return final
 
 
-def load(folder: Path, experiment: Experiment, digest: str, warn: Callable[[str], None]) -> Commit | None:
+def load(
+    folder: Path,
+    experiment: Experiment,
+    digest: str,
+    warn: Callable[[str], None],
+    earlier: Mapping[str, int] = MappingProxyType({}),
+) -> Commit | None:
     """The newest intact commit; None if there is no commit.
 
+    `earlier`: the hash of each configuration that the run had before -> the last round whose commit under it counts.
     Skips damaged ones with a warning: some rounds run again, results stay identical. Raises CheckpointError if none is
     intact, or if it belongs to another configuration or version.
     """
     damaged: list[str] = []
     for path in reversed(committed(folder)):
+        if _number(path) > earlier.get(str(_unchecked_manifest(path).get("config")), _number(path)):
+            continue
         try:
-            restored = _restore(_read(path, digest), experiment, path)
+            restored = _restore(_read(path, (digest, *earlier)), experiment, path)
         except _Damaged as damage:
             damaged.append(f"checkpoint round {_number(path)} is damaged ({damage})")
             continue
@@ -174,10 +184,10 @@ def _write(folder: Path, contents: Mapping[str, bytes], head: Mapping[str, Any])
     _sync(folder)
 
 
-def _read(folder: Path, digest: str) -> dict[str, bytes]:
+def _read(folder: Path, digests: Sequence[str]) -> dict[str, bytes]:
     """The bytes of the files, after two checks: that they are intact, and that this run wrote them."""
     manifest = _manifest(folder)
-    _check_compatible(manifest, digest, folder)
+    _check_compatible(manifest, digests, folder)
     if manifest.get("round") != _number(folder):
         raise _Damaged(f"{MANIFEST}: it belongs to round {manifest.get('round')}, so the folder was renamed or copied")
     hashes = manifest.get("files")
@@ -210,16 +220,16 @@ def _checked(path: Path, digest: Any) -> bytes:
         raise _Damaged(f"{path.name}: {error.strerror}") from None
 
 
-def _check_compatible(manifest: Mapping[str, Any], digest: str, folder: Path) -> None:
+def _check_compatible(manifest: Mapping[str, Any], digests: Sequence[str], folder: Path) -> None:
     if manifest.get("schema") != SCHEMA:
         raise CheckpointError(
             f"written by fedkd {manifest.get('fedkd')} in format {manifest.get('schema')}, this is format {SCHEMA}",
             where=str(folder),
             mend=f"resume with fedkd {manifest.get('fedkd')}, or start the run again",
         )
-    if manifest.get("config") != digest:
+    if manifest.get("config") not in digests:
         raise CheckpointError(
-            f"belongs to another configuration ({str(manifest.get('config'))[:12]}, config.yaml has {digest[:12]})",
+            f"belongs to another configuration ({str(manifest.get('config'))[:12]}, config.yaml has {digests[0][:12]})",
             where=str(folder),
             mend="undo the changes to config.yaml, or start a new run from it",
         )

@@ -30,7 +30,8 @@ def resume(asked: options.Resume) -> int:
     name, overrides = run_folder.split_arguments(asked.arguments)
     path = run_folder.find(asked.runs, name) if name else None
     excluded = exclusion.Exclusion(asked.without, asked.back_to)
-    return _end(runs.resume(path, runs=asked.runs, options=asked, overrides=overrides, exclusion=excluded), asked)
+    asks: dict[str, Any] = {"overrides": overrides, "exclusion": excluded, "anyway": asked.anyway}
+    return _end(runs.resume(path, runs=asked.runs, options=asked, **asks), asked)
 
 
 def show(asked: options.Show) -> int:

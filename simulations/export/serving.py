@@ -1,6 +1,7 @@
 """The student at the end of a run, from its folder or from an assembly and a state; and its logits."""
 
 import json
+import sys
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from fedkd.training import evaluation
 from simulations import assemble
 from simulations.assemble import Assembly
 from simulations.deploy import memory
-from simulations.run import run_folder, runs
+from simulations.run import extension, run_folder, runs
 
 LIMIT = 10_000  # held-out samples to check an exported student on
 
@@ -123,7 +124,8 @@ def load(path: Path, warn: Callable[[str], None]) -> Run:
             where=str(path),
             mend="restore the data set and the versions in run.json",
         )
-    newest = checkpoint.load(places, assembly.experiment, resolved.digest(), warn)
+    earlier = dict.fromkeys(extension.earlier(info), sys.maxsize)
+    newest = checkpoint.load(places, assembly.experiment, resolved.digest(), warn, earlier)
     if newest is None:  # pruned meanwhile
         raise CheckpointError("its checkpoints vanished while they were read", where=str(path), mend="try again")
     return Run(path, resolved.digest(), naming.of(resolved.config.strategy), assembly, newest.state)

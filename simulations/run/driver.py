@@ -25,7 +25,7 @@ from simulations import assemble
 from simulations.assemble import Assembly
 from simulations.engines import choose
 from simulations.engines.choose import Notify
-from simulations.run import advice, assignments, exclusion, run_folder, summary
+from simulations.run import advice, assignments, exclusion, extension, run_folder, summary
 from simulations.run.console_text import Head, closing, head, measured, round_line
 from simulations.run.progress import Screen
 from simulations.run.run_folder import RunFolder
@@ -146,7 +146,8 @@ class Driver:
 
     def _state(self, assembly: Assembly, excluded: exclusion.Exclusion) -> RunState:
         """The state to continue from; cuts the ledger and the curves to it."""
-        commit = checkpoint.load(self.folder.checkpoints, assembly.experiment, self.digest, self._warn)
+        earlier = extension.earlier(self.folder.info())
+        commit = checkpoint.load(self.folder.checkpoints, assembly.experiment, self.digest, self._warn, earlier)
         state = excluded.apply(self.folder, commit.state if commit else rounds.begin(assembly.experiment), self._warn)
         with run_folder.writing(self.folder.path):
             self.ledger.cut(commit.lengths if commit else {})

@@ -258,19 +258,22 @@ class Deploy(Options):
 
 
 _WITHOUT = "leave this client out from now on; may be repeated"
+_ANYWAY = "with rounds=+50: also if the run then differs from one with as many rounds from the start"
 _FROM = "with --without: go back to the newest checkpoint up to this round; 0: to the beginning"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resume(Options):
-    """Continue a stopped run."""
+    """Continue a stopped run, or make a run longer."""
 
-    arguments: Annotated[tuple[str, ...], Positional(_RUN, "RUN")] = ()
+    arguments: Annotated[tuple[str, ...], Positional(f"{_RUN}; rounds=+50 for more rounds", "RUN")] = ()
+    anyway: Annotated[bool, Flag(_ANYWAY)] = False
     without: Annotated[tuple[int, ...], Flag(_WITHOUT, "CLIENT")] = ()
     back_to: Annotated[int | None, Flag(_FROM, "ROUND", "--from")] = None
 
     examples = (
         "fedkd resume                    # the newest unfinished one",
+        "fedkd resume pilot rounds=+50   # 50 more rounds",
         "fedkd resume 1124-1830-fedgen-a3f9",
         "fedkd resume pilot --without 3 --from 10       # again from round 10, without client 3",
     )

@@ -12,7 +12,7 @@ from fedkd.configuration import naming
 from fedkd.configuration.resolved import Resolved
 from fedkd.errors import CheckpointError, ConfigError, FedkdError, FolderError
 from fedkd.record import ledger
-from simulations.run import console_text, progress, provenance, run_folder, summary, user_code
+from simulations.run import console_text, extension, progress, provenance, run_folder, summary, user_code
 from simulations.run.exclusion import NOBODY, Exclusion
 from simulations.run.options import Options
 from simulations.run.progress import Screen
@@ -62,21 +62,35 @@ def resume(
     target: "ExecutionTarget | None" = None,
     overrides: Sequence[str] = (),
     exclusion: Exclusion = NOBODY,
+    anyway: bool = False,
 ) -> dict[str, Any]:
     """Continue a run, by default the newest unfinished one; a finished run is only summarised.
 
-    The final ledger is that of an unbroken run. Raises FedkdError, also for overrides: the configuration stays.
+    The final ledger is that of an unbroken run. Raises FedkdError, also for overrides: the configuration stays, except
+    for a larger number of rounds; `anyway`: even if the run then differs from one with that number from the start.
     `exclusion`: the clients to leave out from now on.
     """
     place = run_folder.find(runs, path) if path is not None else newest_unfinished(runs)
-    refuse_overrides(place, overrides, f"fedkd run {shlex.quote(str(place / 'config.yaml'))}")
+    now = int(run_folder.info(place).get("num_rounds", 0))
+    rounds = extension.parse(overrides, now, is_named=path is not None)
+    if rounds is None or run_folder.is_on_devices(place):
+        refuse_overrides(place, overrides, f"fedkd run {shlex.quote(str(place / 'config.yaml'))}")
     folder = run_folder.reopen(place)
     try:
         with progress.make(options) as screen:
             screen.phase(_FIRST)
             info, resolved = folder.info(), same_configuration(place)
-            exclusion.check(info, place, resolved.config.quorum)
-            if info.get("state") == "done":
+            longer = rounds and extension.plan(place, resolved, rounds, anyway=anyway)
+            is_done = info.get("state") == "done" and not longer
+            exclusion.check({**info, "state": "done" if is_done else "stopped"}, place, resolved.config.quorum)
+            if longer:
+                resolved = extension.lengthened(resolved, longer.to)
+                longer.apply(folder, resolved, _now())
+                if longer.replayed and info.get("round") == longer.last:
+                    screen.note(longer.replayed)
+            elif info.get("extended"):
+                extension.write(folder, resolved)
+            if is_done:
                 screen.end([f"done   {place} was finished before; nothing is left to run.  fedkd show {place}"])
                 return _summary(place)
             _compare_environment(info, screen)
@@ -177,7 +191,7 @@ def same_configuration(place: Path) -> Resolved:
     why = "config.yaml is not the configuration that this run began with"
     mend = f"undo the changes, or start a new run: fedkd run {shlex.quote(str(place / 'config.yaml'))}"
     try:
-        resolved = compose.from_yaml_file(place / "config.yaml")
+        resolved = extension.current(compose.from_yaml_file(place / "config.yaml"), info)
     except ConfigError as error:
         if info.get("deciding_code") != provenance.decisive():
             why = "this run began with another version of fedkd, and this one does not read its config.yaml"

@@ -1,5 +1,7 @@
 """What each server half says of itself: literals that a listing can read, and no more than is true."""
 
+from pathlib import Path
+
 import algorithms
 import pytest
 
@@ -7,6 +9,7 @@ from fedkd.configuration import plugins
 from fedkd.payload import KINDS
 from fedkd.strategy import Strategy
 
+ROOT = Path(__file__).resolve().parents[2]
 ALLOWED = {"proxy": {"no", "yes", "optional"}, "serves": {"global", "personal", "both"}}
 TYPES = {
     "needs": frozenset,
@@ -46,6 +49,13 @@ def test_the_source_says_what_the_class_says(name: str):
 
 def test_every_word_about_a_strategy_is_one_that_is_checked_here():
     assert set(Strategy.__annotations__) == set(TYPES)
+
+
+def test_only_a_half_that_names_its_value_reads_the_number_of_rounds():
+    """Else a run that is made longer would silently differ from one that was as long from the start."""
+    sources = {path: path.read_text() for room in ("strategies", "clients") for path in (ROOT / room).glob("*.py")}
+    reading = {path.stem for path, text in sources.items() if "problem.rounds" in text}
+    assert reading == {path.stem for path, text in sources.items() if "def set_by_last_round" in text} == {"fedd2s"}
 
 
 def trails(name: str) -> list[algorithms.Trail]:

@@ -258,7 +258,7 @@ def test_a_client_that_never_trained_has_no_student(play):
     run = play("few", "strategy=local", "students=mlp", "clients_per_round=1", "rounds=1")
     trained = {row["client"] for row in ledger.rows(run / "clients.jsonl") if row["state"] == "ok"}
     idle = min({0, 1, 2, 3} - trained)
-    with pytest.raises(RunError, match=f"client {idle} has not trained in 1 rounds"):
+    with pytest.raises(RunError, match=f"client {idle} has no student yet: in 1 rounds"):
         export(run, client=idle)
 
 

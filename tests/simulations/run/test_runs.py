@@ -193,10 +193,10 @@ def test_a_run_of_another_version_whose_keys_are_gone_names_that_version(tmp_pat
 def test_a_resume_with_words_says_that_a_run_keeps_its_configuration(tmp_path, faulty, capsys, place):
     faulty.before = staticmethod(stop_in(2))
     start(tmp_path)
-    assert main.main(["resume", *place, "rounds=40", "--runs", str(tmp_path)]) == 6
+    assert main.main(["resume", *place, "train.lr=1", "--runs", str(tmp_path)]) == 6
     shown = capsys.readouterr().err
-    assert "a run keeps the configuration that it began with, so it cannot be resumed with rounds=40" in shown
-    assert f"leave rounds=40 out, or start a new run: fedkd run {tmp_path}/pilot/config.yaml rounds=40" in shown
+    assert "a run keeps the configuration that it began with, so it cannot be resumed with train.lr=1" in shown
+    assert f"leave train.lr=1 out, or start a new run: fedkd run {tmp_path}/pilot/config.yaml train.lr=1" in shown
     assert main.main(["resume", "pilot", "other", "--runs", str(tmp_path)]) == 2
     assert "'other' is one run too many" in capsys.readouterr().err
 
