@@ -85,7 +85,7 @@ def test_what_a_run_writes_is_read_back_as_the_same(tmp_path, word):
         ("students=[mlp, mlp]", "students.mix = [mlp, mlp] (command line) must be one student per client, 10 in all"),
         ("students=[mlp, 3]", "students.mix.1 = 3 (command line) must be text"),
         ("students.mix=mlp", "students.mix = mlp (command line) must be a mapping or a list, like '{mlp: 0.5"),
-        ("students={mlp: .nan}", ".nan is not a number"),
+        ("students={mlp: .nan}", ".nan is not a finite number"),
         ("proxy=heldout", "proxy = heldout (command line) did you mean 'held-out'?"),
         ("proxy.name=heldout", "proxy.name = heldout (command line) did you mean 'held-out'?"),
         ("proxy.size=0", "proxy.size = 0 (command line) must be at least 1"),

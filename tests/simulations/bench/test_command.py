@@ -324,6 +324,10 @@ def test_two_workers_give_the_rows_of_inline(two_workers, monkeypatch):
         def __getattr__(self, name):
             return getattr(two_workers, name)
 
+        def start(self):
+            two_workers.start()
+            return self
+
         def close(self):
             pass
 
