@@ -28,6 +28,7 @@ from simulations.engines.choose import Notify
 from simulations.run import advice, assignments, exclusion, extension, run_folder, summary
 from simulations.run.console_text import Head, closing, head, measured, round_line
 from simulations.run.progress import Screen
+from simulations.run.rounds_csv import RoundsCsv
 from simulations.run.run_folder import RunFolder
 from simulations.run.tensorboard import TensorBoardWriter
 from simulations.system import machine
@@ -85,6 +86,7 @@ class Driver:
             stack.callback(self.screen.close)
             with run_folder.writing(self.folder.path):
                 self.ledger = Ledger(self.folder.path)
+                self.rounds_csv = RoundsCsv(self.folder.path)
                 self.tensorboard = TensorBoardWriter(self.folder.path / "tb", about=self._head("").line())
             self._read_ledger()
             stack.callback(self.ledger.close)
@@ -153,6 +155,7 @@ class Driver:
             self.ledger.cut(commit.lengths if commit else {})
             self.lengths = self.ledger.lengths()
             self._read_ledger()
+            self.rounds_csv.restart(self.rows)
             self.tensorboard.restart(self.rows, self.timings)
         self.earlier = sum(row["total"] for row in self.timings)
         self.state, self.committed = state, state.round if commit else -1
@@ -194,6 +197,7 @@ class Driver:
             self.ledger.append("timings.jsonl", [timings])
             self.ledger.append("metrics.jsonl", [done.row])
             self.tensorboard.write(done.row, timings)
+            self.rounds_csv.write(done.row)
         self._log_failures(done.failures)
         self.rows.append(done.row)
         self.timings.append(timings)

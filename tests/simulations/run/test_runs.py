@@ -1,5 +1,6 @@
 """Runs as a user meets them: folders, states, exit codes, what is kept when something breaks."""
 
+import csv
 import errno
 import json
 import os
@@ -72,7 +73,7 @@ def test_a_run_leaves_the_folder_of_the_contract(tmp_path):
     place = tmp_path / "pilot"
     names = {path.name for path in place.iterdir()}
     assert {"config.yaml", "run.json", "partition.json", "log.txt", "run.lock", "checkpoints", "tb"} <= names
-    assert {"metrics.jsonl", "clients.jsonl", "timings.jsonl", "events.jsonl"} <= names
+    assert {"metrics.jsonl", "clients.jsonl", "timings.jsonl", "events.jsonl", "rounds.csv"} <= names
     assert len(ledger.rows(place / "metrics.jsonl")) == 4
     assert len(ledger.rows(place / "clients.jsonl")) == 16
     assert [path.name for path in checkpoint.committed(place / "checkpoints")] == ["round-0002", "round-0004"]
@@ -113,6 +114,22 @@ def test_curves_have_every_round_once(tmp_path, faulty):
     assert [event.step for event in board.Scalars("accuracy/global")] == [1, 2, 3, 4]
     recorded = [row["accuracy"]["global"] for row in ledger.rows(tmp_path / "pilot" / "metrics.jsonl")]
     assert [event.value for event in board.Scalars("accuracy/global")] == pytest.approx(recorded)
+
+
+def test_the_table_of_rounds_is_that_of_an_unbroken_run(tmp_path, faulty):
+    start(tmp_path, name="unbroken")
+    faulty.before = staticmethod(stop_in(3))
+    start(tmp_path)
+    faulty.before = staticmethod(lambda number: None)
+    with (tmp_path / "pilot" / "rounds.csv").open("a") as file:
+        file.write("3,half a ro")
+    resume(tmp_path)
+    assert (tmp_path / "pilot" / "rounds.csv").read_bytes() == (tmp_path / "unbroken" / "rounds.csv").read_bytes()
+    table = list(csv.DictReader((tmp_path / "pilot" / "rounds.csv").open()))
+    recorded = ledger.rows(tmp_path / "pilot" / "metrics.jsonl")
+    assert [int(row["round"]) for row in table] == [1, 2, 3, 4]
+    assert [float(row["accuracy.global"]) for row in table] == [row["accuracy"]["global"] for row in recorded]
+    assert [float(row["terms.ce"]) for row in table] == [row["terms"]["ce"] for row in recorded]
 
 
 # --- interruptions ------------------------------------------------------------------------------------------------
