@@ -19,7 +19,9 @@ class DataConfig(Schema):
     download: bool = False  # whether to fetch missing files with torchvision
     scaling: Literal["symmetric", "standard"] = "symmetric"  # pixels to [-1, 1], or to mean 0 and variance 1
     labels: list[str] | None = None  # own data: class names in the order of their numbers
-    shape: list[Annotated[int, Ge(1)]] | None = None  # own data: channels (1 grey, 3 colour), height, width
+    shape: list[Annotated[int, Ge(1)]] | None = None  # own data, of one sample: 3 numbers are an image's (docs/data.md)
+    label: str | None = None  # own table: the column of the classes
+    users: str | None = None  # own data: the column, or the array, that says whose a training sample is
     mean: list[float] | None = None  # own data, scaling=standard: mean per channel of pixels scaled to 0..1
     std: list[Annotated[float, Gt(0)]] | None = None  # own data, scaling=standard: standard deviation per channel
     resize: Literal["refuse", "fit"] = "refuse"  # images of another size on a device: an error, or resampled to `shape`

@@ -24,7 +24,7 @@ _NEW_IN_TRAIN = ("schedule", "warmup", "lr_step", "augment", "cutout", "noise")
 # Keys newer than existing runs, with their defaults: only other values enter the hash.
 YOUNGER = {
     f"data.{key}": getattr(DataConfig(), key)
-    for key in ("labels", "shape", "mean", "std", "resize", "test", "test_share", "min_samples")
+    for key in ("labels", "shape", "mean", "std", "resize", "test", "test_share", "min_samples", "label", "users")
 }
 YOUNGER |= {"students.stem": "standard", "students.train": "all", "students.weights": None}
 YOUNGER |= {"privacy.label_epsilon": None, "privacy.size_step": 1, "evaluate.clients": 0}

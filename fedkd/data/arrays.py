@@ -34,12 +34,23 @@ class Entry:
 
 def read(path: Path, spec: ImageSpec) -> OwnData:
     """train_x, train_y and optionally test_x, test_y of a file; or x, y. Raises OwnDataError."""
-    arrays = entries(path)
-    if set(arrays) not in _LAYOUTS:
-        shown = ", ".join(sorted(arrays))[:200] or "nothing"
-        raise _refused(f"the file holds {shown}", path, "name its arrays train_x, train_y, test_x, test_y; or x, y")
+    arrays = parts(entries(path), path)
     train = pair(arrays, "x" if "x" in arrays else "train_x", path, spec)
     return OwnData(train, pair(arrays, "test_x", path, spec) if "test_x" in arrays else None)
+
+
+def parts(arrays: Mapping[str, Entry], path: Path) -> dict[str, Entry]:
+    """The arrays of a file under our names: also X and Y, x_train and y_train. Raises OwnDataError for others."""
+    found = {_our_name(name): entry for name, entry in arrays.items()}
+    if set(found) not in _LAYOUTS or len(found) < len(arrays):
+        shown = ", ".join(sorted(arrays))[:200] or "nothing"
+        raise _refused(f"the file holds {shown}", path, "name its arrays train_x, train_y, test_x, test_y; or x, y")
+    return found
+
+
+def _our_name(name: str) -> str:
+    first, _, part = name.lower().partition("_")
+    return f"{part}_{first}" if first in ("x", "y") and part else name.lower()
 
 
 def entries(path: Path) -> dict[str, Entry]:

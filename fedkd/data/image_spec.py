@@ -13,6 +13,7 @@ from fedkd.config import DataConfig
 from fedkd.errors import DataError, FedkdError
 
 OWN = "own"
+TABLES = (".csv", ".parquet")
 MOST_SAMPLES = 1_000_000
 MOST_BYTES = 1 << 33  # of images in memory, 8 GiB: more than one device has
 _MOST_SIDE = 4096  # pixels
@@ -125,14 +126,31 @@ def scaling(
     return tuple(1 / (top * s) for s in std), tuple(-m / s for m, s in zip(mean, std, strict=True))
 
 
+def are_images(config: DataConfig) -> bool:
+    """Whether own data are images: they have a shape of three numbers, and are no table."""
+    return config.label is None and (config.shape is None or len(config.shape) == 3)
+
+
 def problems(config: DataConfig) -> Iterator[tuple[str, str]]:
-    """Keys of `data` that no image can satisfy, each with a way to mend it."""
+    """Keys of `data` that no samples can satisfy, each with a way to mend it."""
     if config.name != OWN:
-        for key in ("labels", "shape", "mean", "std", "test"):
+        for key in ("labels", "shape", "mean", "std", "test", "label", "users"):
             if getattr(config, key) is not None:
                 yield key, f"belongs to data=own; {config.name} has its own: use null"
         return
+    if config.label is None and config.root is not None and config.root.lower().endswith(TABLES):
+        yield "label", "name the column of the table that holds the classes: data.label=COLUMN"
+        return
+    if not are_images(config):
+        if config.labels is not None:
+            yield from _label_problems(config.labels)
+        if (config.mean is None) != (config.std is None):
+            yield "std" if config.std is None else "mean", "give data.mean and data.std, or neither"
+        yield from _scaling_problems(config)
+        return
     yield from _label_problems(config.labels)
+    if config.users is not None:
+        yield "users", "names a column of a table, or an array beside tables, signals or token ids: use null"
     if config.shape is None:
         yield "shape", "give the images' channels, height and width: data.shape='[3, 32, 32]'"
     elif len(config.shape) != 3 or config.shape[0] not in (1, 3) or not 1 <= max(config.shape[1:]) <= _MOST_SIDE:
@@ -154,7 +172,7 @@ def _label_problems(labels: list[str] | None) -> Iterator[tuple[str, str]]:
 def _scaling_problems(config: DataConfig) -> Iterator[tuple[str, str]]:
     for key in ("mean", "std"):
         values: list[float] | None = getattr(config, key)
-        if values is None and config.scaling == "standard":
+        if values is None and config.scaling == "standard" and are_images(config):
             yield key, "own data with data.scaling=standard need it: one number per channel, of pixels scaled to 0..1"
         elif values is not None and config.shape and len(values) != config.shape[0]:
             yield key, f"must be {config.shape[0]} numbers, one per channel of data.shape"

@@ -17,7 +17,7 @@ import numpy as np
 
 from fedkd import errors, extensions, strict_yaml
 from fedkd.config import DataConfig
-from fedkd.data import digits, idx, image_spec, label_names, tables, user_data
+from fedkd.data import digits, idx, image_spec, label_names, own_arrays, tables, user_data
 from fedkd.data.image_spec import OWN, ImageSpec, Pair
 from fedkd.data.user_data import Data
 from fedkd.errors import ConfigError, DataError, FedkdError, Mistake
@@ -65,6 +65,8 @@ def names() -> tuple[str, ...]:
 def load(config: DataConfig) -> Dataset:
     """The source `config.name` in memory. Raises ConfigError, and DataError for files that cannot be used."""
     _check(config)
+    if config.name == OWN and not image_spec.are_images(config):
+        return _of_arrays(config, own_arrays.read(_place(config), config))
     if config.name not in (*SOURCES, OWN):
         return _of_arrays(config, _arrays(config))
     spec = spec_of(config)
@@ -81,6 +83,12 @@ def spec_of(config: DataConfig) -> ImageSpec:
     """Labels, shape and scaling of all images of a run, without loading a data set. Raises ConfigError."""
     _check(config)
     if config.name == OWN:
+        if not image_spec.are_images(config):
+            what, mend = (
+                "own data that are no images have no agreed form for devices",
+                "run it in simulation: fedkd run",
+            )
+            raise ConfigError(what, where="data", mend=mend)
         return image_spec.of_own(config)
     if config.name not in SOURCES:
         mend = "bring the samples as data=own, or choose a data set of images"
@@ -136,6 +144,7 @@ def _of_arrays(config: DataConfig, given: Data) -> Dataset:
         scale, offset = image_spec.scaling(config.scaling, mean, std, 255)
     elif x.dtype == np.float32 and config.scaling == "standard":
         mean, std = user_data.statistics(x)
+        mean, std = tuple(config.mean or mean), tuple(config.std or std)
         scale, offset = image_spec.scaling("standard", mean, std, 1)
     pairs = ((whole.train_x, whole.train_y), (whole.test_x, whole.test_y))
     train, test = (Samples(torch.tensor(x), torch.tensor(y), scale, offset) for x, y in pairs)
@@ -155,10 +164,14 @@ def find_root(config: DataConfig) -> Root:
 def _own(config: DataConfig, spec: ImageSpec) -> tuple[Pair, Pair]:
     from fedkd.data import own_data
 
+    return own_data.of_simulation(_place(config), spec, config.test, config.test_share)
+
+
+def _place(config: DataConfig) -> Path:
     if not config.root:
         mend = "name the folder of images or the file: data.root=PATH"
         raise ConfigError("data=own has no place to come from: data.root = null", where="data", mend=mend)
-    return own_data.of_simulation(Path(config.root), spec, config.test, config.test_share)
+    return Path(config.root)
 
 
 def samples(pair: Pair, spec: ImageSpec) -> Samples:
