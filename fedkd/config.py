@@ -49,16 +49,21 @@ class TrainConfig(Schema):
     batch: Annotated[int, Ge(1)] = 32  # images per step
     steps: Annotated[int, Ge(1)] | None = 20  # SGD steps per participation; null: whole epochs
     epochs: Annotated[int, Ge(1)] = 1  # passes per participation, if steps is null
-    optimiser: Literal["sgd", "adam"] = "sgd"  # the clients' optimiser
+    optimiser: Literal["sgd", "adam", "adamw", "adamax", "nadam", "radam", "rmsprop", "adagrad", "adadelta"] = (
+        "sgd"  # the clients' optimiser, as torch.optim has it
+    )
     lr: Annotated[float, Gt(0)] = 0.01  # learning rate in the first round
     schedule: Literal["exponential", "constant", "cosine", "step"] = "exponential"  # of lr; cosine: to 0 at the end
     warmup: Annotated[int, Ge(0)] = 0  # first rounds, in which the rate rises in equal steps to lr
     lr_decay: Annotated[float, Gt(0), Le(1)] = 1.0  # factor on the rate per round (exponential) or per lr_step (step)
     lr_step: Annotated[int, Ge(1)] = 10  # schedule=step: rounds between two drops of the rate
     lr_clock: Literal["round", "participation"] = "round"  # decay counts to this round, or to the client's last round
-    momentum: Annotated[float, Ge(0), Lt(1)] = 0.0  # for sgd; restarts in each participation
-    moments: Literal["reset", "keep"] = "reset"  # adam's moments: reset in each participation, or kept by the client
-    weight_decay: Annotated[float, Ge(0)] = 0.0  # L2, on all learnable entries
+    momentum: Annotated[float, Ge(0), Lt(1)] = 0.0  # for sgd, where it restarts in each participation, and rmsprop
+    nesterov: bool = False  # sgd's momentum looks ahead
+    beta1: Annotated[float, Ge(0), Lt(1)] = 0.9  # decay of the mean gradient in adam, adamw, adamax, nadam and radam
+    beta2: Annotated[float, Ge(0), Lt(1)] = 0.999  # decay of their mean square; in adamax, of the largest gradient
+    moments: Literal["reset", "keep"] = "reset"  # of all but sgd: reset in each participation, or kept by the client
+    weight_decay: Annotated[float, Ge(0)] = 0.0  # L2, on all learnable entries; in adamw, times lr on the weights
     clip: Annotated[float, Gt(0)] | None = None  # largest norm of the gradient; null: not clipped
     augment: (
         Literal["none", "crop-flip", "flip", "cutout", "noise"]

@@ -49,10 +49,15 @@ def _training(config: RunConfig) -> Iterator[str]:
         yield f"train.lr_decay = {train.lr_decay:g} has no effect: train.schedule is {train.schedule}"
     if train.schedule == "step" and train.lr_decay == 1:
         yield "train.schedule = step has no effect while train.lr_decay = 1: add train.lr_decay=0.1"
-    if train.optimiser == "adam" and train.momentum:
-        yield f"train.momentum = {train.momentum:g} has no effect: only SGD uses it, and train.optimiser is adam"
+    unused = f"has no effect: train.optimiser is {train.optimiser}"
+    if train.momentum and train.optimiser not in ("sgd", "rmsprop"):
+        yield f"train.momentum = {train.momentum:g} {unused}; only sgd and rmsprop use it"
+    if train.nesterov and train.optimiser != "sgd":
+        yield f"train.nesterov {unused}; only sgd uses it"
+    if (train.beta1, train.beta2) != (0.9, 0.999) and train.optimiser in ("sgd", "rmsprop", "adagrad", "adadelta"):
+        yield f"train.beta1 and train.beta2 have no effect: train.optimiser is {train.optimiser}"
     if train.optimiser == "sgd" and train.moments == "keep":
-        yield "train.moments = keep has no effect: only Adam has moments, and train.optimiser is sgd"
+        yield f"train.moments = keep {unused}, whose momentum restarts in each participation"
 
 
 def absent_labels(counts: np.ndarray, labels: Sequence[str]) -> Iterator[str]:

@@ -48,6 +48,9 @@ class Scaffold(Strategy[State]):
                 where="train.optimiser",
                 mend="use train.optimiser=sgd",
             )
+        if problem.train.nesterov:
+            what = "scaffold infers gradients from steps of plain momentum, and train.nesterov is true"
+            raise ConfigError(what, where="train.nesterov", mend="use train.nesterov=false")
         student = problem.initial()
         entries = problem.shared(student.weights)
         zeros = {name: torch.zeros_like(entries[name]) for name in student.learnable}

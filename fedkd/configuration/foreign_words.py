@@ -4,7 +4,7 @@ _KEYS = {  # what to write here -> keys of other platforms
     "students=NAME   fedkd list students": "model net network arch architecture student model_name",
     "train.batch=N": "batch_size batchsize bs local_batch_size train_batch_size",
     "train.lr=X": "learning_rate local_lr eta",
-    "train.optimiser=sgd or adam": "optimizer optim",
+    "train.optimiser=sgd, adam, ...": "optimizer optim",
     "train.epochs=N train.steps=null": "epochs local_epochs num_epochs num_local_epochs local_ep",
     "train.steps=N": "num_steps local_steps local_iterations",
     "train.weight_decay=X": "wd l2",

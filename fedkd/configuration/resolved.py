@@ -20,7 +20,7 @@ MACHINE_FACTS = frozenset(f"engine.{key}" for key in ("name", "workers", "addres
 )
 NAMES = frozenset({"strategy.setting"})  # names, which do not affect results either
 
-_NEW_IN_TRAIN = ("schedule", "warmup", "lr_step", "augment", "cutout", "noise")
+_NEW_IN_TRAIN = (*("nesterov", "beta1", "beta2", "schedule", "warmup", "lr_step", "augment", "cutout", "noise"),)
 # Keys newer than existing runs, with their defaults: only other values enter the hash.
 YOUNGER = {
     f"data.{key}": getattr(DataConfig(), key)

@@ -303,6 +303,8 @@ def _crossed(config: RunConfig, draft: Draft) -> list[Mistake]:
         mistakes.append(draft.mistake(("evaluate", "clients"), f"must be at most clients = {config.clients}"))
     if config.train.warmup >= config.rounds:
         mistakes.append(draft.mistake(("train", "warmup"), f"must be below rounds = {config.rounds}"))
+    if config.train.nesterov and not config.train.momentum:
+        mistakes.append(draft.mistake(("train", "nesterov"), "needs momentum: add train.momentum=0.9"))
     mix = config.students.mix
     if isinstance(mix, list) and len(mix) != config.clients:
         mend = f"must be one student per client, {config.clients} in all, or shares: '{{mlp: 0.5, lenet5: 0.5}}'"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedkd.models.generators import learnable
 from fedkd.payload import Weights
-from fedkd.training.optimisers import Adam
+from fedkd.training.optimisers import Adaptive
 
 RECENT = 10  # last steps, whose terms are reported
 
@@ -45,7 +45,9 @@ def optimise(
     A step without terms ends the loop, because all are switched off. `skip_non_finite` skips non-finite losses.
     """
     entries = {name: entry.clone() for name, entry in generator.items()}
-    optimiser = Adam({name: entries[name].requires_grad_() for name in learnable(entries)}, adam, betas)
+    beta1, beta2 = betas
+    trained = {name: entries[name].requires_grad_() for name in learnable(entries)}
+    optimiser = Adaptive(trained, adam, beta1=beta1, beta2=beta2)
     recent: deque[Mapping[str, Tensor]] = deque(maxlen=RECENT)
     for _ in range(steps):
         losses = dict(terms(entries))

@@ -1,17 +1,25 @@
-"""SGD and Adam over lists of tensors: torch.optim's functions, with memory as a value that a State can hold.
+"""Optimisers over lists of tensors: torch.optim's functions, with memory as a value that a State can hold.
 
 This module avoids the classes of torch.optim: the first instance in a process imports torch._dynamo, which takes each
 worker 2.6 s on two cores, longer than the first rounds.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.adadelta import adadelta
+from torch.optim.adagrad import adagrad
 from torch.optim.adam import adam
+from torch.optim.adamax import adamax
+from torch.optim.adamw import adamw
+from torch.optim.nadam import nadam
+from torch.optim.radam import radam
+from torch.optim.rmsprop import rmsprop
 from torch.optim.sgd import sgd
 
 from fedkd.config import TrainConfig
@@ -19,15 +27,22 @@ from fedkd.engine import Job
 from fedkd.participation import Batch, Terms
 from fedkd.problem import Problem
 
-_sgd = partial(sgd, foreach=True, dampening=0.0, nesterov=False, maximize=False)
-_adam = partial(adam, foreach=True, eps=1e-8, amsgrad=False, maximize=False)
+_sgd = partial(sgd, foreach=True, dampening=0.0, maximize=False)
 
 
 class Sgd:
     """Plain SGD with optional momentum and weight decay; lives for one participation."""
 
-    def __init__(self, parameters: Sequence[Tensor], lr: float, momentum: float = 0.0, weight_decay: float = 0.0):
-        self.parameters, self.lr, self.momentum, self.weight_decay = parameters, lr, momentum, weight_decay
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        lr: float,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+    ):
+        self.parameters, self.lr = parameters, lr
+        self._options: dict[str, Any] = {"momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
         self._velocity: list[Tensor | None] = [None] * len(parameters)
 
     @torch.no_grad()
@@ -36,60 +51,124 @@ class Sgd:
         reached = _reached(self.parameters, gradients)
         velocity = [self._velocity[i] for i in reached]
         parameters, given = [self.parameters[i] for i in reached], list(reached.values())
-        _sgd(parameters, given, velocity, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+        _sgd(parameters, given, velocity, lr=self.lr, **self._options)
         for i, value in zip(reached, velocity, strict=True):
             self._velocity[i] = value
 
 
-class Adam:
-    """Adam (eps 1e-8) with classical L2 weight decay, on named tensors, in place."""
+@dataclass(frozen=True)
+class Rule:
+    """How to call an adaptive optimiser of torch."""
+
+    function: Callable[..., None]
+    memory: Mapping[str, str]  # our name of each list that it changes, to torch's
+    unused: tuple[str, ...] = ()  # lists that it demands and leaves alone
+    keys: tuple[str, ...] = ()  # of `train`, which it takes under the same name
+    fixed: Mapping[str, Any] = field(default_factory=dict)  # torch's defaults, which the functions do not have
+
+
+_MEANS = {"mean": "exp_avgs", "square": "exp_avg_sqs"}
+_BETAS = ("beta1", "beta2")
+_ADAM: Any = {
+    "memory": _MEANS,
+    "unused": ("max_exp_avg_sqs",),
+    "keys": _BETAS,
+    "fixed": {"eps": 1e-8, "amsgrad": False, "maximize": False},
+}
+RULES = {
+    "adam": Rule(adam, **_ADAM),
+    "adamw": Rule(adamw, **_ADAM),
+    "adamax": Rule(adamax, {"mean": "exp_avgs", "largest": "exp_infs"}, keys=_BETAS, fixed={"eps": 1e-8}),
+    "nadam": Rule(
+        nadam, {**_MEANS, "product": "mu_products"}, keys=_BETAS, fixed={"eps": 1e-8, "momentum_decay": 0.004}
+    ),
+    "radam": Rule(radam, _MEANS, keys=_BETAS, fixed={"eps": 1e-8}),
+    "rmsprop": Rule(
+        rmsprop,
+        {"square": "square_avgs", "velocity": "momentum_buffer_list"},
+        ("grad_avgs",),
+        ("momentum",),
+        {"alpha": 0.99, "eps": 1e-8, "centered": False},
+    ),
+    "adagrad": Rule(adagrad, {"sum": "state_sums"}, fixed={"eps": 1e-10, "lr_decay": 0.0, "maximize": False}),
+    "adadelta": Rule(
+        adadelta,
+        {"square": "square_avgs", "change": "acc_deltas"},
+        fixed={"rho": 0.9, "eps": 1e-6, "maximize": False},
+    ),
+}
+
+
+class Adaptive:
+    """Adam (eps 1e-8) or another adaptive optimiser of torch, on named tensors, in place.
+
+    Weight decay is classical L2, but for adamw, where it shrinks the weights themselves.
+    """
 
     def __init__(
-        self,
-        parameters: Mapping[str, Tensor],
-        memory: Mapping[str, Any] | None = None,
-        betas: tuple[float, float] = (0.9, 0.999),
+        self, parameters: Mapping[str, Tensor], memory: Mapping[str, Any] | None = None, name: str = "adam", **keys: Any
     ) -> None:
-        """`memory` is an earlier result of `memory()`: {"step", "mean": named, "square": named}; it does not change."""
-        self.names, self.parameters, self.betas = list(parameters), list(parameters.values()), betas
-        memory = memory or {"step": 0, "mean": {}, "square": {}}
-        self.count = int(memory["step"])
-        self._mean = [memory["mean"].get(n, torch.zeros_like(p)).clone() for n, p in parameters.items()]
-        self._square = [memory["square"].get(n, torch.zeros_like(p)).clone() for n, p in parameters.items()]
+        """`memory` is an earlier result of `memory()`: {"step", "mean": named, "square": named}; it does not change.
+
+        `keys`: those of the rule; beta1 and beta2 are 0.9 and 0.999, momentum is 0 by default.
+        """
+        self.names, self.parameters, self.rule = list(parameters), list(parameters.values()), RULES[name]
+        given = {"beta1": 0.9, "beta2": 0.999, "momentum": 0.0} | keys
+        self._options: dict[str, Any] = {**self.rule.fixed, **{key: given[key] for key in self.rule.keys}}
+        memory = memory or {}
+        self.count = int(memory.get("step", 0))
+        self._memory = {
+            kind: [memory.get(kind, {}).get(n, _start(kind, p)).clone() for n, p in parameters.items()]
+            for kind in self.rule.memory
+        }
 
     def memory(self) -> dict[str, Any]:
         """The moments as a value for a State."""
-        named = zip(self.names, self._mean, self._square, strict=True)
-        means, squares = {}, {}
-        for name, mean, square in named:
-            means[name], squares[name] = (m.clone(memory_format=torch.contiguous_format) for m in (mean, square))
-        return {"step": self.count, "mean": means, "square": squares}
+        kept: dict[str, Any] = {"step": self.count}
+        for kind, values in self._memory.items():
+            named = zip(self.names, values, strict=True)
+            kept[kind] = {name: value.clone(memory_format=torch.contiguous_format) for name, value in named}
+        return kept
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor | None], lr: float, weight_decay: float = 0.0) -> None:
         """One update; a parameter without gradient, and its moments, do not change (all share one count)."""
         reached = _reached(self.parameters, gradients)
-        parameters, mean, square = ([t[i] for i in reached] for t in (self.parameters, self._mean, self._square))
+        parameters = [self.parameters[i] for i in reached]
+        lists = {self.rule.memory[kind]: [values[i] for i in reached] for kind, values in self._memory.items()}
+        lists |= {name: [] for name in self.rule.unused}
         steps = list(torch.full((len(reached),), float(self.count)).unbind())  # torch counts each parameter's own
-        beta1, beta2 = self.betas
-        state = list(reached.values()), mean, square, list[Tensor](), steps
-        _adam(parameters, *state, lr=lr, beta1=beta1, beta2=beta2, weight_decay=weight_decay)
+        self.rule.function(
+            parameters,
+            list(reached.values()),
+            state_steps=steps,
+            foreach=True,
+            lr=lr,
+            weight_decay=weight_decay,
+            **lists,
+            **self._options,
+        )
         self.count += 1
 
 
+def _start(kind: str, parameter: Tensor) -> Tensor:
+    return torch.ones(()) if kind == "product" else torch.zeros_like(parameter)
+
+
 class LocalOptimiser:
-    """The configured SGD or Adam on named parameters of a client's student, for one participation."""
+    """The configured optimiser on named parameters of a client's student, for one participation."""
 
     def __init__(
         self, config: TrainConfig, learnable: Mapping[str, Tensor], lr: float, memory: Mapping[str, Any] | None = None
     ) -> None:
         """`memory` is the result of `memory()` in the client's last participation, if moments are kept."""
         self.config, self.lr, self.parameters = config, lr, list(learnable.values())
-        self._sgd = self._adam = None
+        self._sgd = self._adaptive = None
         if config.optimiser == "sgd":
-            self._sgd = Sgd(self.parameters, lr, config.momentum, config.weight_decay)
+            self._sgd = Sgd(self.parameters, lr, config.momentum, config.weight_decay, config.nesterov)
         else:
-            self._adam = Adam(learnable, memory or None)
+            keys = {"beta1": config.beta1, "beta2": config.beta2, "momentum": config.momentum}
+            self._adaptive = Adaptive(learnable, memory, config.optimiser, **keys)
 
     def step(self, loss: Tensor) -> None:
         """One update along the gradient of a scalar; parameters that the loss does not reach do not change."""
@@ -98,12 +177,12 @@ class LocalOptimiser:
             gradients = clipped(gradients, self.config.clip)
         if self._sgd is not None:
             self._sgd.step(gradients)
-        elif self._adam is not None:
-            self._adam.step(gradients, self.lr, self.config.weight_decay)
+        elif self._adaptive is not None:
+            self._adaptive.step(gradients, self.lr, self.config.weight_decay)
 
     def memory(self) -> dict[str, Any]:
-        """Adam's moments, if the configuration keeps them; else nothing."""
-        return self._adam.memory() if self._adam is not None and self.config.moments == "keep" else {}
+        """The moments of an adaptive optimiser, if the configuration keeps them; else nothing."""
+        return self._adaptive.memory() if self._adaptive is not None and self.config.moments == "keep" else {}
 
 
 def clipped(gradients: Sequence[Tensor | None], most: float) -> tuple[Tensor | None, ...]:

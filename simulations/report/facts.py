@@ -95,16 +95,22 @@ def normalisation(run: RunRecord) -> str:
     return f"BatchNorm in the normalisation layers; {statistics_text}"
 
 
+_SPELT = {"sgd": "SGD", "adamw": "AdamW", "nadam": "NAdam", "radam": "RAdam", "rmsprop": "RMSprop"}
+
+
 def optimiser(run: RunRecord) -> str:
     """`SGD, momentum 0.9, weight decay 0.0001, gradients clipped at 1`."""
     config = run.config
     name = config.get("train.optimiser")
     if name is None:
         return ""
-    parts = ["SGD" if name == "sgd" else str(name).capitalize()]
+    parts = [_SPELT.get(name, str(name).capitalize())]
     if name == "sgd":
-        parts.append(f"momentum {plain(config.get('train.momentum', 0))}")
-    elif config.get("train.moments") == "keep":
+        kind = "Nesterov momentum" if config.get("train.nesterov") else "momentum"
+        parts.append(f"{kind} {plain(config.get('train.momentum', 0))}")
+    if name == "rmsprop" and config.get("train.momentum"):
+        parts.append(f"momentum {plain(config['train.momentum'])}")
+    if name != "sgd" and config.get("train.moments") == "keep":
         parts.append("moments stay with the client")
     parts.append(f"weight decay {plain(config.get('train.weight_decay', 0))}")
     clip = config.get("train.clip")
@@ -232,7 +238,7 @@ LINES = (
     Line("normalisation", ("students.norm", "students.statistics"), normalisation),
     Line(
         "optimiser",
-        ("train.optimiser", "train.momentum", "train.moments", "train.weight_decay", "train.clip"),
+        ("train.optimiser", "train.momentum", "train.nesterov", "train.moments", "train.weight_decay", "train.clip"),
         optimiser,
     ),
     Line(

@@ -54,6 +54,7 @@ def test_a_hyper_parameter_that_switches_its_method_off_is_told_and_the_default_
         (["strategy=fedavg", "train.optimiser=adam", "train.momentum=0.9"], "train.momentum = 0.9 has no effect"),
         (["strategy=fedavg", "train.schedule=step"], "train.schedule = step has no effect while train.lr_decay = 1"),
         (["strategy=fedavg", "train.schedule=constant", "train.lr_decay=0.9"], "train.lr_decay = 0.9 has no effect"),
+        (["train.optimiser=adagrad", "train.beta1=0.8"], "train.beta1 and train.beta2 have no effect"),
         (["strategy=fedavg", "train.moments=keep"], "train.moments = keep has no effect"),
         (["strategy=fedprox", "proxy=held-out"], "proxy = held-out has no effect: strategy 'fedprox' uses no"),
         (["strategy=fedavg", "students.statistics=local"], "students.statistics = local has no effect"),

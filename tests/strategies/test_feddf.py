@@ -15,7 +15,7 @@ from fedkd.data.samples import Proxy
 from fedkd.maths import losses
 from fedkd.payload import Payload
 from fedkd.training import forward
-from fedkd.training.optimisers import Adam
+from fedkd.training.optimisers import Adaptive
 from strategies import feddf
 from strategies.fedavg import FedAvg
 from strategies.feddf import FedDF
@@ -169,7 +169,7 @@ def test_the_rate_falls_along_a_cosine_and_gradients_are_clipped(monkeypatch):
         rates.append(lr)
         norms.append(float(torch.stack([g.norm() for g in gradients]).norm()))
 
-    monkeypatch.setattr(Adam, "step", step)
+    monkeypatch.setattr(Adaptive, "step", step)
     problem = posed()
     scaled = [{n: 30 * v for n, v in weights_of(problem, seed).items()} for seed in (1, 2)]
     aggregate(problem, [reply(k, w) for k, w in enumerate(scaled)], distil_steps=4, distil_lr=1.0, distil_clip=0.01)

@@ -14,7 +14,7 @@ from fedkd.maths import fusion, losses
 from fedkd.models import generators
 from fedkd.payload import Payload
 from fedkd.strategy import Cohort
-from fedkd.training.optimisers import Adam
+from fedkd.training.optimisers import Adaptive
 from strategies import fedgen
 from strategies.fedgen import FedGen
 
@@ -171,8 +171,8 @@ def test_server_steps_change_the_generator_only():
 # schedules
 def test_generator_rate_entering_round_199(monkeypatch):
     rates = []
-    step = Adam.step
-    monkeypatch.setattr(Adam, "step", lambda self, g, lr, wd=0.0: (rates.append(lr), step(self, g, lr, wd))[1])
+    step = Adaptive.step
+    monkeypatch.setattr(Adaptive, "step", lambda self, g, lr, wd=0.0: (rates.append(lr), step(self, g, lr, wd))[1])
     late = replace(state(head(0)), round=199)
     strategy(generator_steps=1).aggregate(late, [reply(0, [3, 3, 3, 3], head(0))], STREAM)
     assert rates == [pytest.approx(5.384e-6, rel=1e-3)]

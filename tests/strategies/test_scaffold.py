@@ -189,7 +189,10 @@ def test_twice_fedavgs_bytes_travel_both_ways(site, problem):
     assert row["bytes"]["up"] == {"weights": 3 * entries, "reference": 3 * entries}
 
 
-def test_adam_is_refused():
-    problem = tiny.problem(train=replace(tiny.TRAIN, optimiser="adam"))
-    with pytest.raises(ConfigError, match="optimiser = adam"):
+@pytest.mark.parametrize(
+    ("train", "what"), [({"optimiser": "adam"}, "optimiser = adam"), ({"nesterov": True}, "nesterov is true")]
+)
+def test_steps_that_hide_the_gradient_are_refused(train, what):
+    problem = tiny.problem(train=replace(tiny.TRAIN, **train))
+    with pytest.raises(ConfigError, match=what):
         scaffold().init(problem, seeds.stream(0, "server"))

@@ -227,7 +227,7 @@ def test_values_of_an_option_that_does_not_exist_are_not_judged(conf):
         ("model=cnn", "write students=NAME"),
         ("batch_size=32", "write train.batch=N"),
         ("learning-rate=0.1", "write train.lr=X"),
-        ("optimizer=adam", "write train.optimiser=sgd or adam"),
+        ("optimizer=adam", "write train.optimiser=sgd, adam, ..."),
         ("epochs=5", "write train.epochs=N train.steps=null"),
         ("dataset=mnist", "write data=NAME"),
         ("num_rounds=3", "write rounds=N"),
@@ -377,6 +377,7 @@ def test_values_of_the_strategy_are_checked_by_its_halves(conf, write):
     [
         (["clients=5", "clients_per_round=6"], "must be at most clients = 5"),
         (["clients=5", "evaluate.clients=6"], "must be at most clients = 5"),
+        (["train.nesterov=true"], "needs momentum"),
         (["rounds=5", "train.warmup=5"], "must be below rounds = 5"),
         (["clients=5", "quorum=6"], "must be at most the 5 clients of a round"),
         (["clients=5", "clients_per_round=3", "quorum=4"], "must be at most the 3 clients of a round"),

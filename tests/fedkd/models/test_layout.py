@@ -10,7 +10,7 @@ from fedkd import seeds, student
 from fedkd.config import TrainConfig
 from fedkd.models import students
 from fedkd.problem import Problem
-from fedkd.training.optimisers import Adam
+from fedkd.training.optimisers import Adaptive
 
 LAST = [name for name, known in students._ARCHITECTURES.items() if known.layout == torch.channels_last]
 
@@ -34,7 +34,7 @@ def test_a_student_laid_out_channels_last_says_the_same(name):
 def test_what_leaves_it_is_contiguous(name):
     made = build(name)
     assert all(entry.is_contiguous() for entry in made.weights.values())
-    adam = Adam(made.learnable)
+    adam = Adaptive(made.learnable)
     adam.step(torch.autograd.grad(made(torch.rand(4, 1, 8, 8)).sum(), list(made.parameters())), 0.1)
     kept = adam.memory()
     assert all(moment.is_contiguous() for name in ("mean", "square") for moment in kept[name].values())

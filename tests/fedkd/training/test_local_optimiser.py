@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from clients.supervised import Supervised
 from fedkd import rounds
 from fedkd.config import TrainConfig
-from fedkd.training.optimisers import LocalOptimiser
+from fedkd.training.optimisers import RULES, LocalOptimiser
 from strategies.fedavg import FedAvg
 
 ADAM = TrainConfig(optimiser="adam", lr=0.01)
@@ -55,6 +55,14 @@ def test_adam_is_torchs():
     tiny.assert_same_weights(
         descend(replace(ADAM, weight_decay=0.1), 5), {k: v.detach() for k, v in parameters.items()}
     )
+
+
+@pytest.mark.parametrize("name", [name for name in RULES if name != "adam"])
+def test_every_other_one_can_keep_its_moments_too(name):
+    kept = replace(KEPT, optimiser=name, momentum=0.5)
+    tiny.assert_same_weights(descend(kept, 3, participations=2), descend(replace(kept, moments="reset"), 6))
+    with pytest.raises(AssertionError):
+        tiny.assert_same_weights(descend(replace(kept, moments="reset"), 3, participations=2), descend(kept, 6))
 
 
 def test_only_adams_moments_are_remembered_and_only_if_they_are_kept():

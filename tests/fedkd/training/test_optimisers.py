@@ -5,7 +5,7 @@ import tiny
 import torch
 from torch.testing import assert_close
 
-from fedkd.training.optimisers import Adam, Sgd
+from fedkd.training.optimisers import RULES, Adaptive, Sgd
 
 SHAPES = {"a": (3, 4), "b": (5,), "c": ()}
 
@@ -41,45 +41,58 @@ def test_sgd_gives_the_bits_of_torch(momentum, weight_decay):
     tiny.assert_same_weights(ours, theirs)
 
 
-@pytest.mark.parametrize("weight_decay", [0.0, 0.01])
-def test_adam_gives_the_bits_of_torch(weight_decay):
-    ours = entries()
-    adam = Adam(ours)
+CLASSES = {name.lower(): getattr(torch.optim, name) for name in torch.optim.__all__ if name.lower() in RULES}
+
+
+def played(name: str, keys: dict[str, float], weight_decay: float, parts: int = 1) -> dict[str, torch.Tensor]:
+    """Six steps, with an optimiser made anew `parts` times from the memory of the last one."""
+    parameters, memory = entries(), None
     for step in range(6):
-        adam.step(gradients(step), 3e-4, weight_decay)
-    theirs = play_torch(lambda p: torch.optim.Adam(p, lr=3e-4, weight_decay=weight_decay, foreach=True), entries(), 6)
-    tiny.assert_same_weights(ours, theirs)
+        if step % (6 // parts) == 0:
+            optimiser = Adaptive(parameters, memory, name, **keys)
+        optimiser.step(gradients(step), 3e-3, weight_decay)
+        memory = optimiser.memory()
+    return parameters
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.01])
+@pytest.mark.parametrize("name", RULES)
+def test_an_adaptive_optimiser_gives_the_bits_of_torch_and_goes_on_from_its_memory(name, weight_decay):
+    keys = {"momentum": 0.5} if name == "rmsprop" else {"beta1": 0.8, "beta2": 0.99}
+    theirs = keys if "momentum" in keys else {"betas": (0.8, 0.99)} if "beta1" in RULES[name].keys else {}
+    found = played(name, keys, weight_decay)
+    expected = play_torch(
+        lambda p: CLASSES[name](p, lr=3e-3, weight_decay=weight_decay, foreach=True, **theirs), entries(), 6
+    )
+    tiny.assert_same_weights(found, expected)
+    tiny.assert_same_weights(played(name, keys, weight_decay, parts=3), found)
+
+
+def test_nesterovs_momentum_gives_the_bits_of_torch():
+    ours = entries()
+    sgd = Sgd(list(ours.values()), 0.1, 0.9, 0.01, nesterov=True)
+    for step in range(6):
+        sgd.step(gradients(step))
+    expected = play_torch(
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.01, nesterov=True, foreach=True), entries(), 6
+    )
+    tiny.assert_same_weights(ours, expected)
 
 
 def test_adams_first_step_is_the_learning_rate_against_the_sign():
     parameter = {"a": torch.tensor([1.0, 1.0])}
-    Adam(parameter).step([torch.tensor([5.0, -0.01])], 0.1)
+    Adaptive(parameter).step([torch.tensor([5.0, -0.01])], 0.1)
     assert_close(parameter["a"], torch.tensor([0.9, 1.1]), atol=1e-6, rtol=0)
-
-
-def test_adam_goes_on_from_its_memory_as_if_never_interrupted():
-    whole, parts = entries(), entries()
-    adam = Adam(whole)
-    for step in range(6):
-        adam.step(gradients(step), 0.01)
-    memory = None
-    for half in range(2):
-        adam = Adam(parts, memory)
-        for step in range(3):
-            adam.step(gradients(3 * half + step), 0.01)
-        memory = adam.memory()
-    tiny.assert_same_weights(whole, parts)
-    assert memory["step"] == 6
 
 
 def test_adam_changes_neither_the_memory_it_was_given_nor_the_one_it_gave():
     parameters = entries()
-    adam = Adam(parameters)
+    adam = Adaptive(parameters)
     adam.step(gradients(0), 0.01)
     memory = adam.memory()
     before = tiny.canonical(memory)
     adam.step(gradients(1), 0.01)
-    Adam(parameters, memory).step(gradients(1), 0.01)
+    Adaptive(parameters, memory).step(gradients(1), 0.01)
     assert tiny.canonical(memory) == before
 
 
