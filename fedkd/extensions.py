@@ -164,6 +164,16 @@ def find(kind: Kind, name: str) -> Extension | None:
     return Extension(kind, name, value, point.dist.name if point.dist else point.module)
 
 
+def session_hash(kind: Kind, name: str) -> str:
+    """The hash of what this Python session registered under a name; empty if it registered nothing."""
+    found = _registered.get((kind, name))
+    if found is None or found.origin != SESSION:
+        return ""
+    from fedkd import fingerprint  # late: imports numpy
+
+    return fingerprint.of((found.value, found.options))
+
+
 def loaded(point: "EntryPoint", what: str) -> Any:
     """What an installed package offers. Raises ConfigError: its code may be of another version of fedkd."""
     try:

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fedkd import extensions, strict_yaml
@@ -37,18 +37,20 @@ class Resolved:
     """`sources`: dotted key -> where its value comes from. `choices`: group -> the chosen option of conf.
 
     `code`: the user's files that the process had executed; wherever this value is unpickled, they are executed first.
+    `session`: `kind name` -> hash of each object of a Python session that the configuration names.
     """
 
     code: tuple[UserFile, ...]
     config: RunConfig
     sources: Mapping[str, str]
     choices: Mapping[str, str]
+    session: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, config: RunConfig, sources: Mapping[str, str], choices: Mapping[str, str]) -> "Resolved":
         """With the source of every value; unwritten values come from the schema."""
         every = {key: _source(key, sources) for key in flat(dataclasses.asdict(config))}
-        return cls(extensions.files(), config, every, dict(choices))
+        return cls(extensions.files(), config, every, dict(choices), dict(_session(config)))
 
     def values(self) -> dict[str, Any]:
         """Dotted key -> value, in the order of the schema."""
@@ -67,6 +69,7 @@ class Resolved:
         every = {key: value for key, value in self.values().items() if key not in facts | NAMES}
         decisive = {key: value for key, value in every.items() if key not in YOUNGER or value != YOUNGER[key]}
         decisive |= {f"code.{file.name}": file.sha256 for file in self.code}
+        decisive |= {f"session.{name}": sha256 for name, sha256 in self.session.items()}
         return hashlib.sha256(json.dumps(decisive, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -95,6 +98,22 @@ def flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in node.items():
         leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value}
     return leaves
+
+
+def _session(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """What a configuration names that a Python session has registered, each with its hash."""
+    students = [config.students.name, *(config.students.mix or ())]
+    named: dict[extensions.Kind, list[Any]] = {
+        "student": students,
+        "data": [config.data.name],
+        "partition": [config.partition["name"]],
+        "strategy": [config.strategy["name"]],
+        "client": [config.strategy.get("client")],
+    }
+    for kind, names in named.items():
+        for name in sorted(set(filter(None, names))):
+            if sha256 := extensions.session_hash(kind, name):
+                yield f"{kind} {name}", sha256
 
 
 def _source(key: str, sources: Mapping[str, str]) -> str:

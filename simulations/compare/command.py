@@ -3,6 +3,7 @@
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedkd.errors import ConfigError
 from simulations.analysis import candidates, cells, plan
@@ -12,9 +13,23 @@ from simulations.engines import ray_session
 from simulations.run import run_folder
 from simulations.run.options import Compare
 
+if TYPE_CHECKING:
+    from simulations.compare.session import Session
+
 
 def main(options: Compare) -> int:
     """Run the missing cells of a comparison, analyse, report; gives the exit code. Raises FedkdError."""
+    prepared = prepare(options)
+    from simulations.compare import calibrate, session
+
+    if options.dry_run:
+        cells = {**prepared.tuning.trials(), **prepared.tasks}
+        return calibrate.show(prepared.plan, cells, prepared.folder, prepared.jobs, options)
+    return session.run(prepared)
+
+
+def prepare(options: Compare) -> "Session":
+    """The checked comparison, with all its cells. Raises ConfigError and FolderError."""
     named = {name: getattr(options, name) for name in ("tune", "baseline", "metric", "target", "tune_seeds")}
     grid = cells.ask(options.overrides, **named)
     tried = candidates.parse(grid.tune, grid)
@@ -28,11 +43,9 @@ def main(options: Compare) -> int:
     rows = tuning.rows(folder)
     made, tasks = plan.make(tuning.grid(rows), fingerprint, _command(options), before)
     made = replace(made, tuning=tuning.note(), tuned=rows)
-    from simulations.compare import calibrate, session
+    from simulations.compare.session import Session
 
-    if options.dry_run:
-        return calibrate.show(made, {**tuning.trials(), **tasks}, folder, jobs, options)
-    return session.run(session.Session(made, tasks, tuning, folder, jobs, options))
+    return Session(made, tasks, tuning, folder, jobs, options)
 
 
 def _begin(options: Compare) -> None:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import signal
+import sys
 import tempfile
 import time
 from collections import deque
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from fedkd.configuration.resolved import Resolved
@@ -100,7 +102,7 @@ def _start(cell: Cell, resolved: Resolved, folder: Path, running: list[_Running]
     arguments = (resolved, folder / cell.folder, _command(cell), folder / "log.txt", sender)
     # Daemon: the child ends with this process, if nothing else ends it.
     process = context.Process(target=worker.main, args=arguments, name=cell.name, daemon=True)
-    with _without_interrupts():  # a child that is not in the list yet could not be stopped
+    with _without_interrupts(), _without_script():  # a child that is not in the list yet could not be stopped
         process.start()
         running.append(_Running(cell, process, receiver))
     sender.close()
@@ -133,6 +135,17 @@ def _short_names() -> Iterator[None]:
         yield
     finally:
         tempfile.tempdir = before
+
+
+@contextmanager
+def _without_script() -> Iterator[None]:
+    """A child would execute the script that called fedkd.compare again; it needs nothing of it."""
+    before = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = before
 
 
 @contextmanager

@@ -19,9 +19,11 @@ from fedkd.engine import ClientId, ClientState, Job
 from fedkd.errors import CheckpointError, ConfigError, DataError, RunError
 from fedkd.experiment import RunState
 from fedkd.models.exported import Exported
+from fedkd.models.predictors import Predictor
 from fedkd.payload import Payload
 from fedkd.problem import Problem
 from fedkd.record import checkpoint, ledger
+from fedkd.student import Student
 from fedkd.training import evaluation
 from simulations import assemble
 from simulations.assemble import Assembly
@@ -54,11 +56,18 @@ class Served:
     @cached_property
     def module(self) -> Exported:
         """The student with scaling and its predictor inside; shares no memory."""
-        site = self.assembly.site
-        predictor = site.client.predictor(self.job)
-        members = deepcopy(predictor.members(site.student(self.job)))
-        module = Exported(members, site.train.scale, site.train.offset, predictor)
-        return module.requires_grad_(False).eval()
+        train = self.assembly.site.train
+        return Exported(self.members, train.scale, train.offset, self.predictor).requires_grad_(False).eval()
+
+    @property
+    def predictor(self) -> Predictor:
+        """From its members to logits."""
+        return self.assembly.site.client.predictor(self.job)
+
+    @property
+    def members(self) -> list[Student]:
+        """Copies of the students that the predictor uses."""
+        return deepcopy(self.predictor.members(self.assembly.site.student(self.job)))
 
     @cached_property
     def held_out(self) -> Tensor:

@@ -72,6 +72,7 @@ class Options:
     quiet: Annotated[bool, Flag("only the result")] = False
     verbose: Annotated[bool, Flag("more detail")] = False
     debug: Annotated[bool, Flag("one process, full tracebacks")] = False
+    is_silent: bool = False  # answers are for the caller in Python: not printed
     # The objects printed so far: at most one.
     answers: list[Mapping[str, Any]] = field(default_factory=list, compare=False, repr=False)
 
@@ -112,6 +113,7 @@ class Options:
         """Print the one JSON object, if --json is given."""
         if self.json:
             self.answers.append(result)
+        if self.json and not self.is_silent:
             print(json.dumps(_finite(result), allow_nan=False), flush=True)
 
 

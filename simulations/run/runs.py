@@ -92,7 +92,7 @@ def resume(
                 extension.write(folder, resolved)
             if is_done:
                 screen.end([f"done   {place} was finished before; nothing is left to run.  fedkd show {place}"])
-                return _summary(place)
+                return totals(place)
             _compare_environment(info, screen)
             folder.note(state="running", resumed=_now(), error=None, mend=None, replays=None)
             exclusion.go_back(folder)
@@ -111,7 +111,7 @@ def show(path: Path, *, options: Options | None = None) -> dict[str, Any]:
 
     Prints them too, if there are `options` without --json.
     """
-    facts = {**run_folder.info(path), **_summary(path)}
+    facts = {**run_folder.info(path), **totals(path)}
     if options is not None and not options.json:
         print("\n".join(console_text.portrait(facts)))
     return facts
@@ -162,6 +162,7 @@ def _describe(folder: RunFolder, resolved: Resolved, command: Sequence[str]) -> 
             "config": resolved.digest(),
             "student_weights": _file_hash(config.students.weights),
             "user_code": user_code.facts(resolved.code),
+            **({"session": dict(resolved.session)} if resolved.session else {}),
             "command": redacted.command(command),
             **run_folder.environment(),
         },
@@ -246,11 +247,11 @@ def _can_continue(path: Path) -> bool:
     return run_folder.state(path) in {"stopped", "failed"} and not run_folder.info(path).get("replays")
 
 
-def _summary(path: Path) -> dict[str, Any]:
+def totals(path: Path) -> dict[str, Any]:
     """The summary of a run in any state, from its ledger."""
     records = ledger.read(path)
-    totals = summary.of_rows(records.metrics, records.timings)
-    return {"run": str(path), "status": run_folder.state(path), **totals}
+    numbers = summary.of_rows(records.metrics, records.timings)
+    return {"run": str(path), "status": run_folder.state(path), **numbers}
 
 
 def _listed(path: Path) -> dict[str, Any]:

@@ -1,8 +1,11 @@
-"""The user's files in a run folder: a copy of each in `code/`, whose hash run.json records."""
+"""The user's files in a run folder: a copy of each in `code/`, whose hash run.json records.
+
+Of objects that a Python session gave, only the hash is kept.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fedkd import extensions
 from fedkd.errors import CheckpointError
@@ -43,3 +46,18 @@ def execute(place: Path, info: Mapping[str, Any]) -> None:
             what = f"{FOLDER}/{name} is not the code that this run began with"
             raise CheckpointError(what, where=str(place), mend="undo the changes, or start a new run with --py")
         extensions.executed(file.name, file.text)
+    for label, sha256 in (info.get("session") or {}).items():
+        _check_session(place, label, sha256)
+
+
+def _check_session(place: Path, label: str, sha256: str) -> None:
+    kind, _, name = label.partition(" ")
+    now = extensions.session_hash(cast(extensions.Kind, kind), name)
+    if now == sha256:
+        return
+    why = "came from a Python session, and this one does not have it"
+    why = "is not the one that this run began with" if now else why
+    key = "students" if kind == "student" else "strategy.client" if kind == "client" else kind
+    given = f"fedkd.load({str(place)!r}, **{{{key!r}: ...}})"
+    mend = f"give the same object, in Python: {given}; what a run gets by --py stays in its folder"
+    raise CheckpointError(f"its {kind} '{name}' {why}", where=str(place), mend=mend)

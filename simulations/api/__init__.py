@@ -1,0 +1,1 @@
+"""fedkd from Python: runs, comparisons and what they left, as objects. The package `fedkd` hands these names on."""

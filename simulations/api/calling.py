@@ -1,0 +1,45 @@
+"""What every call from Python shares: what is shown, how it ends, and how many threads compute."""
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from simulations.run import runs
+from simulations.run.options import Options
+
+T = TypeVar("T", bound=Options)
+
+
+def shown(kind: type[T], quiet: bool | None, **values: Any) -> T:
+    """Options of a verb that show progress on a terminal, and else only warnings, on stderr."""
+    is_quiet = not sys.stdout.isatty() if quiet is None else quiet
+    return kind(quiet=is_quiet, json=is_quiet, is_silent=True, **values)
+
+
+def ended(totals: Mapping[str, Any]) -> Path:
+    """The folder of a summary's run. Raises KeyboardInterrupt if Ctrl-C stopped it, SystemExit after SIGTERM."""
+    place = Path(totals["run"])
+    if totals["status"] != "stopped":
+        return place
+    if totals.get("signal") == "SIGTERM":
+        raise SystemExit(runs.exit_code(dict(totals)))
+    raise KeyboardInterrupt(f"saved after round {totals['rounds']}; go on: fedkd.load({str(place)!r}).resume()")
+
+
+def warn(text: str) -> None:
+    print(f"warn   {text}", file=sys.stderr)
+
+
+@contextmanager
+def threads_kept() -> Iterator[None]:
+    """Compute with one thread, on which the last bits of sums depend; afterwards with as many as before."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
