@@ -55,14 +55,36 @@ def commit(folder: Path, state: RunState, lengths: Mapping[str, int], digest: st
 
     `digest` is that of the configuration; `prune` keeps the highest `score`. Raises OSError if the disk is full.
     """
-    final = folder / f"round-{state.round:04d}"
-    temporary = folder / f".{final.name}"
+    head = {"schema": SCHEMA, "round": state.round, "config": digest, "score": score}
+    head |= {"fedkd": fedkd.__version__, "torch": str(torch.__version__)}
+    return _place(folder / folder_name(state.round), _contents(state, lengths), head)
+
+
+def adopt(source: Path, folder: Path, digests: Sequence[str], digest: str) -> tuple[Mapping[str, int], str]:
+    """Copy another run's commit below `folder`, for a run whose configuration has `digest`.
+
+    Returns the lengths of the ledger then, and the SHA-256 of the copied commit. Raises CheckpointError if the commit
+    is damaged or not under one of the other run's `digests`; OSError if the disk is full.
+    """
+    try:
+        contents = _read(source, digests)
+        head = _manifest(source)
+        lengths = strict_json.mapping(contents["state.json"])["ledger"]
+        _check_lengths(lengths)
+    except (_Damaged, ValueError, LookupError) as error:
+        raise CheckpointError(f"is damaged ({error})", where=str(source), mend="choose another --at") from error
+    own = hashlib.sha256(_encode(head)).hexdigest()
+    _place(folder / source.name, contents, {key: head[key] for key in head if key != "files"} | {"config": digest})
+    return lengths, own
+
+
+def _place(final: Path, contents: Mapping[str, bytes], head: Mapping[str, Any]) -> Path:
+    """Write a commit under a temporary name, then rename it."""
+    folder, temporary = final.parent, final.with_name(f".{final.name}")
     _clear(temporary)
     temporary.mkdir(parents=True)
     try:
-        head = {"schema": SCHEMA, "round": state.round, "config": digest, "score": score}
-        head |= {"fedkd": fedkd.__version__, "torch": str(torch.__version__)}
-        _write(temporary, _contents(state, lengths), head)
+        _write(temporary, contents, head)
         _clear(final)  # always a damaged commit that a resume has skipped
         temporary.rename(final)
         _sync(folder)
@@ -87,15 +109,15 @@ def load(
     """
     damaged: list[str] = []
     for path in reversed(committed(folder)):
-        if _number(path) > earlier.get(str(_unchecked_manifest(path).get("config")), _number(path)):
+        if number(path) > earlier.get(str(_unchecked_manifest(path).get("config")), number(path)):
             continue
         try:
             restored = _restore(_read(path, (digest, *earlier)), experiment, path)
         except _Damaged as damage:
-            damaged.append(f"checkpoint round {_number(path)} is damaged ({damage})")
+            damaged.append(f"checkpoint round {number(path)} is damaged ({damage})")
             continue
         for text in damaged:
-            warn(f"{text}; continuing from round {_number(path)}, results stay identical")
+            warn(f"{text}; continuing from round {number(path)}, results stay identical")
         return restored
     if damaged:
         raise CheckpointError(
@@ -108,20 +130,20 @@ def load(
 
 def committed(folder: Path) -> list[Path]:
     """The folders of all commits, oldest first."""
-    return sorted((path for path in folder.glob("round-*") if _NAME.fullmatch(path.name)), key=_number)
+    return sorted((path for path in folder.glob("round-*") if _NAME.fullmatch(path.name)), key=number)
 
 
 def forget(folder: Path, after: int) -> None:
     """Remove all commits of rounds later than `after`."""
     for path in committed(folder):
-        if _number(path) > after:
+        if number(path) > after:
             _clear(path)
 
 
 def prune(folder: Path, keep: int) -> None:
     """Remove all commits except for the `keep` newest and the best (earliest highest score); never a user's copy."""
     manifests = {path: _unchecked_manifest(path) for path in committed(folder)}
-    paths = [path for path, head in manifests.items() if head.get("round", _number(path)) == _number(path)]
+    paths = [path for path, head in manifests.items() if head.get("round", number(path)) == number(path)]
     scores = {path: score for path in paths if isinstance(score := manifests[path].get("score"), int | float)}
     best = max(scores, key=scores.__getitem__, default=None)
     for path in paths[:-keep]:
@@ -188,7 +210,7 @@ def _read(folder: Path, digests: Sequence[str]) -> dict[str, bytes]:
     """The bytes of the files, after two checks: that they are intact, and that this run wrote them."""
     manifest = _manifest(folder)
     _check_compatible(manifest, digests, folder)
-    if manifest.get("round") != _number(folder):
+    if manifest.get("round") != number(folder):
         raise _Damaged(f"{MANIFEST}: it belongs to round {manifest.get('round')}, so the folder was renamed or copied")
     hashes = manifest.get("files")
     if not isinstance(hashes, Mapping) or set(hashes) != set(FILES):
@@ -246,7 +268,7 @@ def _restore(contents: Mapping[str, bytes], experiment: Experiment, folder: Path
         server = state_values.restore(template, plain["server"], named)
         clients = state_values.restore({}, plain["clients"], tensors, hint=Mapping[ClientId, ClientState])
         standing = state_values.restore(Standing(), plain["standing"], {}) if "standing" in plain else Standing()
-        _check_shape(plain, _number(folder), type(server) is type(template), clients)
+        _check_shape(plain, number(folder), type(server) is type(template), clients)
     except state_values.Misfit as error:
         raise CheckpointError(
             f"does not fit this code: {error}", where=str(folder), mend="resume with the code that wrote it"
@@ -263,6 +285,10 @@ def _check_shape(plain: Mapping[str, Any], number: int, is_state: bool, clients:
         raise ValueError("another round, or no state of this strategy")
     if not isinstance(clients, Mapping) or not all(map(_is_client, clients.items())):
         raise ValueError("no states of clients")
+    _check_lengths(lengths)
+
+
+def _check_lengths(lengths: Any) -> None:
     if not isinstance(lengths, Mapping) or not all(type(n) is int and n >= 0 for n in lengths.values()):
         raise ValueError("no lengths of the ledger")
 
@@ -275,7 +301,13 @@ def _is_client(item: tuple[Any, Any]) -> bool:
     return all(type(count) is int for count in counts) and all(isinstance(v, Tensor) for v in state.kept.values())
 
 
-def _number(path: Path) -> int:
+def folder_name(round: int) -> str:
+    """The folder of a round's commit."""
+    return f"round-{round:04d}"
+
+
+def number(path: Path) -> int:
+    """The round of a commit's folder."""
     return int(path.name.removeprefix("round-"))
 
 

@@ -26,6 +26,7 @@ HANDLERS: dict[type[Options], Callable[[Any], int]] = {
     options.Export: verbs.export,
     options.Deploy: verbs.deploy,
     options.Resume: verbs.resume,
+    options.Fork: verbs.fork,
     options.Show: verbs.show,
     options.List: verbs.list_,
     options.Partition: verbs.partition,

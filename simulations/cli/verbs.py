@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedkd.errors import CheckpointError
 from simulations.run import options
 from simulations.system import streams
 
@@ -32,6 +33,23 @@ def resume(asked: options.Resume) -> int:
     excluded = exclusion.Exclusion(asked.without, asked.back_to)
     asks: dict[str, Any] = {"overrides": overrides, "exclusion": excluded, "anyway": asked.anyway}
     return _end(runs.resume(path, runs=asked.runs, options=asked, **asks), asked)
+
+
+def fork(asked: options.Fork) -> int:
+    from simulations.run import fork as forks
+    from simulations.run import progress, run_folder, runs
+
+    streams.outlive_terminal()
+    where: dict[str, Any] = {"runs": asked.runs, "name": asked.name, "out": asked.out}
+    place = run_folder.find(asked.runs, asked.run)
+    with progress.make(asked) as screen:
+        screen.phase("loading PyTorch")
+        resolved, origin = forks.plan(place, asked.overrides, asked.at)
+        try:
+            summary = runs.start(resolved, **where, options=asked, screen=screen, origin=origin)
+        except CheckpointError as error:
+            raise forks.explained(error, origin) from error
+    return _end(summary, asked)
 
 
 def show(asked: options.Show) -> int:

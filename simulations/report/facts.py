@@ -13,6 +13,7 @@ from typing import Any
 from fedkd.config import RunConfig
 from simulations.analysis.run_record import RunRecord
 from simulations.report import number_text
+from simulations.run import console_text
 
 Config = Mapping[str, Any]
 
@@ -145,6 +146,11 @@ def rounds(run: RunRecord) -> str:
     return str(run.config.get("rounds", run.info.get("num_rounds", "")))
 
 
+def parent(run: RunRecord) -> str:
+    """`pilot at round 20`, for a fork."""
+    return console_text.lineage(run.info.get("parent"))
+
+
 def public(run: RunRecord) -> str:
     """The public set, in addition to the clients' data."""
     proxy = run.info.get("proxy")
@@ -248,6 +254,7 @@ LINES = (
     ),
     Line("local work per round", ("train.batch", "train.steps", "train.epochs"), work),
     Line("rounds", ("rounds",), rounds),
+    Line("fork of", (), parent),
     Line("public set", ("proxy.name", "proxy.size"), public),
     Line(
         "evaluated on",

@@ -213,6 +213,7 @@ def portrait(run: Row) -> list[str]:
         f"run     {run['run']}   {run['status']}, {run['rounds']} of {run['num_rounds']} rounds",
         f"what    {run['strategy']}{variant}   {run['data']} {run['partition']}   {run['num_clients']} clients"
         f"   seed {run['seed']}",
+        *([f"fork of {lineage(run['parent'])}"] if run.get("parent") else []),
         f"when    started {run['created']}, {clock(run['seconds']['total'])} of rounds",
         *(f"        {line}" for line in figures(run, run["num_clients"])),
     ]
@@ -221,6 +222,14 @@ def portrait(run: Row) -> list[str]:
     if run["status"] in {"stopped", "failed"}:
         lines.append(f"next    {run.get('mend') or 'fedkd resume ' + shlex.quote(run['run'])}")
     return lines
+
+
+def lineage(parent: Row | None) -> str:
+    """`pilot at round 20, a fork of base at round 10`; empty for a run that is no fork."""
+    if not parent:
+        return ""
+    further = lineage(parent.get("parent"))
+    return f"{parent['run']} at round {parent['round']}" + (f", a fork of {further}" if further else "")
 
 
 def figures(summary: Row, num_clients: int) -> list[str]:

@@ -84,7 +84,8 @@ def plan(place: Path, resolved: Resolved, rounds: int, *, anyway: bool) -> Exten
     from simulations import assemble  # imports torch
 
     strategy, _ = assemble.halves(config.strategy)
-    if not anyway and (key := strategy.set_by_last_round()):
+    of_train = "train.schedule=cosine" if config.train.schedule == "cosine" else ""
+    if not anyway and (key := strategy.set_by_last_round() or of_train):
         raise CheckpointError(
             f"with {key} the number of rounds decides what happens in each, so a run of {rounds} rounds is another "
             f"from the start than one of {now}",

@@ -282,6 +282,20 @@ class Resume(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Fork(Options):
+    """Start a new run from a commit of another one, under a changed configuration."""
+
+    run: Annotated[str, Positional(_RUN, "RUN")]
+    overrides: _Overrides = ()
+    at: Annotated[int | None, Flag("round of the commit (default: the newest)", "ROUND")] = None
+
+    examples = (
+        "fedkd fork pilot rounds=+20 train.lr=0.001      # 20 more rounds, slower",
+        "fedkd fork pilot --at 20 strategy.alpha=5 --name alpha5",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Show(Options):
     """Show what a run has done."""
 

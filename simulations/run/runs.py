@@ -21,6 +21,7 @@ from simulations.system import redacted
 
 if TYPE_CHECKING:
     from simulations.run.driver import ExecutionTarget
+    from simulations.run.fork import Origin
 
 EXIT_CODES = {"done": 0, "failed": 4, "SIGINT": 130, "SIGTERM": 143}
 _FIRST = "loading PyTorch"  # the first phase; takes seconds
@@ -36,18 +37,23 @@ def start(
     target: "ExecutionTarget | None" = None,
     screen: Screen | None = None,
     command: Sequence[str] = (),
+    origin: "Origin | None" = None,
 ) -> dict[str, Any]:
     """Run a configuration in a new folder; returns the summary that `--json` prints. Raises FedkdError.
 
     `target` replaces the configuration's engine, `screen` a new one, `command` this process's own command line.
+    `origin`: the commit of another run to start from (simulations/run/fork.py).
     """
     screen = screen or progress.make(options)
     folder = run_folder.create(runs, naming.of(resolved.config.strategy), resolved.digest(), name=name, out=out)
     try:
         _describe(folder, resolved, command or ["fedkd", *sys.argv[1:]])
+        if origin is not None:
+            origin.bring(folder, resolved.digest())
         return _drive(resolved, folder, screen, options, target)
-    except (FedkdError, KeyboardInterrupt):
-        if not (folder.path / "partition.json").exists():  # it has not begun: leave nothing behind
+    except (FedkdError, KeyboardInterrupt) as error:
+        is_misfit = isinstance(error, CheckpointError) and origin is not None and folder.info()["round"] == origin.round
+        if is_misfit or not (folder.path / "partition.json").exists():  # it has not begun: leave nothing behind
             folder.discard()
         raise
     finally:

@@ -107,6 +107,9 @@ def test_a_kill_between_run_json_and_config_yaml_is_mended_by_the_next_resume(tm
 
 
 def test_a_schedule_up_to_the_last_round_is_refused_unless_the_user_wants_it_anyway(tmp_path, capsys):
+    start(tmp_path, "train.schedule=cosine", name="cosine")
+    with pytest.raises(CheckpointError, match=r"with train\.schedule=cosine the number of rounds decides"):
+        resume(tmp_path, tmp_path / "cosine", overrides=["rounds=5"])
     start(tmp_path, "strategy=fedd2s")
     place = tmp_path / "pilot"
     assert main.main(["resume", "pilot", "rounds=+2", "--runs", str(tmp_path)]) == 6
