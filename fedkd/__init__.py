@@ -4,7 +4,7 @@
 
     run = fedkd.run("strategy=fedgen", data="digits", rounds=30)
 
-The names below `simulations` are handed on here and nowhere else in this package (docs/python.md).
+The names below `simulations` are handed on here and nowhere else in this package (docs/python-api.md).
 """
 
 import importlib
