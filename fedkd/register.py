@@ -32,7 +32,7 @@ def data(name: str) -> Callable[[T], T]:
 
 
 def partition(name: str) -> Callable[[T], T]:
-    """A recipe: a subclass of fedkd.data.recipes.Recipe; its fields are the keys of `partition`. Raises ConfigError."""
+    """A subclass of fedkd.data.partition_recipes.Recipe; its fields become keys of `partition`. Raises ConfigError."""
     return lambda recipe: extensions.register("partition", name, recipe)
 
 

@@ -66,14 +66,14 @@ def run_round(experiment: Experiment, runner: Engine, state: RunState, watch: en
     tally = _Tally()
     server, clients = state.server, dict(state.clients)
     absent = state.standing.absent(number)
-    cohort = draw_cohort(experiment.config, number, absent)
+    members = draw_cohort(experiment.config, number, absent)
     for exchange in range(experiment.strategy.num_exchanges(number)):
-        part = Cohort(cohort, number, exchange)
-        server, cohort = _exchange(experiment, runner, server, clients, state, part, tally, watch)
+        cohort = Cohort(members, number, exchange)
+        server, members = _exchange(experiment, runner, server, clients, state, cohort, tally, watch)
         if tally.is_unsettled:  # the round does not change the state
             server, clients = state.server, dict(state.clients)
             break
-    after = RunState(number, server, clients, _judged(experiment, state.standing, number, tally))
+    after = RunState(number, server, clients, _standing_after(experiment, state.standing, number, tally))
     accuracy = _evaluate(experiment, runner, after, tally, watch)
     tally.timings["total"] = time.perf_counter() - start
     row = _row(number, tally, accuracy) | privacy.row(experiment.config.privacy, clients)
@@ -143,9 +143,9 @@ def _exchange(
         admitted.ratios,
         quorum,
         stream,
-        lambda replied: _following(experiment, cohort, replied, before.standing),
+        lambda replied: _next_cohort(experiment, cohort, replied, before.standing),
     )
-    _count(tally, jobs, settled.replies, [*admitted.failures, *settled.failures])
+    _tally_exchange(tally, jobs, settled.replies, [*admitted.failures, *settled.failures])
     tally.is_unsettled = not settled.replies
     if settled.replies:
         _measure_drift(experiment, tally, jobs, settled.replies)
@@ -157,7 +157,7 @@ def _exchange(
     return settled.server, tuple(reply.client for reply in settled.replies)
 
 
-def _following(experiment: Experiment, cohort: Cohort, replied: tuple[ClientId, ...], standing: Standing) -> Cohort:
+def _next_cohort(experiment: Experiment, cohort: Cohort, replied: tuple[ClientId, ...], standing: Standing) -> Cohort:
     """The cohort after this exchange. The last round has one too: it must not differ in a longer run."""
     number = cohort.round
     if cohort.exchange + 1 < experiment.strategy.num_exchanges(number):
@@ -165,7 +165,7 @@ def _following(experiment: Experiment, cohort: Cohort, replied: tuple[ClientId, 
     return Cohort(draw_cohort(experiment.config, number + 1, standing.absent(number + 1)), number + 1)
 
 
-def _judged(experiment: Experiment, standing: Standing, number: int, tally: _Tally) -> Standing:
+def _standing_after(experiment: Experiment, standing: Standing, number: int, tally: _Tally) -> Standing:
     """The clients' standing after a round. With pooled data, the only training client is never excluded."""
     config, replied = experiment.config, {client for client, row in tally.rows.items() if row["state"] == "ok"}
     after = standing.unsettled_once_more(number, tally.failures) if tally.is_unsettled else standing.settled()
@@ -174,7 +174,9 @@ def _judged(experiment: Experiment, standing: Standing, number: int, tally: _Tal
     return after.after(number, tally.failures, replied, config.border, config.clients, config.quorum)
 
 
-def _count(tally: _Tally, jobs: Mapping[ClientId, Job], replies: Sequence[Reply], failures: Sequence[Failure]) -> None:
+def _tally_exchange(
+    tally: _Tally, jobs: Mapping[ClientId, Job], replies: Sequence[Reply], failures: Sequence[Failure]
+) -> None:
     """Count bytes by kind and add client rows. Up counts only admitted replies: a refused one's size is a claim."""
     for client, job in jobs.items():
         row = tally.rows.setdefault(client, {"state": "ok", "bytes_down": 0, "bytes_up": 0})

@@ -81,7 +81,7 @@ def traits(strategy: str) -> dict[str, Any]:
 
 def of_recipe(name: str) -> list[Key]:
     """The keys of a partition without `name` and without an import; of a user's own those that all share."""
-    source = _read("fedkd.data.recipes")
+    source = _read("fedkd.data.partition_recipes")
     owners = [node.name for node in _classes(source) if _literals(node).get("name") == name]
     keys = {key.name: key for owner in ("Recipe", *owners) for key in _body(source, owner) if key.name != "name"}
     return list(keys.values())

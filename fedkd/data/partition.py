@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fedkd import extensions
-from fedkd.data.recipes import RECIPES, ClientDirichlet, Recipe, Rng, Shares
+from fedkd.data.partition_recipes import RECIPES, ClientDirichlet, Recipe, Rng, Shares
 from fedkd.errors import ConfigError
 
 __all__ = ["RECIPES", "Partition", "Recipe", "split"]
@@ -70,7 +70,7 @@ def known() -> dict[str, type[Recipe]]:
     added = {name: extensions.find("partition", name) for name in extensions.names("partition")}
     for name, extension in added.items():
         if extension and not (isinstance(extension.value, type) and issubclass(extension.value, Recipe)):
-            mend = "derive it from fedkd.data.recipes.Recipe"
+            mend = "derive it from fedkd.data.partition_recipes.Recipe"
             raise ConfigError(f"the partition '{name}' is no Recipe", where=extension.origin, mend=mend)
     return RECIPES | {name: extension.value for name, extension in added.items() if extension}
 

@@ -50,11 +50,11 @@ def prepare(options: Compare) -> "Session":
 
 def _begin(options: Compare) -> None:
     """Announce the import of torch, which takes seconds; the quick checks have passed."""
-    from simulations.compare import progress_table, worker_pool
+    from simulations.compare import cell_processes, progress_table
 
     progress_table.make(options).say("starting: loading PyTorch")
     if not (options.dry_run or options.debug):
-        worker_pool.warm_up()
+        cell_processes.warm_up()
 
 
 def _jobs(options: Compare) -> int:

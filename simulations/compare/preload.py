@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from fedkd.configuration import plugins
 
-_MODULES = ("simulations.compare.worker", "simulations.run.driver", "simulations.engines.inline")
+_MODULES = ("simulations.compare.cell_process", "simulations.run.driver", "simulations.engines.inline")
 # simulations.run.tensorboard imports these late.
 _LATE = ("tensorboard.compat.proto.event_pb2", "tensorboard.summary.writer.record_writer")
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import fedkd
 from simulations.analysis.plan import Cell
-from simulations.compare.worker import CellResult
+from simulations.compare.cell_process import CellResult
 from simulations.run import console_text, progress
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from fedkd.configuration.resolved import Resolved
 from fedkd.errors import FolderError
 from simulations.analysis import choices, plan
 from simulations.analysis.plan import Cell, ComparisonPlan
-from simulations.compare import calibrate, progress_table, worker_pool
+from simulations.compare import calibrate, cell_processes, progress_table
+from simulations.compare.cell_process import CellResult
 from simulations.compare.progress_table import Progress, ProgressDisplay
 from simulations.compare.tune import Tuning
-from simulations.compare.worker import CellResult
 from simulations.run import run_folder
 from simulations.run.options import Options
 from simulations.run.run_folder import RunFolder
@@ -83,12 +83,12 @@ def _run_cells(
     missing = {cell: task for cell, task in tasks.items() if not plan.is_done(folder / cell.folder, cell.digest)}
     display.begin(name, [_progress(cell, folder, tasks[cell], cell not in missing) for cell in tasks], session.jobs)
     if session.options.debug:
-        outcomes = worker_pool.run_here(missing, folder, display)
+        outcomes = cell_processes.run_here(missing, folder, display)
     else:
-        worker_pool.warm_up()
+        cell_processes.warm_up()
         downloading = _downloading(missing)  # two processes must not fetch the same files
-        outcomes = worker_pool.run({cell: missing.pop(cell) for cell in downloading}, folder, 1, display)
-        outcomes |= worker_pool.run(missing, folder, session.jobs, display)
+        outcomes = cell_processes.run({cell: missing.pop(cell) for cell in downloading}, folder, 1, display)
+        outcomes |= cell_processes.run(missing, folder, session.jobs, display)
     display.close()
     display.say(f"done    {display.summary()}")
     if any(outcome.is_disk_full for outcome in outcomes.values()):

@@ -50,7 +50,7 @@ class ExecutionTarget:
 THREADS = 1  # per operation: with two threads, sums have other bits
 _MACHINE_CAUSES = {"raised", "late", "lost"}  # causes whose text differs between machines
 _LONGEST_REASON = 300  # characters of a failure in the ledger
-_SHOWN = 100  # characters of a failure on the screen
+_LONGEST_FAILURE = 100  # characters of a failure on the screen
 
 
 class Driver:
@@ -124,13 +124,13 @@ class Driver:
         while state.round < config.rounds:
             done = rounds.run_round(assembly.experiment, engine, state, self.screen.progress)
             with self.interrupts.deferred():
-                _check_sane(done)
+                _check_not_diverged(done)
                 self._record(done)
                 exclusion.report(state, done.state, config.border.quarantine_after, self._warn)
                 state = self.state = done.state
                 if state.round % self._commit_every() == 0:
                     self._commit()
-            self._show(done)
+            self._show_round(done)
         self.interrupts.hold()
         return self._finish()
 
@@ -283,8 +283,8 @@ class Driver:
         self.folder.log(f"{head.line()}   {head.engine}")
         self.screen.begin(head, self.rows)
 
-    def _show(self, done: Round) -> None:
-        seconds, failure = done.timings["total"], _shown(done.failures)
+    def _show_round(self, done: Round) -> None:
+        seconds, failure = done.timings["total"], _failure_text(done.failures)
         self.folder.log(round_line(done.row, seconds, failure, self._head(""), verbose=True))
         self.screen.round(done.row, seconds, failure)
 
@@ -323,7 +323,7 @@ def statistics_policy(experiment: Experiment, state: RunState) -> str:
     return "local"
 
 
-def _check_sane(done: Round) -> None:
+def _check_not_diverged(done: Round) -> None:
     """Raises RunError if the served students are no longer finite: further rounds are useless."""
     bad = [f for f in done.failures if f.task != "train" and f.cause == "non_finite"]
     if any(f.task == "evaluate_pooled" for f in bad) or (bad and not measured(done.row["accuracy"])):
@@ -341,13 +341,13 @@ def _portable(row: ledger.Row) -> ledger.Row:
     return {**kept, "reason": row["reason"].partition(":")[0]} if row["cause"] == "raised" else kept
 
 
-def _shown(failures: Sequence[Failure]) -> str:
+def _failure_text(failures: Sequence[Failure]) -> str:
     if not failures:
         return ""
     last = failures[-1]
     text = " ".join(last.what.split())
     how = "rejected" if last.is_rejected else "late" if last.cause == "late" else "failed"
-    return f"{_sender(last)} {how} in round {last.round}: {text[:_SHOWN]}"
+    return f"{_sender(last)} {how} in round {last.round}: {text[:_LONGEST_FAILURE]}"
 
 
 def _sender(failure: Failure) -> str:

@@ -12,7 +12,7 @@ from fedkd.configuration import naming
 from fedkd.configuration.resolved import Resolved
 from fedkd.errors import CheckpointError, ConfigError, FedkdError, FolderError
 from fedkd.record import ledger
-from simulations.run import console_text, extension, progress, provenance, run_folder, summary, user_code
+from simulations.run import code_copies, console_text, extension, progress, provenance, run_folder, summary
 from simulations.run.exclusion import NOBODY, Exclusion
 from simulations.run.options import Options
 from simulations.run.progress import Screen
@@ -148,7 +148,7 @@ def _drive(
 def _describe(folder: RunFolder, resolved: Resolved, command: Sequence[str]) -> None:
     config = resolved.config
     folder.write_text("config.yaml", resolved.to_yaml())
-    user_code.write(folder.path, resolved.code)
+    code_copies.write(folder.path, resolved.code)
     folder.write_json(
         "run.json",
         {
@@ -167,7 +167,7 @@ def _describe(folder: RunFolder, resolved: Resolved, command: Sequence[str]) -> 
             "round": 0,
             "config": resolved.digest(),
             "student_weights": _file_hash(config.students.weights),
-            "user_code": user_code.facts(resolved.code),
+            "user_code": code_copies.facts(resolved.code),
             **({"session": dict(resolved.session)} if resolved.session else {}),
             "command": redacted.command(command),
             **run_folder.environment(),
@@ -194,7 +194,7 @@ def same_configuration(place: Path) -> Resolved:
     from fedkd.configuration import compose
 
     info = run_folder.info(place)
-    user_code.execute(place, info)
+    code_copies.execute(place, info)
     why = "config.yaml is not the configuration that this run began with"
     mend = f"undo the changes, or start a new run: fedkd run {shlex.quote(str(place / 'config.yaml'))}"
     try:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fedkd.data import partition
 from fedkd.data.partition import RECIPES
-from fedkd.data.recipes import ClientDirichlet
+from fedkd.data.partition_recipes import ClientDirichlet
 from fedkd.errors import ConfigError
 
 LABELS = np.repeat(np.arange(10), 100)

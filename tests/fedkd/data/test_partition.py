@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedkd.data import idx, partition, recipes
+from fedkd.data import idx, partition
+from fedkd.data import partition_recipes as recipes
 from fedkd.errors import ConfigError
 
 TRAIN = np.repeat(np.arange(10), 100)

@@ -8,7 +8,8 @@ from torch.utils.data import TensorDataset
 import fedkd
 from fedkd import extensions, register
 from fedkd.config import DataConfig
-from fedkd.data import partition, recipes, sources, tables, user_data
+from fedkd.data import partition, sources, tables, user_data
+from fedkd.data import partition_recipes as recipes
 from fedkd.errors import ConfigError, DataError
 
 X = np.arange(40.0).reshape(10, 4)

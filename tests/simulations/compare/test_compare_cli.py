@@ -17,8 +17,8 @@ from fedkd.errors import FolderError
 from simulations import report
 from simulations.analysis import plan
 from simulations.cli import main
-from simulations.compare import worker, worker_pool
-from simulations.compare.worker import CellResult
+from simulations.compare import cell_process, cell_processes
+from simulations.compare.cell_process import CellResult
 from simulations.run import run_folder
 
 ROOT = Path(main.__file__).parents[2]
@@ -39,10 +39,10 @@ def plainly(monkeypatch):
 
 @pytest.fixture
 def here(plainly, monkeypatch):
-    """Cells in this process, one after the other. What becomes of their ends is the same: test_worker_pool.py."""
-    monkeypatch.setattr(worker_pool, "warm_up", lambda: None)
+    """Cells in this process, one after the other. What becomes of their ends is the same: test_cell_processes.py."""
+    monkeypatch.setattr(cell_processes, "warm_up", lambda: None)
     monkeypatch.setattr(
-        worker_pool, "run", lambda cells, folder, jobs, board: worker_pool.run_here(cells, folder, board)
+        cell_processes, "run", lambda cells, folder, jobs, board: cell_processes.run_here(cells, folder, board)
     )
 
 
@@ -66,7 +66,7 @@ def test_a_comparison_is_played_judged_and_reported_and_nothing_is_played_twice(
     assert (folder / "report.html").stat().st_size > 1000
     before = ledgers(folder)
     monkeypatch.setattr(report, "write", lambda verdict, folder: [folder / "report.html"])
-    monkeypatch.setattr(worker_pool, "_start", lambda *args: pytest.fail("played again"))
+    monkeypatch.setattr(cell_processes, "_start", lambda *args: pytest.fail("played again"))
     found = json.loads(compare(*GRID, "--json", capsys=capsys).out)
     assert found["comparison"] == str(folder.relative_to(tmp_path))
     assert (found["status"], found["cells"], found["done"], found["failed"]) == ("done", 4, 4, [])
@@ -78,8 +78,10 @@ def test_a_comparison_is_played_judged_and_reported_and_nothing_is_played_twice(
 def test_more_seeds_another_metric_and_baseline_only_add(here, tmp_path, monkeypatch):
     compare(*GRID, "--name", "skew", "--quiet")
     begun = []
-    start = worker.run
-    monkeypatch.setattr(worker, "run", lambda resolved, *rest: (begun.append(resolved), start(resolved, *rest))[1])
+    start = cell_process.run
+    monkeypatch.setattr(
+        cell_process, "run", lambda resolved, *rest: (begun.append(resolved), start(resolved, *rest))[1]
+    )
     compare(
         *GRID[:-1], "seed=1..3", "--name", "skew", "--quiet", "--metric", "clients.mean last", "--baseline", "fedprox"
     )
@@ -122,7 +124,7 @@ def test_data_that_cannot_be_read_fail_every_cell_and_say_why(here, capsys, tmp_
 
 def test_a_full_disk_is_code_5_and_nothing_is_lost(capsys, monkeypatch, tmp_path):
     full = CellResult("failed", 5, "run folder: the disk is full (runs)")
-    monkeypatch.setattr(worker_pool, "run", lambda cells, *rest: {cell.folder: full for cell in cells})
+    monkeypatch.setattr(cell_processes, "run", lambda cells, *rest: {cell.folder: full for cell in cells})
     assert "same command" in compare(*GRID, "--name", "x", code=5, capsys=capsys).err
     assert plan.load(tmp_path / "runs/x")
 
@@ -162,7 +164,7 @@ def test_a_mistake_is_code_2_and_leaves_nothing(args, says, capsys, tmp_path):
 
 
 def test_another_grid_does_not_get_into_the_folder(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(worker_pool, "run", lambda cells, *rest: {})
+    monkeypatch.setattr(cell_processes, "run", lambda cells, *rest: {})
     monkeypatch.setattr(report, "write", lambda verdict, folder: [folder / "report.html"])
     compare(*GRID, "--name", "x", "--quiet", code=4)
     text = (tmp_path / "runs/x/plan.yaml").read_text()
@@ -211,7 +213,7 @@ def test_a_value_is_chosen_for_each_method_on_validation_data_and_recorded(here,
     assert plan.load(folder).seeds == (0, 1)
 
 
-@pytest.mark.deployment  # every day: test_worker_pool.py, where a cell is killed and goes on, and where its parent is
+@pytest.mark.deployment  # every day: test_cell_processes.py kills a cell, and a parent
 def test_killed_and_continued_it_ends_with_the_bytes_of_an_undisturbed_one(plainly, tmp_path):
     words = [*TINY[:2], "rounds=12", *TINY[3:], "strategy=fedavg,fedprox", "seed=1"]
     kill_after(14, [*words, "--name", "killed", "--jobs", "2", "--quiet"], tmp_path / "runs/killed/runs")

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from simulations.analysis.plan import Cell
 from simulations.compare import progress_table
+from simulations.compare.cell_process import CellResult
 from simulations.compare.progress_table import LineDisplay, Progress, TableDisplay
-from simulations.compare.worker import CellResult
 
 
 def progress(tmp_path, method, seed=1, setting="", rounds=10, state="waiting"):

@@ -18,9 +18,9 @@ from typing import Any
 from fedkd.configuration.resolved import Resolved
 from simulations.analysis import grid
 from simulations.analysis.plan import Cell
-from simulations.compare import worker
+from simulations.compare import cell_process
+from simulations.compare.cell_process import CellResult
 from simulations.compare.progress_table import ProgressDisplay
-from simulations.compare.worker import CellResult
 from simulations.system import machine, scratch
 
 TICK = 0.5  # seconds between reads of the ledgers of running cells
@@ -89,7 +89,7 @@ def run_here(tasks: Mapping[Cell, Resolved], folder: Path, display: ProgressDisp
     outcomes = {}
     for cell, resolved in tasks.items():
         display.started(cell)
-        outcomes[cell.folder] = outcome = worker.run(resolved, folder / cell.folder, _command(cell))
+        outcomes[cell.folder] = outcome = cell_process.run(resolved, folder / cell.folder, _command(cell))
         display.ended(cell, outcome)
         if outcome.status == "stopped":
             raise KeyboardInterrupt
@@ -101,7 +101,7 @@ def _start(cell: Cell, resolved: Resolved, folder: Path, running: list[_Running]
     receiver, sender = context.Pipe(duplex=False)
     arguments = (resolved, folder / cell.folder, _command(cell), folder / "log.txt", sender)
     # Daemon: the child ends with this process, if nothing else ends it.
-    process = context.Process(target=worker.main, args=arguments, name=cell.name, daemon=True)
+    process = context.Process(target=cell_process.main, args=arguments, name=cell.name, daemon=True)
     with _without_interrupts(), _without_script():  # a child that is not in the list yet could not be stopped
         process.start()
         running.append(_Running(cell, process, receiver))

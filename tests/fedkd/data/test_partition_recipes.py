@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedkd.data import recipes
+from fedkd.data import partition_recipes as recipes
 from fedkd.errors import ConfigError
 
 LABELS = np.repeat(np.arange(10), 100)
@@ -153,7 +153,11 @@ def test_no_recipe_touches_the_global_generators():
 @pytest.mark.parametrize(
     ("recipe", "num_clients", "says"),
     [
-        (recipes.Dirichlet(), 101, "101 clients x at least 10 samples need 1010 training images, there are 1000"),
+        (
+            recipes.Dirichlet(),
+            101,
+            "101 clients x at least 10 samples need 1010 training images, there are 1000",
+        ),
         (recipes.Quantity(min_samples=11), 100, "need 1100 training images"),
         (recipes.FedGenDirichlet(), 40, "need 400 training images, there are 120"),  # cap 12 images a class
         (recipes.Shards(shards_per_client=20), 51, "need 1020"),

@@ -14,14 +14,14 @@ import pytest
 
 from fedkd.configuration import compose
 from simulations.analysis import grid, plan
-from simulations.compare import worker, worker_pool
+from simulations.compare import cell_process, cell_processes
+from simulations.compare.cell_process import CellResult
 from simulations.compare.progress_table import Progress, ProgressDisplay
-from simulations.compare.worker import CellResult
 from simulations.run import run_folder, runs
 from simulations.run.options import Options
 
 WORDS = ("data=digits", "clients=2", "rounds=2", "train.steps=1", "students=mlp", "checkpoint.every=1")
-ROOT = Path(worker.__file__).parents[2]
+ROOT = Path(cell_process.__file__).parents[2]
 QUIET = Options(quiet=True)
 
 
@@ -36,15 +36,15 @@ def resolved(one):
 
 
 def play_child(one, folder):
-    return worker.run(resolved(one), folder, ["fedkd", "run", *one.overrides])
+    return cell_process.run(resolved(one), folder, ["fedkd", "run", *one.overrides])
 
 
 def play(its, folder, jobs=2, board=None):
     folder.mkdir(exist_ok=True)
     board = board or ProgressDisplay()
     board.begin("test", [Progress(each, folder / each.folder / "metrics.jsonl", 2) for each in its], jobs)
-    worker_pool.warm_up()
-    return worker_pool.run({each: resolved(each) for each in its}, folder, jobs, board)
+    cell_processes.warm_up()
+    return cell_processes.run({each: resolved(each) for each in its}, folder, jobs, board)
 
 
 def played_here(one, folder):
@@ -143,11 +143,11 @@ def test_a_folder_in_use_is_waited_for_then_is_a_failure(tmp_path, monkeypatch):
     one = cell()
     assert play_child(one, tmp_path / one.folder) == CellResult("done")
     holder = run_folder.reopen(tmp_path / one.folder)
-    monkeypatch.setattr(worker, "LOCK_SECONDS", 0.3)
+    monkeypatch.setattr(cell_process, "LOCK_SECONDS", 0.3)
     found = play_child(one, tmp_path / one.folder)
     assert (found.status, found.code) == ("failed", 5)
     assert "is in use by process" in found.error
-    monkeypatch.setattr(worker, "LOCK_SECONDS", 20.0)
+    monkeypatch.setattr(cell_process, "LOCK_SECONDS", 20.0)
     threading.Timer(0.3, holder.release).start()
     assert play_child(one, tmp_path / one.folder) == CellResult("done")
 
@@ -175,7 +175,7 @@ import sys
 from pathlib import Path
 from fedkd.configuration import compose
 from simulations.analysis import grid, plan
-from simulations.compare import worker_pool as player
+from simulations.compare import cell_processes as player
 from simulations.compare.progress_table import ProgressDisplay, Progress
 folder, board = Path(sys.argv[1]), ProgressDisplay()
 one = plan.Cell("", "fedavg", 1, tuple(sys.argv[2:]), "", "runs/one")
@@ -195,7 +195,7 @@ def test_a_cell_saves_and_stops_when_the_parent_is_killed(tmp_path):
             assert time.monotonic() < end
             time.sleep(0.01)
         process.kill()
-    end = time.monotonic() + worker.LOCK_SECONDS
+    end = time.monotonic() + cell_process.LOCK_SECONDS
     while run_folder.is_held(folder):
         assert time.monotonic() < end
         time.sleep(0.02)
@@ -223,9 +223,9 @@ def test_a_full_disk_stops_what_has_not_begun(tmp_path, monkeypatch):
         begun.append(each)
         running.append(Full(each))
 
-    monkeypatch.setattr(worker_pool, "_start", start)
-    monkeypatch.setattr(worker_pool.connection, "wait", lambda *args, **rest: None)
-    monkeypatch.setattr(worker_pool, "_stop", lambda running: None)
+    monkeypatch.setattr(cell_processes, "_start", start)
+    monkeypatch.setattr(cell_processes.connection, "wait", lambda *args, **rest: None)
+    monkeypatch.setattr(cell_processes, "_stop", lambda running: None)
     found = play(its, tmp_path, jobs=1)
     assert begun == its[:1]
     assert found[its[0].folder].is_disk_full
@@ -236,5 +236,5 @@ def test_debug_plays_in_this_process(tmp_path):
     one = cell()
     board = ProgressDisplay()
     board.begin("test", [Progress(one, tmp_path / one.folder / "metrics.jsonl", 2)], 1)
-    assert worker_pool.run_here({one: resolved(one)}, tmp_path, board) == {one.folder: CellResult("done")}
+    assert cell_processes.run_here({one: resolved(one)}, tmp_path, board) == {one.folder: CellResult("done")}
     assert board.cells[one.folder].rounds == 2
