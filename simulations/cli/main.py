@@ -24,6 +24,7 @@ HANDLERS: dict[type[Options], Callable[[Any], int]] = {
     options.Compare: verbs.compare,
     options.Report: verbs.report,
     options.Export: verbs.export,
+    options.Evaluate: verbs.evaluate,
     options.Deploy: verbs.deploy,
     options.Resume: verbs.resume,
     options.Fork: verbs.fork,

@@ -78,6 +78,12 @@ def export(asked: options.Export) -> int:
     return command.main(asked)
 
 
+def evaluate(asked: options.Evaluate) -> int:
+    from simulations.export import evaluate as evaluation
+
+    return evaluation.main(asked)
+
+
 def deploy(asked: options.Deploy) -> int:
     from simulations.deploy import command
 

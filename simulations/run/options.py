@@ -214,6 +214,25 @@ class Export(Options):
     )
 
 
+_OTHERS = "a data set, or own samples at a path (default: the run's test samples)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Options):
+    """Evaluate a student of a run: accuracy, loss, each class, and which classes it confuses."""
+
+    run: Annotated[str, Positional(_RUN, "RUN")]
+    client: Annotated[int | None, Flag("a client's own student (default: the global one)", "ID")] = None
+    data: Annotated[str | None, Flag(_OTHERS, "PATH_OR_NAME")] = None
+    csv: Annotated[Path | None, Flag("write a row per class, with the confusion matrix", "FILE")] = None
+
+    examples = (
+        "fedkd evaluate runs/demo",
+        "fedkd evaluate runs/demo --data photos --csv photos.csv",
+        "fedkd evaluate runs/knfu --client 3 --json",
+    )
+
+
 _DIR = "the deployment (client: or the kit), then overrides as for run; run --resume: a run's name"
 _RESUME = "run: continue a run, by default the newest unfinished one"
 
