@@ -1,14 +1,14 @@
 """A run: what its folder holds, as numbers, tables, pictures and a student."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fedkd import strict_yaml
 from fedkd.errors import ConfigError, FolderError
 from fedkd.record import ledger
-from simulations.api import calling, frames
+from simulations.api import calling, frames, words
 from simulations.run import console_text, run_folder, runs
 from simulations.run.options import Options
 
@@ -86,6 +86,30 @@ class Run:
         with calling.threads_kept():
             totals = runs.resume(self.folder, runs=self.folder.parent, options=options, overrides=more)
         return Run(calling.ended(totals))
+
+    def fork(
+        self,
+        *parts: str | Mapping[str, Any],
+        at: int | None = None,
+        rounds: int | str | None = None,
+        name: str | None = None,
+        quiet: bool | None = None,
+        **keys: object,
+    ) -> "Run":
+        """Start a new run beside this one from its commit of round `at`, by default the newest.
+
+        `parts` and `keys` change its configuration as in `fedkd.run`; `rounds`: 80 in all, or "+50" after the fork.
+        Raises FedkdError, e.g. for what cannot change (docs/runs.md), and KeyboardInterrupt after Ctrl-C.
+        """
+        from simulations.run import fork
+
+        given = [*words.of(parts, keys), *(() if rounds is None else (f"rounds={rounds}",))]
+        command = ["fedkd", "fork", str(self.folder), *([] if at is None else ["--at", str(at)]), *given]
+        where: dict[str, Any] = {"runs": self.folder.parent, "name": name, "command": command}
+        with calling.threads_kept():
+            return Run(
+                calling.ended(fork.start(self.folder, given, at, options=calling.shown(Options, quiet), **where))
+            )
 
     def student(self, client: int | None = None) -> "TrainedStudent":
         """The student at the newest checkpoint, the global one or a client's own, as its evaluation used it.

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedkd.errors import CheckpointError
 from simulations.run import options
 from simulations.system import streams
 
@@ -37,19 +36,12 @@ def resume(asked: options.Resume) -> int:
 
 def fork(asked: options.Fork) -> int:
     from simulations.run import fork as forks
-    from simulations.run import progress, run_folder, runs
+    from simulations.run import run_folder
 
     streams.outlive_terminal()
     where: dict[str, Any] = {"runs": asked.runs, "name": asked.name, "out": asked.out}
     place = run_folder.find(asked.runs, asked.run)
-    with progress.make(asked) as screen:
-        screen.phase("loading PyTorch")
-        resolved, origin = forks.plan(place, asked.overrides, asked.at)
-        try:
-            summary = runs.start(resolved, **where, options=asked, screen=screen, origin=origin)
-        except CheckpointError as error:
-            raise forks.explained(error, origin) from error
-    return _end(summary, asked)
+    return _end(forks.start(place, asked.overrides, asked.at, options=asked, **where), asked)
 
 
 def show(asked: options.Show) -> int:

@@ -13,7 +13,8 @@ from fedkd.configuration import resolved
 from fedkd.configuration.resolved import NAMES, Resolved
 from fedkd.errors import CheckpointError, ConfigError, Mistake, refuse
 from fedkd.record.ledger import PLAYED
-from simulations.run import extension, run_folder, runs
+from simulations.run import extension, progress, run_folder, runs
+from simulations.run.options import Options
 from simulations.run.run_folder import RunFolder
 
 _WHERE = "command line"
@@ -64,6 +65,24 @@ class Origin:
         folder.note(parent=parent, round=self.round, **same, **({"without": without} if without else {}))
 
 
+def start(place: Path, overrides: Sequence[str], at: int | None, *, options: Options, **where: Any) -> dict[str, Any]:
+    """Run a fork of the run in `place` in a new folder; returns its summary. Raises FedkdError.
+
+    `where`: `runs`, `name`, `out` and `command` of `runs.start`.
+    """
+    with progress.make(options) as screen:
+        screen.phase("loading PyTorch")
+        configuration, origin = plan(place, overrides, at)
+        from fedkd.state_values import Misfit
+
+        try:
+            return runs.start(configuration, **where, options=options, screen=screen, origin=origin)
+        except CheckpointError as error:
+            if isinstance(error.__cause__, Misfit):
+                raise _explained(error, origin) from error
+            raise
+
+
 def plan(place: Path, overrides: Sequence[str], at: int | None) -> tuple[Resolved, Origin]:
     """The configuration and the origin of a fork of the run in `place`, at a round or at its newest commit.
 
@@ -89,12 +108,8 @@ def plan(place: Path, overrides: Sequence[str], at: int | None) -> tuple[Resolve
     return after, Origin(place, info, number, before.digest())
 
 
-def explained(error: CheckpointError, origin: Origin) -> CheckpointError:
-    """The error of a fork's start; for a state that does not fit its configuration, with the way to mend that."""
-    from fedkd import state_values
-
-    if not isinstance(error.__cause__, state_values.Misfit):
-        return error
+def _explained(error: CheckpointError, origin: Origin) -> CheckpointError:
+    """The error for a state that does not fit the fork's configuration."""
     what = f"the state of round {origin.round} does not fit the changed values: {error.__cause__}"
     mend = f"change other values, or start a new run: fedkd run {shlex.quote(str(origin.place / 'config.yaml'))}"
     return CheckpointError(what, where=str(origin.place), mend=mend)

@@ -5,12 +5,13 @@ import json
 import pytest
 from pilots import QUIET, resume, start
 
+import fedkd
 from fedkd.errors import CheckpointError, ConfigError, FedkdError
 from fedkd.record import ledger
 from simulations.analysis import run_record
 from simulations.cli import main
 from simulations.report import facts
-from simulations.run import fork, run_folder, runs
+from simulations.run import fork, run_folder
 
 
 @pytest.fixture
@@ -21,8 +22,7 @@ def pilot(tmp_path):
 
 
 def forked(place, *words, at=None, name="fork"):
-    resolved, origin = fork.plan(place, words, at)
-    summary = runs.start(resolved, runs=place.parent, name=name, options=QUIET, origin=origin)
+    summary = fork.start(place, words, at, runs=place.parent, name=name, options=QUIET)
     return place.parent / name, summary
 
 
@@ -100,6 +100,14 @@ def test_a_state_that_does_not_fit_leaves_nothing_behind(tmp_path, capsys):
     shown = capsys.readouterr().err
     assert "the state of round 4 does not fit the changed values" in shown
     assert not (tmp_path / "fork").exists()
+
+
+def test_python_forks_with_the_same_words(pilot):
+    made = fedkd.load(pilot).fork("train.lr=0.5", at=2, rounds="+1", name="python", quiet=True, clients_per_round=2)
+    assert (made.folder.name, made.config["train"]["lr"], made.config["rounds"]) == ("python", 0.5, 3)
+    info = run_folder.info(made.folder)
+    assert info["parent"]["round"] == 2
+    assert info["command"][:2] == ["fedkd", "fork"]
 
 
 def test_a_damaged_commit_is_not_forked(pilot):
