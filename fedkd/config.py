@@ -5,6 +5,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
+METRICS = ("balanced_accuracy", "macro_f1", "auroc", "ece", "brier", "confusion")  # built in: fedkd.maths.scores
+
 
 class Schema:
     """Base of all schema classes: pydantic refuses unknown keys."""
@@ -82,6 +84,7 @@ class EvaluateConfig(Schema):
     probe: Annotated[int, Ge(0)] = 64  # test images that measure function drift and local accuracy; 0: no measurement
     clients: Annotated[int, Ge(0)] = 0  # number of evaluated clients, drawn once for the whole run; 0: all
     common: Annotated[int, Ge(0)] = 1000  # pooled test images for the clients' own students if none is global; 0: none
+    metrics: list[str] = field(default_factory=list)  # more measures of the global student on the pooled test set
 
 
 @dataclass(frozen=True, kw_only=True)

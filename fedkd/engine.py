@@ -49,6 +49,7 @@ class Job:
     payload: Payload
     state: ClientState = field(default_factory=ClientState)
     exchange: int = 0  # counts from 0 within the round
+    wants_logits: bool = False  # evaluate_pooled: for metrics that need all of them
     clients: tuple[ClientId, ...] = ()  # of evaluate_shared, which runs where all their samples are; `client` is first
 
 
@@ -67,6 +68,7 @@ class Reply:
     probe: Tensor | None = None  # (N,) uint8: the trained student's labels of the probe images, for diagnostics
     by_label: Tensor | None = None  # (2, C) int64: by label, images and correct ones; for common and pooled images
     judged: Tensor | None = None  # evaluate_shared: (K, 3) float64, per client: samples, correct ones, sum of losses
+    logits: Tensor | None = None  # evaluate_pooled, if asked for: (N, C) float32
     seconds: float = 0.0  # a machine fact, not in the ledger
 
 

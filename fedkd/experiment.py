@@ -21,6 +21,7 @@ class Experiment:
     problem: Problem
     strategy: Strategy[Any]
     num_pooled: int  # samples of the pooled test set; 0: there is none
+    pooled_labels: Tensor | None = None  # (N,) int64: of the pooled test set, for `evaluate.metrics`
     probe_labels: Tensor | None = None  # (N,) int64: true labels of the probe images
     label_distributions: Tensor | None = None  # (K, C): of each client's training data; for measures only
     num_tests: Sequence[int] | None = None  # test samples of each client; None: unknown, only devices know them

@@ -34,6 +34,7 @@ class Round:
     clients: list[dict[str, Any]]  # one row per client, deterministic
     failures: list[Failure]
     timings: dict[str, float]  # seconds, machine facts
+    unmeasured: dict[str, str] = field(default_factory=dict)  # metrics without a value, and why
 
 
 @dataclass
@@ -47,6 +48,7 @@ class _Tally:
     numbers: dict[str, Any] = field(default_factory=dict)
     local_accuracy: dict[str, float] = field(default_factory=dict)
     drift: dict[str, float] = field(default_factory=dict)
+    unmeasured: dict[str, str] = field(default_factory=dict)
     is_unsettled: bool = False  # an exchange gave no finite state
     timings: dict[str, float] = field(
         default_factory=lambda: {"clients": 0.0, "server": 0.0, "evaluation": 0.0, "busy": 0.0}
@@ -79,7 +81,7 @@ def run_round(experiment: Experiment, runner: Engine, state: RunState, watch: en
     row = _row(number, tally, accuracy) | privacy.row(experiment.config.privacy, clients)
     row |= {"left_out": sorted(absent)} if absent else {}
     client_rows = [{"round": number, "client": client, **row} for client, row in sorted(tally.rows.items())]
-    return Round(after, row, client_rows, tally.failures, tally.timings)
+    return Round(after, row, client_rows, tally.failures, tally.timings, tally.unmeasured)
 
 
 def draw_cohort(config: RunConfig, number: int, absent: frozenset[ClientId] = frozenset()) -> tuple[ClientId, ...]:
@@ -226,6 +228,7 @@ def _evaluate(
     evaluated = evaluation.evaluate(experiment, runner, state, watch)
     tally.timings["evaluation"] = time.perf_counter() - start
     tally.failures += evaluated.failures
+    tally.unmeasured = evaluated.unmeasured
     for client, numbers in evaluated.clients.items():
         tally.rows.setdefault(client, {"state": "idle"}).update(numbers)
     return evaluated.accuracy

@@ -79,6 +79,7 @@ def assemble(config: RunConfig) -> Assembly:
         problem,
         strategy,
         len(dataset.test),
+        pooled_labels=dataset.test.y,
         probe_labels=dataset.test.y[probe],
         label_distributions=counts / counts.sum(1, keepdim=True),
         num_tests=tuple(map(len, split.test)),

@@ -83,7 +83,9 @@ def job(problem: Problem, **changes: Any) -> Job:
     return replace(base, **changes)
 
 
-def experiment(strategy: Strategy[Any], site: LocalSite, **changes: Any) -> Experiment:
+def experiment(
+    strategy: Strategy[Any], site: LocalSite, pooled_labels: Tensor | None = None, **changes: Any
+) -> Experiment:
     """An experiment over the clients of a site, all of them in every round unless `changes` say otherwise."""
     problem = site.problem
     config = RunConfig(
@@ -93,7 +95,7 @@ def experiment(strategy: Strategy[Any], site: LocalSite, **changes: Any) -> Expe
         train=problem.train,
         evaluate=EvaluateConfig(probe=0),
     )
-    return Experiment(replace(config, **changes), problem, strategy, len(site.test))
+    return Experiment(replace(config, **changes), problem, strategy, len(site.test), pooled_labels)
 
 
 @dataclass

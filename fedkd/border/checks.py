@@ -74,6 +74,7 @@ def admit_evaluation(job: Job, result: Result, classes: int) -> Result:
         if correct is None or loss_sum is None or not 0 <= correct <= reply.num_examples:
             raise Refused("range", f"numbers: {correct} correct of {reply.num_examples}, loss_sum {loss_sum}")
         _check_by_label(reply, classes)
+        _check_logits(reply, job, classes)
 
     return _admit(result, job, check)
 
@@ -253,6 +254,15 @@ def _check_by_label(reply: Reply, classes: int) -> None:
     sums = (int(seen_C.sum()), int(right_C.sum()))
     if bool((right_C < 0).any() | (right_C > seen_C).any()) or sums != (reply.num_examples, reply.numbers["correct"]):
         raise Refused("range", "by_label does not add up to what numbers say")
+
+
+def _check_logits(reply: Reply, job: Job, classes: int) -> None:
+    """Not their values: a metric that is no number is null in the ledger."""
+    sent: Any = reply.logits
+    got = (tuple(sent.shape), sent.dtype) if isinstance(sent, Tensor) else sent
+    wanted = ((reply.num_examples, classes), torch.float32) if job.wants_logits else None
+    if got != wanted:
+        raise Refused("shape", f"logits are {got}, expected {wanted}")
 
 
 def _check_probe(value: Any, expected: Expectation) -> None:

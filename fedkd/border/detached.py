@@ -29,6 +29,7 @@ def reply(given: Reply) -> Reply:
         probe=value(given.probe),
         by_label=value(given.by_label),
         judged=value(given.judged),
+        logits=value(given.logits),
         seconds=value(given.seconds),
     )
 

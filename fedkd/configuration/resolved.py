@@ -27,7 +27,7 @@ YOUNGER = {
     for key in ("labels", "shape", "mean", "std", "resize", "test", "test_share", "min_samples", "label", "users")
 }
 YOUNGER |= {"students.stem": "standard", "students.train": "all", "students.weights": None}
-YOUNGER |= {"privacy.label_epsilon": None, "privacy.size_step": 1, "evaluate.clients": 0}
+YOUNGER |= {"privacy.label_epsilon": None, "privacy.size_step": 1, "evaluate.clients": 0, "evaluate.metrics": []}
 YOUNGER |= {f"train.{key}": getattr(TrainConfig(), key) for key in _NEW_IN_TRAIN}
 YOUNGER |= {f"border.{key}": value for key, value in dataclasses.asdict(BorderConfig()).items()}
 

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
 from fedkd import extensions, strict_yaml
-from fedkd.config import AlgorithmConfig, RunConfig
+from fedkd.config import METRICS, AlgorithmConfig, RunConfig
 from fedkd.configuration import foreign_words, plugins, reference
 from fedkd.errors import ConfigError, Mistake
 
@@ -303,6 +303,11 @@ def _crossed(config: RunConfig, draft: Draft) -> list[Mistake]:
         mistakes.append(draft.mistake(("evaluate", "clients"), f"must be at most clients = {config.clients}"))
     if config.train.warmup >= config.rounds:
         mistakes.append(draft.mistake(("train", "warmup"), f"must be below rounds = {config.rounds}"))
+    known = (*METRICS, *extensions.names("metric"))
+    for name in config.evaluate.metrics:
+        if name not in known:
+            what = f"evaluate.metrics names {strict_yaml.write(name)}"
+            mistakes.append(Mistake(what, draft.source(("evaluate", "metrics")), one_of(name, known)))
     if config.train.nesterov and not config.train.momentum:
         mistakes.append(draft.mistake(("train", "nesterov"), "needs momentum: add train.momentum=0.9"))
     mix = config.students.mix

@@ -5,12 +5,14 @@ from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any, NamedTuple, get_args
 
+import torch
+
 from fedkd import engine, seeds
 from fedkd.border import checks
 from fedkd.config import RunConfig
 from fedkd.engine import ClientId, ClientState, Engine, Failure, Job, Reply, Result, Task
 from fedkd.experiment import Experiment, RunState
-from fedkd.maths import metrics
+from fedkd.maths import metrics, scores
 from fedkd.payload import KINDS, Payload
 from fedkd.problem import Problem
 from fedkd.training import forward
@@ -25,6 +27,7 @@ class Evaluated:
     accuracy: dict[str, Any]  # of clients, on common images, global
     clients: dict[ClientId, dict[str, float]] = field(default_factory=dict)  # values for each client's row
     failures: list[Failure] = field(default_factory=list)
+    unmeasured: dict[str, str] = field(default_factory=dict)  # metrics without a value, and why
 
 
 def evaluate(
@@ -42,7 +45,24 @@ def evaluate(
     failures = [result for result in admitted if isinstance(result, Failure)]
     done = [result for result in admitted if isinstance(result, Reply)]
     trained = range(experiment.config.clients) if experiment.strategy.pools_data else state.clients.keys()
-    return Evaluated(_accuracy(done, experiment.num_pooled, trained), _of_clients(done), failures)
+    accuracy = _accuracy(done, experiment.num_pooled, trained)
+    unmeasured = _measure(experiment, state.round, done, accuracy) if "global" in accuracy else {}
+    return Evaluated(accuracy, _of_clients(done), failures, unmeasured)
+
+
+def _measure(experiment: Experiment, number: int, done: Sequence[Reply], accuracy: dict[str, Any]) -> dict[str, str]:
+    """Add the configured metrics to the accuracy. Returns those without a value, null there, and why."""
+    names, y = experiment.config.evaluate.metrics, experiment.pooled_labels
+    if not names or y is None:
+        return {}
+    logits = torch.cat([reply.logits for reply in done if reply.logits is not None])
+    values = scores.of(names, logits, y, seeds.stream(experiment.config.seed, "metric", round=number))
+    reasons = {name: value for name, value in values.items() if isinstance(value, str)}
+    measured = {name: None if name in reasons else value for name, value in values.items()}
+    if "confusion" in measured:
+        accuracy["confusion"] = measured.pop("confusion")
+    accuracy["metrics"] = measured
+    return reasons
 
 
 def with_statistics(problem: Problem, served: Payload, state: RunState) -> Payload:
@@ -73,7 +93,9 @@ def _due(experiment: Experiment, state: RunState) -> Iterator[Job]:
     if pooled is not None and is_pooled_due:
         payload = with_statistics(experiment.problem, pooled, state)
         for part in range(num_pooled_parts(experiment.num_pooled)):
-            yield Job(task="evaluate_pooled", client=part, round=number, payload=payload)
+            yield Job(
+                task="evaluate_pooled", client=part, round=number, payload=payload, wants_logits=bool(config.metrics)
+            )
 
 
 def _is_due(number: int, every: int, rounds: int) -> bool:

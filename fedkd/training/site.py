@@ -238,7 +238,7 @@ class LocalSite:
         index = self._test_of(job)
         if not len(index):
             return engine.failed(job, f"client {job.client} has no test samples", "no_data")
-        right_C, loss_sum = self._classify(self.client, self.student(job).eval(), job, index)
+        right_C, loss_sum, logits = self._classify(self.client, self.student(job).eval(), job, index)
         by_label = None  # on a client's own test split it would reveal the labels
         if job.task != "evaluate":
             by_label = torch.stack([torch.bincount(self.test.y[index], minlength=self.problem.classes), right_C])
@@ -249,6 +249,7 @@ class LocalSite:
             num_examples=len(index),
             numbers={"correct": float(right_C.sum()), "loss_sum": loss_sum},
             by_label=by_label,
+            logits=logits,
         )
 
     def _evaluate_shared(self, job: Job) -> Result:
@@ -269,10 +270,14 @@ class LocalSite:
             return self.common if self.common is not None else torch.empty(0, dtype=torch.int64)
         return forward.pooled_part(job.client, len(self.test))
 
-    def _classify(self, client: Client, student: Student, job: Job, index: Tensor) -> tuple[Tensor, float]:
-        """Correct test samples by label, (C,) int64, and the sum of all losses."""
+    def _classify(
+        self, client: Client, student: Student, job: Job, index: Tensor
+    ) -> tuple[Tensor, float, Tensor | None]:
+        """Correct test samples by label, (C,) int64, the sum of all losses and, if the job wants them, the logits."""
         right_C, loss_sum = torch.zeros(self.problem.classes, dtype=torch.int64), 0.0
+        kept: list[Tensor] = []
         for logits, y in self.predict(client, student, job, index):
             right_C += torch.bincount(y[logits.argmax(1) == y], minlength=self.problem.classes)
             loss_sum += float(F.cross_entropy(logits, y, reduction="sum"))
-        return right_C, loss_sum
+            kept += [logits.float()] if job.wants_logits else []
+        return right_C, loss_sum, torch.cat(kept) if kept else None

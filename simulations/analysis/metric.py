@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fedkd import extensions
+from fedkd.config import METRICS
 from fedkd.errors import ConfigError
 from fedkd.record.ledger import Row
 from simulations.analysis.run_record import RunRecord
@@ -27,6 +29,9 @@ FORGETTING = "forgetting"  # FedNTD's F up to a round: the only metric that need
 COSTS = frozenset({"bytes", "seconds", "drift", "terms", FORGETTING})
 PERCENT = frozenset({"accuracy", "local_accuracy", FORGETTING})  # fractions in the ledger
 _OLD = {"forgetting.inside": "local_accuracy.in", "forgetting.outside": "local_accuracy.out"}  # names in older plans
+_OF_ACCURACY = ("global", "clients", "trained", "common", "metrics")  # paths below `accuracy`
+_MEASURED = "metrics."  # begins the path of one of `evaluate.metrics`
+_LOWER = frozenset({"ece", "brier"})  # less is better
 _RATE, _NO_LESS = (0.0, 1.0), (0.0, math.inf)
 # A server's numbers whose names end like this are rates.
 _SERVER_RATES = ("accuracy", "agreement", "fidelity", "coverage", "share", "harmed", "calibration")
@@ -37,9 +42,10 @@ class Metric:
     """`clients.pooled top5`: the path of a round's number, and the rule that summarises the rounds.
 
     Paths: `global`, `clients.mean`, `clients.worst_decile`, `trained.clients.mean`, `common.mean`, ... are below
-    `accuracy`; `local_accuracy.in`, `drift.weights`, `server.NAME`, `terms.NAME` as in metrics.jsonl; `bytes.up`,
-    `bytes.down` and `bytes.all` in megabytes, all kinds together; `seconds.total` and its like are those of
-    timings.jsonl; `forgetting` is FedNTD's F, from the accuracy by class of the rounds so far.
+    `accuracy`, and so is `metrics.NAME`, one of `evaluate.metrics`; `local_accuracy.in`, `drift.weights`,
+    `server.NAME`, `terms.NAME` as in metrics.jsonl; `bytes.up`, `bytes.down` and `bytes.all` in megabytes, all kinds
+    together; `seconds.total` and its like are those of timings.jsonl; `forgetting` is FedNTD's F, from the accuracy by
+    class of the rounds so far.
     """
 
     path: str
@@ -56,7 +62,7 @@ class Metric:
     @property
     def is_percent(self) -> bool:
         """Whether the ledger has fractions, which are shown as percent."""
-        return self.keys[0] in PERCENT
+        return self.keys[0] in PERCENT and not self._name
 
     @property
     def scale(self) -> float:
@@ -71,12 +77,19 @@ class Metric:
     @property
     def sign(self) -> float:
         """1 where more is better, -1 where less is better: costs, drift and losses."""
-        return -1.0 if self.keys[0] in COSTS else 1.0
+        return -1.0 if self.keys[0] in COSTS or (self._name and _is_lower_better(self._name)) else 1.0
+
+    @property
+    def _name(self) -> str:
+        """Of `evaluate.metrics`; else empty."""
+        return self.path.removeprefix(_MEASURED) if self.path.startswith(_MEASURED) else ""
 
     @property
     def bounds(self) -> tuple[float, float]:
         """The smallest and the largest possible value of a round, in the unit of the ledger."""
         first, *rest = self.keys
+        if self._name:
+            return (-math.inf, math.inf) if self._name not in METRICS else (0.0, 2.0 if self._name == "brier" else 1.0)
         if first == FORGETTING:
             return (-1.0, 1.0)
         if first in PERCENT and self.keys[-1] != "loss":
@@ -96,7 +109,7 @@ class Metric:
     def keys(self) -> tuple[str, ...]:
         """The keys from a round's row to the number; the first may also be `seconds` or `bytes`."""
         parts = tuple(self.path.split("."))
-        return ("accuracy", *parts) if parts[0] in ("global", "clients", "trained", "common") else parts
+        return ("accuracy", *parts) if parts[0] in _OF_ACCURACY else parts
 
     def value(self, run: RunRecord) -> float | None:
         """The number of a run, in fractions or megabytes; None if no round has it."""
@@ -132,6 +145,10 @@ def parse(text: str, where: str = "") -> Metric:
             f"metric '{text}' has no rule '{metric.rule}'", where=where, mend=f"one of: {', '.join(RULES)}"
         )
     first, *rest = metric.keys
+    name = path.removeprefix(_MEASURED)
+    if path.startswith(_MEASURED) and name not in METRICS and extensions.find("metric", name) is None:
+        mend = f"one of: {', '.join(METRICS)}, or add --py FILE with @fedkd.register.metric"
+        raise ConfigError(f"there is no metric '{name}'", where=where, mend=mend)
     known = ("accuracy", "local_accuracy", "drift", "server", "terms", "bytes", "seconds")
     if metric.path != FORGETTING and (first not in known or not rest):
         raise ConfigError(
@@ -144,6 +161,11 @@ def parse(text: str, where: str = "") -> Metric:
             f"metric '{text}': bytes go up, down or all", where=where, mend="bytes.up, bytes.down, bytes.all"
         )
     return metric
+
+
+def _is_lower_better(name: str) -> bool:
+    found = None if name in METRICS else extensions.find("metric", name)
+    return name in _LOWER or bool(found and found.options.get("lower"))
 
 
 def megabytes(row: Row, way: str) -> float:

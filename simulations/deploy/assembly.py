@@ -42,7 +42,8 @@ def server(config: RunConfig, public: Path | None) -> Assembly:
     num_probes = probing.num_images(config, dataset.shape, len(dataset.labels), len(dataset.test))
     probe = assemble.draw_probe(config.seed, len(dataset.test), num_probes)
     site = LocalSite(problem, client, dataset.train, dataset.test, train_index={}, test_index={})
-    experiment = Experiment(config, problem, strategy, available, probe_labels=dataset.test.y[probe])
+    labels = dataset.test.y
+    experiment = Experiment(config, problem, strategy, available, labels, probe_labels=labels[probe])
     return Assembly(experiment, site, None, dataset, tuple(cautions.of(pair, config, problem)))
 
 

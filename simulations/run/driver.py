@@ -79,6 +79,7 @@ class Driver:
         self.lengths: Mapping[str, int] = {}  # of the ledger after the last whole round
         self.rows: list[ledger.Row] = []
         self.timings: list[ledger.Row] = []
+        self.unmeasured: set[str] = set()  # metrics without a value, of which a warning came
 
     def run(self, excluded: exclusion.Exclusion = exclusion.NOBODY) -> dict[str, Any]:
         """Run until the last round, Ctrl-C or an error, and return the summary. Raises FedkdError."""
@@ -130,6 +131,7 @@ class Driver:
                 state = self.state = done.state
                 if state.round % self._commit_every() == 0:
                     self._commit()
+            self._warn_of_metrics(done)
             self._show_round(done)
         self.interrupts.hold()
         return self._finish()
@@ -165,6 +167,8 @@ class Driver:
         """Note in run.json which students are evaluated, and how: a partial ledger does not show it."""
         has_global = experiment.strategy.evaluation_payload(state.server, None) is not None
         self.is_pooled = has_global and experiment.num_pooled > 0
+        if self.config.evaluate.metrics and not self.is_pooled:
+            self._warn("evaluate.metrics has no effect: there is no global student, or no pooled test set")
         self.client_student = "global" if has_global and experiment.strategy.serves == "global" else "own"
         self.folder.note(statistics=statistics_policy(experiment, state), client_student=self.client_student)
 
@@ -211,6 +215,12 @@ class Driver:
                 self.folder.log(f"{_sender(failure)}: {text}\n{failure.detail}")
             else:
                 self.folder.log_error(failure.client, f"{text}\n{failure.detail}")
+
+    def _warn_of_metrics(self, done: Round) -> None:
+        """Once for each metric that has no value."""
+        for name in sorted(done.unmeasured.keys() - self.unmeasured):
+            self._warn(f"round {done.state.round}: evaluate.metrics: {name} is null: {done.unmeasured[name]}")
+        self.unmeasured |= done.unmeasured.keys()
 
     def _commit(self) -> None:
         """Commit the state after the last round; a resume continues from it."""

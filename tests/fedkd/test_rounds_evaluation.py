@@ -9,9 +9,11 @@ import tiny
 import torch
 
 from clients.supervised import Supervised
+from fedkd import extensions
 from fedkd.config import EvaluateConfig
 from fedkd.engine import Job, failed
 from fedkd.maths import metrics
+from fedkd.training import forward
 from strategies.fedavg import FedAvg
 from strategies.local import Local
 
@@ -37,6 +39,40 @@ def test_a_shared_head_is_evaluated_on_each_clients_own_extractor(site):
         tiny.assert_same_weights(job.payload.weights, played.state.server.weights)
     extractors = [tiny.canonical(state.kept) for state in played.state.clients.values()]
     assert extractors[0] != extractors[1] != extractors[2]
+
+
+def measuring(site, *names, **changes):
+    evaluate = EvaluateConfig(probe=0, metrics=[*names])
+    return tiny.experiment(FedAvg(), site, evaluate=evaluate, pooled_labels=site.test.y, **changes)
+
+
+def test_metrics_are_of_all_pooled_samples_however_they_are_parted(site, monkeypatch):
+    engine = tiny.FakeEngine(site, order=lambda results: results[::-1])
+    whole = tiny.play(measuring(site, "macro_f1", "confusion"), engine)[0]
+    monkeypatch.setattr(forward, "POOLED_PART", 10)
+    parts = tiny.play(measuring(site, "macro_f1", "confusion"), engine)[0]
+    assert tiny.as_bytes(parts) == tiny.as_bytes(whole)
+    matrix = torch.tensor(whole.row["accuracy"]["confusion"])
+    assert int(matrix.sum()) == len(site.test)
+    assert whole.row["accuracy"]["global"] == int(matrix.diag().sum()) / len(site.test)
+    assert list(whole.row["accuracy"]["metrics"]) == ["macro_f1"]
+    assert whole.unmeasured == {}
+
+
+def test_a_metric_that_fails_is_null_and_the_round_goes_on(site):
+    with extensions.kept():
+        extensions.register("metric", "bad", lambda logits, y: 1 / 0)
+        played = tiny.play(measuring(site, "bad", "ece"), tiny.FakeEngine(site))[0]
+    assert played.row["accuracy"]["metrics"]["bad"] is None
+    assert 0 <= played.row["accuracy"]["metrics"]["ece"] <= 1
+    assert "ZeroDivisionError" in played.unmeasured["bad"]
+
+
+def test_without_metrics_no_logits_travel_and_the_row_is_as_ever(site):
+    engine = tiny.FakeEngine(site)
+    played = tiny.play(measuring(site), engine)[0]
+    assert not {"metrics", "confusion"} & played.row["accuracy"].keys()
+    assert not any(job.wants_logits for job in engine.jobs)
 
 
 def test_all_clients_are_evaluated_on_one_payload_object_where_all_are_served_alike(experiment, engine):

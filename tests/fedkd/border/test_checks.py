@@ -316,6 +316,26 @@ def test_an_honest_evaluation_with_counts_by_label_is_admitted():
     assert isinstance(checks.admit_evaluation(EVALUATION, sent, CLASSES), Reply)
 
 
+@pytest.mark.parametrize(
+    ("expected", "logits"),
+    [
+        ("shape", None),
+        ("shape", torch.zeros(4, CLASSES)),
+        ("shape", torch.zeros(5, CLASSES, dtype=torch.float64)),
+        ("shape", [[0.0] * CLASSES] * 5),
+        ("admitted", torch.full((5, CLASSES), math.nan)),  # a metric that is no number is null in the ledger
+    ],
+)
+def test_logits_come_if_they_are_asked_for_and_fit(expected, logits):
+    asked = replace(EVALUATION, wants_logits=True)
+    found = checks.admit_evaluation(asked, evaluated(logits=logits), CLASSES)
+    assert (found.cause if isinstance(found, Failure) else "admitted") == expected
+
+
+def test_logits_that_nobody_asked_for_are_refused():
+    assert cause_of_evaluation(evaluated(logits=torch.zeros(5, CLASSES))) == "shape"
+
+
 def test_an_honest_evaluation_is_admitted_as_it_is():
     sent = evaluated()
     assert tiny.canonical(checks.admit_evaluation(EVALUATION, sent, CLASSES)) == tiny.canonical(sent)

@@ -378,6 +378,7 @@ def test_values_of_the_strategy_are_checked_by_its_halves(conf, write):
         (["clients=5", "clients_per_round=6"], "must be at most clients = 5"),
         (["clients=5", "evaluate.clients=6"], "must be at most clients = 5"),
         (["train.nesterov=true"], "needs momentum"),
+        (["evaluate.metrics=[ece,macro-f1]"], "did you mean 'macro_f1'?"),
         (["rounds=5", "train.warmup=5"], "must be below rounds = 5"),
         (["clients=5", "quorum=6"], "must be at most the 5 clients of a round"),
         (["clients=5", "clients_per_round=3", "quorum=4"], "must be at most the 3 clients of a round"),

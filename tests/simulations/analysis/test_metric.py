@@ -1,6 +1,9 @@
+import math
+
 import handmade
 import pytest
 
+from fedkd import extensions
 from fedkd.errors import ConfigError
 from simulations.analysis import metric
 
@@ -47,6 +50,23 @@ def test_what_names_nothing_is_refused(text):
 def test_less_is_better_for_costs():
     assert metric.parse("bytes.up sum").sign == metric.parse("drift.weights last").sign == -1
     assert metric.parse("local_accuracy.out last").sign == 1
+
+
+def test_a_metric_of_the_evaluation_has_its_own_scale_and_direction():
+    row = RUN.rows[-1] | {"accuracy": {"metrics": {"ece": 0.25, "auroc": None}}}
+    run = handmade.member(rows=[row])
+    assert metric.parse("metrics.ece last").value(run) == 0.25
+    assert metric.parse("metrics.auroc last").value(run) is None
+    assert metric.parse("metrics.ece last").sign == -1
+    assert metric.parse("metrics.auroc last").sign == 1
+    assert metric.parse("metrics.brier").bounds == (0, 2)
+    assert metric.parse("metrics.auroc").unit == ""
+    with pytest.raises(ConfigError, match="there is no metric 'cost'"):
+        metric.parse("metrics.cost")
+    with extensions.kept():
+        extensions.register("metric", "cost", lambda logits, y: 0.0, lower=True)
+        assert metric.parse("metrics.cost").sign == -1
+        assert metric.parse("metrics.cost").bounds == (-math.inf, math.inf)
 
 
 def test_without_a_choice_the_metric_is_what_all_strategies_have():
