@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fedkd import errors as errors
     from fedkd import register as register
     from fedkd.client import Client as Client
     from fedkd.data.user_data import Data as Data
@@ -45,13 +46,17 @@ _PLACES = {  # found on first use: `import fedkd` loads nothing
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name == "register":
-        return importlib.import_module("fedkd.register")
-    if name in _PLACES:
-        return getattr(importlib.import_module(_PLACES[name]), name)
-    raise AttributeError(f"module 'fedkd' has no attribute '{name}'")
+_MODULES = ("errors", "register")
+
+if not TYPE_CHECKING:  # a type checker sees the imports above, and no other name
+
+    def __getattr__(name: str) -> Any:
+        if name in _MODULES:
+            return importlib.import_module(f"fedkd.{name}")
+        if name in _PLACES:
+            return getattr(importlib.import_module(_PLACES[name]), name)
+        raise AttributeError(f"module 'fedkd' has no attribute '{name}'")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_PLACES, "register"})
+    return sorted({*globals(), *_PLACES, *_MODULES})

@@ -167,7 +167,7 @@ def find(kind: Kind, name: str) -> Extension | None:
 def session_hash(kind: Kind, name: str) -> str:
     """The hash of what this Python session registered under a name; empty if it registered nothing."""
     found = _registered.get((kind, name))
-    if found is None or found.origin != SESSION:
+    if found is None or found.origin != SESSION or name in _entry_points(kind):  # a package's module may use decorators
         return ""
     from fedkd import fingerprint  # late: imports numpy
 

@@ -26,7 +26,7 @@ class TrainedStudent(nn.Module):
         self.members = nn.ModuleList(served.members)
         self.rule = served.predictor
         self.labels = served.assembly.dataset.labels
-        self._stored = served.assembly.site.test
+        self._stored, self._vocabulary = served.assembly.site.test, served.assembly.dataset.vocabulary
         self.requires_grad_(False).eval()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -43,6 +43,10 @@ class TrainedStudent(nn.Module):
             what = f"samples are {tuple(given.shape)} {given.dtype}"
             mend = f"the student takes (B, {', '.join(map(str, stored.x.shape[1:]))}) {stored.x.dtype}"
             raise DataError(what, where="preprocess", mend=mend)
+        largest = 255 if stored.x.dtype == torch.uint8 else self._vocabulary - 1
+        if len(given) and not given.is_floating_point() and not 0 <= int(given.min()) <= int(given.max()) <= largest:
+            what = f"samples hold {int(given.min())} to {int(given.max())}"
+            raise DataError(what, where="preprocess", mend=f"the student knows 0 to {largest}")
         labels = torch.zeros(len(given), dtype=torch.int64)
         samples = Samples(given.to(stored.x.dtype), labels, stored.scale, stored.offset)
         return samples.take(torch.arange(len(given)))[0]

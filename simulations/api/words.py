@@ -23,6 +23,7 @@ _KINDS: Mapping[str, extensions.Kind] = {
     "partition": "partition",
     "students": "student",
 }
+_Named = dict[tuple[extensions.Kind, str], object]  # the objects of one call
 
 
 def of(given: Sequence[object], values: Mapping[str, object], *, grid: bool = False) -> list[str]:
@@ -31,8 +32,9 @@ def of(given: Sequence[object], values: Mapping[str, object], *, grid: bool = Fa
     `grid`: a list is the values that a comparison goes through; else it is one value. Raises ConfigError.
     """
     replaced = tuple(f"{key}{end}" for key in values for end in ("=", "."))
-    words = [word for item in given for word in _of_argument(item, replaced)]
-    return [*words, *(f"{key}={_text(key, value, grid)}" for key, value in values.items())]
+    named: _Named = {}
+    words = [word for item in given for word in _of_argument(item, replaced, named)]
+    return [*words, *(f"{key}={_text(key, value, named, grid=grid)}" for key, value in values.items())]
 
 
 def register(objects: Mapping[str, object]) -> None:
@@ -41,53 +43,61 @@ def register(objects: Mapping[str, object]) -> None:
         if key not in _KINDS or not _is_object(value):
             mend = f"objects go to {', '.join(_KINDS)}"
             raise ConfigError(f"{key} = {value!r} is no object of a session", where=WHERE, mend=mend)
-        _named(key, value)
+        _name(key, value, {})
 
 
-def _of_argument(item: object, replaced: tuple[str, ...]) -> Iterator[str]:
+def _of_argument(item: object, replaced: tuple[str, ...], named: _Named) -> Iterator[str]:
     if isinstance(item, str):
-        yield from [item] if os.path.exists(item) else shlex.split(item)
+        yield from [item] if os.path.exists(item) else _split(item)
     elif isinstance(item, os.PathLike):
         yield os.fspath(item)
     elif isinstance(item, Mapping):
-        yield from (word for word in _of_mapping(item) if not word.startswith(replaced))
+        yield from (word for word in _of_mapping(item, named) if not word.startswith(replaced))
     else:
         mend = "give words like 'rounds=20', the path of a YAML file, a mapping, or keywords"
         raise ConfigError(f"{item!r} is no part of a configuration", where=WHERE, mend=mend)
 
 
-def _of_mapping(config: Mapping[str, Any]) -> Iterator[str]:
+def _split(line: str) -> list[str]:
+    try:
+        return shlex.split(line)
+    except ValueError as error:
+        mend = "quote as in a shell, or use keywords: students={'mlp': 0.5}"
+        raise ConfigError(f"cannot read {line!r}: {error}", where=WHERE, mend=mend) from None
+
+
+def _of_mapping(config: Mapping[str, Any], named: _Named) -> Iterator[str]:
     """A nested mapping, such as `Run.config`. Its strategy is chosen by name, so that the name stays."""
     for key, value in config.items():
         chosen = value.get("setting") if key == "strategy" and isinstance(value, Mapping) else None
         if chosen in compose.options("strategy"):
             yield f"strategy={chosen}"
             kept = {name: own for name, own in value.items() if name not in ("setting", "name", "client")}
-            yield from (f"strategy.{name}={_text(name, own, grid=False)}" for name, own in kept.items())
+            yield from (f"strategy.{name}={_text(name, own, named)}" for name, own in kept.items())
         elif isinstance(value, Mapping) and value and key not in compose.GROUPS:
-            yield from (f"{key}.{word}" for word in _of_mapping(value))
+            yield from (f"{key}.{word}" for word in _of_mapping(value, named))
         else:
-            yield f"{key}={_text(key, value, grid=False)}"
+            yield f"{key}={_text(key, value, named)}"
 
 
-def _text(key: str, value: object, grid: bool) -> str:
+def _text(key: str, value: object, named: _Named, *, grid: bool = False) -> str:
     if grid and isinstance(value, list | tuple | range):
-        return ",".join(_text(key, one, grid=False) for one in value)
-    return strict_yaml.write(_plain(key, value))
+        return ",".join(_text(key, one, named) for one in value)
+    return strict_yaml.write(_plain(key, value, named))
 
 
-def _plain(key: str, value: object) -> Any:
+def _plain(key: str, value: object, named: _Named) -> Any:
     """A value as YAML holds it: numbers of numpy and torch, and objects by their names."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if key in _KINDS and _is_object(value):
-        return _named(key, value)
+        return _name(key, value, named)
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, Mapping):
-        return {str(name): _plain(f"{key}.{name}", own) for name, own in value.items()}
+        return {str(name): _plain(f"{key}.{name}", own, named) for name, own in value.items()}
     if isinstance(value, list | tuple | range):
-        return [_plain(key, own) for own in value]
+        return [_plain(key, own, named) for own in value]
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
         return value.item()
     mend = f"give numbers, text, lists or mappings; {', '.join(_KINDS)} take objects"
@@ -98,12 +108,15 @@ def _is_object(value: object) -> bool:
     return callable(value) or type(value).__name__ == "Data"
 
 
-def _named(key: str, value: Any) -> str:
-    """The name of an object, registered if it is not yet."""
+def _name(key: str, value: Any, named: _Named) -> str:
+    """The name of an object, registered if it is not yet. Raises ConfigError if another of this call has its name."""
     kind = _KINDS[key]
     if known := next((item.name for item in extensions.registered(kind) if item.value is value), ""):
         return known
     name = _own_name(key, value)
+    if named.setdefault((kind, name), value) is not value:
+        mend = f"name them: @fedkd.register.{kind}('{name}-2')"
+        raise ConfigError(f"two objects for {key} are called '{name}'", where=WHERE, mend=mend)
     make = _student(value) if kind == "student" else _data(value) if kind == "data" else value
     extensions.register(kind, name, make)
     return name

@@ -13,6 +13,10 @@ def test_nouns_are_at_hand(name: str) -> None:
     assert getattr(fedkd, name).__name__ == name
 
 
+def test_dir_lists_what_is_found_on_first_use() -> None:
+    assert {"run", "load", "compare", "errors", "register"} <= set(dir(fedkd))
+
+
 def test_another_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'Trainer'"):
         fedkd.Trainer  # noqa: B018

@@ -123,6 +123,13 @@ def test_a_student_judges_other_samples(own):
         own.evaluate(X)
 
 
+def test_pixels_that_no_byte_holds_are_refused(ran):
+    student = ran.student()
+    with pytest.raises(DataError, match="samples hold 0 to 256"):
+        student.preprocess(np.full((1, 1, 8, 8), 256) * np.eye(8, dtype=int))
+    assert student.preprocess(np.zeros((2, 1, 8, 8), np.uint8)).min() == -1
+
+
 def test_another_session_needs_the_same_objects(own):
     with extensions.kept():
         extensions._registered.clear()

@@ -76,11 +76,20 @@ def test_a_registered_object_keeps_its_name():
         ({"students": nn.Linear(1, 1)}, "students is one Linear, and every client needs its own"),
         ({"students": lambda one, two, three: None}, "cannot make a student"),
         ({"rounds": object()}, "rounds is a object"),
+        (
+            {"students": [lambda: nn.Linear(1, 1), lambda: nn.Linear(1, 2)]},
+            "two objects for students are called 'lambda'",
+        ),
     ],
 )
 def test_what_cannot_be_a_value_is_refused(values, sentence):
     with pytest.raises(ConfigError, match=sentence):
         words.of([], values)
+
+
+def test_open_quotes_are_a_sentence():
+    with pytest.raises(ConfigError, match="No closing quotation"):
+        words.of(["students='{mlp: 0.5"], {})
 
 
 def test_a_student_may_need_no_arguments():
