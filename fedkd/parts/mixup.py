@@ -13,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedkd.errors import ConfigError
 from fedkd.maths import losses
 from fedkd.parts.part import PREFIX, Part, Seen
+from fedkd.problem import Problem
 from fedkd.student import Student
 
 _FLATTEST = 1e-6  # deviation below which logits are not scaled up
@@ -33,6 +35,11 @@ class Mixup(Part):
     @property
     def teacher(self) -> str | None:
         return str(self.config.teacher) if self.config.alpha else None
+
+    def check(self, problem: Problem) -> None:
+        if problem.vocabulary:
+            what = "part 'mixup' mixes samples, and token ids have no mean"
+            raise ConfigError(what, where="parts", mend="leave the part out: parts=[teacher] distils without mixing")
 
     def draw(self, size: int, rng: np.random.Generator) -> Mapping[str, Tensor]:
         rows = mixed_rows(size, self.config.fraction, rng, self.config.draw)

@@ -1,7 +1,7 @@
 """A sample of each enumeration, so that none of them rots; whole they are commands (their docstrings say which)."""
 
 import pytest
-from enumerations import damaged, interrupted, mutated
+from enumerations import damaged, interrupted, modalities, mutated
 
 
 @pytest.fixture(scope="module")
@@ -37,3 +37,28 @@ def test_mutated_messages_are_refused_or_fit():
     outcomes = [mutated.one(found, 0, number) for number in range(40)]
     assert [outcome for outcome in outcomes if outcome[2]] == []
     assert {outcome for _, outcome, _ in outcomes} >= {"admitted", "failure"}
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        ("rows", "mlp", ("strategy=fedgen",)),
+        ("rows", "mlp", ("strategy=fedavg", "parts=[graph]")),
+        ("signals", "cnn1d", ("strategy=fedd2s",)),
+        ("signals", "cnn1d", ("strategy=fedbn",)),
+        ("signals", "cnn1d", ("strategy=fedfuse",)),
+        ("tokens", "textcnn", ("strategy=fedproto",)),
+        ("tokens", "textcnn", ("strategy=fedavg", "parts=[mixup]")),
+        ("tokens", "gru", ("strategy=fedd2s", "strategy.head_arch=tail")),
+        ("tokens", "gru", ("strategy=knfu",)),
+        ("tokens", "gru", ("strategy=fedavg", "proxy=noise", "proxy.size=20")),
+    ],
+    ids=lambda cell: " ".join((*cell[:2], *cell[2])),
+)
+def test_methods_of_every_kind_play_samples_of_every_kind_or_say_why_not(cell):
+    assert modalities.one(cell) == ""
+
+
+def test_the_judge_of_kinds_sees_a_refusal_that_nobody_expects(monkeypatch):
+    monkeypatch.setattr(modalities, "REFUSED", {})
+    assert "generates images" in modalities.one(("rows", "mlp", ("strategy=fedfuse",)))
