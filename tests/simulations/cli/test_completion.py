@@ -50,7 +50,7 @@ def test_keys_of_strategy_and_partition_are_those_of_the_chosen_one():
 
 
 def test_values_are_those_of_the_type():
-    assert words("fedkd run train.optimiser=") == ["train.optimiser=sgd", "train.optimiser=adam"]
+    assert words("fedkd run train.moments=") == ["train.moments=reset", "train.moments=keep"]
     assert words("fedkd run data.download=t") == ["data.download=true"]
     assert words("fedkd run train.clip=") == ["train.clip=null"]
     assert (

@@ -22,7 +22,7 @@ KINDS = (
     "strategy=fedproto checkpoint.keep=1",
     "strategy=fedd2s strategy.drop_period=1",
     "strategy=fedavg evaluate.every=3",  # the old last round was evaluated out of turn
-    "strategy=fedmd proxy=held-out proxy.size=20 evaluate.pooled_every=4 checkpoint.keep=1",
+    "strategy=fedmd proxy=held-out proxy.size=20 evaluate.pooled_every=3 checkpoint.every=4",  # from the beginning
 )
 
 
