@@ -163,10 +163,12 @@ def load_runs(folder: Path | str, table: str = "metrics") -> list[Row]:
 
     Columns: `run, comparison, strategy, seed, state`, then those of the row, dotted, then the configuration's:
     `config.partition.alpha`. `table` is metrics, clients, timings or events. Ready for
-    `pandas.DataFrame(load_runs("runs"))`.
+    `pandas.DataFrame(load_runs("runs"))`. Raises FolderError if there is no run.
     """
     path = Path(folder)
     folders = {place.parent for pattern in _RUNS for place in path.glob(pattern) if ".broken-" not in place.parent.name}
+    if not folders:
+        raise FolderError(f"there is no run in {path}", mend="give a run, a folder of runs, or a comparison")
     return [row for place in sorted(folders) for row in tidy(read(place), table)]
 
 

@@ -106,3 +106,8 @@ def test_runs_are_read_as_tidy_rows(written):
 def test_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(FolderError, match="not a run folder"):
         ledger.read(tmp_path)
+
+
+def test_a_folder_without_runs_is_no_empty_table(tmp_path):
+    with pytest.raises(FolderError, match="there is no run in"):
+        ledger.load_runs(tmp_path / "run")

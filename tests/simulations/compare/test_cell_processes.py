@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from multiprocessing import spawn
 from pathlib import Path
 
 import pytest
@@ -238,3 +239,11 @@ def test_debug_plays_in_this_process(tmp_path):
     board.begin("test", [Progress(one, tmp_path / one.folder / "metrics.jsonl", 2)], 1)
     assert cell_processes.run_here({one: resolved(one)}, tmp_path, board) == {one.folder: CellResult("done")}
     assert board.cells[one.folder].rounds == 2
+
+
+def test_a_child_is_not_told_the_script_of_its_parent(monkeypatch):
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", "script.py", raising=False)
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+    assert "init_main_from_path" in spawn.get_preparation_data("cell")
+    with cell_processes._without_script():
+        assert not {"init_main_from_path", "init_main_from_name"} & spawn.get_preparation_data("cell").keys()
