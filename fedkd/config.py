@@ -235,5 +235,8 @@ class RunConfig(Schema):
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     border: BorderConfig = field(default_factory=BorderConfig)
+    track: list[Literal["tensorboard", "csv", "wandb", "mlflow"]] = field(
+        default_factory=lambda: ["tensorboard"]
+    )  # where curves go besides the ledger and rounds.csv (csv), which are always written: docs/runs.md
     engine: EngineConfig = field(default_factory=EngineConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -213,8 +213,11 @@ def _ranges(node: ast.expr) -> Iterator[str]:
 def _default(node: ast.expr | None) -> str:
     if node is None:
         return ""
-    if ast.unparse(node) == "field(default_factory=list)":
-        return "[]"
+    match node:
+        case ast.Call(keywords=[ast.keyword(arg="default_factory", value=ast.Name(id="list"))]):
+            return "[]"
+        case ast.Call(keywords=[ast.keyword(arg="default_factory", value=ast.Lambda(body=body))]):
+            node = body
     try:
         return strict_yaml.write(ast.literal_eval(node))
     except ValueError:  # an expression: shown as source

@@ -16,7 +16,7 @@ DEFAULT = "default (schema)"
 # Where and how fast a run executes: two runs with equal ledgers may differ in any of these.
 # `engine.deadline` is not among them: it decides which clients are late.
 MACHINE_FACTS = frozenset(f"engine.{key}" for key in ("name", "workers", "address")) | frozenset(
-    {"checkpoint.every", "checkpoint.keep", "data.root", "data.download"}
+    {"checkpoint.every", "checkpoint.keep", "data.root", "data.download", "track"}
 )
 NAMES = frozenset({"strategy.setting"})  # names, which do not affect results either
 

@@ -15,7 +15,7 @@ from simulations.compare import calibrate, cell_processes, progress_table
 from simulations.compare.cell_process import CellResult
 from simulations.compare.progress_table import Progress, ProgressDisplay
 from simulations.compare.tune import Tuning
-from simulations.run import run_folder
+from simulations.run import run_folder, tracking
 from simulations.run.options import Options
 from simulations.run.run_folder import RunFolder
 
@@ -79,6 +79,7 @@ def _run_cells(
     tasks: Mapping[Cell, Resolved], session: Session, display: ProgressDisplay, name: str
 ) -> dict[str, CellResult]:
     """Run the missing ones among some cells. Raises FolderError if the disk is full."""
+    tracking.check(name for task in tasks.values() for name in task.config.track)
     folder = session.folder
     missing = {cell: task for cell, task in tasks.items() if not plan.is_done(folder / cell.folder, cell.digest)}
     display.begin(name, [_progress(cell, folder, tasks[cell], cell not in missing) for cell in tasks], session.jobs)

@@ -48,6 +48,7 @@ class Head:
     folder: str
     engine: str
     option: str = ""  # of conf/strategy, if the run uses it unchanged
+    has_curves: bool = True  # in tb/
     client_student: str = "own"  # evaluated on a client's test split: its `own` student, or the `global` one
 
     def line(self) -> str:
@@ -110,6 +111,7 @@ def head(resolved: Resolved, folder: Path, engine: str, client_student: str = "o
         folder=str(folder),
         engine=engine,
         option=compose.unchanged_setting(config.strategy),
+        has_curves="tensorboard" in config.track,
         client_student=client_student,
     )
 
@@ -194,7 +196,8 @@ def closing(summary: Row, head: Head) -> list[str]:
     lines = [f"done   {summary['rounds']} rounds in {clock(summary['seconds']['total'])}" + _failures(failures)]
     lines += [f"       {line}" for line in figures(summary, head.clients)]
     runs = head.folder.rpartition("/")[0] or head.folder
-    lines.append(f"files  {head.folder}   curves: tensorboard --logdir {shlex.quote(runs)}")
+    curves = f"   curves: tensorboard --logdir {shlex.quote(runs)}" if head.has_curves else ""
+    lines.append(f"files  {head.folder}{curves}")
     # Personal students may differ in architecture, so their baseline is local training.
     is_personal = summary["accuracy_of"] == "clients.mean" and head.client_student == "own"
     other, name = ("local", "local training") if is_personal else ("fedavg", "FedAvg")

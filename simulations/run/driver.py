@@ -30,7 +30,7 @@ from simulations.run.console_text import Head, closing, head, measured, round_li
 from simulations.run.progress import Screen
 from simulations.run.rounds_csv import RoundsCsv
 from simulations.run.run_folder import RunFolder
-from simulations.run.tensorboard import TensorBoardWriter
+from simulations.run.tracking import Tracking
 from simulations.system import machine
 from simulations.system.interrupts import Interrupts, Stop
 
@@ -88,10 +88,10 @@ class Driver:
             with run_folder.writing(self.folder.path):
                 self.ledger = Ledger(self.folder.path)
                 self.rounds_csv = RoundsCsv(self.folder.path)
-                self.tensorboard = TensorBoardWriter(self.folder.path / "tb", about=self._head("").line())
+                self.tracking = Tracking(self.resolved, self.folder, self._head("").line(), self._warn)
             self._read_ledger()
             stack.callback(self.ledger.close)
-            stack.callback(self.tensorboard.close)
+            stack.callback(self.tracking.close)
             self.interrupts = stack.enter_context(Interrupts())
             try:
                 return self._run(stack, excluded)
@@ -158,7 +158,7 @@ class Driver:
             self.lengths = self.ledger.lengths()
             self._read_ledger()
             self.rounds_csv.restart(self.rows)
-            self.tensorboard.restart(self.rows, self.timings)
+            self.tracking.restart(self.rows, self.timings)
         self.earlier = sum(row["total"] for row in self.timings)
         self.state, self.committed = state, state.round if commit else -1
         return state
@@ -200,7 +200,7 @@ class Driver:
             self.ledger.append("clients.jsonl", [_portable(row) for row in done.clients])
             self.ledger.append("timings.jsonl", [timings])
             self.ledger.append("metrics.jsonl", [done.row])
-            self.tensorboard.write(done.row, timings)
+            self.tracking.write(done.row, timings)
             self.rounds_csv.write(done.row)
         self._log_failures(done.failures)
         self.rows.append(done.row)
@@ -285,6 +285,7 @@ class Driver:
         self.folder.write_json("summary.json", totals)
         self.folder.note(state=status, round=totals["rounds"], engine=self.engine_facts(), **facts)
         self._event(status, round=totals["rounds"], **facts)
+        self.tracking.finish(totals)
         return totals
 
     # --- output for people: the screen and log.txt -------------------------------------------------------------------

@@ -20,7 +20,7 @@ from simulations.run.run_folder import RunFolder
 _WHERE = "command line"
 # A state means the same under other values of these; of nodes, all keys below are meant.
 _FREE = {"rounds", "quorum", "clients_per_round", "train", "strategy", "part", "evaluate", "border", "engine"}
-_FREE |= {"checkpoint", "data.root", "data.download"}
+_FREE |= {"checkpoint", "track", "data.root", "data.download"}
 # Why others must stay, by the beginning of the key. The first that fits counts.
 _STAY = {
     "strategy.name": "the state is that of the parent's algorithm",

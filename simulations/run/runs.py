@@ -12,7 +12,7 @@ from fedkd.configuration import naming
 from fedkd.configuration.resolved import Resolved
 from fedkd.errors import CheckpointError, ConfigError, FedkdError, FolderError
 from fedkd.record import ledger
-from simulations.run import code_copies, console_text, extension, progress, provenance, run_folder, summary
+from simulations.run import code_copies, console_text, extension, progress, provenance, run_folder, summary, tracking
 from simulations.run.exclusion import NOBODY, Exclusion
 from simulations.run.options import Options
 from simulations.run.progress import Screen
@@ -44,6 +44,7 @@ def start(
     `target` replaces the configuration's engine, `screen` a new one, `command` this process's own command line.
     `origin`: the commit of another run to start from (simulations/run/fork.py).
     """
+    tracking.check(resolved.config.track)
     screen = screen or progress.make(options)
     folder = run_folder.create(runs, naming.of(resolved.config.strategy), resolved.digest(), name=name, out=out)
     try:
@@ -89,6 +90,8 @@ def resume(
             longer = rounds and extension.plan(place, resolved, rounds, anyway=anyway)
             is_done = info.get("state") == "done" and not longer
             exclusion.check({**info, "state": "done" if is_done else "stopped"}, place, resolved.config.quorum)
+            if not is_done:
+                tracking.check(resolved.config.track)
             if longer:
                 resolved = extension.lengthened(resolved, longer.to)
                 longer.apply(folder, resolved, _now())

@@ -6,7 +6,7 @@ queue for a few scalars per round. The import waits for the first row, after the
 
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,7 +23,7 @@ class TensorBoardWriter:
         self.folder, self.about = folder, about  # the run's text in TensorBoard
         self._file: BinaryIO | None = None
 
-    def restart(self, rows: list[ledger.Row], timings: list[ledger.Row]) -> None:
+    def restart(self, rows: Sequence[ledger.Row], timings: Sequence[ledger.Row]) -> None:
         """Start again with the rows of earlier rounds."""
         for old in self.folder.glob("events.out.tfevents.*"):
             old.unlink()

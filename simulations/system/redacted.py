@@ -20,3 +20,8 @@ def command(args: Sequence[str]) -> list[str]:
             shown.append(_USER.sub(HIDDEN, arg))
         is_value = is_secret and not equals and arg.startswith("-")
     return shown
+
+
+def text(words: str) -> str:
+    """A text with the users and passwords in its addresses hidden."""
+    return _USER.sub(HIDDEN, words)

@@ -69,7 +69,7 @@ def test_every_decisive_value_is_told_somewhere() -> None:
 def without_effect() -> set[str]:
     """What moves no result, or means nothing without another value."""
     return {
-        "seed", "data.root", "data.download", "proxy.name", "proxy.size", "parts", "evaluate.validation",
+        "seed", "track", "data.root", "data.download", "proxy.name", "proxy.size", "parts", "evaluate.validation",
         "train.moments", "train.epochs", "train.lr_clock", "train.schedule", "train.lr_step",
         "students.name", "students.statistics",
     }  # fmt: skip
