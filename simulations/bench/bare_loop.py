@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedkd.training import augment
 from simulations.assemble import Assembly
 
 # Classes of the two halves -> the bare version below.
@@ -25,12 +26,14 @@ class BareLoop:
     """The variables of a script: global entries, each client's own entries, the generator.
 
     `method` names its algorithm: FedAvg (`is_same=False`) if there is no bare version of the configured one.
+    With another optimiser than SGD, or with augmentation, it is not the same either.
     """
 
     def __init__(self, assembly: Assembly) -> None:
         site, config = assembly.site, assembly.experiment.config
         halves = type(assembly.experiment.strategy).__name__, type(site.client).__name__
-        self.method, self.is_same = METHODS.get(halves, "fedavg"), halves in METHODS
+        is_plain = config.train.optimiser == "sgd" and not augment.names(config.train)  # what this loop can do
+        self.method, self.is_same = METHODS.get(halves, "fedavg"), halves in METHODS and is_plain
         self.local, self.server = site.client.config, assembly.experiment.strategy.config
         self.config, self.train = config, config.train
         self.classes, self.train_index, self.test_index = site.problem.classes, site.train_index, site.test_index

@@ -98,6 +98,8 @@ def test_an_algorithm_that_is_not_written_out_is_compared_with_fedavg_and_named_
     bare = BareLoop(assembly(Other(), FedAvg()))
     assert (bare.method, bare.is_same) == ("fedavg", False)
     assert BareLoop(assembly(Supervised(), FedAvg())).is_same
+    for other in ({"optimiser": "adam"}, {"augment": "flip"}):
+        assert not BareLoop(assembly(Supervised(), FedAvg(), train=replace(WHOLE, **other))).is_same
 
 
 def test_phases_and_rest_sum_to_a_round():
