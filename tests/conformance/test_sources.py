@@ -56,7 +56,8 @@ def called(tree: ast.Module) -> Iterator[tuple[str, ast.Call]]:
 def test_imports_go_down_only(trees):
     for path, tree in trees.items():
         ours = {name.split(".")[0] for name in imported(tree)} & set(MAY_IMPORT)
-        assert ours <= MAY_IMPORT[path.split("/")[0]], path
+        face = {"simulations"} if path == "fedkd/__init__.py" else set()  # it hands `fedkd.run` and the like on, lazily
+        assert ours <= MAY_IMPORT[path.split("/")[0]] | face, path
 
 
 def test_nothing_forbidden_is_used(trees):
