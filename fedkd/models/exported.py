@@ -1,4 +1,4 @@
-"""An exported student, from stored images to logits, and its safetensors file. No pickle.
+"""An exported student, from stored samples to logits, and its safetensors file. No pickle.
 
 Needs only torch and safetensors. `load` does not trust a file: it compares names, shapes and types with those of the
 architecture before it allocates memory, and the bytes with their SHA-256, which detects damage but proves no origin.
@@ -22,25 +22,36 @@ from fedkd.student import Student, lay_out
 
 FORMAT = "fedkd-student 1"  # this version reads no other number
 LARGEST = 1 << 32  # bytes of a file that `load` opens
-_MOST_CLASSES, _MOST_PIXELS = 100_000, 1 << 24  # far above those of any student here
+_MOST_CLASSES, _MOST_VALUES = 100_000, 1 << 24  # of a sample, or token ids; far above those of any student here
 
 
 class Exported(nn.Module):
-    """Images (N, channels, height, width) uint8 as stored -> logits (N, classes). Scaling is inside."""
+    """Samples (N, ...) as stored, such as images (N, channels, height, width) uint8 -> logits (N, classes).
+
+    Scaling is inside; without `scale` the students get the samples as stored.
+    """
 
     scale: Tensor
     offset: Tensor
 
     def __init__(
-        self, members: Sequence[Student], scale: Sequence[float], offset: Sequence[float], predictor: Predictor
+        self,
+        members: Sequence[Student],
+        scale: Sequence[float],
+        offset: Sequence[float],
+        predictor: Predictor,
+        rank: int = 3,
     ) -> None:
+        """`rank`: the number of axes of one sample."""
         super().__init__()
         self.members = nn.ModuleList(members)
         self.rule = predictor  # entries of files are named so
-        self.register_buffer("scale", torch.tensor(scale).view(-1, 1, 1))
-        self.register_buffer("offset", torch.tensor(offset).view(-1, 1, 1))
+        self.register_buffer("scale", torch.tensor(scale).view(len(scale), *[1] * (rank - 1)))
+        self.register_buffer("offset", torch.tensor(offset).view(len(offset), *[1] * (rank - 1)))
 
     def forward(self, images: Tensor) -> Tensor:
+        if not len(self.scale):
+            return self.rule(self.members, images)
         # The same operations as Samples.take: others round differently.
         return self.rule(self.members, images.float() * self.scale + self.offset)
 
@@ -56,7 +67,7 @@ def load(path: str | Path) -> tuple[Exported, tuple[str, ...]]:
     about, entries = _read(place)
     members = {name.split(".")[1] for name in entries if name.startswith("members.")}
     try:
-        module, labels = _form(about, len(members))
+        module, labels = _form(about, len(members), len(entries["scale"]))
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError, ConfigError) as error:
         raise _broken(place, f"what it says of its student cannot be: {error!r}") from None
     _check(place, module.entries, entries)
@@ -102,24 +113,27 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise _broken(path, str(error)) from None
 
 
-def _form(about: Mapping[str, str], num_members: int) -> tuple[Exported, tuple[str, ...]]:
+def _form(about: Mapping[str, str], num_members: int, num_scales: int) -> tuple[Exported, tuple[str, ...]]:
     """The module without entries, on the meta device, so that no claim of a file takes memory yet."""
     form, labels = json.loads(about["architecture"]), tuple(map(str, json.loads(about["labels"])))
     rule, options = about["rule"], json.loads(about["rule_options"])
     name, shape, classes = str(form["name"]), tuple(map(int, form["shape"])), int(form["classes"])
-    if len(shape) != 3 or min(shape) < 1 or math.prod(shape) > _MOST_PIXELS:
-        raise ValueError(f"images of {shape}")
+    vocabulary, stem = int(form.get("vocabulary", 0)), form.get("stem", "standard")
+    if not shape or min(shape) < 1 or math.prod(shape) > _MOST_VALUES or not 0 <= vocabulary <= _MOST_VALUES:
+        raise ValueError(f"samples of {shape}, {vocabulary} token ids")
+    if num_scales not in (0, shape[0]):
+        raise ValueError(f"{num_scales} scales")
     if classes != len(labels) or not 1 <= classes <= _MOST_CLASSES:
         raise ValueError(f"{classes} classes and {len(labels)} labels")
     with torch.device("meta"):
-        members = [students.make_any(name, shape, classes, form["norm"]) for _ in range(num_members)]
+        members = [students.make_any(name, shape, classes, form["norm"], stem, vocabulary) for _ in range(num_members)]
         for module in (module for member in members for module in member.modules()):
             if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
                 module.num_batches_tracked = None  # as student.initialise does it: no entry
         if rule not in PREDICTORS or not members:
             raise ValueError(f"rule {rule!r} over {num_members} students")
         empty = PREDICTORS[rule].empty(members, **options)
-        return Exported(members, [0.0] * shape[0], [0.0] * shape[0], empty), labels
+        return Exported(members, [0.0] * num_scales, [0.0] * num_scales, empty, len(shape)), labels
 
 
 def _check(path: Path, wanted: Mapping[str, Tensor], entries: Mapping[str, Tensor]) -> None:

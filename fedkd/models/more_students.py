@@ -65,7 +65,7 @@ class LastState(nn.GRU):
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         # nn.GRU keeps a list of its entries, which goes stale when they are exchanged (torch.func.functional_call).
         entries = cast(list[Tensor], list(self._parameters.values()))
-        first = x.new_zeros(1, len(x), self.hidden_size)
+        first = x.new_zeros(1, x.shape[0], self.hidden_size)
         states: Tensor = torch.gru(x, first, entries, True, 1, 0.0, self.training, False, True)[1]
         return states[0]
 

@@ -17,7 +17,9 @@ ABOUT = "fedkd.json"  # the extra file that says what the program is
 def trace(served: Served) -> torch.export.ExportedProgram:
     """The student as a program for batches of any size."""
     shape = served.assembly.experiment.problem.input_shape
-    images = torch.zeros(2, *shape, dtype=torch.uint8)  # two: the tracer treats one as a constant
+    images = torch.zeros(
+        2, *shape, dtype=served.assembly.site.train.x.dtype
+    )  # two: the tracer treats one as a constant
     batch = {"images": {0: torch.export.Dim("batch", min=1)}}
     return torch.export.export(served.module, (images,), dynamic_shapes=batch)
 

@@ -33,7 +33,7 @@ def screen(summary: ExportSummary) -> Iterator[str]:
     yield f"export    {summary.place}"
     yield (
         f"student   {served.name} of round {summary.run.state.round} of {problem.rounds}: {form}{how}, "
-        f"uint8 images (batch, {shape}) as stored -> logits (batch, {problem.classes})"
+        f"{' '.join(served.stored)} (batch, {shape}) as stored -> logits (batch, {problem.classes})"
     )
     yield (
         f"checked   {whole.samples} held-out samples: logits differ by at most {whole.difference:.1e} "
@@ -48,7 +48,7 @@ def screen(summary: ExportSummary) -> Iterator[str]:
             f"{summary.small.bytes / whole.bytes:.2f} of the float file's size"
         )
     times = "   ".join(f"{1e3 * seconds:.3f} at batch {batch}" for batch, seconds in final.latency.items())
-    yield f"size      {final.bytes / 1e6:.3f} MB   ms per image: {times}   (one thread, median)"
+    yield f"size      {final.bytes / 1e6:.3f} MB   ms per sample: {times}   (one thread, median)"
     if ledger is not None and whole.samples == _all_of(served) and round(ledger * whole.samples) != _correct(whole):
         yield "warn      this machine's accuracy is not the ledger's: another processor or torch, or other data"
 

@@ -51,13 +51,22 @@ class Served:
         """Arguments of fedkd.models.students.make_any."""
         problem, chosen = self.assembly.experiment.problem, self.assembly.experiment.config.students
         name = problem.architecture(self.client) or chosen.name
-        return {"name": name, "shape": problem.input_shape, "classes": problem.classes, "norm": chosen.norm}
+        form = {"name": name, "shape": problem.input_shape, "classes": problem.classes, "norm": chosen.norm}
+        more = {"stem": chosen.stem} if chosen.stem != "standard" else {}
+        return form | more | ({"vocabulary": problem.vocabulary} if problem.vocabulary else {})
+
+    @property
+    def stored(self) -> tuple[str, str]:
+        """The type of a stored sample, and what it is."""
+        x = self.assembly.site.train.x
+        return str(x.dtype).removeprefix("torch."), "images" if x.dtype == torch.uint8 and x.dim() == 4 else "samples"
 
     @cached_property
     def module(self) -> Exported:
         """The student with scaling and its predictor inside; shares no memory."""
         train = self.assembly.site.train
-        return Exported(self.members, train.scale, train.offset, self.predictor).requires_grad_(False).eval()
+        made = Exported(self.members, train.scale, train.offset, self.predictor, train.x.dim() - 1)
+        return made.requires_grad_(False).eval()
 
     @property
     def predictor(self) -> Predictor:
@@ -204,6 +213,8 @@ def _leaves_some(problem: Problem, client: ClientId, payload: Payload) -> bool:
 def facts(run: Run, served: Served) -> dict[str, str]:
     """The metadata of every exported file, as text."""
     shape, test = served.assembly.experiment.problem.input_shape, served.assembly.site.test
+    value = "byte" if test.x.dtype == torch.uint8 else "value"
+    rule = f"{value} * scale + offset" if test.scale else "as stored"
     return {
         "fedkd": fedkd.__version__,
         "run": run.path.name,
@@ -213,8 +224,8 @@ def facts(run: Run, served: Served) -> dict[str, str]:
         "round": str(run.state.round),
         "data": served.assembly.dataset.name,
         "labels": json.dumps(list(served.assembly.dataset.labels)),
-        "input": json.dumps({"name": "images", "dtype": "uint8", "shape": ["batch", *shape]}),
-        "scaling": json.dumps({"rule": "byte * scale + offset", "scale": test.scale, "offset": test.offset}),
+        "input": json.dumps({"name": "images", "dtype": served.stored[0], "shape": ["batch", *shape]}),
+        "scaling": json.dumps({"rule": rule, "scale": test.scale, "offset": test.offset}),
         "accuracy": json.dumps({"held_out": accuracy(served, served.logits), "ledger": run.accuracy(served.client)}),
     }
 

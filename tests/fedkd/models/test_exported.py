@@ -206,3 +206,18 @@ print(exported.load({str(path)!r})[1])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == str(LABELS), done.stderr
+
+
+@pytest.mark.parametrize(("name", "shape", "vocabulary", "scale"), [("mlp", (4,), 0, (2.0,) * 4), ("gru", (5,), 9, ())])
+def test_table_rows_and_token_ids_are_taken_as_stored(tmp_path, name, shape, vocabulary, scale):
+    made = student.build(lambda: students.make(name, shape, 3, vocabulary=vocabulary), seeds.stream(0, "init"))
+    module = Exported([made], scale, scale, predictors.SingleModel(), len(shape)).eval()
+    form = {"name": name, "shape": shape, "classes": 3, "norm": "batch", "vocabulary": vocabulary}
+    about = exported.make(form, "abc", module.rule, module.entries, {})
+    safetensors.torch.save_file(module.entries, tmp_path / "a.safetensors", about)
+    loaded, labels = exported.load(tmp_path / "a.safetensors")
+    x = torch.randint(0, 9, (6, *shape))
+    x = x if vocabulary else x.float()
+    assert labels == ("a", "b", "c")
+    assert torch.equal(loaded(x), module(x))
+    assert torch.equal(module(x), made.eval()(x * 2 + 2 if scale else x))

@@ -333,7 +333,7 @@ def test_the_screen_says_what_was_found(demo, capsys):
     assert "student   global of round 2 of 2: fedgen-cnn" in out
     assert "checked   355 held-out samples: logits differ by at most 0.0e+00" in out
     assert f"accuracy  {said(demo):.4f}   (the run's ledger says {said(demo):.4f})" in out
-    assert re.search(r"size      0.0\d\d MB   ms per image: [\d.]+ at batch 1   [\d.]+ at batch 32", out)
+    assert re.search(r"size      0.0\d\d MB   ms per sample: [\d.]+ at batch 1   [\d.]+ at batch 32", out)
     assert "warn" not in out
 
 
