@@ -5,6 +5,7 @@ parser, keys those of the schema, names those of conf, installed packages and ru
 answer takes less than 0.3 s.
 """
 
+import ast
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import is_dataclass
 from itertools import pairwise
@@ -128,7 +129,9 @@ def _overrides(current: str, before: list[str], *, has_comparisons: bool) -> Wor
     key, equals, value = current.partition("=")
     if equals:
         start = f"{key}={value[: value.rfind(',') + 1]}"
-        values = [(n, groups.about(key, n)) for n in groups.options(key)] if key in named else _values(key, before)
+        own = _of_files(key, before)
+        options = [*((n, groups.about(key, n)) for n in groups.options(key)), *own]
+        values = options if key in named else _values(key, before)
         return [(f"{start}{word}", meaning) for word, meaning in values]
     node, dot, _ = current.partition(".")
     if dot:
@@ -136,6 +139,18 @@ def _overrides(current: str, before: list[str], *, has_comparisons: bool) -> Wor
     plain = [(f"{key.name}=", key.comment) for key in reference.of(config.RunConfig) if key.name not in named]
     nodes = [(f"{name}.", "") for name in ("partition", "strategy", *_NODES)]
     return [*((f"{name}=", "") for name in named), *plain, *nodes]
+
+
+def _of_files(group: str, before: list[str]) -> Iterator[tuple[str, str]]:
+    """The names that the files of --py register, read without executing them."""
+    for path in (Path(word) for option, word in pairwise(before) if option == "--py"):
+        for node in ast.walk(ast.parse(path.expanduser().read_text(encoding="utf-8"))):
+            match node:
+                case ast.Call(
+                    func=ast.Attribute(value=ast.Attribute(attr="register"), attr=kind),
+                    args=[ast.Constant(value=str(name)), *_],
+                ) if kind == groups.KINDS.get(group):
+                    yield name, f"from {path.name}"
 
 
 def _values(key: str, before: list[str]) -> Words:

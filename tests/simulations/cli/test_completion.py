@@ -131,6 +131,13 @@ def test_an_unknown_shell_is_an_error():
         completion.script("csh")
 
 
+def test_names_of_a_file_are_read_without_executing_it(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("import fedkd\n@fedkd.register.student('my-net')\ndef f(shape, classes): ...\nraise SystemExit\n")
+    assert words(f"fedkd run --py {path} students=my") == ["students=my-net"]
+    assert words(f"fedkd run --py {path} data=my") == []
+
+
 def test_installed_and_registered_names_are_offered():
     from fedkd import extensions
 
