@@ -89,7 +89,7 @@ class EvaluateConfig(Schema):
 
 @dataclass(frozen=True, kw_only=True)
 class ProxyConfig(Schema):
-    """A public set of images, for the algorithms that need one; never the clients' or the test data."""
+    """A public set of samples, for the algorithms that need one; never the clients' or the test data."""
 
     name: str = "none"  # none, held-out, unused, noise, or a source of fedkd.data.sources
     size: Annotated[int, Ge(1)] = 1000  # number of images

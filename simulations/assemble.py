@@ -192,7 +192,7 @@ def _fit(strategy: Strategy[Any], problem: Problem, config: RunConfig) -> Strate
     name = naming.of(config.strategy)
     if strategy.proxy == "yes" and problem.proxy is None:
         raise ConfigError(
-            f"strategy '{name}' needs a public set of images, and proxy is none",
+            f"strategy '{name}' needs a public set of samples, and proxy is none",
             where="proxy",
             mend="add proxy=held-out, proxy=unused or another source: fedkd list proxies",
         )

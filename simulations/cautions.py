@@ -26,7 +26,7 @@ def of(pair: tuple[Strategy[Any], Client], config: RunConfig, problem: Problem) 
     yield from _training(config)
     if problem.proxy is not None and strategy.proxy == "no":
         name = naming.of(config.strategy)
-        yield f"proxy = {config.proxy.name} has no effect: strategy '{name}' uses no public images"
+        yield f"proxy = {config.proxy.name} has no effect: strategy '{name}' uses no public set"
     if problem.statistics == "local" and not any(problem.of(k).statistic_names for k in range(problem.clients)):
         yield "students.statistics = local has no effect: the student has no BatchNorm statistics"
 
@@ -61,8 +61,8 @@ def _training(config: RunConfig) -> Iterator[str]:
 
 
 def absent_labels(counts: np.ndarray, labels: Sequence[str]) -> Iterator[str]:
-    """The classes that no client holds; `counts` (clients, classes) are numbers of training images."""
+    """The classes that no client holds; `counts` (clients, classes) are numbers of training samples."""
     absent = [labels[label] for label in np.flatnonzero(counts.sum(0) == 0).tolist()]
     if absent:
         names = ", ".join(absent[:_SHOWN]) + (f" and {len(absent) - _SHOWN} more" if len(absent) > _SHOWN else "")
-        yield f"no client holds a training image of {len(absent)} of {len(labels)} classes: {names}"
+        yield f"no client holds a training sample of {len(absent)} of {len(labels)} classes: {names}"

@@ -87,7 +87,7 @@ class FedFuse(Strategy[State]):
     def init(self, problem: Problem, stream: Stream) -> State:
         if self.config.transfer == "proxy" and problem.proxy is None:
             raise ConfigError(
-                "strategy.transfer = proxy needs a public set of images, and proxy is none",
+                "strategy.transfer = proxy needs a public set of samples, and proxy is none",
                 where="strategy.transfer",
                 mend="use proxy=held-out or a foreign source, or transfer=generated",
             )

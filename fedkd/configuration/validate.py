@@ -323,7 +323,7 @@ def _public_set(config: RunConfig, draft: Draft) -> Iterator[Mistake]:
     """The mistake of a strategy in our own package that needs public images, if the configuration names none."""
     name = config.strategy["name"]
     if config.proxy.name == "none" and reference.traits(name).get("proxy") == "yes":
-        what = f"strategy '{name}' needs a public set of images, and proxy is none"
+        what = f"strategy '{name}' needs a public set of samples, and proxy is none"
         mend = "add proxy=held-out, proxy=unused or another source: fedkd list proxies"
         yield Mistake(what, "proxy", mend, add="proxy=held-out")
 

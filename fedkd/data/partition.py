@@ -101,7 +101,7 @@ def split(
     keys = users if recipe.by_user and users is not None else train_labels
     train = [pool[share] for share in recipe.partition(keys[pool], num_clients, num_classes, rng)]
     if empty := [client for client, share in enumerate(train) if not len(share)]:
-        what = f"{len(empty)} of {num_clients} clients have no training image, first client {empty[0]}"
+        what = f"{len(empty)} of {num_clients} clients have no training sample, first client {empty[0]}"
         raise ConfigError(what, where="partition", mend="use fewer clients, or raise partition.samples")
     counts = _counts(train, train_labels, num_classes)
     test = _TESTS[recipe.test](counts, test_labels, rng, recipe)
@@ -115,13 +115,13 @@ def _pool(samples: int | None, available: int, rng: Rng) -> np.ndarray:
     if samples is None:
         return np.arange(available)
     if samples > available:
-        what = f"partition.samples = {samples} but there are {available} training images"
+        what = f"partition.samples = {samples} but there are {available} training samples"
         raise ConfigError(what, where="partition", mend="use null for all")
     return np.sort(rng.permutation(available)[:samples])
 
 
 def _matched(counts: np.ndarray, test_labels: np.ndarray, rng: Rng, recipe: Recipe) -> Shares:
-    """Test images of each class, in the proportions of its training images among the clients."""
+    """Test images of each class, in the proportions of its training samples among the clients."""
     give = _keep_each_supplied(_apportion(counts, np.bincount(test_labels, minlength=counts.shape[1]), rng), counts)
     # Shuffled: the second half of MNIST's test set is harder than the first.
     return _hand_out(give, [rng.permutation(np.flatnonzero(test_labels == label)) for label in range(counts.shape[1])])

@@ -27,7 +27,7 @@ TRIES = 1000  # draws of a random partition before it counts as impossible
 class Recipe(Schema, ABC):
     """Base of all recipes."""
 
-    samples: Annotated[int, Ge(1)] | None = None  # training images used, a random subset; null: all
+    samples: Annotated[int, Ge(1)] | None = None  # training samples used, a random subset; null: all
     test: Literal["matched", "classes"] = "matched"  # test split: training proportions, or equal parts of own classes
 
     by_user: ClassVar[bool] = False  # whether `partition` gets the users of the samples in place of their labels
@@ -101,7 +101,7 @@ class ClientDirichlet(Recipe):
 
     name: Literal["client-dirichlet"] = "client-dirichlet"
     alpha: Annotated[float, Gt(0)] = 0.5  # small is skewed; not the same skew as dirichlet's at the same alpha
-    per_client: Annotated[int, Ge(1)] | None = None  # training images of each client; null: an equal share of all
+    per_client: Annotated[int, Ge(1)] | None = None  # training samples of each client; null: an equal share of all
     test: Literal["matched", "classes", "law"] = "law"  # type: ignore[assignment]  # law: own distribution, shared images
     tests: Annotated[int, Ge(1)] = 400  # test images of each client under `law`
 
@@ -147,7 +147,7 @@ class Classes(Recipe):
         have, holders = np.bincount(labels, minlength=num_classes), holds.sum(0)
         if (have < holders).any():
             short = int(np.argmax(have < holders))
-            what = f"class {short} has {have[short]} training images for {holders[short]} clients"
+            what = f"class {short} has {have[short]} training samples for {holders[short]} clients"
             raise ConfigError(what, where="partition", mend="use fewer clients, or raise partition.samples")
         shares: list[Shares] = [[] for _ in range(num_clients)]
         for label in range(num_classes):
@@ -292,7 +292,7 @@ def _cuts(share: np.ndarray, num_samples: int) -> np.ndarray:
 def _require(num_samples: int, num_clients: int, least: int, key: str) -> None:
     if num_clients * least > num_samples:
         what = (
-            f"{num_clients} clients x at least {least} samples need {num_clients * least} training images, "
+            f"{num_clients} clients x at least {least} samples need {num_clients * least} training samples, "
             f"there are {num_samples}"
         )
         raise ConfigError(what, where=f"partition.{key}", mend=f"lower clients or partition.{key}")
@@ -306,6 +306,6 @@ def _retry(draw: Callable[[], tuple[Drawn, float]], least: int, key: str) -> Dra
         if smallest >= least:
             return drawn
         best = max(best, smallest)
-    images = f"{least} training image{'s' * (least > 1)}"
+    images = f"{least} training sample{'s' * (least > 1)}"
     what = f"none of {TRIES} draws gave each client {images}; the best left one client with {int(best)}"
     raise ConfigError(what, where="partition", mend=f"raise partition.{key}, or lower clients or their least size")

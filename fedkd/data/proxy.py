@@ -74,7 +74,7 @@ def _choose(config: RunConfig, dataset: Dataset, candidates: np.ndarray) -> np.n
         fresh = [i for i in shuffled.tolist() if _bytes(dataset.train.x[i]) not in tests][:number]
         if len(fresh) < number:
             name = f"{label} ({dataset.labels[label]})"
-            what = f"proxy={config.proxy.name} wants {number} images of class {name}, there are {len(fresh)}"
+            what = f"proxy={config.proxy.name} wants {number} samples of class {name}, there are {len(fresh)}"
             raise ConfigError(
                 what, where="proxy.size", mend="lower proxy.size, or lower partition.samples, so that clients hold less"
             )

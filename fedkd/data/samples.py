@@ -54,7 +54,7 @@ class Dataset:
 
 @dataclass(frozen=True, eq=False)
 class Proxy:
-    """A public set of images, equal and in equal order everywhere: no client's training data, no test data."""
+    """A public set of samples, equal and in equal order everywhere: no client's training data, no test data."""
 
     name: str
     samples: Samples

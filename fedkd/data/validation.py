@@ -12,7 +12,7 @@ from fedkd.errors import ConfigError
 
 
 def instead_of_test(dataset: Dataset, partition: Partition, share: float, seed: int) -> tuple[Dataset, Partition]:
-    """The same clients with fewer training images; the held-out images are the test part of data set and partition.
+    """The same clients with fewer training samples; the held-out images are the test part of data set and partition.
 
     Each client gives round(share * n), at least 1, drawn from stream(seed, "validation", client); a client with a
     single image trains on it and gives none. The result has no test image, so a run on it cannot use one. Raises
@@ -25,7 +25,7 @@ def instead_of_test(dataset: Dataset, partition: Partition, share: float, seed: 
         kept_out.append(index[np.sort(order[:count])])
         train.append(index[np.sort(order[count:])])
     if not any(map(len, kept_out)):
-        what = "every client has a single training image: none can be held out"
+        what = "every client has a single training sample: none can be held out"
         raise ConfigError(what, where="evaluate.validation", mend="use fewer clients, or raise partition.samples")
     ends = np.cumsum([0, *map(len, kept_out)])
     test = tuple(np.arange(*ends[client : client + 2]) for client in range(len(partition)))

@@ -1,4 +1,4 @@
-"""A public set of images at both ends: agreeing on a round's part of it, and passing over it in batches.
+"""A public set of samples at both ends: agreeing on a round's part of it, and passing over it in batches.
 
 N images of the part. No indices cross: each end derives them from (seed, round), and the server sends a checksum.
 """

@@ -214,7 +214,7 @@ def _resources(verdict: Verdict) -> Iterator[str]:
     """Name the methods that used more than the clients' own data."""
     public = {run.method for result in verdict.results.values() for run in result.done if run.info.get("proxy")}
     if public and len(public) < len(verdict.question.methods):
-        yield f"{_list(sorted(public))}: with a public set of images; the other methods had none."
+        yield f"{_list(sorted(public))}: with a public set of samples; the other methods had none."
 
 
 def _list(names: Sequence[str]) -> str:

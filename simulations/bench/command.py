@@ -109,7 +109,7 @@ def measure(resolved: Resolved, overrides: Sequence[str], effort: Effort, say: C
 def without_images(configs: Mapping[str, RunConfig]) -> list[str]:
     """A note per method that can use a public set and has none: it then does other, more expensive work."""
     return [
-        f"{method} has no public set of images, so its server generates them; the measurement includes this work. "
+        f"{method} has no public set of samples, so its server generates them; the measurement includes this work. "
         "To measure with a public set: add proxy=held-out"
         for method, config in configs.items()
         if config.proxy.name == "none" and reference.traits(config.strategy["name"]).get("proxy") == "optional"

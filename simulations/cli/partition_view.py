@@ -17,7 +17,7 @@ _ROWS = 40  # clients listed; the end of a longer table scrolls away
 
 
 def as_json(partition: Partition, train_labels: np.ndarray) -> dict[str, Any]:
-    """Counts as plain ints: `train` and `test` images per client, `labels` training images per client and class."""
+    """Counts as plain ints: `train` and `test` images per client, `labels` training samples per client and class."""
     return {
         "train": [len(index) for index in partition.train],
         "test": [len(index) for index in partition.test],
@@ -48,7 +48,7 @@ def table(
 
 def picture(partition: Partition, train_labels: np.ndarray, label_names: Sequence[str], path: Path) -> None:
     """Write a picture in the format of `path`'s suffix: sizes above; below, the share of each class in each client's
-    training images, white for none.
+    training samples, white for none.
 
     Errors: FolderError if `path` cannot be written, ConfigError if its suffix is of no known format.
     """
@@ -127,7 +127,7 @@ def _notes(partition: Partition, train_labels: np.ndarray, legend: Sequence[str]
         *([f"... and {hidden} more clients: see the picture, or --json"] if hidden > 0 else []),
         *(["classes: " + ", ".join(f"{label} {name}" for label, name in enumerate(legend))] if legend else []),
         *([untested] if (untested := partition.untested) else []),
-        f"training images per client {sizes['min']} to {sizes['max']}, median {sizes['median']:g}",
+        f"training samples per client {sizes['min']} to {sizes['max']}, median {sizes['median']:g}",
         f"on average: labels per client {facts['labels_per_client']:.2f},  "
         f"total variation from all clients' labels {facts['total_variation']:.3f}",
         f"sha256 {facts['sha256']}",

@@ -87,7 +87,7 @@ def test_a_note_is_shown_and_kept_among_the_events(tmp_path, capsys):
 
 def test_classes_that_nobody_holds_are_named():
     counts = np.array([[1, 0, 0], [2, 0, 5]])
-    assert list(cautions.absent_labels(counts, "abc")) == ["no client holds a training image of 1 of 3 classes: b"]
+    assert list(cautions.absent_labels(counts, "abc")) == ["no client holds a training sample of 1 of 3 classes: b"]
     assert not list(cautions.absent_labels(counts + 1, "abc"))
     (text,) = cautions.absent_labels(np.zeros((1, 14), int), [f"c{i}" for i in range(14)])
     assert text.endswith("14 of 14 classes: c0, c1, c2, c3, c4, c5, c6, c7, c8, c9 and 4 more")
@@ -100,7 +100,7 @@ def test_own_data_that_lack_a_class_are_warned_of_and_give_a_public_set(tmp_path
     words = [*own, *SMALL, "strategy=dsfl", "proxy=held-out", "partition=iid", "engine=inline"]
     assert main.main(["run", *words, "--out", str(tmp_path / "run"), "--json"]) == 0
     shown = capsys.readouterr()
-    assert "warn   no client holds a training image of 1 of 3 classes: dog\n" in shown.err
+    assert "warn   no client holds a training sample of 1 of 3 classes: dog\n" in shown.err
     assert json.loads(shown.out)["status"] == "done"
     assert main.main(["partition", *own, "partition=iid", "clients=2", "--json"]) == 0
     assert "1 of 3 classes: dog" in capsys.readouterr().err

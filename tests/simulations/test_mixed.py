@@ -58,7 +58,7 @@ def test_who_pools_all_data_has_one_student_and_no_groups():
 
 def test_who_needs_a_public_set_refuses_to_be_without():
     what, mend = refused("strategy=fedmd")
-    assert what == "strategy 'fedmd' needs a public set of images, and proxy is none"
+    assert what == "strategy 'fedmd' needs a public set of samples, and proxy is none"
     assert "proxy=held-out" in mend
 
 

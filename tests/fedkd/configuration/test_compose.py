@@ -301,7 +301,7 @@ def test_every_hint_names_a_key_that_exists():
 
 
 def test_a_strategy_without_its_public_set_is_told_at_once_with_the_word_that_mends_it():
-    with pytest.raises(ConfigError, match="'knfu' needs a public set of images, and proxy is none") as caught:
+    with pytest.raises(ConfigError, match="'knfu' needs a public set of samples, and proxy is none") as caught:
         compose.resolve(["strategy=knfu"])
     assert compose.resolve(["strategy=knfu", caught.value.mistakes[0].add]).config.proxy.name == "held-out"
 

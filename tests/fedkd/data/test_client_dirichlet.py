@@ -118,7 +118,9 @@ def test_the_other_test_splits_may_be_asked_for():
 
 
 def test_too_many_images_a_client_is_a_mistake_with_a_mend():
-    with pytest.raises(ConfigError, match="5 clients x at least 201 samples need 1005 training images, there are 1000"):
+    with pytest.raises(
+        ConfigError, match="5 clients x at least 201 samples need 1005 training samples, there are 1000"
+    ):
         deal(ClientDirichlet(per_client=201))
     with pytest.raises(ConfigError, match="1001 clients x at least 1 samples"):
         deal(ClientDirichlet(), 1001)

@@ -25,7 +25,7 @@ def labels_of(folder, train, test, first=0):
     return [idx.read(root, f"{folder}/raw/{part}-labels-idx1-ubyte").astype(int) - first for part in (train, test)]
 
 
-# Of the script of FedGen's authors. alpha: training images a client, labels a client, all test images
+# Of the script of FedGen's authors. alpha: training samples a client, labels a client, all test images
 MNIST = {
     0.05: (
         [1455, 2317, 489, 410, 506, 828, 221, 364, 1120, 1230, 430, 620, 314, 21, 23, 924, 1907, 340, 1257, 224],
@@ -109,7 +109,7 @@ def test_matched_test_split_follows_the_training_proportions():
     made = split(recipes.Dirichlet(alpha=0.3))
     tested = np.stack([np.bincount(TEST[index], minlength=10) for index in made.test])
     expected = made.label_counts(TRAIN) * 20 / 100
-    assert np.abs(tested - expected).max() < 1  # 20 test images for 100 training images, rounded
+    assert np.abs(tested - expected).max() < 1  # 20 test images for 100 training samples, rounded
     assert sum(map(len, made.test)) == len(TEST)
 
 
@@ -194,10 +194,10 @@ def test_index_arrays_cannot_be_changed():
 @pytest.mark.parametrize(
     ("recipe", "num_clients", "says"),
     [
-        (recipes.Iid(), 1001, "1 of 1001 clients have no training image"),
+        (recipes.Iid(), 1001, "1 of 1001 clients have no training sample"),
         (recipes.Iid(test="classes"), 21, "no client has a test image"),
         (recipes.Iid(samples=1001), 5, "partition.samples = 1001 but there are 1000"),
-        (recipes.Dirichlet(samples=90), 10, "need 100 training images, there are 90"),
+        (recipes.Dirichlet(samples=90), 10, "need 100 training samples, there are 90"),
     ],
 )
 def test_impossible_split_is_an_error_with_a_mend(recipe, num_clients, says):

@@ -156,14 +156,14 @@ def test_no_recipe_touches_the_global_generators():
         (
             recipes.Dirichlet(),
             101,
-            "101 clients x at least 10 samples need 1010 training images, there are 1000",
+            "101 clients x at least 10 samples need 1010 training samples, there are 1000",
         ),
-        (recipes.Quantity(min_samples=11), 100, "need 1100 training images"),
-        (recipes.FedGenDirichlet(), 40, "need 400 training images, there are 120"),  # cap 12 images a class
+        (recipes.Quantity(min_samples=11), 100, "need 1100 training samples"),
+        (recipes.FedGenDirichlet(), 40, "need 400 training samples, there are 120"),  # cap 12 images a class
         (recipes.Shards(shards_per_client=20), 51, "need 1020"),
         (recipes.Classes(classes_per_client=11), 5, "there are 10 classes"),
         (recipes.Classes(classes_per_client=1), 5, "cannot hold all 10 classes"),
-        (recipes.Classes(classes_per_client=1), 1001, r"class 0 has 100 training images for 101 clients"),
+        (recipes.Classes(classes_per_client=1), 1001, r"class 0 has 100 training samples for 101 clients"),
         (recipes.Dirichlet(alpha=0.01), 100, "none of 1000 draws gave each client 10"),
     ],
 )

@@ -117,12 +117,12 @@ def test_images_that_are_also_test_images_are_never_chosen():
     for name, recipe in (("held-out", None), ("unused", partition.RECIPES["iid"](samples=4))):
         _, public = deal(config(name, 12), dataset, recipe)
         assert not set(images(public.samples.x)) & set(images(dataset.test.x))
-    with pytest.raises(ConfigError, match=r"wants 11 images of class \d \([abc]\), there are 10"):
+    with pytest.raises(ConfigError, match=r"wants 11 samples of class \d \([abc]\), there are 10"):
         deal(config("held-out", 33), dataset)
 
 
 def test_more_than_there_are_is_a_mistake_with_a_mend():
-    with pytest.raises(ConfigError, match=r"proxy=held-out wants 21 images of class 0 \(a\), there are 20") as caught:
+    with pytest.raises(ConfigError, match=r"proxy=held-out wants 21 samples of class 0 \(a\), there are 20") as caught:
         deal(config("held-out", 63))
     assert (caught.value.mistakes[0].where, caught.value.mend[:16]) == ("proxy.size", "lower proxy.size")
     with pytest.raises(ConfigError, match="proxy=unused finds no image that no client holds"):

@@ -56,5 +56,5 @@ def test_a_client_with_one_image_trains_on_it_and_holds_none_out():
 
 
 def test_if_nobody_can_hold_an_image_out_that_is_an_error():
-    with pytest.raises(ConfigError, match="every client has a single training image"):
+    with pytest.raises(ConfigError, match="every client has a single training sample"):
         validation.instead_of_test(*dealt([1, 1]), 0.2, 0)

@@ -159,7 +159,9 @@ def test_optimistic_rules_and_public_sets_are_flagged():
     verdict = analyse.analyse(handmade.question(primary="global top5"), public)
     assert any("optimistic" in text for text in verdict.cautions)
     assert any(
-        text.startswith("fedgen: with a public set of images") for text in verdict.cautions for text in verdict.cautions
+        text.startswith("fedgen: with a public set of samples")
+        for text in verdict.cautions
+        for text in verdict.cautions
     )
 
 

@@ -234,7 +234,7 @@ def test_a_method_that_makes_its_own_images_for_want_of_a_public_set_is_said_to(
     )
     words = ["data=digits", "strategy=fedavg,fedfuse"]
     assert command.main(Options(quiet=True), words, TURNS) == 0
-    assert "note  fedfuse has no public set of images, so its server generates them" in capsys.readouterr().out
+    assert "note  fedfuse has no public set of samples, so its server generates them" in capsys.readouterr().out
     assert command.main(Options(quiet=True), [*words, "proxy=held-out"], TURNS) == 0
     assert "note" not in capsys.readouterr().out
 
