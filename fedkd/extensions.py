@@ -78,6 +78,7 @@ class UserFile:
 
 _registered: dict[tuple[Kind, str], Extension] = {}
 _files: dict[str, UserFile] = {}  # by module
+_paths: dict[str, Path] = {}  # where the text of a module was read
 _origins: list[str] = [SESSION]  # the last one registers
 
 
@@ -118,8 +119,18 @@ def load(path: Path) -> UserFile:
         raise ConfigError(f"the file is not UTF-8: {error}", where=str(path), mend="save it as UTF-8") from error
     file = UserFile(path.name, text)
     if other := next((known for known in files() if known.name == file.name and known != file), None):
-        raise ConfigError(f"two files are called {other.name}", where=str(path), mend="rename one")
-    return _execute(file, str(path))
+        if _paths.get(other.module) != path.resolve():
+            raise ConfigError(f"two files are called {other.name}", where=str(path), mend="rename one")
+        _forget(other)  # a session has edited it
+    loaded = _execute(file, str(path))
+    _paths[loaded.module] = path.resolve()
+    return loaded
+
+
+def _forget(file: UserFile) -> None:
+    del _files[file.module]
+    for key in [key for key, extension in _registered.items() if extension.origin == file.name]:
+        del _registered[key]
 
 
 def executed(name: str, text: str) -> UserFile:

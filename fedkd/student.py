@@ -52,7 +52,7 @@ class Student(nn.Sequential):
             and not any(parameter.requires_grad for parameter in module.parameters())
         ]
         buffers = {id(buffer) for module in still for buffer in module.buffers()}
-        self.frozen = names | {name for name, buffer in self.statistics.items() if id(buffer) in buffers}
+        self.frozen = self.frozen | names | {name for name, buffer in self.statistics.items() if id(buffer) in buffers}
         self._still = still
         self.train(self.training)
 

@@ -9,6 +9,7 @@ import numpy as np
 from fedkd.errors import DataError
 
 _MOST_CLASSES = 10_000
+_MOST_TOKENS = 10_000_000  # the largest id: a student has an entry for each
 _WHERE = "fedkd.Data"
 
 
@@ -94,13 +95,15 @@ def statistics(x: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
 def _pair(given: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
     if isinstance(given, tuple | list) and len(given) == 2:
         x, y = (_array(part, f"{name}[{at}]") for at, part in enumerate(given))
-    elif hasattr(given, "__getitem__") and hasattr(given, "__len__"):
+    elif hasattr(given, "__getitem__") and hasattr(given, "__len__") and not isinstance(given, Mapping):
         items = [given[at] for at in range(len(given))]
         if not all(isinstance(item, tuple | list) and len(item) == 2 for item in items):
             raise _refused(f"the items of {name} are no pairs (sample, label)", "give a pair of arrays")
         x, y = np.stack([_array(item[0], name) for item in items]), np.array([_plain(item[1]) for item in items])
     else:
         raise _refused(f"{name} is a {type(given).__name__}", "give a pair (samples, labels) or a torch Dataset")
+    if y.dtype.kind == "O" and (odd := [at for at, label in enumerate(y.tolist()) if not isinstance(label, str)]):
+        raise _refused(f"label {odd[0]} of {name} is {y.tolist()[odd[0]]!r}", "name every label, or number them all")
     if len(x) != len(y) or y.ndim != 1:
         raise _refused(f"{name} has samples {x.shape} and labels {y.shape}", "give each sample one label")
     if not len(x):
@@ -111,9 +114,12 @@ def _pair(given: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
 def _array(value: Any, name: str) -> np.ndarray:
     """A numpy array of a tensor, a column, a frame or a list."""
     if hasattr(value, "detach"):
-        value = value.detach().cpu().numpy()
+        value = value.detach().cpu()
+        value = (value.float() if value.is_floating_point() else value).numpy()  # numpy has no bfloat16
     elif hasattr(value, "to_numpy"):
         value = value.to_numpy()
+    if np.ma.is_masked(value):
+        raise _refused(f"{name} is a masked array", "fill or drop what is masked")
     try:
         return np.asarray(value)
     except (ValueError, TypeError) as error:
@@ -134,11 +140,17 @@ def _samples(x: np.ndarray, name: str) -> np.ndarray:
         if not np.isfinite(x).all():
             row = int(np.argwhere(~np.isfinite(x))[0][0])
             raise _refused(f"sample {row} of {name} holds {_worst(x[row])}", "fill or drop missing values")
+        if float(np.abs(x).max()) > float(np.finfo(np.float32).max):
+            raise _refused(f"the samples of {name} hold values too large for float32", "scale them")
         return x.astype(np.float32)
     if x.dtype.kind in "iub":
         if x.dtype.kind == "i" and int(x.min()) < 0:
             mend = "token ids begin at 0; of a table, convert them: x.astype('float32')"
             raise _refused(f"the samples of {name} are whole numbers down to {x.min()}", mend)
+        if x.ndim != 2 or int(x.max()) > _MOST_TOKENS:
+            mend = "images are unsigned bytes (x.astype('uint8')), measurements floats (x.astype('float32'))"
+            what = f"the samples of {name} are whole numbers of shape {x.shape}, up to {x.max()}"
+            raise _refused(f"{what}: no token ids (N, length) up to {_MOST_TOKENS}", mend)
         return x.astype(np.int64)
     mend = "encode text as token ids and categories as numbers"
     raise _refused(f"the samples of {name} are of type {x.dtype}", mend)
@@ -155,7 +167,10 @@ def _names(given: Sequence[str] | None, labels: Iterable[np.ndarray]) -> tuple[s
         if len(set(names)) < len(names) or not 2 <= len(names) <= _MOST_CLASSES:
             raise _refused(f"labels has {len(names)} names", f"give 2 to {_MOST_CLASSES} different ones")
         return names
-    values = np.unique(np.concatenate([np.asarray(y) for y in labels]))
+    parts = list(labels)
+    if len({y.dtype.kind in "UO" for y in parts}) > 1:
+        raise _refused("the labels of train and test are of two kinds", "give both as whole numbers, or both as names")
+    values = np.unique(np.concatenate(parts))
     if values.dtype.kind in "UO":
         names = tuple(map(str, values))
     else:
@@ -184,6 +199,8 @@ def _users(given: Any, number: int) -> np.ndarray:
     users = _array(given, "users")
     if users.shape != (number,):
         raise _refused(f"users has shape {users.shape}", f"give one for each of the {number} training samples")
+    if any(user is None or user != user for user in users.tolist()):
+        raise _refused("some samples have no user", "name the owner of each, or drop these samples")
     numbers: np.ndarray = np.unique(users, return_inverse=True)[1].reshape(-1).astype(np.int64)
     return numbers
 

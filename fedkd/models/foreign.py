@@ -72,9 +72,11 @@ def _adapt(net: nn.Module, first: str, channels: int, is_small: bool, name: str)
     new = nn.Conv2d(channels, old.out_channels, bias=old.bias is not None, **size)
     parent, _, last = first.rpartition(".")
     setattr(net.get_submodule(parent), last, new)
-    pool = next((at for at, module in net.named_children() if isinstance(module, nn.MaxPool2d)), None)
-    if is_small and pool is not None:
-        setattr(net, pool, nn.Identity())
+    layers = [(at, module) for at, module in net.named_modules() if isinstance(module, nn.Conv2d | nn.MaxPool2d)]
+    behind = [at for at, _ in layers].index(first) + 1
+    if is_small and behind < len(layers) and isinstance(layers[behind][1], nn.MaxPool2d):
+        parent, _, last = layers[behind][0].rpartition(".")
+        setattr(net.get_submodule(parent), last, nn.Identity())
 
 
 def _head(net: nn.Module, library: str) -> str | None:

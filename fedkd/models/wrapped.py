@@ -42,6 +42,10 @@ class Wrapped(Student):
         constant = {name: buffer for name, buffer in net.named_buffers() if not self._is_statistic(name, buffer)}
         self._constants = {name: buffer.detach().clone() for name, buffer in constant.items()}
         _check_types(self.entries)
+        if own := frozenset(name for name, entry in self.learnable.items() if not entry.requires_grad):
+            self.freeze(own)  # its own code does not train them
+        if not self.learnable:
+            raise ConfigError("the student has nothing to train", where=_STUDENTS, mend="call .requires_grad_(True)")
 
     @property
     def draws_itself(self) -> bool:
@@ -86,7 +90,8 @@ class Wrapped(Student):
         with _hooked(*self._record(wanted, outputs, lambda: True)):
             logits = self(x)
         if names is not None and (missing := [name for name in wanted if name not in outputs]):
-            raise KeyError(f"block {missing[0]!r} gives no tensor")
+            what = f"block '{missing[0]}' of the student gives no single tensor, or is not called"
+            raise ConfigError(what, where=_STUDENTS, mend=f"blocks that do: {', '.join(self.taps(x)[1])}")
         return logits, outputs
 
     def watch(self, x: Tensor, outputs: dict[str, Tensor]) -> list[RemovableHandle]:
@@ -179,8 +184,17 @@ def check(student: Student, x: Tensor, what: str) -> None:
             text = f"cannot take samples of shape {shape}: {type(error).__name__}: {error}"
             raise _refused(what, text, "make it for that shape, which its first argument gives") from error
         _check_output(what, student, logits, z, len(x))
+    student.train()
+    logits = student(x)
+    try:
+        torch.autograd.grad(logits.square().sum(), list(student.learnable.values()), allow_unused=True)
+    except RuntimeError as error:
+        raise _refused(what, f"gives logits without a gradient: {error}", "do not detach them") from error
     student.eval()
     with torch.no_grad():
+        if not torch.allclose(student(x), student(x), equal_nan=True):
+            mend = "keep no state outside buffers, and draw only in training"
+            raise _refused(what, "gives other logits in a second pass in eval mode", mend)
         if not torch.allclose(student(x), student.classify(student.features(x)), rtol=1e-4, atol=1e-5, equal_nan=True):
             mend = "return the head's output itself: logits, before any softmax"
             raise _refused(what, f"changes what its head '{student.head_name}' gives", mend)

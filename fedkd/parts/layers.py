@@ -42,7 +42,7 @@ class Layers(Part):
                 )
 
     def taps(self, problem: Problem) -> tuple[str, ...]:
-        return self._taps(list(problem.shape.blocks))
+        return self._taps(list(shapes(problem)))
 
     def terms(self, seen: Seen) -> Iterator[tuple[str, Tensor]]:
         taps, source = self._taps(list(seen.outputs)), self.config.teacher

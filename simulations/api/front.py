@@ -173,7 +173,7 @@ def _rounds(resolved: Resolved) -> "Iterator[Round]":
 def _words(
     parts: Sequence[Part | Run], keys: Mapping[str, object], py: Sequence[Place], *, grid: bool = False
 ) -> list[str]:
-    for path in py:
+    for path in [py] if isinstance(py, str | Path) else py:
         extensions.load(Path(path))
     return words.of([part.folder / "config.yaml" if isinstance(part, Run) else part for part in parts], keys, grid=grid)
 

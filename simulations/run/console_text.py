@@ -49,6 +49,7 @@ class Head:
     engine: str
     option: str = ""  # of conf/strategy, if the run uses it unchanged
     has_curves: bool = True  # in tb/
+    code: tuple[str, ...] = ()  # the user's files in the folder
     client_student: str = "own"  # evaluated on a client's test split: its `own` student, or the `global` one
 
     def line(self) -> str:
@@ -112,6 +113,7 @@ def head(resolved: Resolved, folder: Path, engine: str, client_student: str = "o
         engine=engine,
         option=compose.unchanged_setting(config.strategy),
         has_curves="tensorboard" in config.track,
+        code=tuple(file.name for file in resolved.code),
         client_student=client_student,
     )
 
@@ -202,7 +204,8 @@ def closing(summary: Row, head: Head) -> list[str]:
     is_personal = summary["accuracy_of"] == "clients.mean" and head.client_student == "own"
     other, name = ("local", "local training") if is_personal else ("fedavg", "FedAvg")
     if head.strategy.split("/")[0] != other:
-        config = shlex.quote(head.folder + "/config.yaml")
+        code = [f" --py {shlex.quote(f'{head.folder}/code/{name}')}" for name in head.code]
+        config = shlex.quote(head.folder + "/config.yaml") + "".join(code)
         # A list of strategies takes each as conf has it, so a changed one cannot be part of it.
         both = f"compare {config} strategy={other},{head.option} seed=1..8"
         lines.append(f"next   compare with {name}: fedkd {both if head.option else f'run {config} strategy={other}'}")

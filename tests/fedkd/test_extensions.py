@@ -176,3 +176,11 @@ def test_a_strategy_that_is_none_is_refused(file):
     extensions.load(file("import fedkd\n\n@fedkd.register.strategy('odd')\ndef odd():\n    pass\n"))
     with pytest.raises(ConfigError, match=r"the strategy 'odd' of mine\.py is no subclass of Strategy"):
         plugins.strategy("odd")
+
+
+def test_an_edited_file_replaces_itself_in_a_session(file):
+    first = extensions.load(file(NET))
+    second = extensions.load(file(NET.replace("my-net", "your-net")))
+    assert first != second
+    assert extensions.names("student") == ("your-net",)
+    assert extensions.files() == (second,)

@@ -122,6 +122,13 @@ def test_a_constant_feature_is_only_shifted():
         ({"train": (X, Y), "labels": ["a", "a"]}, "labels has 2 names"),
         ({"train": (X, Y), "users": [1, 2]}, r"users has shape \(2,\)"),
         ({"train": ([[1.0], [1.0, 2.0]], [0, 1])}, "is no array"),
+        ({"train": (X, np.array(["1", "2"])[Y]), "test": (X, Y)}, "of two kinds"),
+        ({"train": (np.ma.masked_array(X, X > 3), Y)}, "is a masked array"),
+        ({"train": (X * 1e300, Y)}, "too large for float32"),
+        ({"train": (X.astype(int).reshape(10, 2, 2), Y)}, r"no token ids \(N, length\)"),
+        ({"train": (X, np.array(["a", None] * 5, object))}, "label 1 of train is None"),
+        ({"train": (X, Y), "users": [None] * 10}, "some samples have no user"),
+        ({"train": {"x": X, "y": Y}}, "train is a dict"),
     ],
 )
 def test_what_cannot_be_learnt_from_is_refused_with_a_sentence(given, what):

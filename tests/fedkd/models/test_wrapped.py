@@ -184,3 +184,44 @@ def test_an_unknown_architecture_is_told_the_nearest():
         foreign.make("torchvision:resnet18", (20,), 2, "standard")
     with pytest.raises(ConfigError, match="no stem to make small"):
         foreign.make("torchvision:vgg11", (3, 32, 32), 2, "small")
+
+
+class Detached(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, x):
+        with torch.no_grad():
+            return self.fc(x)
+
+
+class Counting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc, self.calls = nn.Linear(4, 2), 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.fc(x * self.calls + 1)
+
+
+@pytest.mark.parametrize(
+    ("net", "what"), [(Detached(), "gives logits without a gradient"), (Counting(), "gives other logits in a second")]
+)
+def test_what_cannot_be_trained_or_repeated_is_refused(net, what):
+    student = wrapped.make(net, (4,))
+    with pytest.raises(ConfigError, match=f"student 'x' {what}"):
+        wrapped.check(student, torch.ones(2, 4), "student 'x'")
+
+
+def test_what_its_own_code_has_frozen_stays_so():
+    net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    net[0].requires_grad_(False)
+    assert list(wrapped.make(net, (4,)).weights) == ["head.weight", "head.bias"]
+    with pytest.raises(ConfigError, match="has nothing to train"):
+        wrapped.make(net.requires_grad_(False), (4,))
+    from fedkd.models import foreign
+
+    dense = foreign.make("torchvision:densenet121", (3, 32, 32), 2, "small")
+    assert not any(isinstance(module, nn.MaxPool2d) for module in dense.modules())
