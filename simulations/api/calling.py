@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from simulations.run import runs
+from simulations.run import code_copies, run_folder, runs
 from simulations.run.options import Options
 
 T = TypeVar("T", bound=Options)
@@ -25,7 +25,8 @@ def ended(totals: Mapping[str, Any]) -> Path:
         return place
     if totals.get("signal") == "SIGTERM":
         raise SystemExit(runs.exit_code(dict(totals)))
-    raise KeyboardInterrupt(f"saved after round {totals['rounds']}; go on: fedkd.load({str(place)!r}).resume()")
+    call = code_copies.load_call(place, run_folder.info(place).get("session") or {})
+    raise KeyboardInterrupt(f"saved after round {totals['rounds']}; go on: {call}.resume()")
 
 
 def warn(text: str) -> None:

@@ -3,7 +3,7 @@
 Of objects that a Python session gave, only the hash is kept.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +12,7 @@ from fedkd.errors import CheckpointError
 from fedkd.extensions import UserFile
 
 FOLDER = "code"
+_KEYS = {"student": "students", "client": "strategy.client"}  # the argument for each kind of object
 
 
 def write(place: Path, files: Sequence[UserFile]) -> None:
@@ -46,18 +47,25 @@ def execute(place: Path, info: Mapping[str, Any]) -> None:
             what = f"{FOLDER}/{name} is not the code that this run began with"
             raise CheckpointError(what, where=str(place), mend="undo the changes, or start a new run with --py")
         extensions.executed(file.name, file.text)
-    for label, sha256 in (info.get("session") or {}).items():
-        _check_session(place, label, sha256)
+    session: Mapping[str, str] = info.get("session") or {}
+    for label, sha256 in session.items():
+        _check_session(place, label, sha256, load_call(place, session))
 
 
-def _check_session(place: Path, label: str, sha256: str) -> None:
+def load_call(place: Path, session: Iterable[str]) -> str:
+    """The Python call that loads a run, with the objects that came from a session: labels `student my-net`."""
+    keys = [_KEYS.get(label.partition(" ")[0], label.partition(" ")[0]) for label in session]
+    plain = "".join(f", {key}=..." for key in keys if "." not in key)
+    dotted = "".join(f", **{{{key!r}: ...}}" for key in keys if "." in key)
+    return f"fedkd.load({str(place)!r}{plain}{dotted})"
+
+
+def _check_session(place: Path, label: str, sha256: str, call: str) -> None:
     kind, _, name = label.partition(" ")
     now = extensions.session_hash(cast(extensions.Kind, kind), name)
     if now == sha256:
         return
     why = "came from a Python session, and this one does not have it"
     why = "is not the one that this run began with" if now else why
-    key = "students" if kind == "student" else "strategy.client" if kind == "client" else kind
-    given = f"fedkd.load({str(place)!r}, **{{{key!r}: ...}})"
-    mend = f"give the same object, in Python: {given}; what a run gets by --py stays in its folder"
+    mend = f"give the same objects, in Python: {call}; what a run gets by --py stays in its folder"
     raise CheckpointError(f"its {kind} '{name}' {why}", where=str(place), mend=mend)
