@@ -83,7 +83,7 @@ class Wrapped(Student):
         return logits
 
     def taps(self, x: Tensor, names: Iterable[str] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits, and the outputs of the named blocks; None: of all that give one tensor. Raises KeyError."""
+        """Logits, and the outputs of the named blocks; None: of all that give one tensor. Raises ConfigError."""
         wanted, outputs = list(self.blocks if names is None else names), dict[str, Tensor]()
         if unknown := set(wanted) - set(self.blocks):
             raise KeyError(f"no block {sorted(unknown)}; blocks are {list(self.blocks)}")

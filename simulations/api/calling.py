@@ -1,8 +1,7 @@
 """What every call from Python shares: what is shown, how it ends, and how many threads compute."""
 
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,16 +30,3 @@ def ended(totals: Mapping[str, Any]) -> Path:
 
 def warn(text: str) -> None:
     print(f"warn   {text}", file=sys.stderr)
-
-
-@contextmanager
-def threads_kept() -> Iterator[None]:
-    """Compute with one thread, on which the last bits of sums depend; afterwards with as many as before."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -13,11 +13,12 @@ from fedkd.configuration.resolved import Resolved
 from fedkd.errors import ConfigError, FolderError
 from fedkd.record import ledger
 from simulations.api import words
-from simulations.api.calling import ended, shown, threads_kept
+from simulations.api.calling import ended, shown
 from simulations.api.run import Run
 from simulations.api.study import Study
 from simulations.run import options, progress, run_folder
 from simulations.run import runs as running
+from simulations.system.threads import one_thread
 
 if TYPE_CHECKING:
     from fedkd.rounds import Round
@@ -59,7 +60,7 @@ def run(
         resolved = _in_process(compose.resolve(given, announce=lambda: screen.phase("loading PyTorch")))
         place: dict[str, Any] = {"runs": Path(runs), "name": name, "out": _path(out)}
         command = ["fedkd", "run", *given]
-        with threads_kept():
+        with one_thread():
             return Run(ended(running.start(resolved, **place, options=asked, screen=screen, command=command)))
 
 
@@ -103,7 +104,7 @@ def compare(
     prepared = command.prepare(asked)
     if any(resolved.session for resolved in prepared.tasks.values()):
         prepared = replace(prepared, jobs=1, options=replace(asked, debug=True))
-    with threads_kept():
+    with one_thread():
         session.run(prepared)
     return Study(prepared.folder)
 
@@ -160,11 +161,11 @@ def _rounds(resolved: Resolved) -> "Iterator[Round]":
     from simulations import assemble
     from simulations.engines.inline import Inline
 
-    with threads_kept():
+    with one_thread():
         assembly = assemble.assemble(resolved.config)
         state = rounds.begin(assembly.experiment)
     while state.round < resolved.config.rounds:
-        with threads_kept():
+        with one_thread():
             done = rounds.run_round(assembly.experiment, Inline(assembly.site), state)
         state = done.state
         yield done

@@ -11,6 +11,7 @@ from fedkd.record import ledger
 from simulations.api import calling, frames, words
 from simulations.run import console_text, run_folder, runs
 from simulations.run.options import Options
+from simulations.system.threads import one_thread
 
 if TYPE_CHECKING:
     import altair
@@ -83,7 +84,7 @@ class Run:
         """
         more = () if rounds is None else (f"rounds={rounds}",)
         options = calling.shown(Options, quiet)
-        with calling.threads_kept():
+        with one_thread():
             totals = runs.resume(self.folder, runs=self.folder.parent, options=options, overrides=more)
         return Run(calling.ended(totals))
 
@@ -106,7 +107,7 @@ class Run:
         given = [*words.of(parts, keys), *(() if rounds is None else (f"rounds={rounds}",))]
         command = ["fedkd", "fork", str(self.folder), *([] if at is None else ["--at", str(at)]), *given]
         where: dict[str, Any] = {"runs": self.folder.parent, "name": name, "command": command}
-        with calling.threads_kept():
+        with one_thread():
             return Run(
                 calling.ended(fork.start(self.folder, given, at, options=calling.shown(Options, quiet), **where))
             )
@@ -142,7 +143,7 @@ class Run:
     def _served(self, client: int | None) -> "Served":
         from simulations.export import serving
 
-        with calling.threads_kept():
+        with one_thread():
             run = serving.load(self.folder, calling.warn)
             return serving.student(run.assembly, run.state, client)
 

@@ -14,6 +14,7 @@ from fedkd.errors import RunError
 from simulations.analysis import candidates, plan
 from simulations.analysis.plan import Cell, ComparisonPlan
 from simulations.run.options import Options
+from simulations.system.threads import one_thread
 
 _NEVER = 10**9  # rounds
 
@@ -36,14 +37,8 @@ class Pace:
 
 def measure(config: RunConfig) -> Pace:
     """Run three rounds in this process: one to warm up, then one with each evaluation. Raises FedkdError."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in a run
-    try:
+    with one_thread():  # as in a run
         return _measure(config)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _measure(config: RunConfig) -> Pace:

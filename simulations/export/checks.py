@@ -2,8 +2,6 @@
 
 import statistics
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from fedkd.models.predictors import FAR
 from fedkd.training.forward import EVALUATION_BATCH
 from simulations.export.formats import Ask, Format
 from simulations.export.serving import Served, accuracy
+from simulations.system.threads import one_thread
 
 BATCHES = (1, 32)  # images per call when latency is measured
 _SECONDS, _FEWEST, _MOST = 0.5, 20, 500  # seconds, and numbers of repetitions, of one measurement
@@ -93,14 +92,3 @@ def time_of(ask: Ask, images: Tensor, batch: int) -> float:
         ask(part)
         taken.append(time.perf_counter() - start)
     return statistics.median(taken)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Within it, torch uses one thread: like runs, to the last bit, and like small devices."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

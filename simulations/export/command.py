@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from fedkd.errors import ConfigError, FolderError
 from simulations.run import run_folder
 from simulations.run.options import Export
+from simulations.system.threads import one_thread
 
 if TYPE_CHECKING:
     from simulations.export.checks import Measurements
@@ -24,10 +25,10 @@ def main(options: Export) -> int:
     path = run_folder.find(options.runs, options.run)
     run_folder.info(path)
     _check_words(options)
-    from simulations.export import checks, formats, messages, serving  # 2 s: torch
+    from simulations.export import formats, messages, serving  # 2 s: torch
 
     format_ = formats.choose(options.format, int8=options.int8)
-    with checks.one_thread():
+    with one_thread():
         run = serving.load(path, _warn)
         served = serving.student(run.assembly, run.state, options.client)
         facts = serving.facts(run, served)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fedkd.errors import ConfigError, DataError
 from simulations.run import run_folder
 from simulations.run.options import Evaluate
+from simulations.system.threads import one_thread
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,9 +52,9 @@ class Evaluation:
 def main(options: Evaluate) -> int:
     """Evaluate a student, print the figures and write them to files. Raises FedkdError."""
     path = run_folder.find(options.runs, options.run)
-    from simulations.export import checks, serving  # 2 s: torch
+    from simulations.export import serving  # 2 s: torch
 
-    with checks.one_thread():
+    with one_thread():
         run = serving.load(path, lambda text: print(f"warn   {text}", file=sys.stderr))
         served = serving.student(run.assembly, run.state, options.client)
         found = evaluate(run, served, options.data)

@@ -11,11 +11,12 @@ from fedkd.data import digits, sources
 from fedkd.errors import ConfigError, DataError
 from fedkd.record import ledger
 from simulations.cli import main
-from simulations.export import checks, evaluate, serving
+from simulations.export import evaluate, serving
+from simulations.system.threads import one_thread
 
 
 def of(place, data=None, client=None):
-    with checks.one_thread():
+    with one_thread():
         run = serving.load(place, pytest.fail)
         return evaluate.evaluate(run, serving.student(run.assembly, run.state, client), data)
 
